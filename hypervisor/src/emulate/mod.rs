@@ -1,0 +1,1 @@
+//! Instruction decoding and MMIO emulation, the same for every CPU vendor.

@@ -1,0 +1,11 @@
+//! Pollux, the hypervisor: everything of it that can be tested on the host.
+//!
+//! The binary (`main.rs`) is a thin shell around this library; see `ARCHITECTURE.md` for the map.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod emulate;
+pub mod memory;
+pub mod platform;
+pub mod state;

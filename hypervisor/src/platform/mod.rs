@@ -1,0 +1,1 @@
+//! The guest's machine: pure, deterministic device models.
