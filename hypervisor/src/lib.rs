@@ -5,6 +5,7 @@
 
 extern crate alloc;
 
+pub mod cpu;
 pub mod emulate;
 pub mod memory;
 pub mod platform;
