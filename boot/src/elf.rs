@@ -1,0 +1,358 @@
+//! Reads kernels in ELF64 with a PVH entry point: our own images and Linux's `vmlinux`.
+//!
+//! See: System V ABI, "ELF-64 Object File Format"; the note is described in Xen's `public/elfnote.h`.
+
+use core::fmt;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::pvh::NOTE_PHYS32_ENTRY;
+
+/// The ELF header.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+struct Header {
+    ident: [u8; 16],
+    kind: u16,
+    machine: u16,
+    version: u32,
+    entry: u64,
+    phoff: u64,
+    shoff: u64,
+    flags: u32,
+    ehsize: u16,
+    phentsize: u16,
+    phnum: u16,
+    shentsize: u16,
+    shnum: u16,
+    shstrndx: u16,
+}
+const _: () = assert!(size_of::<Header>() == 64);
+
+/// A program header.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+struct ProgramHeader {
+    kind: u32,
+    flags: u32,
+    offset: u64,
+    vaddr: u64,
+    paddr: u64,
+    filesz: u64,
+    memsz: u64,
+    align: u64,
+}
+const _: () = assert!(size_of::<ProgramHeader>() == 56);
+
+/// e_ident: magic number, 64-bit, little-endian, version 1.
+const IDENT: [u8; 7] = [0x7f, b'E', b'L', b'F', 2, 1, 1];
+const ET_EXEC: u16 = 2;
+const ET_DYN: u16 = 3;
+const EM_X86_64: u16 = 62;
+const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+
+/// The file is no image that can be started by PVH.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageError {
+    /// It does not begin like an ELF file.
+    NotElf,
+    /// It is ELF, but not a 64-bit x86 program.
+    NotX86_64,
+    /// The file ends before the part named.
+    Truncated(&'static str),
+    /// No PVH entry point is noted (`XEN_ELFNOTE_PHYS32_ENTRY`).
+    NoPvhNote,
+    /// The segment at this physical address has more bytes in the file than in memory, or wraps around the address space.
+    BadSegment(u64),
+    /// No segment holds the entry point.
+    EntryOutside(u64),
+    /// The segment reaches to this physical address, but memory ends before.
+    OutsideMemory(u64),
+}
+
+impl fmt::Display for ImageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotElf => write!(f, "the image is not an ELF file"),
+            Self::NotX86_64 => write!(f, "the image is not a 64-bit x86 program"),
+            Self::Truncated(what) => write!(f, "the image is truncated: its {what} lies behind the end of the file"),
+            Self::NoPvhNote => write!(f, "the image has no PVH entry point (ELF note XEN_ELFNOTE_PHYS32_ENTRY)"),
+            Self::BadSegment(paddr) => write!(f, "the image's segment at {paddr:#x} is malformed"),
+            Self::EntryOutside(entry) => write!(f, "the image's entry point {entry:#x} is in no segment"),
+            Self::OutsideMemory(end) => write!(f, "the image is too large: it reaches to {end:#x} in memory"),
+        }
+    }
+}
+
+impl core::error::Error for ImageError {}
+
+/// A part of an image to be placed in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment<'a> {
+    /// Guest-physical address of its first byte.
+    pub gpa: u64,
+    /// Its first bytes; never more than `mem_len`.
+    pub file_bytes: &'a [u8],
+    /// Its length in memory, not zero; what the file does not give is zero.
+    pub mem_len: u64,
+}
+
+impl Segment<'_> {
+    /// Address of the first byte behind the segment.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.gpa + self.mem_len
+    }
+}
+
+/// A checked image.
+#[derive(Debug, Clone, Copy)]
+pub struct PvhImage<'a> {
+    file: &'a [u8],
+    header: Header,
+    entry: u32,
+}
+
+impl<'a> PvhImage<'a> {
+    /// Checks an image file: headers, segments and the note that names the entry point.
+    ///
+    /// # Errors
+    /// When the file cannot be started by PVH.
+    pub fn parse(file: &'a [u8]) -> Result<Self, ImageError> {
+        if !file.starts_with(&IDENT[..4]) {
+            return Err(ImageError::NotElf);
+        }
+        let (header, _) = Header::read_from_prefix(file).map_err(|_| ImageError::Truncated("header"))?;
+        let executable = header.kind == ET_EXEC || header.kind == ET_DYN;
+        let known_layout = usize::from(header.phentsize) == size_of::<ProgramHeader>() || header.phnum == 0;
+        if !header.ident.starts_with(&IDENT) || header.machine != EM_X86_64 || !executable || !known_layout {
+            return Err(ImageError::NotX86_64);
+        }
+        let mut image = Self { file, header, entry: 0 };
+        let mut entry = None;
+        for number in 0..header.phnum {
+            let program = image.program_header(number).ok_or(ImageError::Truncated("program header table"))?;
+            match program.kind {
+                PT_LOAD => {
+                    image.segment(&program)?;
+                }
+                PT_NOTE => {
+                    let notes = image.file_bytes(&program).ok_or(ImageError::Truncated("note"))?;
+                    entry = entry.or(Notes { rest: notes, align: program.align }.find_map(pvh_entry));
+                }
+                _ => {}
+            }
+        }
+        let entry = entry.ok_or(ImageError::NoPvhNote)?;
+        if !image.segments().any(|segment| (segment.gpa..segment.end()).contains(&entry)) {
+            return Err(ImageError::EntryOutside(entry));
+        }
+        image.entry = u32::try_from(entry).map_err(|_| ImageError::EntryOutside(entry))?;
+        Ok(image)
+    }
+
+    /// Physical address at which execution begins in 32-bit protected mode.
+    #[must_use]
+    pub fn entry(&self) -> u32 {
+        self.entry
+    }
+
+    /// The parts to be placed in memory, in the file's order. Where they overlap, later ones win.
+    pub fn segments(&self) -> impl Iterator<Item = Segment<'a>> + '_ {
+        (0..self.header.phnum)
+            .filter_map(|number| self.program_header(number))
+            .filter(|program| program.kind == PT_LOAD)
+            .filter_map(|program| self.segment(&program).ok().flatten())
+    }
+
+    /// Lowest and first free guest-physical address: all segments lie between.
+    #[must_use]
+    pub fn bounds(&self) -> (u64, u64) {
+        let (starts, ends) = (self.segments().map(|s| s.gpa), self.segments().map(|s| s.end()));
+        (starts.min().unwrap_or(0), ends.max().unwrap_or(0))
+    }
+
+    /// Checks that all segments lie in memory of `len` bytes from address 0 on.
+    ///
+    /// # Errors
+    /// When one reaches further.
+    pub fn check_fits(&self, len: u64) -> Result<(), ImageError> {
+        let (_, end) = self.bounds();
+        if end > len { Err(ImageError::OutsideMemory(end)) } else { Ok(()) }
+    }
+
+    fn program_header(&self, number: u16) -> Option<ProgramHeader> {
+        let start = usize::try_from(self.header.phoff).ok()?;
+        let start = start.checked_add(usize::from(number) * size_of::<ProgramHeader>())?;
+        ProgramHeader::read_from_prefix(self.file.get(start..)?).ok().map(|(program, _)| program)
+    }
+
+    fn file_bytes(&self, program: &ProgramHeader) -> Option<&'a [u8]> {
+        let start = usize::try_from(program.offset).ok()?;
+        let end = start.checked_add(usize::try_from(program.filesz).ok()?)?;
+        self.file.get(start..end)
+    }
+
+    /// The segment, or `None` when it is empty.
+    fn segment(&self, program: &ProgramHeader) -> Result<Option<Segment<'a>>, ImageError> {
+        if program.filesz > program.memsz || program.paddr.checked_add(program.memsz).is_none() {
+            return Err(ImageError::BadSegment(program.paddr));
+        }
+        if program.memsz == 0 {
+            return Ok(None);
+        }
+        let file_bytes = self.file_bytes(program).ok_or(ImageError::Truncated("segment"))?;
+        Ok(Some(Segment { gpa: program.paddr, file_bytes, mem_len: program.memsz }))
+    }
+}
+
+/// One ELF note.
+struct Note<'a> {
+    name: &'a [u8],
+    kind: u32,
+    description: &'a [u8],
+}
+
+/// The notes of a segment; ends at the first that is malformed.
+struct Notes<'a> {
+    rest: &'a [u8],
+    align: u64,
+}
+
+impl<'a> Notes<'a> {
+    /// Takes `len` bytes and the padding behind them. The last padding may be missing.
+    fn take(&mut self, len: u32) -> Option<&'a [u8]> {
+        let align = if self.align == 8 { 8 } else { 4 };
+        let len = len as usize;
+        let (bytes, _) = self.rest.split_at_checked(len)?;
+        self.rest = &self.rest[len.next_multiple_of(align).min(self.rest.len())..];
+        Some(bytes)
+    }
+}
+
+impl<'a> Iterator for Notes<'a> {
+    type Item = Note<'a>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let ([name_len, description_len, kind], rest) = <[u32; 3]>::read_from_prefix(self.rest).ok()?;
+        self.rest = rest;
+        Some(Note { name: self.take(name_len)?, description: self.take(description_len)?, kind })
+    }
+}
+
+/// The entry point, when this is the PVH note; 4 bytes or (as Linux has it) 8.
+fn pvh_entry(note: Note<'_>) -> Option<u64> {
+    if note.name != b"Xen\0" || note.kind != NOTE_PHYS32_ENTRY {
+        return None;
+    }
+    match note.description.len() {
+        4 => u32::read_from_bytes(note.description).ok().map(u64::from),
+        8 => u64::read_from_bytes(note.description).ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A file with one loaded segment (16 bytes in the file, 64 in memory, at 1 MiB) and a note.
+    fn file(entry: &[u8], note_name: &[u8; 4]) -> Vec<u8> {
+        let header = Header {
+            ident: [0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            kind: ET_EXEC,
+            machine: EM_X86_64,
+            version: 1,
+            entry: 0,
+            phoff: 64,
+            shoff: 0,
+            flags: 0,
+            ehsize: 64,
+            phentsize: 56,
+            phnum: 2,
+            shentsize: 0,
+            shnum: 0,
+            shstrndx: 0,
+        };
+        let load = ProgramHeader {
+            kind: PT_LOAD,
+            flags: 7,
+            offset: 176,
+            vaddr: !0,
+            paddr: 0x10_0000,
+            filesz: 16,
+            memsz: 64,
+            align: 4096,
+        };
+        let note_len = 16 + entry.len() as u64;
+        let note =
+            ProgramHeader { kind: PT_NOTE, offset: 192, filesz: note_len, memsz: note_len, align: 4, paddr: 0, ..load };
+        let mut file = Vec::new();
+        file.extend(header.as_bytes());
+        file.extend(load.as_bytes());
+        file.extend(note.as_bytes());
+        file.extend(*b"0123456789abcdef");
+        file.extend([4, entry.len() as u32, NOTE_PHYS32_ENTRY].as_bytes());
+        file.extend(note_name);
+        file.extend(entry);
+        file
+    }
+
+    #[test]
+    fn a_good_image() {
+        for entry in [&[8, 0, 0x10, 0][..], &[8, 0, 0x10, 0, 0, 0, 0, 0]] {
+            let file = file(entry, b"Xen\0");
+            let image = PvhImage::parse(&file).unwrap();
+            assert_eq!(image.entry(), 0x10_0008);
+            let segments: Vec<_> = image.segments().collect();
+            assert_eq!(segments, [Segment { gpa: 0x10_0000, file_bytes: b"0123456789abcdef", mem_len: 64 }]);
+            assert_eq!(image.bounds(), (0x10_0000, 0x10_0040));
+            assert_eq!(image.check_fits(0x10_0040), Ok(()));
+            assert_eq!(image.check_fits(0x10_003f), Err(ImageError::OutsideMemory(0x10_0040)));
+        }
+    }
+
+    #[test]
+    fn bad_images_are_refused() {
+        let good = file(&[8, 0, 0x10, 0], b"Xen\0");
+        let with = |at: usize, byte: u8| {
+            let mut file = good.clone();
+            file[at] = byte;
+            PvhImage::parse(&file).map(|image| image.entry())
+        };
+        assert_eq!(PvhImage::parse(b"").map(|_| ()), Err(ImageError::NotElf));
+        assert_eq!(with(0, 0), Err(ImageError::NotElf));
+        assert_eq!(with(4, 1), Err(ImageError::NotX86_64));
+        assert_eq!(with(18, 3), Err(ImageError::NotX86_64));
+        assert_eq!(with(56, 200), Err(ImageError::Truncated("program header table")));
+        assert_eq!(with(64 + 33, 1), Err(ImageError::BadSegment(0x10_0000)));
+        assert_eq!(with(64 + 15, 1), Err(ImageError::Truncated("segment")));
+        assert_eq!(with(120 + 15, 1), Err(ImageError::Truncated("note")));
+        assert_eq!(with(192 + 16, 0x40), Err(ImageError::EntryOutside(0x10_0040)));
+        assert_eq!(PvhImage::parse(&good[..63]).map(|_| ()), Err(ImageError::Truncated("header")));
+        let other = file(&[8, 0, 0x10, 0], b"GNU\0");
+        assert_eq!(PvhImage::parse(&other).map(|_| ()), Err(ImageError::NoPvhNote));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(
+            changes in prop::collection::vec((0usize..212, any::<u8>()), 0..12),
+            len in 0usize..=212,
+        ) {
+            let mut file = file(&[8, 0, 0x10, 0], b"Xen\0");
+            for (at, byte) in changes {
+                file[at] = byte;
+            }
+            if let Ok(image) = PvhImage::parse(&file[..len]) {
+                for segment in image.segments() {
+                    prop_assert!(segment.file_bytes.len() as u64 <= segment.mem_len);
+                    prop_assert!(segment.gpa.checked_add(segment.mem_len).is_some());
+                }
+            }
+        }
+    }
+}
