@@ -1,0 +1,164 @@
+//! Ethernet frames: bounds, the traits by which they move, and the frame that announces a MAC address.
+
+use core::fmt;
+use core::net::Ipv4Addr;
+
+pub use smoltcp::wire::EthernetAddress as MacAddress;
+
+/// Length of an Ethernet header, and so of the shortest frame that is accepted, in bytes.
+pub const MIN_FRAME: usize = 14;
+/// Longest frame, header included, frame check sequence not: an MTU of 1500 bytes. VLAN tags must fit in it.
+pub const MAX_FRAME: usize = 1514;
+/// Shortest frame on the wire without its check sequence; shorter ones are padded with zeros by the driver.
+/// See: IEEE 802.3, 3.2.8.
+pub const MIN_WIRE_FRAME: usize = 60;
+
+/// Why a sequence of bytes is no Ethernet frame for us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameError {
+    /// Shorter than an Ethernet header ([`MIN_FRAME`]); the length in bytes.
+    TooShort(usize),
+    /// Longer than [`MAX_FRAME`]; the length in bytes.
+    TooLong(usize),
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooShort(len) => write!(f, "frame of {len} bytes is shorter than {MIN_FRAME}"),
+            Self::TooLong(len) => write!(f, "frame of {len} bytes is longer than {MAX_FRAME}"),
+        }
+    }
+}
+
+impl core::error::Error for FrameError {}
+
+/// Checks the length of a frame (without its check sequence) against [`MIN_FRAME`] and [`MAX_FRAME`].
+pub const fn check_length(len: usize) -> Result<(), FrameError> {
+    if len < MIN_FRAME {
+        Err(FrameError::TooShort(len))
+    } else if len > MAX_FRAME {
+        Err(FrameError::TooLong(len))
+    } else {
+        Ok(())
+    }
+}
+
+/// Why a frame could not be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendError {
+    /// No room now; the same frame may be offered again later.
+    Full,
+    /// The frame is invalid and will never be taken.
+    Invalid(FrameError),
+}
+
+impl From<FrameError> for SendError {
+    fn from(error: FrameError) -> Self {
+        Self::Invalid(error)
+    }
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str("the transmit ring is full"),
+            Self::Invalid(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for SendError {}
+
+/// Something that takes frames in order: a NIC's transmit side.
+pub trait FrameSink {
+    /// Queues one frame. It may stay queued until [`flush`](Self::flush).
+    fn send(&mut self, frame: &[u8]) -> Result<(), SendError>;
+
+    /// Starts the transmission of everything queued.
+    fn flush(&mut self);
+}
+
+/// Something that gives frames in order: a NIC's receive side.
+pub trait FrameSource {
+    /// Hands the next received frame to `f`, if there is one.
+    fn receive<R>(&mut self, f: impl FnOnce(&[u8]) -> R) -> Option<R>;
+}
+
+/// Builds a broadcast frame that makes every switch learn that `mac` is reached through this port.
+///
+/// Without an address it is a reverse ARP request (RFC 903), as used after the migration of virtual machines: hosts
+/// ignore it, switches learn from it. With the guest's IPv4 address it is a gratuitous ARP request, which also
+/// refreshes the neighbour caches of hosts. See: RFC 5227, section 3.
+pub fn announcement(mac: MacAddress, ip: Option<Ipv4Addr>) -> [u8; MIN_WIRE_FRAME] {
+    const ETHERTYPE_ARP: u16 = 0x0806;
+    const ETHERTYPE_RARP: u16 = 0x8035;
+    const REQUEST: u16 = 1;
+    const REQUEST_REVERSE: u16 = 3;
+
+    let (ethertype, operation, target_mac) = match ip {
+        Some(_) => (ETHERTYPE_ARP, REQUEST, [0; 6]),
+        None => (ETHERTYPE_RARP, REQUEST_REVERSE, mac.0),
+    };
+    let ip = ip.unwrap_or(Ipv4Addr::UNSPECIFIED).octets();
+    let mut frame = [0; MIN_WIRE_FRAME];
+    frame[0..6].copy_from_slice(&[0xFF; 6]);
+    frame[6..12].copy_from_slice(&mac.0);
+    frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
+    // Hardware type Ethernet, protocol IPv4, address lengths 6 and 4. See: RFC 826.
+    frame[14..20].copy_from_slice(&[0, 1, 0x08, 0, 6, 4]);
+    frame[20..22].copy_from_slice(&operation.to_be_bytes());
+    frame[22..28].copy_from_slice(&mac.0);
+    frame[28..32].copy_from_slice(&ip);
+    frame[32..38].copy_from_slice(&target_mac);
+    frame[38..42].copy_from_slice(&ip);
+    frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetFrame, EthernetProtocol};
+
+    const MAC: MacAddress = MacAddress([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
+
+    #[test]
+    fn lengths_have_bounds() {
+        assert_eq!(check_length(13), Err(FrameError::TooShort(13)));
+        assert_eq!(check_length(14), Ok(()));
+        assert_eq!(check_length(1514), Ok(()));
+        assert_eq!(check_length(1515), Err(FrameError::TooLong(1515)));
+    }
+
+    #[test]
+    fn gratuitous_arp_is_what_another_parser_reads() {
+        let ip = Ipv4Addr::new(10, 0, 2, 15);
+        let bytes = announcement(MAC, Some(ip));
+        let frame = EthernetFrame::new_checked(&bytes[..]).unwrap();
+        assert_eq!(frame.dst_addr(), MacAddress::BROADCAST);
+        assert_eq!(frame.src_addr(), MAC);
+        assert_eq!(frame.ethertype(), EthernetProtocol::Arp);
+        let arp = ArpRepr::parse(&ArpPacket::new_checked(frame.payload()).unwrap()).unwrap();
+        assert_eq!(
+            arp,
+            ArpRepr::EthernetIpv4 {
+                operation: ArpOperation::Request,
+                source_hardware_addr: MAC,
+                source_protocol_addr: ip,
+                target_hardware_addr: MacAddress([0; 6]),
+                target_protocol_addr: ip,
+            }
+        );
+    }
+
+    #[test]
+    fn reverse_arp_needs_no_address() {
+        let bytes = announcement(MAC, None);
+        assert_eq!(bytes[..12], [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x52, 0x54, 0, 0x12, 0x34, 0x56]);
+        assert_eq!(bytes[12..22], [0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+        assert_eq!(bytes[22..28], MAC.0);
+        assert_eq!(bytes[28..32], [0; 4]);
+        assert_eq!(bytes[32..38], MAC.0);
+        assert!(bytes[38..].iter().all(|&b| b == 0));
+    }
+}

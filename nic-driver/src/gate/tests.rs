@@ -1,0 +1,300 @@
+//! The gate against a model that states the rule.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A NIC that takes a limited number of frames.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    pub(crate) sent: Vec<Vec<u8>>,
+    pub(crate) room: usize,
+}
+
+impl Wire {
+    pub(crate) fn with_room(room: usize) -> Self {
+        Self { sent: Vec::new(), room }
+    }
+}
+
+impl FrameSink for Wire {
+    fn send(&mut self, frame: &[u8]) -> Result<(), SendError> {
+        check_length(frame.len())?;
+        self.room = self.room.checked_sub(1).ok_or(SendError::Full)?;
+        self.sent.push(frame.to_vec());
+        Ok(())
+    }
+
+    fn flush(&mut self) {}
+}
+
+/// A frame that tells its number.
+fn frame(number: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![number as u8; len];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    bytes
+}
+
+fn number(frame: &[u8]) -> u64 {
+    u64::from_le_bytes(frame[..8].try_into().unwrap())
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Guest { len: usize, forward: bool },
+    Seal { advance: u64 },
+    Ack { seq: u64 },
+    Transmit { room: usize },
+    Mode(GateMode),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (14usize..=MAX_FRAME, any::<bool>()).prop_map(|(len, forward)| Step::Guest { len, forward }),
+        3 => (0u64..3).prop_map(|advance| Step::Seal { advance }),
+        3 => (0u64..60).prop_map(|seq| Step::Ack { seq }),
+        3 => (0usize..6).prop_map(|room| Step::Transmit { room }),
+        1 => prop_oneof![Just(GateMode::Closed), Just(GateMode::Held), Just(GateMode::Open)].prop_map(Step::Mode),
+    ]
+}
+
+/// What the model knows of a frame that is neither sent nor dropped.
+#[derive(Debug)]
+struct Pending {
+    number: u64,
+    len: usize,
+    /// May leave whatever is acknowledged: from, or freed by, a period without protection.
+    free: bool,
+    seal: Option<u64>,
+}
+
+/// The rule, written as plainly as possible.
+#[derive(Debug)]
+struct Model {
+    mode: GateMode,
+    pending: Vec<Pending>,
+    seq: u64,
+    acked: Option<u64>,
+    dropped: u64,
+    sent: Vec<u64>,
+}
+
+impl Model {
+    fn may_leave(&self, frame: &Pending) -> bool {
+        frame.free || frame.seal.is_some_and(|seal| self.acked.is_some_and(|acked| seal <= acked))
+    }
+
+    fn set_mode(&mut self, mode: GateMode) {
+        if mode == self.mode {
+            return;
+        }
+        if mode == GateMode::Closed {
+            self.dropped += self.pending.len() as u64;
+            self.pending.clear();
+        }
+        self.pending.iter_mut().for_each(|frame| frame.free = true);
+        self.acked = None;
+        self.mode = mode;
+    }
+
+    /// Frames that reached the wire must be the oldest pending ones, each allowed to leave.
+    fn observe(&mut self, numbers: impl Iterator<Item = u64>) -> Result<(), TestCaseError> {
+        for number in numbers {
+            prop_assert!(!self.pending.is_empty(), "frame {} out of nowhere", number);
+            let front = self.pending.remove(0);
+            prop_assert_eq!(front.number, number, "order");
+            prop_assert!(self.may_leave(&front), "frame {} left before its time", number);
+            self.sent.push(number);
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #[test]
+    fn nothing_leaves_early_is_lost_or_doubled(steps in proptest::collection::vec(step(), 1..200)) {
+        let mut gate = Gate::new(64, 40_000);
+        let mut wire = Wire::with_room(0);
+        let mut model =
+            Model { mode: GateMode::Closed, pending: vec![], seq: 0, acked: None, dropped: 0, sent: vec![] };
+        let mut count = 0;
+        let mut seen = 0;
+        for (now, step) in steps.into_iter().enumerate() {
+            let now = now as u64;
+            let mut room_left = None;
+            match step {
+                Step::Guest { len, forward } => {
+                    if gate.is_full() {
+                        continue;
+                    }
+                    let bytes = frame(count, len);
+                    let outcome =
+                        if forward { gate.forward(&bytes, &mut wire, now) } else { gate.hold(&bytes, now) };
+                    let outcome = outcome.unwrap();
+                    if model.mode == GateMode::Closed {
+                        prop_assert_eq!(outcome, HoldOutcome::Dropped);
+                        model.dropped += 1;
+                    } else {
+                        let free = model.mode == GateMode::Open;
+                        prop_assert_ne!(outcome, HoldOutcome::Dropped);
+                        prop_assert_eq!(outcome == HoldOutcome::Held, !free);
+                        model.pending.push(Pending { number: count, len, free, seal: None });
+                    }
+                    count += 1;
+                }
+                Step::Seal { advance } => {
+                    model.seq += advance;
+                    gate.seal(model.seq);
+                    for frame in model.pending.iter_mut().filter(|frame| frame.seal.is_none()) {
+                        frame.seal = Some(model.seq);
+                    }
+                    prop_assert_eq!(gate.unsealed(), 0);
+                }
+                Step::Ack { seq } => {
+                    gate.acked(seq);
+                    if model.mode == GateMode::Held {
+                        model.acked = model.acked.max(Some(seq));
+                    }
+                }
+                Step::Transmit { room } => {
+                    wire.room = room;
+                    gate.transmit_ready(&mut wire, now);
+                    room_left = Some(wire.room);
+                }
+                Step::Mode(mode) => {
+                    gate.set_mode(mode);
+                    model.set_mode(mode);
+                }
+            }
+            model.observe(wire.sent[seen..].iter().map(|frame| number(frame)))?;
+            seen = wire.sent.len();
+            // With room left, nothing that may leave stays.
+            if room_left.is_some_and(|room| room > 0) {
+                prop_assert!(model.pending.first().is_none_or(|front| !model.may_leave(front)));
+            }
+            prop_assert_eq!(gate.held(), model.pending.len());
+            prop_assert_eq!(gate.held_bytes(), model.pending.iter().map(|frame| frame.len).sum::<usize>());
+            let ready = model.pending.iter().take_while(|frame| model.may_leave(frame)).count();
+            prop_assert_eq!(gate.ready(), ready);
+            let unsealed = model.pending.iter().filter(|frame| !frame.free && frame.seal.is_none()).count();
+            prop_assert_eq!(gate.unsealed(), unsealed);
+        }
+        // Everything comes out in the end, whole.
+        gate.set_mode(if gate.mode() == GateMode::Held { GateMode::Open } else { gate.mode() });
+        model.set_mode(gate.mode());
+        wire.room = usize::MAX;
+        gate.transmit_ready(&mut wire, u64::MAX);
+        model.observe(wire.sent[seen..].iter().map(|frame| number(frame)))?;
+        prop_assert!(model.pending.is_empty());
+        prop_assert_eq!(gate.statistics().dropped_closed, model.dropped);
+        prop_assert_eq!(gate.statistics().released, model.sent.len() as u64);
+        prop_assert_eq!(model.sent.len() as u64 + model.dropped, count);
+        for sent in &wire.sent {
+            prop_assert_eq!(sent, &frame(number(sent), sent.len()));
+        }
+    }
+
+    /// Whatever the gate holds, as long as it is not full there is room for a whole virtio queue.
+    #[test]
+    fn the_reserve_holds_a_full_queue(
+        frames in 1usize..400,
+        bytes in 1usize..60_000,
+        history in proptest::collection::vec((14usize..=MAX_FRAME, 0usize..4), 0..300),
+        len in prop_oneof![Just(MAX_FRAME), 14usize..=MAX_FRAME],
+    ) {
+        let mut gate = Gate::new(frames, bytes);
+        gate.set_mode(GateMode::Open);
+        for (number, (len, room)) in history.into_iter().enumerate() {
+            if !gate.is_full() {
+                prop_assert!(gate.hold(&frame(number as u64, len), 0).is_ok());
+            }
+            gate.transmit_ready(&mut Wire::with_room(room / 2), 0);
+        }
+        if !gate.is_full() {
+            for number in 0..RESERVED_FRAMES as u64 {
+                prop_assert!(gate.hold(&frame(number, len), 0).is_ok());
+            }
+        }
+    }
+}
+
+fn held(frames: u64) -> Gate {
+    let mut gate = Gate::new(16, 40_000);
+    gate.set_mode(GateMode::Held);
+    for number in 0..frames {
+        assert_eq!(gate.hold(&frame(number, 60), 100 + number), Ok(HoldOutcome::Held));
+    }
+    gate
+}
+
+#[test]
+fn one_entry_covers_all_before_it_and_none_after() {
+    let mut gate = held(2);
+    gate.seal(7);
+    gate.hold(&frame(2, 60), 0).unwrap();
+    assert_eq!(gate.unsealed(), 1);
+    gate.acked(7);
+    let mut wire = Wire::with_room(9);
+    assert_eq!(gate.transmit_ready(&mut wire, 200), 2);
+    assert_eq!((gate.held(), gate.ready(), gate.unsealed()), (1, 0, 1));
+}
+
+#[test]
+fn breaking_the_rule_releases_unsealed_frames() {
+    let mut gate = held(2);
+    gate.break_output_rule(true);
+    assert_eq!(gate.transmit_ready(&mut Wire::with_room(9), 200), 2);
+    assert_eq!(gate.unsealed(), 0);
+    gate.seal(3);
+    gate.break_output_rule(false);
+    assert_eq!(gate.hold(&frame(2, 60), 300), Ok(HoldOutcome::Held));
+    gate.acked(3);
+    assert_eq!(gate.transmit_ready(&mut Wire::with_room(9), 400), 0, "sealed by no entry yet");
+}
+
+#[test]
+fn hold_times_are_measured() {
+    let mut gate = held(2);
+    assert_eq!(gate.oldest_age(150), Some(50));
+    gate.seal(1);
+    gate.acked(1);
+    gate.transmit_ready(&mut Wire::with_room(9), 1100);
+    assert_eq!(gate.statistics().hold_time_max_us, 1000);
+    assert_eq!(gate.statistics().hold_times[10], 2);
+    assert_eq!(gate.oldest_age(1200), None);
+}
+
+#[test]
+fn invalid_and_excess_frames_are_refused_and_counted() {
+    let mut gate = Gate::new(1, 1_000_000);
+    gate.set_mode(GateMode::Held);
+    assert_eq!(gate.hold(&[0; 13], 0), Err(HoldError::Invalid(FrameError::TooShort(13))));
+    assert_eq!(gate.hold(&[0; 1515], 0), Err(HoldError::Invalid(FrameError::TooLong(1515))));
+    for number in 0..1 + RESERVED_FRAMES as u64 {
+        gate.hold(&frame(number, 60), 0).unwrap();
+    }
+    assert!(gate.is_full());
+    assert_eq!(gate.hold(&frame(0, 60), 0), Err(HoldError::Overflow));
+    assert_eq!((gate.statistics().invalid, gate.statistics().overflowed), (2, 1));
+}
+
+#[test]
+fn numbers_of_an_earlier_reign_release_nothing() {
+    let mut gate = held(1);
+    gate.seal(50);
+    gate.acked(50);
+    gate.transmit_ready(&mut Wire::with_room(9), 0);
+    gate.set_mode(GateMode::Open);
+    gate.set_mode(GateMode::Held);
+    gate.hold(&frame(1, 60), 0).unwrap();
+    gate.seal(3);
+    assert_eq!(gate.ready(), 0);
+}
+
+#[test]
+#[should_panic(expected = "decreased")]
+fn sequence_numbers_must_not_decrease() {
+    let mut gate = held(1);
+    gate.seal(5);
+    gate.seal(4);
+}
