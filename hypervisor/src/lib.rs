@@ -5,8 +5,11 @@
 
 extern crate alloc;
 
+pub mod config;
+pub mod counter;
 pub mod cpu;
 pub mod emulate;
+pub mod host;
 pub mod memory;
 pub mod platform;
 pub mod state;

@@ -1,3 +1,158 @@
 //! The guest's CPU: one small trait, and the vendors' mirror images behind it.
+//!
+//! A backend only answers questions (enter the guest, say why it came back, show or take its state); what an exit
+//! means is decided in `guest/`, the same for every vendor.
 
 pub mod registers;
+pub mod svm;
+
+use registers::{CpuMsrs, CpuState, Registers, Segments};
+
+/// How far one entry may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// Until something happens.
+    None,
+    /// Exactly this many ticks at most, at least 1: the entry ends by [`Exit::Interrupted`] when they are used up.
+    Exact(u64),
+}
+
+/// Why the guest came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// A host interrupt came, or the limit was reached. Nothing of the guest's doing.
+    Interrupted,
+    /// An access to guest-physical memory that is not mapped.
+    Memory {
+        /// Where.
+        gpa: crate::memory::Gpa,
+    },
+    /// IN, OUT, INS or OUTS.
+    Io(IoExit),
+    /// CPUID.
+    Cpuid,
+    /// RDTSC.
+    Rdtsc,
+    /// RDTSCP.
+    Rdtscp,
+    /// RDPMC.
+    Rdpmc,
+    /// RDMSR.
+    Rdmsr,
+    /// WRMSR.
+    Wrmsr,
+    /// HLT.
+    Hlt,
+    /// A hypercall instruction of the vendor.
+    Hypercall,
+    /// XSETBV.
+    Xsetbv,
+    /// INVD or WBINVD.
+    CacheFlush,
+    /// MOV to or from CR8.
+    Cr8,
+    /// An instruction that the guest does not have (virtualization, MONITOR, MWAIT …).
+    Undefined,
+    /// Triple fault.
+    Shutdown,
+    /// The CPU refused the guest state: a bug of ours.
+    Invalid,
+    /// An exit that this hypervisor does not know: a bug of ours. The vendor's code for it.
+    Unknown(u64),
+}
+
+/// A port access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoExit {
+    /// The port.
+    pub port: u16,
+    /// Size of the access in bytes: 1, 2 or 4.
+    pub size: u8,
+    /// IN or INS.
+    pub input: bool,
+    /// INS or OUTS.
+    pub string: bool,
+    /// Address of the next instruction.
+    pub next_rip: u64,
+}
+
+/// What came of one entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entered {
+    /// Why it ended.
+    pub exit: Exit,
+    /// Ticks that the guest ran, as counted by the counter.
+    pub ticks: u64,
+    /// The offered interrupt was delivered.
+    pub interrupt_taken: bool,
+}
+
+/// An exception to be delivered to the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exception {
+    /// Vector, 0–31.
+    pub vector: u8,
+    /// Error code, for those that have one.
+    pub error_code: Option<u32>,
+    /// Faulting address, for page faults.
+    pub cr2: Option<u64>,
+}
+
+impl Exception {
+    /// #UD.
+    pub const UNDEFINED: Self = Self { vector: 6, error_code: None, cr2: None };
+    /// #GP(0).
+    pub const GENERAL_PROTECTION: Self = Self { vector: 13, error_code: Some(0), cr2: None };
+}
+
+/// The part of the CPU's state that decides how instructions and addresses are understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Mode {
+    /// Segment registers.
+    pub segments: Segments,
+    /// CR0.
+    pub cr0: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// EFER as the guest sees it.
+    pub efer: u64,
+}
+
+/// A virtual CPU of one vendor.
+pub trait Vcpu {
+    /// Runs the guest until it exits, at most as far as `limit`, with host interrupts ending the run.
+    fn enter(&mut self, limit: Limit) -> Entered;
+
+    /// General registers, RIP and RFLAGS.
+    fn registers(&self) -> &Registers;
+
+    /// The same, to be changed.
+    fn registers_mut(&mut self) -> &mut Registers;
+
+    /// What decides how instructions and addresses are understood.
+    fn mode(&self) -> Mode;
+
+    /// The external interrupt that waits for the guest to become able to take it; it stays offered until
+    /// [`Entered::interrupt_taken`] or until another call.
+    fn offer_interrupt(&mut self, vector: Option<u8>);
+
+    /// Delivers an exception at the next entry.
+    fn inject(&mut self, exception: Exception);
+
+    /// Ends an interrupt shadow, after an instruction was emulated.
+    fn clear_interrupt_shadow(&mut self);
+
+    /// Model-specific registers of the CPU itself, as the guest sees them.
+    fn msrs(&self) -> CpuMsrs;
+
+    /// Replaces them. EFER.LMA is the CPU's own and stays.
+    fn set_msrs(&mut self, msrs: &CpuMsrs);
+
+    /// The whole state.
+    fn save(&mut self) -> CpuState;
+
+    /// Replaces the whole state.
+    fn load(&mut self, state: &CpuState);
+}

@@ -1,0 +1,358 @@
+//! The hypervisor's options, from the boot loader's command line. Unknown or contradictory ones are refused by name.
+
+use alloc::borrow::ToOwned;
+use alloc::format;
+use alloc::string::String;
+use core::fmt;
+use core::net::Ipv4Addr;
+use core::str::FromStr;
+
+use pollux_boot::command_line::{CommandOption, options};
+
+use crate::host::pci::Bdf;
+
+/// What this machine starts as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartRole {
+    /// Runs the guest and waits for a backup.
+    Primary,
+    /// Asks the twin for the guest's state and follows it.
+    Backup,
+    /// Runs the guest without replication.
+    Solo,
+    /// Runs the exact-stop property test on the guest image, twice, and ends.
+    Stops,
+}
+
+/// A rule that is switched off, for tests and teaching only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrokenRule {
+    /// Output leaves without waiting for the twin.
+    OutputRule,
+}
+
+/// An IPv4 address with the length of its network's prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cidr {
+    /// Address.
+    pub address: Ipv4Addr,
+    /// Prefix length, 0–32.
+    pub prefix: u8,
+}
+
+/// All options with their meaning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `role=primary|backup|solo|stops`.
+    pub role: StartRole,
+    /// `name=TEXT`: this machine's name in log and status.
+    pub name: String,
+    /// `pair=TEXT`: name of the pair; twins of different pairs refuse each other.
+    pub pair: String,
+    /// `client-nic=B:D.F`: the NIC that clients reach the guest through.
+    pub client_nic: Option<Bdf>,
+    /// `log-nic=B:D.F`: the NIC towards the twin.
+    pub log_nic: Option<Bdf>,
+    /// `log-address=A.B.C.D/N`: this machine's address on the log NIC.
+    pub log_address: Option<Cidr>,
+    /// `log-peer=A.B.C.D`: the twin's.
+    pub log_peer: Option<Ipv4Addr>,
+    /// `guest-memory=64M`: guest RAM in bytes.
+    pub guest_memory: u64,
+    /// `guest-mac=52:54:00:12:34:56`: the guest's own MAC address.
+    pub guest_mac: [u8; 6],
+    /// `guest-args="…"`: the guest's command line.
+    pub guest_args: String,
+    /// `heartbeat=100ms`: time between heartbeats, in microseconds.
+    pub heartbeat_us: u64,
+    /// `suspect=1000ms`: silence after which the twin is given up, in microseconds.
+    pub suspect_us: u64,
+    /// `log-buffer=4M`: bytes of log that may wait on either side.
+    pub log_buffer: u64,
+    /// `monitor=com2|none`: whether status goes to COM2.
+    pub monitor: bool,
+    /// `break=RULE`: a rule switched off.
+    pub broken_rule: Option<BrokenRule>,
+    /// `test-commands=on|off`: the monitor accepts commands that damage the guest, for tests.
+    pub test_commands: bool,
+    /// `stops=N`: random stops of the property test.
+    pub stops: u64,
+    /// `seed=N`: seed of the property test.
+    pub seed: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            role: StartRole::Solo,
+            name: "pollux".to_owned(),
+            pair: "pollux".to_owned(),
+            client_nic: None,
+            log_nic: None,
+            log_address: None,
+            log_peer: None,
+            guest_memory: 64 << 20,
+            guest_mac: [0x52, 0x54, 0x00, 0x12, 0x34, 0x56],
+            guest_args: String::new(),
+            heartbeat_us: 100_000,
+            suspect_us: 1_000_000,
+            log_buffer: 4 << 20,
+            monitor: true,
+            broken_rule: None,
+            test_commands: false,
+            stops: 1000,
+            seed: 1,
+        }
+    }
+}
+
+/// Why a command line was refused; says which option and what would be right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// All option names, for the message about an unknown one.
+const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, guest-memory, guest-mac, guest-args, \
+                     heartbeat, suspect, log-buffer, clock, monitor, break, test-commands, stops, seed";
+
+impl Config {
+    /// Reads a command line.
+    ///
+    /// # Errors
+    /// Names the option that is unknown, malformed, given twice, missing, or in contradiction to another.
+    pub fn parse(line: &str) -> Result<Self, ConfigError> {
+        let mut config = Self::default();
+        let mut seen: heapless::Vec<&str, 32> = heapless::Vec::new();
+        for option in options(line) {
+            let option = option.map_err(|error| ConfigError(format!("{error}")))?;
+            if seen.contains(&option.key) {
+                return Err(ConfigError(format!("option '{}' is given twice", option.key)));
+            }
+            // More different options than fit do not exist: the next line refuses unknown ones.
+            let _ = seen.push(option.key);
+            config.set(&option)?;
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn set(&mut self, option: &CommandOption<'_>) -> Result<(), ConfigError> {
+        let key = option.key;
+        let Some(value) = option.value else {
+            return Err(ConfigError(format!("option '{key}' needs a value: {key}=…; known options: {NAMES}")));
+        };
+        let bad = |what: &str| ConfigError(format!("option '{key}={value}': {what}"));
+        match key {
+            "role" => {
+                self.role = match value {
+                    "primary" => StartRole::Primary,
+                    "backup" => StartRole::Backup,
+                    "solo" => StartRole::Solo,
+                    "stops" => StartRole::Stops,
+                    _ => return Err(bad("one of primary, backup, solo, stops")),
+                }
+            }
+            "name" => self.name = short(value).map_err(bad)?,
+            "pair" => self.pair = short(value).map_err(bad)?,
+            "client-nic" => self.client_nic = Some(value.parse().map_err(bad)?),
+            "log-nic" => self.log_nic = Some(value.parse().map_err(bad)?),
+            "log-address" => self.log_address = Some(value.parse().map_err(bad)?),
+            "log-peer" => self.log_peer = Some(value.parse().map_err(|_| bad("not an IPv4 address"))?),
+            "guest-memory" => self.guest_memory = size(value).map_err(bad)?,
+            "guest-mac" => self.guest_mac = mac(value).map_err(bad)?,
+            "guest-args" => self.guest_args = value.to_owned(),
+            "heartbeat" => self.heartbeat_us = duration(value).map_err(bad)?,
+            "suspect" => self.suspect_us = duration(value).map_err(bad)?,
+            "log-buffer" => self.log_buffer = size(value).map_err(bad)?,
+            "clock" if value == "rtc" => {}
+            "clock" => return Err(bad("this version knows only rtc")),
+            "monitor" => {
+                self.monitor = match value {
+                    "com2" => true,
+                    "none" => false,
+                    _ => return Err(bad("one of com2, none")),
+                }
+            }
+            "break" if value == "output-rule" => self.broken_rule = Some(BrokenRule::OutputRule),
+            "break" => return Err(bad("the only rule that can be broken is output-rule")),
+            "test-commands" => {
+                self.test_commands = match value {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(bad("one of on, off")),
+                }
+            }
+            "stops" => self.stops = number(value).map_err(bad)?,
+            "seed" => self.seed = number(value).map_err(bad)?,
+            _ => return Err(ConfigError(format!("option '{key}' is unknown; known options: {NAMES}"))),
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        const MIB: u64 = 1 << 20;
+        let fail = |text: String| Err(ConfigError(text));
+        if self.guest_memory % (2 * MIB) != 0 || !(8 * MIB..=3072 * MIB).contains(&self.guest_memory) {
+            return fail(format!(
+                "option 'guest-memory': {} MiB is not an even number of MiB between 8 and 3072",
+                self.guest_memory / MIB
+            ));
+        }
+        if self.guest_mac[0] & 1 != 0 || self.guest_mac == [0; 6] {
+            return fail("option 'guest-mac' must be a unicast address".to_owned());
+        }
+        if self.heartbeat_us == 0 || self.suspect_us < 3 * self.heartbeat_us {
+            return fail(format!(
+                "options 'heartbeat' ({} us) and 'suspect' ({} us) contradict: suspect at least 3 heartbeats later",
+                self.heartbeat_us, self.suspect_us
+            ));
+        }
+        if self.log_buffer < 64 << 10 || self.log_buffer > 64 << 20 {
+            return fail("option 'log-buffer' must be between 64K and 64M".to_owned());
+        }
+        self.check_pair()
+    }
+
+    fn check_pair(&self) -> Result<(), ConfigError> {
+        if !matches!(self.role, StartRole::Primary | StartRole::Backup) {
+            return Ok(());
+        }
+        let missing = [
+            ("client-nic", self.client_nic.is_none()),
+            ("log-nic", self.log_nic.is_none()),
+            ("log-address", self.log_address.is_none()),
+            ("log-peer", self.log_peer.is_none()),
+        ];
+        if let Some((name, _)) = missing.iter().find(|(_, missing)| *missing) {
+            return Err(ConfigError(format!("a machine of a pair needs the option '{name}'")));
+        }
+        if self.client_nic == self.log_nic {
+            return Err(ConfigError("options 'client-nic' and 'log-nic' name the same device".to_owned()));
+        }
+        if self.log_address.map(|own| own.address) == self.log_peer {
+            return Err(ConfigError("options 'log-address' and 'log-peer' are the same machine".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const SHAPE: &str = "an address with prefix length looks like 10.1.0.1/24";
+        let (address, prefix) = text.split_once('/').ok_or(SHAPE)?;
+        let cidr = Self { address: address.parse().map_err(|_| SHAPE)?, prefix: prefix.parse().map_err(|_| SHAPE)? };
+        if cidr.prefix <= 32 { Ok(cidr) } else { Err(SHAPE) }
+    }
+}
+
+fn short(text: &str) -> Result<String, &'static str> {
+    if (1..=32).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    {
+        Ok(text.to_owned())
+    } else {
+        Err("1 to 32 letters, digits, '-', '_' or '.'")
+    }
+}
+
+fn number(text: &str) -> Result<u64, &'static str> {
+    text.parse().map_err(|_| "not a whole number")
+}
+
+/// Bytes, with an optional suffix K, M or G (powers of 1024).
+fn size(text: &str) -> Result<u64, &'static str> {
+    const SHAPE: &str = "a size looks like 64M (suffixes K, M, G)";
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K') => (&text[..text.len() - 1], 10),
+        Some(b'M') => (&text[..text.len() - 1], 20),
+        Some(b'G') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let value: u64 = digits.parse().map_err(|_| SHAPE)?;
+    value.checked_mul(1 << shift).ok_or(SHAPE)
+}
+
+/// Microseconds from a number with the suffix us, ms or s; at most an hour.
+fn duration(text: &str) -> Result<u64, &'static str> {
+    const SHAPE: &str = "a time looks like 100ms (suffixes us, ms, s), at most 1 hour";
+    let (digits, scale) = if let Some(digits) = text.strip_suffix("us") {
+        (digits, 1)
+    } else if let Some(digits) = text.strip_suffix("ms") {
+        (digits, 1000)
+    } else if let Some(digits) = text.strip_suffix('s') {
+        (digits, 1_000_000)
+    } else {
+        return Err(SHAPE);
+    };
+    let value: u64 = digits.parse().map_err(|_| SHAPE)?;
+    value.checked_mul(scale).filter(|&us| us <= 3_600_000_000).ok_or(SHAPE)
+}
+
+fn mac(text: &str) -> Result<[u8; 6], &'static str> {
+    const SHAPE: &str = "a MAC address looks like 52:54:00:12:34:56";
+    let mut bytes = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut bytes {
+        let part = parts.next().filter(|part| part.len() == 2).ok_or(SHAPE)?;
+        *byte = u8::from_str_radix(part, 16).map_err(|_| SHAPE)?;
+    }
+    if parts.next().is_none() { Ok(bytes) } else { Err(SHAPE) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAIR: &str =
+        "role=primary name=castor client-nic=0:4.0 log-nic=0:5.0 log-address=10.1.0.1/24 log-peer=10.1.0.2";
+
+    #[test]
+    fn a_pair_is_understood() {
+        let config = Config::parse(&format!("{PAIR} guest-memory=32M suspect=2s guest-args=\"ip=1 gw=2\"")).unwrap();
+        assert_eq!(config.role, StartRole::Primary);
+        assert_eq!(config.guest_memory, 32 << 20);
+        assert_eq!(config.suspect_us, 2_000_000);
+        assert_eq!(config.guest_args, "ip=1 gw=2");
+        assert_eq!(config.log_peer, Some(Ipv4Addr::new(10, 1, 0, 2)));
+    }
+
+    #[test]
+    fn what_is_refused_is_named() {
+        let refused = |extra: &str, named: &str| {
+            let error = Config::parse(&format!("{PAIR} {extra}")).unwrap_err();
+            assert!(error.0.contains(named), "{extra}: {error}");
+        };
+        refused("colour=blue", "'colour'");
+        refused("verbose", "'verbose'");
+        refused("role=backup", "'role' is given twice");
+        refused("guest-memory=5M", "guest-memory");
+        refused("guest-memory=99999999999G", "guest-memory");
+        refused("guest-mac=01:00:00:00:00:00", "guest-mac");
+        refused("guest-mac=52:54", "guest-mac");
+        refused("heartbeat=1s", "contradict");
+        refused("suspect=fast", "suspect");
+        refused("break=everything", "break");
+        refused("guest-args=\"open", "guest-args");
+        for (line, named) in [
+            ("role=backup", "client-nic"),
+            ("role=king", "role=king"),
+            (&PAIR.replace("0:5.0", "0:4.0"), "same device"),
+            (&PAIR.replace("10.1.0.2", "10.1.0.1"), "same machine"),
+        ] {
+            assert!(Config::parse(line).unwrap_err().0.contains(named), "{line}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_line_panics(line in ".{0,200}") {
+            let _ = Config::parse(&line);
+        }
+    }
+}

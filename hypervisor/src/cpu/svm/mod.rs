@@ -1,0 +1,437 @@
+//! AMD SVM. See: AMD64 APM volume 2 (24593, rev. 3.41), chapter 15.
+#![allow(unsafe_code)]
+
+pub mod calibrate;
+mod entry;
+mod npt;
+mod permissions;
+mod vmcb;
+
+use alloc::boxed::Box;
+use core::arch::asm;
+
+use x86_64::registers::model_specific::Msr;
+
+use self::npt::NestedPaging;
+use self::permissions::{IoPermissions, MsrPermissions};
+use self::vmcb::{Vmcb, exit, intercept1, intercept2};
+use super::registers::{CpuMsrs, CpuState, Fxsave, Registers, Segment, Segments, Table, gpr};
+use super::{Entered, Exception, Exit, IoExit, Limit, Mode, Vcpu};
+use crate::host::apic::Apic;
+use crate::memory::Gpa;
+
+const EFER: u32 = 0xC000_0080;
+const EFER_SVME: u64 = 1 << 12;
+const VM_CR: u32 = 0xC001_0114;
+const VM_CR_SVMDIS: u64 = 1 << 4;
+const VM_HSAVE_PA: u32 = 0xC001_0117;
+/// The guest's address-space identifier; 0 is the host's.
+const ASID: u32 = 1;
+/// Power-on value of the page attribute table. See: APM volume 2, 7.8.2.
+const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+/// Largest timer count that is armed in one go.
+const TIMER_MAX: u64 = 0x7FFF_FFFF;
+
+/// What the counter's calibration found: see [`crate::counter`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Calibration {
+    /// TSC ticks of the world switch itself.
+    pub overhead: u64,
+    /// Timer ticks that pass between arming the timer and the guest's first instruction.
+    pub lead: u64,
+}
+
+/// Why this CPU cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SvmError {
+    /// CPUID does not list SVM.
+    Absent,
+    /// The firmware disabled it.
+    Disabled,
+    /// No nested paging.
+    NoNestedPaging,
+}
+
+impl core::fmt::Display for SvmError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Absent => "this CPU has no hardware virtualization that Pollux knows (AMD SVM)",
+            Self::Disabled => "the firmware has disabled SVM (VM_CR.SVMDIS)",
+            Self::NoNestedPaging => "this CPU's SVM has no nested paging",
+        })
+    }
+}
+
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
+
+/// A virtual CPU under SVM.
+pub struct SvmVcpu {
+    registers: Registers,
+    guest: Box<Vmcb>,
+    host: Box<Vmcb>,
+    _host_save: Box<Page>,
+    _nested_paging: NestedPaging,
+    _io: Box<IoPermissions>,
+    _msr: Box<MsrPermissions>,
+    timer: *mut u32,
+    calibration: Calibration,
+    offered: Option<u8>,
+}
+
+impl SvmVcpu {
+    /// Enables SVM on this CPU and makes a virtual CPU whose guest-physical memory is `memory_len` bytes at host-physical
+    /// `memory_base`. Its state is that of real mode at 0 until [`Vcpu::load`].
+    ///
+    /// # Safety
+    /// Called once on the only CPU; memory is identity-mapped; the range belongs to the guest alone.
+    ///
+    /// # Errors
+    /// When the CPU or the firmware does not offer what is needed.
+    pub unsafe fn new(memory_base: u64, memory_len: u64, apic: &Apic) -> Result<Self, SvmError> {
+        check()?;
+        let host_save = Box::new(Page([0; 4096]));
+        // SAFETY: `check` found SVM; the save area is a page of our own that lives as long as the virtual CPU.
+        unsafe {
+            let mut efer = Msr::new(EFER);
+            let value = efer.read();
+            efer.write(value | EFER_SVME);
+            Msr::new(VM_HSAVE_PA).write(core::ptr::from_ref(&*host_save) as u64);
+        }
+        enable_sse();
+        let nested_paging = NestedPaging::new(memory_base, memory_len);
+        let io = Box::new(IoPermissions::intercept_all());
+        let msr = Box::new(MsrPermissions::for_guest());
+        let mut guest = Box::new(Vmcb::zeroed());
+        let control = &mut guest.control;
+        control.intercept_cr = vmcb::INTERCEPT_CR8;
+        control.intercept1 = INTERCEPTS1;
+        control.intercept2 = INTERCEPTS2;
+        control.iopm_base = core::ptr::from_ref(&*io) as u64;
+        control.msrpm_base = core::ptr::from_ref(&*msr) as u64;
+        control.asid = ASID;
+        control.interrupt_control = vmcb::V_INTR_MASKING;
+        control.nested_control = vmcb::NESTED_PAGING;
+        control.nested_cr3 = nested_paging.root();
+        guest.save.g_pat = PAT_RESET;
+        let mut host = Box::new(Vmcb::zeroed());
+        // SAFETY: SVM is enabled; the block is a page of our own.
+        unsafe { asm!("vmsave rax", in("rax") core::ptr::from_mut(&mut *host), options(nostack, preserves_flags)) };
+        let mut vcpu = Self {
+            registers: Registers::default(),
+            guest,
+            host,
+            _host_save: host_save,
+            _nested_paging: nested_paging,
+            _io: io,
+            _msr: msr,
+            timer: apic.timer_register(),
+            calibration: Calibration::default(),
+            offered: None,
+        };
+        vcpu.load(&CpuState::real_mode(0));
+        Ok(vcpu)
+    }
+
+    /// Sets what calibration found.
+    pub fn calibrate(&mut self, calibration: Calibration) {
+        self.calibration = calibration;
+    }
+
+    /// One entry with a raw timer count, 0 for none; returns the exit and raw TSC ticks. For calibration.
+    pub fn enter_raw(&mut self, timer_count: u32) -> (Exit, u64) {
+        self.guest.save.rax = self.registers.gpr[gpr::RAX];
+        self.guest.save.rsp = self.registers.gpr[gpr::RSP];
+        self.guest.save.rip = self.registers.rip;
+        self.guest.save.rflags = self.registers.rflags;
+        // SAFETY: SVM is enabled (see `new`), the nested page tables map only guest memory, the timer register is the
+        // APIC's, and hypervisor code runs with interrupts off.
+        let ticks =
+            unsafe { entry::enter(&mut self.registers, &mut self.guest, &mut self.host, timer_count, self.timer) };
+        self.registers.gpr[gpr::RAX] = self.guest.save.rax;
+        self.registers.gpr[gpr::RSP] = self.guest.save.rsp;
+        self.registers.rip = self.guest.save.rip;
+        self.registers.rflags = self.guest.save.rflags;
+        self.guest.control.event_injection = 0;
+        self.guest.control.tlb_control = 0;
+        (self.decode_exit(), ticks)
+    }
+
+    fn decode_exit(&self) -> Exit {
+        let control = &self.guest.control;
+        match control.exit_code {
+            exit::INTR | exit::NMI => Exit::Interrupted,
+            exit::NESTED_PAGE_FAULT => Exit::Memory { gpa: Gpa(control.exit_info2) },
+            exit::IO => Exit::Io(decode_io(control.exit_info1, control.exit_info2)),
+            exit::CPUID => Exit::Cpuid,
+            exit::RDTSC => Exit::Rdtsc,
+            exit::RDTSCP => Exit::Rdtscp,
+            exit::RDPMC => Exit::Rdpmc,
+            exit::MSR if control.exit_info1 & 1 == 0 => Exit::Rdmsr,
+            exit::MSR => Exit::Wrmsr,
+            exit::HLT => Exit::Hlt,
+            exit::VMMCALL => Exit::Hypercall,
+            exit::XSETBV => Exit::Xsetbv,
+            exit::INVD | exit::WBINVD => Exit::CacheFlush,
+            exit::READ_CR8 | exit::WRITE_CR8 => Exit::Cr8,
+            exit::VMRUN | exit::VMLOAD..=exit::SKINIT | exit::MONITOR | exit::MWAIT | exit::INVLPGA => Exit::Undefined,
+            exit::SHUTDOWN => Exit::Shutdown,
+            exit::INVALID => Exit::Invalid,
+            code => Exit::Unknown(code),
+        }
+    }
+
+    fn in_shadow(&self) -> bool {
+        self.guest.control.interrupt_state & vmcb::INTERRUPT_SHADOW != 0
+    }
+
+    fn set_shadow(&mut self, shadow: bool) {
+        self.guest.control.interrupt_state = if shadow { vmcb::INTERRUPT_SHADOW } else { 0 };
+    }
+}
+
+const INTERCEPTS1: u32 = intercept1::INTR
+    | intercept1::NMI
+    | intercept1::SMI
+    | intercept1::INIT
+    | intercept1::RDTSC
+    | intercept1::RDPMC
+    | intercept1::CPUID
+    | intercept1::INVD
+    | intercept1::HLT
+    | intercept1::INVLPGA
+    | intercept1::IO
+    | intercept1::MSR
+    | intercept1::SHUTDOWN;
+
+const INTERCEPTS2: u32 = intercept2::VMRUN
+    | intercept2::VMMCALL
+    | intercept2::VMLOAD
+    | intercept2::VMSAVE
+    | intercept2::STGI
+    | intercept2::CLGI
+    | intercept2::SKINIT
+    | intercept2::RDTSCP
+    | intercept2::WBINVD
+    | intercept2::MONITOR
+    | intercept2::MWAIT
+    | intercept2::XSETBV;
+
+fn check() -> Result<(), SvmError> {
+    let cpuid = raw_cpuid::CpuId::new();
+    if !cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|id| id.has_svm()) {
+        return Err(SvmError::Absent);
+    }
+    // SAFETY: a CPU with SVM has this register.
+    if unsafe { Msr::new(VM_CR).read() } & VM_CR_SVMDIS != 0 {
+        return Err(SvmError::Disabled);
+    }
+    if !cpuid.get_svm_info().is_some_and(|svm| svm.has_nested_paging()) {
+        return Err(SvmError::NoNestedPaging);
+    }
+    Ok(())
+}
+
+/// Lets FXSAVE and FXRSTOR carry SSE state: the guest's lives in the CPU's registers all the time, since the
+/// hypervisor itself uses none.
+fn enable_sse() {
+    use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
+    // SAFETY: changes how floating point behaves in the hypervisor, which uses none.
+    unsafe {
+        Cr0::update(|cr0| {
+            cr0.remove(Cr0Flags::EMULATE_COPROCESSOR | Cr0Flags::TASK_SWITCHED);
+            cr0.insert(Cr0Flags::MONITOR_COPROCESSOR | Cr0Flags::NUMERIC_ERROR);
+        });
+        Cr4::update(|cr4| cr4.insert(Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE));
+    }
+}
+
+/// See: APM volume 2, 15.10.2.
+fn decode_io(info: u64, next_rip: u64) -> IoExit {
+    IoExit {
+        port: (info >> 16) as u16,
+        size: (info >> 4 & 7) as u8,
+        input: info & 1 != 0,
+        string: info & 1 << 2 != 0,
+        next_rip,
+    }
+}
+
+impl Vcpu for SvmVcpu {
+    fn enter(&mut self, limit: Limit) -> Entered {
+        let mut limit = limit;
+        // The emulated CPU does not restore the interrupt shadow at entry: step over the shadowed instruction first.
+        let offered = if self.in_shadow() && self.offered.is_some() {
+            limit = Limit::Exact(1);
+            None
+        } else {
+            self.offered
+        };
+        let control = &mut self.guest.control;
+        control.interrupt_control = vmcb::V_INTR_MASKING;
+        if let Some(vector) = offered {
+            control.interrupt_control |= vmcb::V_IRQ | vmcb::V_INTR_PRIORITY_15 | vmcb::V_IGN_TPR;
+            control.interrupt_vector = u32::from(vector);
+        }
+        let timer = match limit {
+            Limit::None => 0,
+            Limit::Exact(ticks) => (ticks + self.calibration.lead).min(TIMER_MAX) as u32,
+        };
+        let (exit, raw) = self.enter_raw(timer);
+        let taken = offered.is_some() && self.guest.control.interrupt_control & vmcb::V_IRQ == 0;
+        if taken {
+            self.offered = None;
+        }
+        Entered { exit, ticks: raw - self.calibration.overhead, interrupt_taken: taken }
+    }
+
+    fn registers(&self) -> &Registers {
+        &self.registers
+    }
+
+    fn registers_mut(&mut self) -> &mut Registers {
+        &mut self.registers
+    }
+
+    fn mode(&self) -> Mode {
+        let save = &self.guest.save;
+        Mode {
+            segments: Segments {
+                es: save.es,
+                cs: save.cs,
+                ss: save.ss,
+                ds: save.ds,
+                fs: save.fs,
+                gs: save.gs,
+                ldtr: save.ldtr,
+                tr: save.tr,
+            },
+            cr0: save.cr0,
+            cr3: save.cr3,
+            cr4: save.cr4,
+            efer: save.efer & !EFER_SVME,
+        }
+    }
+
+    fn offer_interrupt(&mut self, vector: Option<u8>) {
+        self.offered = vector;
+    }
+
+    fn inject(&mut self, exception: Exception) {
+        let mut event = vmcb::EVENT_VALID | vmcb::EVENT_EXCEPTION | u64::from(exception.vector);
+        if let Some(code) = exception.error_code {
+            event |= vmcb::EVENT_ERROR_CODE | u64::from(code) << 32;
+        }
+        if let Some(cr2) = exception.cr2 {
+            self.guest.save.cr2 = cr2;
+        }
+        self.guest.control.event_injection = event;
+    }
+
+    fn clear_interrupt_shadow(&mut self) {
+        self.set_shadow(false);
+    }
+
+    fn msrs(&self) -> CpuMsrs {
+        let save = &self.guest.save;
+        CpuMsrs {
+            efer: save.efer & !EFER_SVME,
+            star: save.star,
+            lstar: save.lstar,
+            cstar: save.cstar,
+            sfmask: save.sfmask,
+            kernel_gs_base: save.kernel_gs_base,
+            sysenter_cs: save.sysenter_cs,
+            sysenter_esp: save.sysenter_esp,
+            sysenter_eip: save.sysenter_eip,
+        }
+    }
+
+    fn set_msrs(&mut self, msrs: &CpuMsrs) {
+        let save = &mut self.guest.save;
+        save.efer = msrs.efer | EFER_SVME;
+        save.star = msrs.star;
+        save.lstar = msrs.lstar;
+        save.cstar = msrs.cstar;
+        save.sfmask = msrs.sfmask;
+        save.kernel_gs_base = msrs.kernel_gs_base;
+        save.sysenter_cs = msrs.sysenter_cs;
+        save.sysenter_esp = msrs.sysenter_esp;
+        save.sysenter_eip = msrs.sysenter_eip;
+    }
+
+    fn save(&mut self) -> CpuState {
+        let mode = self.mode();
+        let mut fpu = Fxsave([0; 512]);
+        // SAFETY: the image is 512 bytes aligned to 64; FXSAVE64 only writes there.
+        unsafe { asm!("fxsave64 [{}]", in(reg) fpu.0.as_mut_ptr(), options(nostack, preserves_flags)) };
+        let save = &self.guest.save;
+        CpuState {
+            registers: self.registers,
+            segments: mode.segments,
+            gdtr: Table { base: save.gdtr.base, limit: save.gdtr.limit as u16 },
+            idtr: Table { base: save.idtr.base, limit: save.idtr.limit as u16 },
+            cr0: mode.cr0,
+            cr2: save.cr2,
+            cr3: mode.cr3,
+            cr4: mode.cr4,
+            dr: read_debug_registers(),
+            dr6: save.dr6,
+            dr7: save.dr7,
+            msrs: self.msrs(),
+            fpu,
+            interrupt_shadow: self.in_shadow(),
+            halted: false,
+        }
+    }
+
+    fn load(&mut self, state: &CpuState) {
+        self.registers = state.registers;
+        let table = |table: Table| Segment { limit: u32::from(table.limit), base: table.base, ..Segment::default() };
+        let save = &mut self.guest.save;
+        save.es = state.segments.es;
+        save.cs = state.segments.cs;
+        save.ss = state.segments.ss;
+        save.ds = state.segments.ds;
+        save.fs = state.segments.fs;
+        save.gs = state.segments.gs;
+        save.ldtr = state.segments.ldtr;
+        save.tr = state.segments.tr;
+        save.gdtr = table(state.gdtr);
+        save.idtr = table(state.idtr);
+        save.cpl = state.cpl();
+        save.cr0 = state.cr0;
+        save.cr2 = state.cr2;
+        save.cr3 = state.cr3;
+        save.cr4 = state.cr4;
+        save.dr6 = state.dr6;
+        save.dr7 = state.dr7;
+        self.set_msrs(&state.msrs);
+        self.set_shadow(state.interrupt_shadow);
+        self.offered = None;
+        self.guest.control.event_injection = 0;
+        self.guest.control.tlb_control = vmcb::TLB_FLUSH_ALL;
+        write_debug_registers(&state.dr);
+        // SAFETY: the image is 512 bytes aligned to 64 and came from FXSAVE64 or was checked by the loader; the
+        // hypervisor uses no floating point.
+        unsafe { asm!("fxrstor64 [{}]", in(reg) state.fpu.0.as_ptr(), options(nostack, preserves_flags)) };
+    }
+}
+
+fn read_debug_registers() -> [u64; 4] {
+    let (dr0, dr1, dr2, dr3);
+    // SAFETY: reading debug registers has no effect.
+    unsafe {
+        asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
+            out(reg) dr0, out(reg) dr1, out(reg) dr2, out(reg) dr3, options(nomem, nostack, preserves_flags));
+    }
+    [dr0, dr1, dr2, dr3]
+}
+
+fn write_debug_registers(dr: &[u64; 4]) {
+    // SAFETY: DR7 of the host enables no breakpoint, so the addresses have no effect on the hypervisor.
+    unsafe {
+        asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
+            in(reg) dr[0], in(reg) dr[1], in(reg) dr[2], in(reg) dr[3], options(nomem, nostack, preserves_flags));
+    }
+}

@@ -1,0 +1,181 @@
+//! Wall-clock time of this machine, in microseconds since boot.
+//!
+//! In the QEMU rig the TSC counts instructions and not time, so time comes from the RTC: its periodic interrupt gives
+//! the ticks, its seconds anchor them (a tick lost while the emulator was descheduled is made good within a second).
+//! Between two ticks the TSC interpolates, never past the next one: time never runs backwards.
+//! See: MC146818A datasheet.
+#![allow(unsafe_code)]
+
+use core::arch::x86_64::_rdtsc;
+
+use x86_64::instructions::port::Port;
+
+use super::pic;
+
+/// PIC line of the RTC, which is edge-triggered.
+pub const RTC_LINE: u8 = 8;
+/// Periodic interrupts a second: rate select 8. See: MC146818A, table 5.
+const TICKS_PER_SECOND: u64 = 256;
+const RATE_SELECT: u8 = 8;
+const TICK_US: u64 = 1_000_000 / TICKS_PER_SECOND;
+
+const INDEX: u16 = 0x70;
+const DATA: u16 = 0x71;
+const REGISTER_A: u8 = 0x0A;
+const REGISTER_B: u8 = 0x0B;
+const REGISTER_C: u8 = 0x0C;
+const B_PERIODIC: u8 = 1 << 6;
+const B_UPDATE_ENDED: u8 = 1 << 4;
+const C_PERIODIC: u8 = 1 << 6;
+const C_UPDATE_ENDED: u8 = 1 << 4;
+
+fn read(register: u8) -> u8 {
+    // SAFETY: the RTC's two ports; reading has no effect but acknowledging its interrupt (register C).
+    unsafe {
+        Port::new(INDEX).write(register);
+        Port::new(DATA).read()
+    }
+}
+
+fn write(register: u8, value: u8) {
+    // SAFETY: the RTC's two ports; only the interrupt and rate settings are written.
+    unsafe {
+        Port::new(INDEX).write(register);
+        Port::<u8>::new(DATA).write(value);
+    }
+}
+
+fn tsc() -> u64 {
+    // SAFETY: RDTSC exists on every x86-64 CPU.
+    unsafe { _rdtsc() }
+}
+
+/// The pure part: ticks, seconds and cycles in, monotonic microseconds out.
+#[derive(Debug, Default)]
+struct Timekeeper {
+    /// Time at the newest tick, in microseconds.
+    tick_us: u64,
+    /// Time at the newest change of seconds; `None` before the first.
+    second_us: Option<u64>,
+    /// TSC at the newest tick.
+    tick_tsc: u64,
+    /// The last answer.
+    last_us: u64,
+}
+
+impl Timekeeper {
+    fn tick(&mut self, tsc: u64) {
+        self.tick_us += TICK_US;
+        self.tick_tsc = tsc;
+    }
+
+    /// Another whole second has passed.
+    fn second(&mut self, tsc: u64) {
+        let now = match self.second_us {
+            Some(previous) => previous + 1_000_000,
+            None => self.tick_us,
+        };
+        self.second_us = Some(now);
+        // Ticks may have been lost, which makes time late; it is never early by more than one tick.
+        if now > self.tick_us {
+            self.tick_us = now;
+            self.tick_tsc = tsc;
+        }
+    }
+
+    /// `ticks_per_us` scales the TSC; the answer never passes the next tick.
+    fn now(&mut self, tsc: u64, ticks_per_us: u64) -> u64 {
+        let since = (tsc.saturating_sub(self.tick_tsc) / ticks_per_us).min(TICK_US - 1);
+        self.last_us = self.last_us.max(self.tick_us + since);
+        self.last_us
+    }
+}
+
+/// The machine's wall clock.
+#[derive(Debug)]
+pub struct WallClock {
+    keeper: Timekeeper,
+}
+
+/// TSC ticks in a microsecond while the machine sleeps, in the QEMU rig (`-icount shift=0`: one a nanosecond).
+const TSC_PER_US: u64 = 1000;
+
+impl WallClock {
+    /// Starts the RTC's periodic interrupt.
+    #[must_use]
+    pub fn start() -> Self {
+        write(REGISTER_A, (read(REGISTER_A) & 0x70) | RATE_SELECT);
+        write(REGISTER_B, read(REGISTER_B) | B_PERIODIC | B_UPDATE_ENDED);
+        read(REGISTER_C);
+        pic::unmask(RTC_LINE);
+        Self { keeper: Timekeeper { tick_tsc: tsc(), ..Timekeeper::default() } }
+    }
+
+    /// Takes in what the RTC reports. Called whenever an interrupt came.
+    pub fn poll(&mut self) {
+        let flags = read(REGISTER_C);
+        if flags & C_PERIODIC != 0 {
+            self.keeper.tick(tsc());
+        }
+        if flags & C_UPDATE_ENDED != 0 {
+            self.keeper.second(tsc());
+        }
+    }
+
+    /// Microseconds since boot. Never runs backwards.
+    pub fn now_us(&mut self) -> u64 {
+        self.keeper.now(tsc(), TSC_PER_US)
+    }
+}
+
+/// Seconds since 1970 by the RTC's calendar, for the guest's first date. The rig's RTC runs in UTC.
+#[must_use]
+pub fn unix_time() -> u64 {
+    let decode = |raw: u8, binary: bool| if binary { raw } else { (raw & 0xF) + (raw >> 4) * 10 };
+    let binary = read(REGISTER_B) & (1 << 2) != 0;
+    let field = |register| u64::from(decode(read(register), binary));
+    let (year, month, day) = (2000 + field(9), field(8), field(7));
+    let (hour, minute, second) = (field(4), field(2), field(0));
+    days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second
+}
+
+/// Days between 1970-01-01 and a date of the Gregorian calendar from 2000 on.
+fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
+    // Years that begin in March put the leap day last.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let since_era = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day.saturating_sub(1);
+    since_era - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_become_days() {
+        assert_eq!(days_since_1970(2000, 1, 1), 10_957);
+        assert_eq!(days_since_1970(2024, 2, 29), 19_782);
+        assert_eq!(days_since_1970(2026, 11, 23), 20_780);
+    }
+
+    #[test]
+    fn time_is_monotonic_and_lost_ticks_are_made_good() {
+        let mut keeper = Timekeeper::default();
+        keeper.second(0);
+        let mut last = 0;
+        let mut cycles = 0;
+        for tick in 0..TICKS_PER_SECOND {
+            cycles += TICK_US * 1000;
+            // Every third tick gets lost.
+            if tick % 3 != 0 {
+                keeper.tick(cycles);
+            }
+            let now = keeper.now(cycles + 5_000_000, 1000);
+            assert!(now >= last);
+            last = now;
+        }
+        assert!(last < 1_000_000);
+        keeper.second(cycles);
+        assert_eq!(keeper.now(cycles, 1000), 1_000_000);
+    }
+}

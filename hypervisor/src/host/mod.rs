@@ -1,0 +1,12 @@
+//! This machine: its interrupts, clock, serial lines, PCI bus and memory.
+//!
+//! Everything runs in one thread with interrupts off; they are let in only between guest runs (see [`interrupts`]).
+
+pub mod apic;
+pub mod clock;
+pub mod interrupts;
+pub mod logger;
+pub mod memory;
+pub mod pci;
+pub mod pic;
+pub mod serial;
