@@ -1,1 +1,499 @@
 //! The guest's machine: pure, deterministic device models.
+//!
+//! No hardware, no clock, no randomness: guest time comes in with each call, outputs go to [`Outputs`], and
+//! everything else is [`State`], so that equal calls leave equal machines.
+//!
+//! | guest-physical | what |
+//! |---|---|
+//! | 0 … memory | RAM, at most up to [`pci::WINDOW_START`] |
+//! | [`pci::WINDOW_START`] … [`pci::WINDOW_END`] | PCI memory window |
+//! | [`ioapic::BASE`] | I/O APIC |
+//! | [`lapic::DEFAULT_BASE`] | local APIC |
+
+pub mod access;
+pub mod acpi;
+mod aml;
+pub mod clock;
+pub mod cpuid;
+pub mod ioapic;
+pub mod lapic;
+mod lapic_timer;
+pub mod loader;
+pub mod msr;
+pub mod pci;
+pub mod pic;
+pub mod pit;
+pub mod power;
+pub mod rtc;
+#[cfg(test)]
+mod tests;
+pub mod uart;
+pub mod virtio;
+
+pub use access::{Gp, Outputs, PowerEvent, Size};
+pub use clock::{ClockError, GuestClock, GuestTime};
+pub use cpuid::{CpuidContext, HostCpuid};
+
+use crate::memory::{Gpa, GuestMemory};
+use crate::state::{State, StateError, Visitor};
+use core::fmt;
+use cpuid::Cpuid;
+use ioapic::Ioapic;
+use lapic::Lapic;
+use msr::{Msrs, index};
+use pci::{ConfigAddress, ConfigSpace};
+use pic::Pic;
+use pit::Pit;
+use power::Power;
+use rtc::Rtc;
+use uart::Uart;
+use virtio::net::{Net, NetStats};
+use virtio::transport::{BAR_LEN, Io, Transport};
+
+/// PCI device number of the network function on bus 0.
+const NET_SLOT: u8 = 1;
+/// Interrupt pin of the network function's INTA, as the DSDT's `_PRT` says.
+const NET_PIN: u8 = acpi::PCI_PIN;
+/// Where firmware would have placed the network function's BAR.
+const NET_BAR: u32 = 0xFE00_0000;
+
+/// Largest guest memory in bytes: RAM ends where the PCI window begins.
+pub const MAX_MEMORY: u64 = pci::WINDOW_START;
+/// Smallest guest memory in bytes: guests are loaded at 1 MiB and above.
+pub const MIN_MEMORY: u64 = 2 << 20;
+
+/// What a guest's machine is made of.
+pub struct PlatformConfig<'a> {
+    /// Size of RAM in bytes: a multiple of 4 KiB from [`MIN_MEMORY`] to [`MAX_MEMORY`].
+    pub memory_bytes: u64,
+    /// The guest's own MAC address.
+    pub mac: [u8; 6],
+    /// The date at guest time 0, in seconds since 1970.
+    pub start_unix_seconds: u64,
+    /// The host's CPUID.
+    pub host_cpuid: HostCpuid<'a>,
+    /// The guest may use RDTSCP and RDPID.
+    pub rdtscp: bool,
+    /// The guest clock's rate at first, in 32.32 fixed point nanoseconds per tick.
+    pub rate: u64,
+}
+
+/// Why no machine can be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlatformError {
+    /// The memory size is too small, too large, or not a whole number of pages.
+    MemorySize(u64),
+}
+
+impl fmt::Display for PlatformError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MemorySize(bytes) => write!(
+                f,
+                "guest memory of {bytes} bytes: it must be a multiple of 4096 from {MIN_MEMORY} to {MAX_MEMORY}"
+            ),
+        }
+    }
+}
+
+/// The guest's machine, without its RAM and without the CPU's execution state.
+#[derive(Clone)]
+pub struct Platform {
+    clock: GuestClock,
+    cpuid: Cpuid,
+    msrs: Msrs,
+    lapic: Lapic,
+    ioapic: Ioapic,
+    pic: Pic,
+    pit: Pit,
+    rtc: Rtc,
+    uart: Uart,
+    power: Power,
+    config_address: ConfigAddress,
+    bridge: ConfigSpace,
+    net: Transport<Net>,
+    memory_bytes: u64,
+}
+
+impl Platform {
+    /// The machine as it is when the guest starts.
+    ///
+    /// # Errors
+    /// The configuration is impossible.
+    pub fn new(config: &PlatformConfig<'_>) -> Result<Self, PlatformError> {
+        let bytes = config.memory_bytes;
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || !bytes.is_multiple_of(crate::memory::PAGE_SIZE) {
+            return Err(PlatformError::MemorySize(bytes));
+        }
+        const { assert!(NET_BAR.is_multiple_of(BAR_LEN)) };
+        Ok(Self {
+            clock: GuestClock::new(config.rate),
+            cpuid: Cpuid::new(config.host_cpuid, config.rdtscp),
+            msrs: Msrs::new(),
+            lapic: Lapic::new(),
+            ioapic: Ioapic::new(),
+            pic: Pic::default(),
+            pit: Pit::default(),
+            rtc: Rtc::new(config.start_unix_seconds),
+            uart: Uart::default(),
+            power: Power::default(),
+            config_address: ConfigAddress::default(),
+            bridge: pci::host_bridge(),
+            net: Transport::new(Net::new(config.mac), NET_BAR, NET_PIN),
+            memory_bytes: bytes,
+        })
+    }
+
+    /// Size of the guest's RAM in bytes.
+    #[must_use]
+    pub const fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+
+    /// The guest's clock.
+    #[must_use]
+    pub const fn clock(&self) -> &GuestClock {
+        &self.clock
+    }
+
+    /// The guest's clock, to steer it.
+    pub const fn clock_mut(&mut self) -> &mut GuestClock {
+        &mut self.clock
+    }
+
+    /// The guest's TSC at `now`.
+    #[must_use]
+    pub const fn tsc(&self, now: GuestTime) -> u64 {
+        now.0.wrapping_add(self.msrs.tsc_offset())
+    }
+
+    /// TSC_AUX, for RDTSCP and RDPID.
+    #[must_use]
+    pub const fn tsc_aux(&self) -> u32 {
+        self.msrs.tsc_aux()
+    }
+
+    /// IA32_PAT.
+    #[must_use]
+    pub const fn pat(&self) -> u64 {
+        self.msrs.pat()
+    }
+
+    /// CPUID as the guest sees it: EAX, EBX, ECX, EDX.
+    #[must_use]
+    pub fn cpuid(&self, leaf: u32, subleaf: u32, context: CpuidContext) -> [u32; 4] {
+        self.cpuid.get(leaf, subleaf, context)
+    }
+
+    /// A hash of the whole CPUID table: equal on two machines exactly when the guest cannot tell them apart by CPUID.
+    #[must_use]
+    pub const fn cpuid_digest(&self) -> u64 {
+        self.cpuid.digest()
+    }
+
+    /// What happened to network frames.
+    #[must_use]
+    pub const fn net_stats(&self) -> NetStats {
+        self.net.device.stats()
+    }
+
+    /// Frames that wait for the guest's receive buffers.
+    #[must_use]
+    pub fn net_backlog(&self) -> usize {
+        self.net.device.backlog()
+    }
+
+    /// How often the guest broke a virtqueue.
+    #[must_use]
+    pub const fn malformed_queues(&self) -> u64 {
+        self.net.malformed()
+    }
+
+    // ---- Ports ----
+
+    /// IN from `port`. Absent devices read as all ones.
+    pub fn io_read(&mut self, now: GuestTime, port: u16, size: Size) -> u32 {
+        match port {
+            uart::BASE..=0x3FF if size == Size::Byte => {
+                let value = self.uart.read(port - uart::BASE);
+                self.update_uart();
+                u32::from(value)
+            }
+            pci::ADDRESS if size == Size::Dword => self.config_address.get(),
+            pci::DATA..=0xCFF => self.config_read(port, size),
+            _ if Power::claims(port) => self.power.read(now, port, size),
+            0x20 | 0x21 | 0xA0 | 0xA1 | 0x4D0 | 0x4D1 if size == Size::Byte => u32::from(self.pic.read(port)),
+            0x40..=0x43 | 0x61 if size == Size::Byte => u32::from(self.pit.read(now, port)),
+            0x70 | 0x71 if size == Size::Byte => {
+                let value = self.rtc.read(now, port);
+                self.update_rtc();
+                u32::from(value)
+            }
+            _ => size.mask() as u32,
+        }
+    }
+
+    /// OUT to `port`.
+    pub fn io_write(
+        &mut self,
+        now: GuestTime,
+        port: u16,
+        size: Size,
+        value: u32,
+        memory: &mut GuestMemory,
+        out: &mut dyn Outputs,
+    ) {
+        let byte = value as u8;
+        match port {
+            uart::BASE..=0x3FF if size == Size::Byte => {
+                self.uart.write(port - uart::BASE, byte, out);
+                self.update_uart();
+            }
+            pci::ADDRESS if size == Size::Dword => self.config_address.set(value),
+            _ if Power::claims(port) => self.power.write(port, size, value, out),
+            pci::DATA..=0xCFF => self.config_write(port, size, value, memory, out),
+            0x20 | 0x21 | 0xA0 | 0xA1 | 0x4D0 | 0x4D1 if size == Size::Byte => self.pic.write(port, byte),
+            0x40..=0x43 | 0x61 if size == Size::Byte => self.pit.write(now, port, byte),
+            0x70 | 0x71 if size == Size::Byte => {
+                self.rtc.write(now, port, byte);
+                self.update_rtc();
+            }
+            _ => {}
+        }
+    }
+
+    fn config_read(&mut self, port: u16, size: Size) -> u32 {
+        let value = match self.config_address.target(port) {
+            Some((0, at)) => self.bridge.read(at, size),
+            Some((NET_SLOT, at)) => {
+                let value = self.net.config_read(at, size);
+                self.update_net();
+                value
+            }
+            _ => u32::MAX,
+        };
+        value & size.mask() as u32
+    }
+
+    fn config_write(&mut self, port: u16, size: Size, value: u32, memory: &mut GuestMemory, out: &mut dyn Outputs) {
+        match self.config_address.target(port) {
+            Some((0, at)) => self.bridge.write(at, size, value),
+            Some((NET_SLOT, at)) => {
+                self.net.config_write(at, size, value, &mut Io { memory, out, lapic: &mut self.lapic });
+                self.update_net();
+            }
+            _ => {}
+        }
+    }
+
+    // ---- Memory-mapped registers ----
+
+    /// A read at `gpa`, which is not RAM. Absent devices read as all ones.
+    pub fn mmio_read(&mut self, now: GuestTime, gpa: Gpa, size: Size) -> u64 {
+        if let Some(at) = self.net.decode(gpa.0) {
+            let value = self.net.mmio_read(at, size);
+            self.update_net();
+            return value;
+        }
+        if let Some(at) = self.lapic_offset(gpa) {
+            return self.lapic.mmio_read(now, at, size);
+        }
+        match gpa.0.checked_sub(ioapic::BASE) {
+            Some(at) if at < ioapic::LEN => self.ioapic.mmio_read(at, size),
+            _ => size.mask(),
+        }
+    }
+
+    /// A write at `gpa`, which is not RAM.
+    pub fn mmio_write(
+        &mut self,
+        now: GuestTime,
+        gpa: Gpa,
+        size: Size,
+        value: u64,
+        memory: &mut GuestMemory,
+        out: &mut dyn Outputs,
+    ) {
+        let value = value & size.mask();
+        if let Some(at) = self.net.decode(gpa.0) {
+            self.net.mmio_write(at, size, value, &mut Io { memory, out, lapic: &mut self.lapic });
+            self.update_net();
+        } else if let Some(at) = self.lapic_offset(gpa) {
+            let ended = self.lapic.mmio_write(now, at, size, value);
+            self.end_of_interrupt(ended);
+            self.lapic.advance(now);
+        } else if let Some(at) = gpa.0.checked_sub(ioapic::BASE).filter(|&at| at < ioapic::LEN) {
+            self.ioapic.mmio_write(at, size, value, &mut self.lapic);
+        }
+    }
+
+    fn lapic_offset(&self, gpa: Gpa) -> Option<u64> {
+        let at = gpa.0.checked_sub(self.lapic.page()?)?;
+        (at < crate::memory::PAGE_SIZE).then_some(at)
+    }
+
+    fn end_of_interrupt(&mut self, ended: Option<u8>) {
+        if let Some(vector) = ended {
+            self.ioapic.end_of_interrupt(vector, &mut self.lapic);
+        }
+    }
+
+    // ---- MSRs ----
+
+    /// RDMSR of an MSR that the CPU's execution does not own.
+    ///
+    /// # Errors
+    /// #GP: there is no such MSR.
+    pub fn rdmsr(&mut self, now: GuestTime, msr: u32) -> Result<u64, Gp> {
+        match msr {
+            index::TSC => Ok(self.tsc(now)),
+            index::TSC_DEADLINE => Ok(self.lapic.tsc_deadline()),
+            index::APIC_BASE => Ok(self.lapic.base_msr()),
+            index::X2APIC_FIRST..=index::X2APIC_LAST => self.lapic.msr_read(now, msr),
+            _ => self.msrs.read(msr),
+        }
+    }
+
+    /// WRMSR of an MSR that the CPU's execution does not own.
+    ///
+    /// # Errors
+    /// #GP: there is no such MSR, it is read-only, or the value is impossible.
+    pub fn wrmsr(&mut self, now: GuestTime, msr: u32, value: u64) -> Result<(), Gp> {
+        match msr {
+            index::TSC => self.move_tsc(now, value.wrapping_sub(now.0)),
+            index::TSC_ADJUST => self.move_tsc(now, value),
+            index::TSC_DEADLINE => {
+                let tsc = self.tsc(now);
+                self.lapic.set_tsc_deadline(now, tsc, value);
+            }
+            index::APIC_BASE => self.lapic.set_base_msr(value)?,
+            index::X2APIC_FIRST..=index::X2APIC_LAST => {
+                let ended = self.lapic.msr_write(now, msr, value)?;
+                self.end_of_interrupt(ended);
+                self.lapic.advance(now);
+            }
+            _ => self.msrs.write(msr, value)?,
+        }
+        Ok(())
+    }
+
+    fn move_tsc(&mut self, now: GuestTime, offset: u64) {
+        self.msrs.set_tsc_offset(offset);
+        let tsc = self.tsc(now);
+        self.lapic.tsc_moved(now, tsc);
+    }
+
+    // ---- Time and interrupts ----
+
+    /// When the machine next does something by itself. Stop there and call [`advance`](Self::advance).
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<GuestTime> {
+        let others = [self.pit.next_deadline(), self.rtc.next_deadline()];
+        others.into_iter().flatten().chain(self.lapic.next_deadline()).min()
+    }
+
+    /// Does what is due at `now`; without effect when nothing is.
+    pub fn advance(&mut self, now: GuestTime) {
+        self.lapic.advance(now);
+        if self.pit.advance(now) {
+            self.ioapic.set_line(acpi::PIT_PIN, true, &mut self.lapic);
+            self.ioapic.set_line(acpi::PIT_PIN, false, &mut self.lapic);
+        }
+        if self.rtc.next_deadline().is_some() {
+            self.rtc.advance(now);
+            self.update_rtc();
+        }
+    }
+
+    /// The vector that the CPU should take, if its flags allow.
+    #[must_use]
+    pub fn pending_interrupt(&self) -> Option<u8> {
+        self.lapic.pending()
+    }
+
+    /// The CPU took the interrupt `vector`, which was pending.
+    pub fn interrupt_taken(&mut self, vector: u8) {
+        self.lapic.taken(vector);
+    }
+
+    /// Whether an NMI waits (a guest can send one to itself).
+    #[must_use]
+    pub const fn nmi_pending(&self) -> bool {
+        self.lapic.nmi_pending()
+    }
+
+    /// The CPU took the NMI.
+    pub fn nmi_taken(&mut self) {
+        self.lapic.nmi_taken();
+    }
+
+    /// CR8, the task priority class.
+    #[must_use]
+    pub const fn cr8(&self) -> u8 {
+        self.lapic.cr8()
+    }
+
+    /// Writes CR8. The caller raises #GP for values above 15.
+    pub fn set_cr8(&mut self, value: u8) {
+        self.lapic.set_cr8(value);
+    }
+
+    // ---- Inputs ----
+
+    /// An Ethernet frame arrives; the guest is stopped, so it sees all of it or nothing.
+    pub fn packet_in(&mut self, memory: &mut GuestMemory, frame: &[u8]) {
+        let live = self.net.work(memory, &mut self.lapic, |net, queues, memory| net.receive(frame, queues, memory));
+        if live {
+            self.update_net();
+        } else {
+            self.net.device.refuse();
+        }
+    }
+
+    /// Console input arrives. Returns how many bytes were dropped for lack of room.
+    pub fn console_in(&mut self, bytes: &[u8]) -> usize {
+        let dropped = self.uart.receive(bytes);
+        self.update_uart();
+        dropped
+    }
+
+    fn update_uart(&mut self) {
+        self.ioapic.set_line(uart::PIN, self.uart.line(), &mut self.lapic);
+    }
+
+    fn update_rtc(&mut self) {
+        self.ioapic.set_line(rtc::PIN, self.rtc.line(), &mut self.lapic);
+    }
+
+    fn update_net(&mut self) {
+        self.ioapic.set_line(NET_PIN, self.net.line(), &mut self.lapic);
+    }
+}
+
+impl State for Platform {
+    fn visit(&mut self, v: &mut dyn Visitor) -> Result<(), StateError> {
+        // What the machine is made of must be the same on both sides.
+        let (digest, memory_bytes) = (self.cpuid.digest(), self.memory_bytes);
+        let (mut their_digest, mut their_memory) = (digest, memory_bytes);
+        v.u64(&mut their_digest)?;
+        v.u64(&mut their_memory)?;
+        if their_digest != digest {
+            return Err(StateError::BadValue("the CPUID digest"));
+        }
+        if their_memory != memory_bytes {
+            return Err(StateError::BadValue("the size of guest memory"));
+        }
+        self.clock.visit(v)?;
+        self.msrs.visit(v)?;
+        self.lapic.visit(v)?;
+        self.ioapic.visit(v)?;
+        self.pic.visit(v)?;
+        self.pit.visit(v)?;
+        self.rtc.visit(v)?;
+        self.uart.visit(v)?;
+        self.power.visit(v)?;
+        self.config_address.visit(v)?;
+        self.bridge.visit(v)?;
+        self.net.visit(v)
+    }
+}

@@ -1,0 +1,237 @@
+//! What CPUID shows the guest: an allow-list over the host's leaves, computed once.
+//!
+//! Two machines give the guest the same answers exactly when their tables are equal: pairing compares the digests.
+//! See: SDM volume 2A, "CPUID"; APM volume 3, appendix E.
+
+use alloc::vec::Vec;
+use xxhash_rust::xxh64::xxh64;
+
+/// Frequency of the guest's TSC and of its local APIC timer in Hz: both count guest time in nanoseconds.
+pub const TSC_HZ: u32 = 1_000_000_000;
+
+/// Whether the guest gets XSAVE and with it AVX: not until this state is saved, loaded and hashed.
+const XSAVE: bool = false;
+
+/// Reads a CPUID leaf and subleaf of the host: EAX, EBX, ECX, EDX.
+pub type HostCpuid<'a> = &'a dyn Fn(u32, u32) -> [u32; 4];
+
+/// What of the CPU's state CPUID shows.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CpuidContext {
+    /// CR4.OSXSAVE.
+    pub cr4_osxsave: bool,
+    /// XCR0.
+    pub xcr0: u64,
+}
+
+/// A mask of the given bit numbers.
+const fn bits(numbers: &[u32]) -> u32 {
+    let mut mask = 0;
+    let mut index = 0;
+    while index < numbers.len() {
+        mask |= 1 << numbers[index];
+        index += 1;
+    }
+    mask
+}
+
+/// Leaf 1 ECX. Hidden: DTES64, MONITOR, VMX, SMX, PDCM and the like; FMA, AVX, F16C with XSAVE; RDRAND, which cannot
+/// be made deterministic.
+/// SSE3, PCLMULQDQ, SSSE3, CX16, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, AES.
+const LEAF_1_ECX: u32 = bits(&[0, 1, 9, 13, 17, 19, 20, 22, 23, 25]);
+/// x2APIC, TSC-deadline timer and "hypervisor present" are ours, whatever the host has.
+const LEAF_1_ECX_SET: u32 = bits(&[21, 24, 31]);
+/// FPU to CX8, APIC, SEP, MTRR to CLFSH without PSN, MMX, FXSR, SSE, SSE2. Hidden: debug store, thermal, HTT.
+const LEAF_1_EDX: u32 = bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26]);
+
+/// FSGSBASE, BMI1, SMEP, BMI2, ERMS, INVPCID, FPU CS/DS deprecation, ADX, SMAP, CLFLUSHOPT, CLWB, SHA.
+/// Hidden: TSX, AVX2 and AVX-512, MPX, RDSEED, processor trace.
+const LEAF_7_EBX: u32 = bits(&[0, 3, 7, 8, 9, 10, 13, 19, 20, 23, 24, 29]);
+/// IA32_TSC_ADJUST is emulated.
+const LEAF_7_EBX_SET: u32 = bits(&[1]);
+/// RDPID, which needs TSC_AUX like RDTSCP.
+const LEAF_7_ECX_RDPID: u32 = bits(&[22]);
+/// Fast short REP MOV. Hidden: everything that comes with MSRs (speculation control) or CR4 bits.
+const LEAF_7_EDX: u32 = bits(&[4]);
+
+/// LAHF, ABM, SSE4A, misaligned SSE, prefetch.
+const EXT_1_ECX: u32 = bits(&[0, 5, 6, 7, 8]);
+/// SYSCALL, NX, MMX extensions, 1 GiB pages, long mode.
+const EXT_1_EDX: u32 = bits(&[11, 20, 22, 26, 29]);
+const EXT_1_EDX_RDTSCP: u32 = bits(&[27]);
+/// AMD repeats leaf 1 EDX here.
+const EXT_1_EDX_COPY: u32 = LEAF_1_EDX & bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 23, 24]);
+
+/// Subleaves that are looked at, at most, where their number comes from the host.
+const MAX_SUBLEAVES: u32 = 8;
+
+/// The guest's CPUID table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cpuid {
+    /// Leaf, subleaf, EAX to EDX; sorted. Leaves without subleaves have subleaf 0 only.
+    entries: Vec<(u32, u32, [u32; 4])>,
+    digest: u64,
+}
+
+impl Cpuid {
+    /// Applies the policy to the host's leaves. `rdtscp`: the guest may use RDTSCP (and RDPID).
+    #[must_use]
+    pub fn new(host: HostCpuid<'_>, rdtscp: bool) -> Self {
+        let mut entries = Vec::new();
+        basic(host, rdtscp, &mut entries);
+        hypervisor(&mut entries);
+        extended(host, rdtscp, &mut entries);
+        entries.sort_unstable();
+        let mut bytes = Vec::new();
+        for (leaf, subleaf, registers) in &entries {
+            for value in [leaf, subleaf].into_iter().chain(registers) {
+                bytes.extend_from_slice(&value.to_le_bytes());
+            }
+        }
+        let digest = xxh64(&bytes, 0);
+        Self { entries, digest }
+    }
+
+    /// EAX, EBX, ECX, EDX of a leaf; zeros where there is none.
+    #[must_use]
+    pub fn get(&self, leaf: u32, subleaf: u32, context: CpuidContext) -> [u32; 4] {
+        let find = |subleaf| self.entries.binary_search_by_key(&(leaf, subleaf), |&(l, s, _)| (l, s));
+        let subleaf = if has_subleaves(leaf) { subleaf } else { 0 };
+        let mut registers = match find(subleaf) {
+            Ok(index) => self.entries[index].2,
+            // Beyond the topology levels, the level number still comes back. See: SDM, leaf 0BH.
+            Err(_) if leaf == 0xB => [0, 0, subleaf & 0xFF, 0],
+            Err(_) => [0; 4],
+        };
+        if XSAVE && leaf == 1 && context.cr4_osxsave {
+            registers[2] |= 1 << 27;
+        }
+        registers
+    }
+
+    /// A hash of the whole table.
+    #[must_use]
+    pub const fn digest(&self) -> u64 {
+        self.digest
+    }
+}
+
+const fn has_subleaves(leaf: u32) -> bool {
+    matches!(leaf, 4 | 7 | 0xB | 0xD)
+}
+
+fn basic(host: HostCpuid<'_>, rdtscp: bool, entries: &mut Vec<(u32, u32, [u32; 4])>) {
+    let [host_max, vendor @ ..] = host(0, 0);
+    let [ebx, ecx, edx] = vendor;
+    entries.push((0, 0, [0x16, ebx, ecx, edx]));
+
+    let [eax, ebx, ecx, edx] = host(1, 0);
+    // APIC ID 0, one logical processor; of EBX only the CLFLUSH line size is the host's.
+    entries.push((1, 0, [eax, ebx & 0xFF00 | 1 << 16, ecx & LEAF_1_ECX | LEAF_1_ECX_SET, edx & LEAF_1_EDX]));
+
+    if host_max >= 2 {
+        entries.push((2, 0, host(2, 0)));
+    }
+    if host_max >= 4 {
+        // Deterministic cache parameters, shared with nobody.
+        for subleaf in 0..MAX_SUBLEAVES {
+            let [eax, ebx, ecx, edx] = host(4, subleaf);
+            if eax & 0x1F == 0 {
+                break;
+            }
+            entries.push((4, subleaf, [eax & 0x3FFF, ebx, ecx, edx]));
+        }
+    }
+    // The local APIC timer never stops.
+    entries.push((6, 0, [1 << 2, 0, 0, 0]));
+    let [_, ebx, ecx, edx] = if host_max >= 7 { host(7, 0) } else { [0; 4] };
+    let ecx = if rdtscp { ecx & LEAF_7_ECX_RDPID } else { 0 };
+    entries.push((7, 0, [0, ebx & LEAF_7_EBX | LEAF_7_EBX_SET, ecx, edx & LEAF_7_EDX]));
+    // Topology: one thread, one core.
+    entries.push((0xB, 0, [0, 1, 1 << 8, 0]));
+    entries.push((0xB, 1, [0, 1, 2 << 8 | 1, 0]));
+    // TSC = crystal × 1 / 1, and frequencies in MHz.
+    entries.push((0x15, 0, [1, 1, TSC_HZ, 0]));
+    entries.push((0x16, 0, [TSC_HZ / 1_000_000, TSC_HZ / 1_000_000, 100, 0]));
+}
+
+fn hypervisor(entries: &mut Vec<(u32, u32, [u32; 4])>) {
+    let name = |bytes: [u8; 4]| u32::from_le_bytes(bytes);
+    entries.push((0x4000_0000, 0, [0x4000_0010, name(*b"Poll"), name(*b"uxPo"), name(*b"llux")]));
+    // TSC and APIC timer in kHz, where several hypervisors have them.
+    entries.push((0x4000_0010, 0, [TSC_HZ / 1000, TSC_HZ / 1000, 0, 0]));
+}
+
+fn extended(host: HostCpuid<'_>, rdtscp: bool, entries: &mut Vec<(u32, u32, [u32; 4])>) {
+    let [host_max, vendor @ ..] = host(0x8000_0000, 0);
+    let [ebx, ecx, edx] = vendor;
+    entries.push((0x8000_0000, 0, [0x8000_0008, ebx, ecx, edx]));
+    let read = |leaf| if leaf <= host_max { host(leaf, 0) } else { [0; 4] };
+
+    let [eax, _, ecx, edx] = read(0x8000_0001);
+    // Vendors that have an extended vendor string repeat the basic features.
+    let copy = if vendor == [0; 3] { 0 } else { EXT_1_EDX_COPY };
+    let tscp = if rdtscp { EXT_1_EDX_RDTSCP } else { 0 };
+    entries.push((0x8000_0001, 0, [eax, 0, ecx & EXT_1_ECX, edx & (EXT_1_EDX | copy | tscp)]));
+    for leaf in 0x8000_0002..=0x8000_0006 {
+        entries.push((leaf, 0, read(leaf)));
+    }
+    // Invariant TSC.
+    entries.push((0x8000_0007, 0, [0, 0, 0, 1 << 8]));
+    // The host's physical address width, 48 bits of linear addresses; no further features, one core.
+    let physical = match read(0x8000_0008)[0] & 0xFF {
+        0 => 36,
+        width => width,
+    };
+    entries.push((0x8000_0008, 0, [physical | 48 << 8, 0, 0, 0]));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn everything(leaf: u32, subleaf: u32) -> [u32; 4] {
+        match leaf {
+            0 => [0x20, 1, 2, 3],
+            4 if subleaf > 2 => [0; 4],
+            0x8000_0000 => [0x8000_0021, 1, 2, 3],
+            _ => [u32::MAX; 4],
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_deterministic_is_hidden() {
+        let cpuid = Cpuid::new(&everything, true);
+        let get = |leaf, subleaf| cpuid.get(leaf, subleaf, CpuidContext { cr4_osxsave: true, xcr0: 7 });
+        let [_, ebx, ecx, edx] = get(1, 0);
+        for hidden in [3, 5, 12, 26, 27, 28, 29, 30] {
+            assert_eq!(ecx >> hidden & 1, 0, "leaf 1 ECX bit {hidden}");
+        }
+        assert_eq!((ecx >> 21 & 1, ecx >> 24 & 1, ecx >> 31), (1, 1, 1));
+        assert_eq!((ebx >> 16, edx >> 28 & 1), (1, 0));
+        let [_, ebx, ecx, _] = get(7, 0);
+        for hidden in [4, 5, 11, 14, 16, 18, 25] {
+            assert_eq!(ebx >> hidden & 1, 0, "leaf 7 EBX bit {hidden}");
+        }
+        assert_eq!(ecx, 1 << 22);
+        for leaf in [5, 0xA, 0xD, 0x14, 0x17, 0x8000_000A, 0x8000_001F, u32::MAX] {
+            assert_eq!(get(leaf, 0), [0; 4], "leaf {leaf:#x}");
+        }
+        assert_eq!(get(0x8000_0001, 0)[2] >> 2 & 1, 0);
+    }
+
+    #[test]
+    fn what_is_ours_is_there_on_the_poorest_host() {
+        let cpuid = Cpuid::new(&|_, _| [0; 4], false);
+        let get = |leaf, subleaf| cpuid.get(leaf, subleaf, CpuidContext::default());
+        assert_eq!(get(0x15, 9), [1, 1, 1_000_000_000, 0]);
+        assert_eq!(get(0x8000_0007, 0)[3], 1 << 8);
+        assert_eq!(get(0xB, 0), [0, 1, 0x100, 0]);
+        assert_eq!(get(0xB, 5), [0, 0, 5, 0]);
+        let [_, ebx, ecx, edx] = get(0x4000_0000, 0);
+        let name: Vec<u8> = [ebx, ecx, edx].iter().flat_map(|part| part.to_le_bytes()).collect();
+        assert_eq!(name, b"PolluxPollux");
+        assert_eq!(get(0x8000_0001, 0)[3] >> 27 & 1, 0);
+        assert_ne!(cpuid.digest(), Cpuid::new(&everything, false).digest());
+    }
+}

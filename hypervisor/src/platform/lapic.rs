@@ -1,0 +1,477 @@
+//! The local APIC: one register model behind the xAPIC page and the x2APIC MSRs.
+//!
+//! One CPU, APIC ID 0. The timer's input clock is guest time: 1 GHz, so one count is `divide` nanoseconds.
+//! See: SDM volume 3 (revision 083), chapter 11 "Advanced Programmable Interrupt Controller".
+
+use super::access::{Gp, Size};
+use super::clock::GuestTime;
+use super::lapic_timer::Timer;
+use crate::state::{State, StateError, Visitor};
+
+/// Where the register page is after reset.
+pub const DEFAULT_BASE: u64 = 0xFEE0_0000;
+
+/// IA32_APIC_BASE: this is the bootstrap processor.
+const BASE_BSP: u64 = 1 << 8;
+/// IA32_APIC_BASE: x2APIC mode.
+const BASE_X2APIC: u64 = 1 << 10;
+/// IA32_APIC_BASE: the APIC is enabled at all.
+const BASE_ENABLE: u64 = 1 << 11;
+/// IA32_APIC_BASE: bits that may hold the page's address.
+const BASE_ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
+
+/// Version 0x14, six LVT entries. See: 11.4.8.
+const VERSION: u32 = 0x0005_0014;
+/// SVR: the APIC is enabled by software.
+const SVR_ENABLE: u32 = 1 << 8;
+/// LVT: masked.
+pub(super) const LVT_MASKED: u32 = 1 << 16;
+
+/// ESR bits. See: 11.5.3.
+const ESR_SEND_VECTOR: u32 = 1 << 5;
+const ESR_RECEIVE_VECTOR: u32 = 1 << 6;
+const ESR_REGISTER: u32 = 1 << 7;
+
+/// Register numbers: the MMIO offset divided by 16, which is also the MSR's distance from 0x800.
+mod reg {
+    pub(super) const ID: u32 = 0x02;
+    pub(super) const VERSION: u32 = 0x03;
+    pub(super) const TPR: u32 = 0x08;
+    pub(super) const PPR: u32 = 0x0A;
+    pub(super) const EOI: u32 = 0x0B;
+    pub(super) const LDR: u32 = 0x0D;
+    pub(super) const DFR: u32 = 0x0E;
+    pub(super) const SVR: u32 = 0x0F;
+    pub(super) const ISR: u32 = 0x10;
+    pub(super) const TMR: u32 = 0x18;
+    pub(super) const IRR: u32 = 0x20;
+    pub(super) const ESR: u32 = 0x28;
+    pub(super) const ICR_LOW: u32 = 0x30;
+    pub(super) const ICR_HIGH: u32 = 0x31;
+    pub(super) const LVT_TIMER: u32 = 0x32;
+    pub(super) const LVT_ERROR: u32 = 0x37;
+    pub(super) const INITIAL_COUNT: u32 = 0x38;
+    pub(super) const CURRENT_COUNT: u32 = 0x39;
+    pub(super) const DIVIDE: u32 = 0x3E;
+    pub(super) const SELF_IPI: u32 = 0x3F;
+}
+
+/// Writable bits of the LVT entries timer, thermal, performance, LINT0, LINT1, error. See: 11.5.1.
+const LVT_WRITABLE: [u32; 6] = [0x7_00FF, 0x1_07FF, 0x1_07FF, 0x1_A7FF, 0x1_A7FF, 0x1_00FF];
+const LVT_ERROR: usize = 5;
+
+/// 256 bits, one per vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Vectors([u64; 4]);
+
+impl Vectors {
+    fn set(&mut self, vector: u8, on: bool) {
+        let bit = 1 << (vector & 63);
+        let word = &mut self.0[usize::from(vector >> 6)];
+        if on { *word |= bit } else { *word &= !bit }
+    }
+
+    fn get(&self, vector: u8) -> bool {
+        self.0[usize::from(vector >> 6)] >> (vector & 63) & 1 != 0
+    }
+
+    fn highest(&self) -> Option<u8> {
+        let word = self.0.iter().rposition(|word| *word != 0)?;
+        Some((word as u32 * 64 + self.0[word].ilog2()) as u8)
+    }
+
+    fn dword(&self, index: u32) -> u32 {
+        (self.0[(index as usize / 2) & 3] >> (32 * (index % 2))) as u32
+    }
+
+    fn visit(&mut self, v: &mut dyn Visitor) -> Result<(), StateError> {
+        self.0.iter_mut().try_for_each(|word| v.u64(word))
+    }
+}
+
+/// The local APIC of the one CPU.
+#[derive(Debug, Clone)]
+pub struct Lapic {
+    base: u64,
+    tpr: u8,
+    ldr: u32,
+    dfr: u32,
+    svr: u32,
+    esr: u32,
+    /// Errors since ESR was last written.
+    errors: u32,
+    irr: Vectors,
+    isr: Vectors,
+    tmr: Vectors,
+    icr: u64,
+    lvt: [u32; 6],
+    timer: Timer,
+    nmi: bool,
+}
+
+/// An unknown register, or a write to a read-only one.
+struct NoRegister;
+
+impl Default for Lapic {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Lapic {
+    /// The state after power-up: enabled in xAPIC mode, disabled by software. See: 11.4.7.1.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            base: DEFAULT_BASE | BASE_BSP | BASE_ENABLE,
+            tpr: 0,
+            ldr: 0,
+            dfr: u32::MAX,
+            svr: 0xFF,
+            esr: 0,
+            errors: 0,
+            irr: Vectors([0; 4]),
+            isr: Vectors([0; 4]),
+            tmr: Vectors([0; 4]),
+            icr: 0,
+            lvt: [LVT_MASKED; 6],
+            timer: Timer::new(),
+            nmi: false,
+        }
+    }
+
+    /// The address of the register page, unless the APIC is off or in x2APIC mode.
+    #[must_use]
+    pub const fn page(&self) -> Option<u64> {
+        if self.base & (BASE_ENABLE | BASE_X2APIC) == BASE_ENABLE { Some(self.base & BASE_ADDRESS) } else { None }
+    }
+
+    const fn x2apic(&self) -> bool {
+        self.base & BASE_X2APIC != 0
+    }
+
+    const fn enabled(&self) -> bool {
+        self.base & BASE_ENABLE != 0 && self.svr & SVR_ENABLE != 0
+    }
+
+    /// IA32_APIC_BASE.
+    #[must_use]
+    pub const fn base_msr(&self) -> u64 {
+        self.base
+    }
+
+    /// Writes IA32_APIC_BASE. See: 11.12.5 for the transitions allowed.
+    ///
+    /// # Errors
+    /// Reserved bits and illegal transitions.
+    pub fn set_base_msr(&mut self, value: u64) -> Result<(), Gp> {
+        const MODE: u64 = BASE_X2APIC | BASE_ENABLE;
+        if value & !(BASE_ADDRESS | BASE_BSP | MODE) != 0 {
+            return Err(Gp);
+        }
+        match (self.base & MODE, value & MODE) {
+            (_, BASE_X2APIC) => return Err(Gp),
+            (MODE, BASE_ENABLE) => return Err(Gp),
+            (0, MODE) => return Err(Gp),
+            (_, 0) => *self = Self::new(),
+            (BASE_ENABLE, MODE) => {
+                self.icr &= u64::from(u32::MAX);
+                self.ldr = 0;
+            }
+            _ => {}
+        }
+        self.base = value;
+        Ok(())
+    }
+
+    /// Reads from the register page. Anything but an aligned doubleword reads that doubleword's part.
+    pub fn mmio_read(&mut self, now: GuestTime, offset: u64, size: Size) -> u64 {
+        let register = if offset & 0xC == 0 { self.read((offset >> 4) as u32, now) } else { None };
+        let Some(value) = register else {
+            self.error(ESR_REGISTER);
+            return 0;
+        };
+        size.extract(u64::from(value), offset & 3)
+    }
+
+    /// Writes to the register page; only aligned doublewords take effect (11.4.1). Returns the level-triggered
+    /// vector whose service just ended, for the IOAPIC.
+    pub fn mmio_write(&mut self, now: GuestTime, offset: u64, size: Size, value: u64) -> Option<u8> {
+        if size != Size::Dword || offset & 0xF != 0 || offset >> 4 == u64::from(reg::SELF_IPI) {
+            return None;
+        }
+        let result = self.write((offset >> 4) as u32, value as u32, now);
+        result.unwrap_or_else(|NoRegister| {
+            self.error(ESR_REGISTER);
+            None
+        })
+    }
+
+    /// Reads an x2APIC MSR, `msr` in 0x800–0x8FF. See: 11.12.1.2.
+    ///
+    /// # Errors
+    /// Not in x2APIC mode, or no such register.
+    pub fn msr_read(&mut self, now: GuestTime, msr: u32) -> Result<u64, Gp> {
+        match msr & 0xFF {
+            _ if !self.x2apic() => Err(Gp),
+            reg::ICR_LOW => Ok(self.icr),
+            reg::ICR_HIGH | reg::DFR | reg::EOI | reg::SELF_IPI => Err(Gp),
+            reg::LDR => Ok(1),
+            register => self.read(register, now).map(u64::from).ok_or(Gp),
+        }
+    }
+
+    /// Writes an x2APIC MSR, `msr` in 0x800–0x8FF; returns what [`mmio_write`](Self::mmio_write) does.
+    ///
+    /// # Errors
+    /// Not in x2APIC mode, no such register, a read-only one, or reserved bits set.
+    pub fn msr_write(&mut self, now: GuestTime, msr: u32, value: u64) -> Result<Option<u8>, Gp> {
+        let register = msr & 0xFF;
+        let allowed = match register {
+            _ if !self.x2apic() => return Err(Gp),
+            reg::ICR_LOW => 0xFFFF_FFFF_000C_CFFF,
+            reg::EOI | reg::ESR => 0,
+            reg::TPR | reg::SELF_IPI => 0xFF,
+            reg::SVR => 0x1FF,
+            reg::LVT_TIMER..=reg::LVT_ERROR => u64::from(LVT_WRITABLE[(register - reg::LVT_TIMER) as usize]) | 0x5000,
+            reg::INITIAL_COUNT => u64::from(u32::MAX),
+            reg::DIVIDE => 0xB,
+            _ => return Err(Gp),
+        };
+        if value & !allowed != 0 {
+            return Err(Gp);
+        }
+        match register {
+            reg::ICR_LOW => self.send(value),
+            reg::SELF_IPI => self.accept(value as u8, false),
+            _ => return self.write(register, value as u32, now).map_err(|NoRegister| Gp),
+        }
+        Ok(None)
+    }
+
+    fn read(&self, register: u32, now: GuestTime) -> Option<u32> {
+        Some(match register {
+            reg::ID | reg::EOI => 0,
+            reg::VERSION => VERSION,
+            reg::TPR => u32::from(self.tpr),
+            reg::PPR => u32::from(self.ppr()),
+            reg::LDR => self.ldr,
+            reg::DFR => self.dfr,
+            reg::SVR => self.svr,
+            reg::ISR..=0x17 => self.isr.dword(register - reg::ISR),
+            reg::TMR..=0x1F => self.tmr.dword(register - reg::TMR),
+            reg::IRR..=0x27 => self.irr.dword(register - reg::IRR),
+            reg::ESR => self.esr,
+            reg::ICR_LOW => self.icr as u32,
+            reg::ICR_HIGH => (self.icr >> 32) as u32,
+            reg::LVT_TIMER..=reg::LVT_ERROR => self.lvt[(register - reg::LVT_TIMER) as usize],
+            reg::INITIAL_COUNT => self.timer.initial(),
+            reg::CURRENT_COUNT => self.timer.current(now),
+            reg::DIVIDE => self.timer.divide_register(),
+            _ => return None,
+        })
+    }
+
+    fn write(&mut self, register: u32, value: u32, now: GuestTime) -> Result<Option<u8>, NoRegister> {
+        match register {
+            reg::ID => {}
+            reg::TPR => self.tpr = value as u8,
+            reg::EOI => return Ok(self.end_of_interrupt()),
+            reg::LDR => self.ldr = value & 0xFF00_0000,
+            reg::DFR => self.dfr = value | 0x0FFF_FFFF,
+            reg::SVR => {
+                self.svr = value & 0x1FF;
+                if self.svr & SVR_ENABLE == 0 {
+                    self.lvt.iter_mut().for_each(|lvt| *lvt |= LVT_MASKED);
+                }
+            }
+            reg::ESR => self.esr = core::mem::take(&mut self.errors),
+            reg::ICR_LOW => self.send(self.icr & !u64::from(u32::MAX) | u64::from(value)),
+            reg::ICR_HIGH => self.icr = self.icr & u64::from(u32::MAX) | u64::from(value & 0xFF00_0000) << 32,
+            reg::LVT_TIMER..=reg::LVT_ERROR => self.write_lvt((register - reg::LVT_TIMER) as usize, value),
+            reg::INITIAL_COUNT => self.timer.start(value, self.lvt[0], now),
+            reg::DIVIDE => self.timer.set_divide(value, self.lvt[0], now),
+            _ => return Err(NoRegister),
+        }
+        Ok(None)
+    }
+
+    fn write_lvt(&mut self, index: usize, value: u32) {
+        let masked = if self.svr & SVR_ENABLE == 0 { LVT_MASKED } else { 0 };
+        let new = value & LVT_WRITABLE[index] | masked;
+        if index == 0 {
+            self.timer.mode_changed(self.lvt[0], new);
+        }
+        self.lvt[index] = new;
+    }
+
+    /// IA32_TSC_DEADLINE: the armed TSC value, 0 when disarmed. See: 11.5.4.1.
+    #[must_use]
+    pub const fn tsc_deadline(&self) -> u64 {
+        self.timer.tsc_deadline()
+    }
+
+    /// Writes IA32_TSC_DEADLINE while the TSC reads `tsc`; without effect in other timer modes.
+    pub fn set_tsc_deadline(&mut self, now: GuestTime, tsc: u64, value: u64) {
+        self.timer.arm_tsc(value, self.lvt[0], tsc, now);
+        self.advance(now);
+    }
+
+    /// The guest moved its TSC, which now reads `tsc`: an armed TSC deadline moves with it.
+    pub fn tsc_moved(&mut self, now: GuestTime, tsc: u64) {
+        if self.timer.tsc_deadline() != 0 {
+            self.set_tsc_deadline(now, tsc, self.timer.tsc_deadline());
+        }
+    }
+
+    /// When the timer expires next.
+    #[must_use]
+    pub const fn next_deadline(&self) -> Option<GuestTime> {
+        self.timer.deadline()
+    }
+
+    /// Fires the timer if it is due at `now`.
+    pub fn advance(&mut self, now: GuestTime) {
+        if self.timer.expire(self.lvt[0], now) && self.lvt[0] & LVT_MASKED == 0 {
+            self.accept(self.lvt[0] as u8, false);
+        }
+    }
+
+    /// Whether a message to `destination` is for this CPU. See: 11.6.2.
+    #[must_use]
+    pub const fn is_destination(&self, destination: u32, logical: bool) -> bool {
+        if !logical {
+            // 0xFF is the broadcast of 8-bit destinations, as IOAPIC and MSI have them.
+            return destination == 0 || destination == 0xFF || destination == u32::MAX;
+        }
+        if self.x2apic() {
+            return destination == u32::MAX || destination >> 16 == 0 && destination & 1 != 0;
+        }
+        let ours = self.ldr >> 24;
+        if self.dfr >> 28 == 0xF {
+            ours & destination != 0
+        } else {
+            let cluster = destination >> 4 == ours >> 4 || destination >> 4 == 0xF;
+            cluster && ours & destination & 0xF != 0
+        }
+    }
+
+    /// Delivers an interrupt message from the IOAPIC or a device. `mode` is the delivery mode field.
+    pub fn message(&mut self, destination: u32, logical: bool, mode: u8, vector: u8, level: bool) {
+        if self.is_destination(destination, logical) {
+            self.deliver(mode, vector, level);
+        }
+    }
+
+    fn deliver(&mut self, mode: u8, vector: u8, level: bool) {
+        match mode {
+            0 | 1 => self.accept(vector, level),
+            4 => self.nmi = self.base & BASE_ENABLE != 0,
+            // SMI, INIT, start-up and ExtINT mean nothing to a single CPU without a PIC behind LINT0.
+            _ => {}
+        }
+    }
+
+    fn accept(&mut self, vector: u8, level: bool) {
+        if !self.enabled() {
+            return;
+        }
+        if vector < 16 {
+            return self.error(ESR_RECEIVE_VECTOR);
+        }
+        self.irr.set(vector, true);
+        self.tmr.set(vector, level);
+    }
+
+    fn error(&mut self, bit: u32) {
+        self.errors |= bit;
+        let lvt = self.lvt[LVT_ERROR];
+        // An LVT whose own vector is illegal must not report that to itself forever.
+        if lvt & LVT_MASKED == 0 && lvt as u8 >= 16 {
+            self.accept(lvt as u8, false);
+        }
+    }
+
+    /// Sends an IPI; only those to ourselves have an effect. See: 11.6.1.
+    fn send(&mut self, icr: u64) {
+        // Delivery status (bit 12) always reads idle.
+        self.icr = icr & 0xFFFF_FFFF_000C_CFFF;
+        let destination = if self.x2apic() { (icr >> 32) as u32 } else { (icr >> 56) as u32 };
+        let to_us = match icr >> 18 & 3 {
+            0 => self.is_destination(destination, icr & 1 << 11 != 0),
+            1 | 2 => true,
+            _ => false,
+        };
+        let (mode, vector) = ((icr >> 8 & 7) as u8, icr as u8);
+        if mode <= 1 && vector < 16 {
+            self.error(ESR_SEND_VECTOR);
+        } else if to_us {
+            self.deliver(mode, vector, false);
+        }
+    }
+
+    fn end_of_interrupt(&mut self) -> Option<u8> {
+        let vector = self.isr.highest()?;
+        self.isr.set(vector, false);
+        self.tmr.get(vector).then_some(vector)
+    }
+
+    /// Processor priority: the higher class of task priority and service in progress. See: 11.8.3.1.
+    #[must_use]
+    pub fn ppr(&self) -> u8 {
+        let serving = self.isr.highest().unwrap_or(0) & 0xF0;
+        if self.tpr & 0xF0 >= serving { self.tpr } else { serving }
+    }
+
+    /// The vector that the CPU should take now, if its flags allow: the highest requested above the priority.
+    #[must_use]
+    pub fn pending(&self) -> Option<u8> {
+        let vector = self.irr.highest()?;
+        (vector & 0xF0 > self.ppr() & 0xF0).then_some(vector)
+    }
+
+    /// The CPU took `vector`: it moves from requested to in service.
+    pub fn taken(&mut self, vector: u8) {
+        self.irr.set(vector, false);
+        self.isr.set(vector, true);
+    }
+
+    /// Whether an NMI waits.
+    #[must_use]
+    pub const fn nmi_pending(&self) -> bool {
+        self.nmi
+    }
+
+    /// The CPU took the NMI.
+    pub fn nmi_taken(&mut self) {
+        self.nmi = false;
+    }
+
+    /// CR8: the task priority class.
+    #[must_use]
+    pub const fn cr8(&self) -> u8 {
+        self.tpr >> 4
+    }
+
+    /// Writes CR8; only its low four bits count. See: 11.8.6.
+    pub fn set_cr8(&mut self, value: u8) {
+        self.tpr = value << 4;
+    }
+}
+
+impl State for Lapic {
+    fn visit(&mut self, v: &mut dyn Visitor) -> Result<(), StateError> {
+        v.u64(&mut self.base)?;
+        v.u8(&mut self.tpr)?;
+        for value in [&mut self.ldr, &mut self.dfr, &mut self.svr, &mut self.esr, &mut self.errors] {
+            v.u32(value)?;
+        }
+        self.irr.visit(v)?;
+        self.isr.visit(v)?;
+        self.tmr.visit(v)?;
+        v.u64(&mut self.icr)?;
+        self.lvt.iter_mut().try_for_each(|lvt| v.u32(lvt))?;
+        self.timer.visit(v)?;
+        v.bool(&mut self.nmi)
+    }
+}
