@@ -189,6 +189,13 @@ impl Hardware {
         self.deliver_raw(frame, Ending { len: frame.len() as u16, errors: 0, end_of_packet: true })
     }
 
+    /// Marks a transmit descriptor as done, whoever owns it.
+    pub(crate) fn set_done(&mut self, index: u32) {
+        let offset = self.descriptor(TDBAL, index) + 8;
+        let word = self.memory.read64(offset);
+        self.memory.write64(offset, word | 1 << 32);
+    }
+
     /// Sends up to `limit` frames that were handed over.
     pub(crate) fn transmit(&mut self, limit: usize) -> usize {
         let count = self.get(TDLEN) / 16;

@@ -358,3 +358,14 @@ fn tcp_runs_over_two_cards() {
     }
     panic!("{received} of {BYTES} bytes arrived");
 }
+
+/// A card that claims to have sent what it was not told of does not make the driver forget it.
+#[test]
+fn a_premature_done_bit_means_nothing() {
+    let (mut nic, hardware) = card(Model::I82540EM, 8);
+    nic.send(&frame(1, 60)).unwrap();
+    hardware.borrow_mut().set_done(0);
+    assert_eq!(nic.tx_free(), 6);
+    nic.flush();
+    assert_eq!(nic.tx_free(), 7);
+}
