@@ -1,2 +1,44 @@
-//! Placeholder
-#![no_std]
+//! Replication as a sans-IO state machine.
+//!
+//! A [`Node`] is one of the two machines of a pair. It has no clock, no NIC and no CPU: time, received bytes and
+//! the guest's progress come in as arguments, and what is to be done comes out as bytes to transmit, datagrams and
+//! [`Action`]s. So the same code runs on metal, in a simulator and under a model checker.
+//!
+//! | module | what it decides |
+//! |---|---|
+//! | [`decide`] | the rules: who may run, whom to believe; pure functions over small types |
+//! | [`node`] | the state machine that asks these rules |
+//! | [`entry`], [`batch`] | the log and how it looks on the wire |
+//! | [`seal`], [`message`] | messages on the stream, and how they are protected |
+//! | [`heartbeat`] | signs of life, sent as datagrams |
+//! | [`pairing`] | may these two machines be twins? |
+//!
+//! What is absent: nothing here reads a clock, draws a random number, or knows what a guest is.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod batch;
+pub mod config;
+pub mod decide;
+pub mod entry;
+pub mod heartbeat;
+mod link;
+pub mod message;
+pub mod node;
+pub mod pairing;
+mod replay_log;
+pub mod seal;
+mod send_log;
+pub mod stats;
+pub mod types;
+pub mod wire;
+
+pub use config::Config;
+pub use entry::{Control, Entry, EntryRef, Kind, Record};
+pub use node::{Action, AppendError, HaltReason, LossReason, Node, NotLive, Start};
+pub use pairing::Identity;
+pub use send_log::Lag;
+pub use stats::Stats;
+pub use types::{NodeId, Position, Role, Seq, SessionId, Span, Term, Time};

@@ -1,0 +1,102 @@
+//! One connection: bytes waiting in both directions and their seals.
+
+use crate::message::Message;
+use crate::seal::{MAX_SEALED, Opener, Sealer};
+use crate::stats::Stats;
+use crate::types::Time;
+use alloc::vec::Vec;
+
+/// Whether there is a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LinkState {
+    /// No connection.
+    Down,
+    /// Messages flow.
+    Up,
+    /// What is queued may still leave; nothing is taken any more.
+    Closing,
+}
+
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) state: LinkState,
+    /// When the connection came up or a message last arrived on it.
+    pub(crate) heard: Time,
+    sealer: Sealer,
+    opener: Opener,
+    tx: Vec<u8>,
+    tx_head: usize,
+    /// Received bytes that are not yet a whole message; taken out while messages are handled.
+    pub(crate) rx: Vec<u8>,
+}
+
+impl Link {
+    pub(crate) fn down() -> Self {
+        Self {
+            state: LinkState::Down,
+            heard: Time(0),
+            sealer: Sealer::default(),
+            opener: Opener::default(),
+            tx: Vec::new(),
+            tx_head: 0,
+            rx: Vec::new(),
+        }
+    }
+
+    pub(crate) fn up(now: Time) -> Self {
+        Self { state: LinkState::Up, heard: now, ..Self::down() }
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.state == LinkState::Up
+    }
+
+    pub(crate) fn opener(&mut self) -> &mut Opener {
+        &mut self.opener
+    }
+
+    /// Queues a message; dropped when there is no connection.
+    pub(crate) fn send(&mut self, stats: &mut Stats, message: &Message<'_>) {
+        self.send_with(stats, message.kind(), |out| message.encode(out));
+    }
+
+    /// Queues a message whose payload `write` appends; returns its sealed size.
+    pub(crate) fn send_with(&mut self, stats: &mut Stats, kind: u8, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+        if !self.is_up() {
+            return 0;
+        }
+        let start = self.tx.len();
+        self.sealer.seal(&mut self.tx, kind, write);
+        stats.messages_sent += 1;
+        self.tx.len() - start
+    }
+
+    /// Ends the connection. What is queued is kept for a last transmission, or thrown away.
+    pub(crate) fn close(&mut self, keep_queued: bool) {
+        self.state = LinkState::Closing;
+        self.rx.clear();
+        if !keep_queued {
+            self.tx.clear();
+            self.tx_head = 0;
+        }
+    }
+
+    pub(crate) fn queued(&self) -> &[u8] {
+        &self.tx[self.tx_head..]
+    }
+
+    /// Forgets `count` queued bytes. Copies only when as much is forgotten as is kept.
+    pub(crate) fn sent(&mut self, count: usize) {
+        assert!(count <= self.queued().len(), "more bytes transmitted than were queued");
+        self.tx_head += count;
+        if self.tx_head * 2 >= self.tx.len() {
+            self.tx.drain(..self.tx_head);
+            self.tx_head = 0;
+        }
+    }
+
+    /// How many bytes may be received, at most one message beyond what was handled.
+    pub(crate) fn receive_room(&self) -> usize {
+        if self.is_up() { MAX_SEALED.saturating_sub(self.rx.len()) } else { 0 }
+    }
+}

@@ -1,0 +1,282 @@
+//! Messages on the stream between the twins.
+
+use crate::entry::MAX_DATA;
+use crate::pairing::{Identity, PROTOCOL};
+use crate::types::{Position, Seq, SessionId, Term};
+use crate::wire::{DecodeError, Reader, put_text, put_varint};
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// Most bytes of memory in one message: 16 pages.
+pub const MAX_MEMORY: usize = 16 * 4096;
+/// Most bytes of machine state in one message.
+pub const MAX_CHUNK: usize = 64 * 1024;
+/// Longest reason text in bytes.
+pub const MAX_REASON: usize = 600;
+const _: () = assert!(MAX_MEMORY + 16 <= crate::seal::MAX_PAYLOAD && MAX_CHUNK <= crate::seal::MAX_PAYLOAD);
+const _: () = assert!(crate::seal::MAX_PAYLOAD / 2 + MAX_DATA + 128 <= crate::seal::MAX_PAYLOAD);
+
+/// Why the sender ends the session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bye {
+    /// Its machine is taken out of service in order. From a primary: the guest no longer runs here, go live.
+    Leaving,
+    /// The backup found that its guest is not the primary's; with details.
+    Diverged(String),
+    /// The backup cannot go on following; with details.
+    GaveUp(String),
+}
+
+/// First message in each direction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hello {
+    /// The twin speaks our version.
+    Known {
+        /// Whether the sender wants to become the backup (else it answers as primary).
+        joining: bool,
+        /// The newest term the sender knows.
+        term: Term,
+        /// The last session the sender was in; a joiner says with it that it is in that session no more.
+        session: SessionId,
+        /// What the sender says of itself.
+        identity: Identity,
+    },
+    /// The twin speaks another version; nothing else can be read.
+    OtherVersion(u16),
+}
+
+/// A message on the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// Who is there.
+    Hello(Hello),
+    /// Pairing is refused.
+    Refuse {
+        /// Whether the same request may succeed later.
+        retry: bool,
+        /// What is wrong, for people.
+        reason: String,
+    },
+    /// State follows.
+    StateBegin {
+        /// The session that begins.
+        session: SessionId,
+        /// The primary's term.
+        term: Term,
+    },
+    /// Guest memory; pages that are not sent are zero.
+    Memory {
+        /// Guest-physical address, a multiple of 4096.
+        gpa: u64,
+        /// Whole pages.
+        data: &'a [u8],
+    },
+    /// The next piece of the saved vCPU and platform.
+    Machine(&'a [u8]),
+    /// All state was sent.
+    StateEnd {
+        /// Where the guest stood.
+        position: Position,
+        /// The last entry that is part of the state.
+        seq: Seq,
+        /// Digest of the whole state, as the caller defines it.
+        digest: u64,
+    },
+    /// The backup loaded and checked the state of this session.
+    Joined(SessionId),
+    /// A batch of log entries, see [`crate::batch`].
+    Entries(&'a [u8]),
+    /// What the backup holds.
+    Ack {
+        /// Newest entry received and buffered.
+        received: Seq,
+        /// Newest entry applied.
+        applied: Seq,
+        /// How far the backup's guest has run.
+        position: Position,
+    },
+    /// The session ends.
+    Bye(Bye),
+}
+
+impl<'a> Message<'a> {
+    /// The type's number on the wire.
+    #[must_use]
+    pub const fn kind(&self) -> u8 {
+        match self {
+            Self::Hello(_) => 1,
+            Self::Refuse { .. } => 2,
+            Self::StateBegin { .. } => 3,
+            Self::Memory { .. } => 4,
+            Self::Machine(_) => 5,
+            Self::StateEnd { .. } => 6,
+            Self::Joined(_) => 7,
+            Self::Entries(_) => 8,
+            Self::Ack { .. } => 9,
+            Self::Bye(_) => 10,
+        }
+    }
+
+    /// Appends the payload to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Hello(Hello::OtherVersion(version)) => out.extend_from_slice(&version.to_le_bytes()),
+            Self::Hello(Hello::Known { joining, term, session, identity }) => {
+                out.extend_from_slice(&PROTOCOL.to_le_bytes());
+                out.push(u8::from(*joining));
+                put_varint(out, term.0);
+                put_varint(out, session.0);
+                identity.encode(out);
+            }
+            Self::Refuse { retry, reason } => {
+                out.push(u8::from(*retry));
+                put_text(out, reason, MAX_REASON);
+            }
+            Self::StateBegin { session, term } => {
+                put_varint(out, session.0);
+                put_varint(out, term.0);
+            }
+            Self::Memory { gpa, data } => {
+                put_varint(out, *gpa);
+                out.extend_from_slice(data);
+            }
+            Self::Machine(data) | Self::Entries(data) => out.extend_from_slice(data),
+            Self::StateEnd { position, seq, digest } => {
+                put_varint(out, position.0);
+                put_varint(out, seq.0);
+                out.extend_from_slice(&digest.to_le_bytes());
+            }
+            Self::Joined(session) => put_varint(out, session.0),
+            Self::Ack { received, applied, position } => {
+                put_varint(out, received.0);
+                put_varint(out, received.0 - applied.0);
+                put_varint(out, position.0);
+            }
+            Self::Bye(bye) => {
+                let (code, text) = match bye {
+                    Bye::Leaving => (0, ""),
+                    Bye::Diverged(text) => (1, text.as_str()),
+                    Bye::GaveUp(text) => (2, text.as_str()),
+                };
+                out.push(code);
+                put_text(out, text, MAX_REASON);
+            }
+        }
+    }
+
+    /// Reads a payload of type `kind`.
+    ///
+    /// # Errors
+    /// When the type is unknown or the payload malformed.
+    pub fn decode(kind: u8, payload: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader(payload);
+        let message = match kind {
+            1 => Self::Hello(match reader.u16()? {
+                PROTOCOL => Hello::Known {
+                    joining: reader.bool()?,
+                    term: Term(reader.varint()?),
+                    session: SessionId(reader.varint()?),
+                    identity: Identity::decode(&mut reader)?,
+                },
+                other => {
+                    reader.rest();
+                    Hello::OtherVersion(other)
+                }
+            }),
+            2 => Self::Refuse { retry: reader.bool()?, reason: reader.text(MAX_REASON)? },
+            3 => Self::StateBegin { session: SessionId(reader.varint()?), term: Term(reader.varint()?) },
+            4 => Self::memory(reader.varint()?, reader.rest())?,
+            5 => Self::Machine(reader.rest()),
+            6 => Self::StateEnd {
+                position: Position(reader.varint()?),
+                seq: Seq(reader.varint()?),
+                digest: reader.u64()?,
+            },
+            7 => Self::Joined(SessionId(reader.varint()?)),
+            8 => Self::Entries(reader.rest()),
+            9 => {
+                let received = reader.varint()?;
+                let applied = received.checked_sub(reader.varint()?).ok_or(DecodeError::BadValue("applied"))?;
+                Self::Ack { received: Seq(received), applied: Seq(applied), position: Position(reader.varint()?) }
+            }
+            10 => {
+                let code = reader.u8()?;
+                let text = reader.text(MAX_REASON)?;
+                Self::Bye(match code {
+                    0 => Bye::Leaving,
+                    1 => Bye::Diverged(text),
+                    2 => Bye::GaveUp(text),
+                    other => return Err(DecodeError::UnknownKind(other)),
+                })
+            }
+            other => return Err(DecodeError::UnknownKind(other)),
+        };
+        reader.finish()?;
+        Ok(message)
+    }
+
+    fn memory(gpa: u64, data: &'a [u8]) -> Result<Self, DecodeError> {
+        if !gpa.is_multiple_of(4096) || data.is_empty() || !data.len().is_multiple_of(4096) {
+            return Err(DecodeError::BadValue("memory range"));
+        }
+        if data.len() > MAX_MEMORY {
+            return Err(DecodeError::TooLong);
+        }
+        Ok(Self::Memory { gpa, data })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::NodeId;
+    use proptest::prelude::*;
+
+    fn round_trip(message: &Message<'_>) {
+        let mut payload = Vec::new();
+        message.encode(&mut payload);
+        assert_eq!(&Message::decode(message.kind(), &payload).unwrap(), message);
+    }
+
+    #[test]
+    fn every_message_survives_the_wire() {
+        let identity = Identity {
+            node: NodeId(9),
+            pair: "pair".into(),
+            build: "build".into(),
+            cpu_digest: u64::MAX,
+            cpu_name: "cpu".into(),
+            counter: "ticks".into(),
+            guest_memory: 1 << 28,
+        };
+        round_trip(&Message::Hello(Hello::Known { joining: true, term: Term(3), session: SessionId(8), identity }));
+        round_trip(&Message::Hello(Hello::OtherVersion(77)));
+        round_trip(&Message::Refuse { retry: true, reason: "busy".into() });
+        round_trip(&Message::StateBegin { session: SessionId(4), term: Term(5) });
+        round_trip(&Message::Memory { gpa: 0x5000, data: &[7; 8192] });
+        round_trip(&Message::Machine(&[1, 2, 3]));
+        round_trip(&Message::StateEnd { position: Position(1 << 50), seq: Seq(12), digest: 99 });
+        round_trip(&Message::Joined(SessionId(4)));
+        round_trip(&Message::Entries(&[9; 30]));
+        round_trip(&Message::Ack { received: Seq(500), applied: Seq(20), position: Position(77) });
+        for bye in [Bye::Leaving, Bye::Diverged("memory".into()), Bye::GaveUp("why".into())] {
+            round_trip(&Message::Bye(bye));
+        }
+    }
+
+    #[test]
+    fn memory_is_whole_pages() {
+        for (gpa, len) in [(1, 4096), (0, 4095), (0, 0), (0, MAX_MEMORY + 4096)] {
+            let mut payload = Vec::new();
+            Message::Memory { gpa, data: &vec![0; len] }.encode(&mut payload);
+            assert!(Message::decode(4, &payload).is_err(), "{gpa} {len}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(kind: u8, payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Message::decode(kind % 12, &payload);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What a node asks its caller to do, and why.
+
+use crate::types::{Position, Seq, Term};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+/// Something to be done by the caller, in the order given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Primary: frames of `Output` entries up to this one may leave.
+    Release(Seq),
+    /// Primary: stop the guest, hold all output from here on, and feed the state with
+    /// [`Node::push_memory`](super::Node::push_memory), [`Node::push_machine`](super::Node::push_machine) and
+    /// [`Node::finish_state`](super::Node::finish_state). Then the guest may run on, output stays held.
+    BeginTransfer,
+    /// Primary: a backup holds the state and follows.
+    Protected,
+    /// Primary: go on without a backup; all output held may leave, and an unfinished transfer ends.
+    Unprotected {
+        /// Why the backup is one no more.
+        reason: LossReason,
+    },
+    /// Backup: set all guest memory to zero, state follows.
+    BeginLoad,
+    /// Backup: these pages of guest memory have this content.
+    LoadMemory {
+        /// Guest-physical address, inside guest memory, a multiple of 4096.
+        gpa: u64,
+        /// Whole pages.
+        data: Vec<u8>,
+    },
+    /// Backup: the next piece of the saved vCPU and platform.
+    LoadMachine(Vec<u8>),
+    /// Backup: the state is complete. Check it against `digest`, then call [`Node::joined`](super::Node::joined), or
+    /// [`Node::diverged`](super::Node::diverged) when it is not the same.
+    StateLoaded {
+        /// Where the guest stands.
+        position: Position,
+        /// What the primary gave to [`Node::finish_state`](super::Node::finish_state).
+        digest: u64,
+    },
+    /// Backup: the primary is gone. Apply all that is held, run to `last`, then call
+    /// [`Node::went_live`](super::Node::went_live).
+    TakeOver {
+        /// The newest position the guest may run to.
+        last: Position,
+    },
+    /// Backup: the primary was heard again; follow it as before.
+    TakeOverCancelled,
+    /// Backup: the guest held here is worthless; throw it away and join again.
+    Abandoned {
+        /// Why.
+        reason: LossReason,
+    },
+    /// Pairing was refused, by us or by the other machine.
+    Refused {
+        /// What is wrong, with the values of both sides.
+        reason: String,
+        /// Whether trying again may help.
+        retry: bool,
+    },
+    /// Send what [`Node::transmit`](super::Node::transmit) still holds, close the stream, then call
+    /// [`Node::disconnected`](super::Node::disconnected).
+    CloseConnection,
+    /// Stop the guest for good; no output may leave this machine any more.
+    Halt {
+        /// Why.
+        reason: HaltReason,
+    },
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LossReason {
+    /// Nothing was heard for the time to suspicion.
+    Silent,
+    /// The stream was closed.
+    Connection,
+    /// What came along the stream was damaged or against the protocol.
+    Protocol,
+    /// The twin lives, but acks stopped.
+    AcksStopped,
+    /// The twin lost the stream.
+    TwinUnlinked,
+    /// The backup gave up, with its reason.
+    GaveUp(String),
+    /// The backup found that its guest is not the primary's.
+    Diverged(String),
+    /// The twin was taken out of service in order.
+    Left,
+    /// The primary said that we are its backup no more.
+    Dropped,
+    /// The twin refused to pair.
+    Refused(String),
+}
+
+impl fmt::Display for LossReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silent => f.write_str("twin silent"),
+            Self::Connection => f.write_str("connection closed"),
+            Self::Protocol => f.write_str("damaged or unexpected data on the log channel"),
+            Self::AcksStopped => f.write_str("twin alive, but acks stopped"),
+            Self::TwinUnlinked => f.write_str("twin lost the connection"),
+            Self::GaveUp(why) => write!(f, "twin gave up: {why}"),
+            Self::Diverged(what) => write!(f, "twin diverged: {what}"),
+            Self::Left => f.write_str("twin left in order"),
+            Self::Dropped => f.write_str("primary let go of this backup"),
+            Self::Refused(why) => write!(f, "twin refused: {why}"),
+        }
+    }
+}
+
+/// Why a node ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HaltReason {
+    /// The guest switched itself off.
+    PoweredOff,
+    /// This machine was taken out of service in order.
+    Stopped,
+    /// Another primary exists, or existed, with this newer (or better) claim: our guest is out of date.
+    Superseded(Term),
+    /// Our guest is not the primary's; with details.
+    Diverged(String),
+}
+
+impl fmt::Display for HaltReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PoweredOff => f.write_str("the guest powered off"),
+            Self::Stopped => f.write_str("stopped in order"),
+            Self::Superseded(term) => write!(f, "superseded by a primary of term {}", term.0),
+            Self::Diverged(what) => write!(f, "diverged from the primary: {what}"),
+        }
+    }
+}
+
+/// Why something was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AppendError {
+    /// A buffer is full: stop the guest, try again after the next input.
+    Full,
+    /// There is no session to append to: nothing needs to be logged, or the transfer has ended.
+    NotLogging,
+    /// The data exceeds [`crate::entry::MAX_DATA`]; for memory: not whole pages, or more than 16.
+    BadData,
+}
+
+impl fmt::Display for AppendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full => "log buffer full",
+            Self::NotLogging => "no session",
+            Self::BadData => "data of an impossible length",
+        })
+    }
+}
+
+/// Why a backup may not go live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotLive {
+    /// It is not taking over, or no longer: the primary was heard again, or the guest powered off.
+    NotTakingOver,
+    /// Entries are left, or the guest does not stand at the end of the log.
+    NotDrained,
+}
+
+impl fmt::Display for NotLive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotTakingOver => "no takeover is under way",
+            Self::NotDrained => "the log is not drained",
+        })
+    }
+}

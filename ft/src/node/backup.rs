@@ -1,0 +1,170 @@
+//! The backup's side: state that arrives, the log that is replayed, the takeover.
+
+use super::{Action, HaltReason, LossReason, Node, NotLive};
+use crate::batch::Released;
+use crate::decide::{self, BackupView};
+use crate::entry::{Control, Entry, Record};
+use crate::message::{Bye, Message};
+use crate::replay_log::ReplayLog;
+use crate::send_log::SendLog;
+use crate::types::{Position, Role, Term, Time};
+use alloc::string::ToString;
+
+impl Node {
+    /// The next entry to apply, when the guest stands exactly at its position. Marks (`Horizon`, `Output`) are not
+    /// handed out: they only raise [`Node::run_limit`].
+    #[must_use]
+    pub fn next_record(&self) -> Option<&Record> {
+        if self.role.is_backup() { self.replay.front() } else { None }
+    }
+
+    /// The newest position the guest may run to, entries before it applied. `None`: execute nothing.
+    #[must_use]
+    pub fn run_limit(&self) -> Option<Position> {
+        self.role.is_backup().then(|| self.replay.limit())
+    }
+
+    /// The newest `Output` entry whose frames the primary is known to have released: frames that our guest made up
+    /// to its position have left, later ones may not have and belong to whoever goes live.
+    #[must_use]
+    pub fn released(&self) -> Released {
+        self.replay.released
+    }
+
+    /// The guest stands at `position`, and the first record has been applied there.
+    ///
+    /// # Panics
+    /// When there is no such record at this position: a bug of ours.
+    pub fn applied(&mut self, now: Time, position: Position) {
+        assert!(self.role.is_backup(), "only a backup applies records");
+        self.progress(position);
+        let record = self.replay.pop().expect("applied() without a record is the caller's bug");
+        assert_eq!(record.position, position, "entry {:?} applied at the wrong position", record.seq);
+        match record.entry {
+            Entry::Digest { .. } => self.stats.digests += 1,
+            Entry::Control(Control::PowerOff) => {
+                self.send_ack();
+                self.halt(HaltReason::PoweredOff);
+                return;
+            }
+            _ => {}
+        }
+        if self.role == Role::Backup {
+            self.ack_within(now.after(self.config.ack_delay));
+        }
+    }
+
+    /// The state that [`Action::StateLoaded`] announced was checked: follow the log from here on.
+    /// Without effect when the primary was lost meanwhile.
+    pub fn joined(&mut self, now: Time) {
+        if self.role != Role::Loading || !self.state_received {
+            return;
+        }
+        self.role = Role::Backup;
+        self.next_heartbeat = now;
+        self.link.send(&mut self.stats, &Message::Joined(self.session));
+        self.send_ack();
+    }
+
+    /// The guest here is not the primary's (a digest differs, an entry cannot be applied): tells the primary, halts.
+    pub fn diverged(&mut self, details: &str) {
+        if !self.role.is_backup() && self.role != Role::Loading {
+            return;
+        }
+        self.link.send(&mut self.stats, &Message::Bye(Bye::Diverged(details.to_string())));
+        self.close_link(true);
+        self.halt(HaltReason::Diverged(details.to_string()));
+    }
+
+    /// The log is drained and the guest stands at `position`: go live if the rules allow it. Only after `Ok` may
+    /// output leave this machine.
+    ///
+    /// # Errors
+    /// When this node is not, or no longer, taking over.
+    pub fn went_live(&mut self, now: Time, position: Position) -> Result<Term, NotLive> {
+        if self.role != Role::Draining {
+            return Err(NotLive::NotTakingOver);
+        }
+        // The right to the next term is granted at once as long as there is no arbiter to ask.
+        let view = BackupView { term_granted: true, ..self.backup_view(now, position) };
+        if !view.drained {
+            return Err(NotLive::NotDrained);
+        }
+        if !decide::may_go_live(view) {
+            return Err(NotLive::NotTakingOver);
+        }
+        self.close_link(false);
+        self.role = Role::Alone;
+        self.term = decide::next_term(self.term);
+        self.position = position;
+        self.send = SendLog::resume(self.replay.last, position);
+        self.replay = ReplayLog::default();
+        self.forget_backup_state();
+        self.next_heartbeat = now;
+        self.stats.takeovers += 1;
+        Ok(self.term)
+    }
+
+    fn backup_view(&self, now: Time, position: Position) -> BackupView {
+        BackupView {
+            role: self.role,
+            primary_silent: decide::is_silent(now, self.last_heard, self.config.suspect_after),
+            primary_left: self.primary_left,
+            powered_off: self.replay.powered_off,
+            drained: self.replay.front().is_none() && position == self.replay.limit(),
+            term_granted: false,
+        }
+    }
+
+    /// Starts to drain the log if the primary is gone.
+    pub(super) fn consider_takeover(&mut self, now: Time) {
+        if decide::may_drain(self.backup_view(now, self.position)) {
+            self.role = Role::Draining;
+            self.ack_due = None;
+            self.next_heartbeat = now;
+            self.actions.push_back(Action::TakeOver { last: self.replay.limit() });
+        }
+    }
+
+    /// The primary gave a sign of life. Draining has only executed what the log holds, so nothing is to be undone.
+    pub(super) fn primary_heard(&mut self, now: Time) {
+        if self.role == Role::Draining && !self.primary_left {
+            self.role = Role::Backup;
+            self.stats.takeovers_cancelled += 1;
+            self.ack_within(now);
+            self.actions.push_back(Action::TakeOverCancelled);
+        }
+    }
+
+    /// The guest held here is worthless: back to the start.
+    pub(super) fn abandon(&mut self, now: Time, reason: LossReason) {
+        self.close_link(false);
+        self.role = Role::Joining;
+        self.replay = ReplayLog::default();
+        self.position = Position(0);
+        self.forget_backup_state();
+        self.next_heartbeat = now;
+        self.stats.losses += 1;
+        self.actions.push_back(Action::Abandoned { reason });
+    }
+
+    fn forget_backup_state(&mut self) {
+        self.state_received = false;
+        self.primary_left = false;
+        self.ack_due = None;
+    }
+
+    pub(super) fn ack_within(&mut self, due: Time) {
+        self.ack_due = Some(self.ack_due.map_or(due, |earlier| earlier.min(due)));
+    }
+
+    pub(super) fn send_ack(&mut self) {
+        let (received, applied) = (self.replay.last, self.replay.applied());
+        self.ack_due = None;
+        self.acked_applied = applied;
+        if self.link.is_up() {
+            self.stats.acks_sent += 1;
+            self.link.send(&mut self.stats, &Message::Ack { received, applied, position: self.position });
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Heartbeats, silence and everything else that time brings.
+
+use super::{HaltReason, LossReason, Node};
+use crate::decide::{self, Claim, Standing};
+use crate::heartbeat::{Datagram, Heartbeat};
+use crate::types::{NodeId, Role, Seq, Span, Time};
+
+impl Node {
+    /// A datagram arrived. Anything but a heartbeat of this pair is counted and forgotten.
+    pub fn heartbeat_received(&mut self, now: Time, datagram: &[u8]) {
+        let Ok(beat) = Heartbeat::decode(datagram) else {
+            self.stats.heartbeats_malformed += 1;
+            return;
+        };
+        if beat.pair != self.pair || beat.node == self.identity.node || self.role == Role::Halted {
+            self.stats.heartbeats_ignored += 1;
+            return;
+        }
+        if self.role.is_primary() && beat.role.is_primary() {
+            let ours = Claim { term: self.term, node: self.identity.node };
+            if decide::must_yield(ours, Claim { term: beat.term, node: beat.node }) {
+                self.close_link(false);
+                return self.halt(HaltReason::Superseded(beat.term));
+            }
+        }
+        match &mut self.peer {
+            Some(peer) if peer.node == beat.node && beat.counter > peer.counter => peer.counter = beat.counter,
+            _ => {
+                self.stats.heartbeats_ignored += 1;
+                return;
+            }
+        }
+        self.stats.heartbeats_received += 1;
+        self.last_heard = now;
+        if self.role.is_primary() {
+            self.backup_said(now, &beat);
+        } else {
+            self.primary_said(now, &beat);
+        }
+    }
+
+    fn backup_said(&mut self, now: Time, beat: &Heartbeat) {
+        let me = self.identity.node;
+        let gave_up = decide::gave_up(beat, me, self.session);
+        let unlinked = beat.role.is_backup() && beat.session == self.session && beat.peer == me && !beat.linked;
+        match self.role {
+            Role::Transferring | Role::Protected if gave_up => {
+                self.lose_backup(now, LossReason::TwinUnlinked, true);
+            }
+            Role::Transferring | Role::Protected if unlinked => {
+                self.lose_backup(now, LossReason::TwinUnlinked, false);
+            }
+            Role::Detaching if gave_up => self.go_alone(now, self.loss.clone()),
+            _ => {}
+        }
+    }
+
+    fn primary_said(&mut self, now: Time, beat: &Heartbeat) {
+        if !matches!(self.role, Role::Loading | Role::Backup | Role::Draining) {
+            return;
+        }
+        match decide::standing(beat, self.identity.node, self.term, self.session) {
+            Standing::Dropped => self.abandon(now, LossReason::Dropped),
+            Standing::Wanted => self.primary_heard(now),
+            Standing::Unknown => {}
+        }
+    }
+
+    /// The next datagram to send to the twin.
+    pub fn poll_datagram(&mut self, now: Time) -> Option<Datagram> {
+        if !core::mem::take(&mut self.heartbeat_due) {
+            return None;
+        }
+        self.heartbeat_counter += 1;
+        self.stats.heartbeats_sent += 1;
+        let seq = if self.role.is_primary() { self.send.last } else { self.replay.last };
+        let beat = Heartbeat {
+            pair: self.pair,
+            node: self.identity.node,
+            peer: self.peer().unwrap_or(NodeId(0)),
+            counter: self.heartbeat_counter,
+            term: self.term,
+            role: self.role,
+            session: self.session,
+            linked: self.link.is_up() && self.paired,
+            seq: if self.role == Role::Joining { Seq(0) } else { seq },
+            position: self.position,
+            time: now,
+        };
+        Some(beat.encode())
+    }
+
+    /// Time has passed. To be called at [`Node::next_timeout`]; a node that is not ticked for long takes itself, not
+    /// its twin, for the one that was away. Hand in what was received before, so that it counts.
+    pub fn tick(&mut self, now: Time) {
+        if self.role == Role::Halted {
+            return;
+        }
+        // Draining takes the time it takes; only a sign of life calls a takeover off.
+        if self.role != Role::Draining && decide::was_stopped(now, self.last_tick, self.config.suspect_after) {
+            self.stats.own_pauses += 1;
+            self.last_heard = self.last_heard.max(now);
+            self.link.heard = self.link.heard.max(now);
+        }
+        self.last_tick = now;
+        if self.send.due().is_some_and(|due| due <= now) {
+            self.flush(now);
+        }
+        self.tick_ack(now);
+        self.tick_silence(now);
+        self.tick_link(now);
+        if self.next_heartbeat <= now && self.role != Role::Halted {
+            self.heartbeat_due = true;
+            self.next_heartbeat = now.after(self.config.heartbeat_interval);
+        }
+    }
+
+    fn tick_ack(&mut self, now: Time) {
+        if self.role != Role::Backup {
+            return;
+        }
+        if self.ack_due.is_some_and(|due| due <= now) {
+            self.send_ack();
+        } else if self.replay.applied() != self.acked_applied {
+            self.ack_within(now.after(self.config.ack_delay));
+        }
+    }
+
+    fn tick_silence(&mut self, now: Time) {
+        let silent = decide::is_silent(now, self.last_heard, self.config.suspect_after);
+        match self.role {
+            Role::Transferring | Role::Protected if silent => self.lose_backup(now, LossReason::Silent, false),
+            Role::Protected if self.acks_stopped(now) => self.lose_backup(now, LossReason::AcksStopped, false),
+            Role::Detaching if silent => self.go_alone(now, self.loss.clone()),
+            Role::Loading if silent => self.abandon(now, LossReason::Silent),
+            Role::Backup => self.consider_takeover(now),
+            _ => {}
+        }
+    }
+
+    fn acks_stopped(&self, now: Time) -> bool {
+        self.acks_deadline().is_some_and(|deadline| deadline <= now)
+    }
+
+    fn acks_deadline(&self) -> Option<Time> {
+        self.send.waiting_since().map(|since| since.after(self.config.ack_timeout))
+    }
+
+    /// A stream on which nobody says a proper Hello is closed.
+    fn tick_link(&mut self, now: Time) {
+        let waiting = !self.paired || self.role == Role::Joining;
+        if waiting && self.link.is_up() && now.since(self.link.heard) >= self.config.suspect_after {
+            self.close_link(false);
+        }
+    }
+
+    /// When [`Node::tick`] must be called next; `None` when never.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Time> {
+        if self.role == Role::Halted {
+            return None;
+        }
+        let after = |time: Time, span: Span| Some(time.after(span));
+        let suspect = self.config.suspect_after;
+        let in_session = !matches!(self.role, Role::Alone | Role::Joining | Role::Draining) && !self.replay.powered_off;
+        let candidates = [
+            Some(self.next_heartbeat),
+            self.send.due(),
+            self.ack_due,
+            if in_session { after(self.last_heard, suspect) } else { None },
+            if self.link.is_up() && !self.paired { after(self.link.heard, suspect) } else { None },
+            if self.role == Role::Protected { self.acks_deadline() } else { None },
+        ];
+        candidates.into_iter().flatten().min()
+    }
+}

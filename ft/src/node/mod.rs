@@ -1,0 +1,265 @@
+//! One machine of the pair.
+//!
+//! Inputs are method calls that carry the time; afterwards drain the outputs: [`Node::transmit`],
+//! [`Node::poll_datagram`], [`Node::poll_action`], and call [`Node::tick`] again at [`Node::next_timeout`].
+//!
+//! After going live a backup is a primary like the one started first: the same node takes the next joiner.
+
+mod action;
+mod backup;
+mod detect;
+mod primary;
+mod stream;
+
+pub use action::{Action, AppendError, HaltReason, LossReason, NotLive};
+
+use crate::config::Config;
+use crate::heartbeat::pair_digest;
+use crate::link::{Link, LinkState};
+use crate::pairing::Identity;
+use crate::replay_log::ReplayLog;
+use crate::send_log::SendLog;
+use crate::stats::Stats;
+use crate::types::{NodeId, Position, Role, SessionId, Term, Time};
+use alloc::collections::VecDeque;
+
+/// How a machine starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// It runs the guest from the beginning.
+    Primary,
+    /// It waits for a primary's state.
+    Backup,
+}
+
+/// The twin of the current session, or of the last one.
+#[derive(Debug, Clone, Copy)]
+struct Peer {
+    node: NodeId,
+    /// Counter of the newest heartbeat taken.
+    counter: u64,
+}
+
+/// One machine of the pair; see the [module](self).
+#[derive(Debug)]
+pub struct Node {
+    config: Config,
+    identity: Identity,
+    pair: u64,
+    role: Role,
+    term: Term,
+    session: SessionId,
+    peer: Option<Peer>,
+    /// How far the guest has run here.
+    position: Position,
+    link: Link,
+    /// Both ends of the link agreed to be twins.
+    paired: bool,
+    last_tick: Time,
+    last_heard: Time,
+    next_heartbeat: Time,
+    heartbeat_due: bool,
+    heartbeat_counter: u64,
+    /// Primary: the log, whether all state was sent, why the backup is being let go, the guest's power-off.
+    send: SendLog,
+    state_sent: bool,
+    loss: LossReason,
+    power_off: Option<crate::types::Seq>,
+    /// Backup: the log, whether all state arrived, bytes of state not yet taken by the caller.
+    replay: ReplayLog,
+    state_received: bool,
+    load_bytes: usize,
+    ack_due: Option<Time>,
+    acked_applied: crate::types::Seq,
+    primary_left: bool,
+    actions: VecDeque<Action>,
+    stats: Stats,
+}
+
+impl Node {
+    /// A node that was just started at `now`.
+    ///
+    /// `identity.node` must be different at every start of a machine: it tells a machine from its former life.
+    ///
+    /// # Errors
+    /// When the configuration makes no sense, see [`Config::check`].
+    pub fn new(now: Time, start: Start, config: Config, mut identity: Identity) -> Result<Self, &'static str> {
+        config.check()?;
+        identity.shorten();
+        let (role, term) = match start {
+            Start::Primary => (Role::Alone, Term(1)),
+            Start::Backup => (Role::Joining, Term(0)),
+        };
+        Ok(Self {
+            pair: pair_digest(&identity.pair),
+            config,
+            identity,
+            role,
+            term,
+            session: SessionId(0),
+            peer: None,
+            position: Position(0),
+            link: Link::down(),
+            paired: false,
+            last_tick: now,
+            last_heard: now,
+            next_heartbeat: now,
+            heartbeat_due: false,
+            heartbeat_counter: 0,
+            send: SendLog::default(),
+            state_sent: false,
+            loss: LossReason::Silent,
+            power_off: None,
+            replay: ReplayLog::default(),
+            state_received: false,
+            load_bytes: 0,
+            ack_due: None,
+            acked_applied: crate::types::Seq(0),
+            primary_left: false,
+            actions: VecDeque::new(),
+            stats: Stats::default(),
+        })
+    }
+
+    /// What this node is.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The reign this node belongs to.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The session this node is in, or the last one.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// The twin of the current or the last session.
+    #[must_use]
+    pub fn peer(&self) -> Option<NodeId> {
+        self.peer.map(|peer| peer.node)
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// When the twin last gave a sign of life.
+    #[must_use]
+    pub fn last_heard(&self) -> Time {
+        self.last_heard
+    }
+
+    /// Whether the caller should have a connection: dial as [`Role::Joining`], listen as primary.
+    #[must_use]
+    pub fn wants_connection(&self) -> bool {
+        self.link.state == LinkState::Down && matches!(self.role, Role::Joining | Role::Alone | Role::Detaching)
+    }
+
+    /// A stream to the other machine was opened, no matter by whom. An earlier one is gone.
+    pub fn connected(&mut self, now: Time) {
+        self.disconnected(now);
+        self.link = Link::up(now);
+        match self.role {
+            Role::Joining => self.send_hello(true),
+            role if role.is_primary() => {}
+            _ => self.close_link(false),
+        }
+    }
+
+    /// The stream is gone, also after [`Action::CloseConnection`]. That alone says nothing about the twin's life.
+    pub fn disconnected(&mut self, now: Time) {
+        let was_up = self.link.is_up();
+        self.link = Link::down();
+        self.paired = false;
+        if was_up {
+            self.link_lost(now, LossReason::Connection);
+        }
+    }
+
+    /// Bytes to be sent on the stream; report what was taken with [`Node::transmitted`].
+    #[must_use]
+    pub fn transmit(&self) -> &[u8] {
+        self.link.queued()
+    }
+
+    /// The first `count` bytes of [`Node::transmit`] were handed to the stream.
+    ///
+    /// # Panics
+    /// When `count` exceeds what was queued.
+    pub fn transmitted(&mut self, count: usize) {
+        self.link.sent(count);
+        self.stats.stream_sent += count as u64;
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        let action = self.actions.pop_front()?;
+        if let Action::LoadMemory { data, .. } | Action::LoadMachine(data) = &action {
+            self.load_bytes -= data.len();
+        }
+        Some(action)
+    }
+
+    /// The guest has run to `position`; call it often, heartbeats and acks report it.
+    ///
+    /// # Panics
+    /// When the guest went backwards or, on a backup, beyond what it may execute: it is no replica any more, and a
+    /// dead machine is safer than a wrong one.
+    pub fn progress(&mut self, position: Position) {
+        assert!(position >= self.position, "the guest went back from {:?} to {position:?}", self.position);
+        if self.role.is_backup() {
+            let limit = self.replay.front().map_or(self.replay.limit(), |record| record.position);
+            assert!(position <= limit, "the guest ran to {position:?}, beyond {limit:?}");
+        }
+        self.position = position;
+    }
+
+    /// Takes this machine out of service in order: tells the twin, then halts.
+    ///
+    /// The guest must not run here any more. A protected guest goes on at the backup at once.
+    pub fn stop(&mut self, now: Time) {
+        if self.role == Role::Halted {
+            return;
+        }
+        self.flush(now);
+        self.link.send(&mut self.stats, &crate::message::Message::Bye(crate::message::Bye::Leaving));
+        self.close_link(true);
+        self.halt(HaltReason::Stopped);
+    }
+
+    /// Closes the stream from our side; what is queued is still sent if `keep_queued`.
+    fn close_link(&mut self, keep_queued: bool) {
+        if self.link.is_up() {
+            self.link.close(keep_queued);
+            self.paired = false;
+            self.actions.push_back(Action::CloseConnection);
+        }
+    }
+
+    /// The stream broke, or we broke it because of what came along it.
+    fn link_lost(&mut self, now: Time, reason: LossReason) {
+        match self.role {
+            Role::Transferring | Role::Protected => self.lose_backup(now, reason, false),
+            Role::Loading => self.abandon(now, reason),
+            _ => {}
+        }
+        // The twin learns from the heartbeat that we are no longer connected.
+        self.next_heartbeat = now;
+    }
+
+    fn halt(&mut self, reason: HaltReason) {
+        if self.role != Role::Halted {
+            self.role = Role::Halted;
+            self.heartbeat_due = false;
+            self.actions.push_back(Action::Halt { reason });
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Bytes and messages from the stream.
+
+use super::{Action, HaltReason, LossReason, Node, Peer};
+use crate::decide::{self, JoinVerdict};
+use crate::message::{Bye, Hello, Message};
+use crate::pairing::{self, Identity, Mismatch, PROTOCOL};
+use crate::replay_log::{BatchError, ReplayLog};
+use crate::types::{Role, SessionId, Term, Time};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+/// Why a message cannot be taken; the counters tell these apart.
+enum Refusal {
+    Content,
+    Order,
+    Unexpected,
+}
+
+impl Node {
+    /// How many bytes may be given to [`Node::receive`]. 0 while buffers are full: leave them in the stream, whose
+    /// window then closes.
+    #[must_use]
+    pub fn receive_room(&self) -> usize {
+        let limit = self.config.receive_buffer_bytes;
+        if self.replay.bytes() >= limit || self.load_bytes >= limit { 0 } else { self.link.receive_room() }
+    }
+
+    /// Takes bytes of the stream and returns how many: all of them when they fit [`Node::receive_room`].
+    pub fn receive(&mut self, now: Time, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(self.receive_room());
+        self.stats.stream_received += taken as u64;
+        let mut rx = core::mem::take(&mut self.link.rx);
+        rx.extend_from_slice(&bytes[..taken]);
+        let mut used = 0;
+        while self.link.is_up() {
+            match self.link.opener().open(&rx[used..]) {
+                Ok(None) => break,
+                Ok(Some(message)) => {
+                    used += message.used;
+                    self.stats.messages_received += 1;
+                    self.link.heard = now;
+                    self.take_payload(now, message.kind, message.payload);
+                }
+                Err(_) => {
+                    self.stats.refused_seal += 1;
+                    self.break_link(now);
+                }
+            }
+        }
+        if self.link.is_up() {
+            rx.drain(..used);
+            self.link.rx = rx;
+        }
+        taken
+    }
+
+    fn break_link(&mut self, now: Time) {
+        self.close_link(false);
+        self.link_lost(now, LossReason::Protocol);
+    }
+
+    fn take_payload(&mut self, now: Time, kind: u8, payload: &[u8]) {
+        if self.paired {
+            self.last_heard = now;
+            self.primary_heard(now);
+        }
+        let result = match Message::decode(kind, payload) {
+            Ok(message) => self.take_message(now, message),
+            Err(_) => Err(Refusal::Content),
+        };
+        let Err(refusal) = result else { return };
+        match refusal {
+            Refusal::Content => self.stats.refused_content += 1,
+            Refusal::Order => self.stats.refused_order += 1,
+            Refusal::Unexpected => self.stats.refused_unexpected += 1,
+        }
+        self.break_link(now);
+    }
+
+    fn take_message(&mut self, now: Time, message: Message<'_>) -> Result<(), Refusal> {
+        match message {
+            Message::Hello(hello) if !self.paired => self.take_hello(now, hello),
+            Message::Refuse { retry, reason } => self.take_refusal(now, retry, reason),
+            _ if !self.paired => return Err(Refusal::Unexpected),
+            Message::StateBegin { .. } | Message::Memory { .. } | Message::Machine(_) | Message::StateEnd { .. } => {
+                return self.take_state(now, message);
+            }
+            Message::Joined(session) if self.role == Role::Transferring && self.state_sent => {
+                if session != self.session {
+                    return Err(Refusal::Unexpected);
+                }
+                self.backup_joined(now);
+            }
+            Message::Entries(payload) if self.role.is_backup() || self.state_received => {
+                return self.take_entries(now, payload);
+            }
+            Message::Ack { received, applied, position } if self.role == Role::Protected => {
+                if !self.take_ack(now, received, applied, position) {
+                    return Err(Refusal::Order);
+                }
+            }
+            Message::Bye(bye) => return self.take_bye(now, bye),
+            _ => return Err(Refusal::Unexpected),
+        }
+        Ok(())
+    }
+
+    pub(super) fn send_hello(&mut self, joining: bool) {
+        let identity = self.identity.clone();
+        let hello = Hello::Known { joining, term: self.term, session: self.session, identity };
+        self.link.send(&mut self.stats, &Message::Hello(hello));
+    }
+
+    fn take_hello(&mut self, now: Time, hello: Hello) {
+        let (joining, term, session, theirs) = match hello {
+            Hello::Known { joining, term, session, identity } => (joining, term, session, identity),
+            Hello::OtherVersion(version) => {
+                return self.refuse(&Mismatch::Protocol(PROTOCOL, version).to_string(), false);
+            }
+        };
+        if let Err(mismatch) = pairing::check(&self.identity, &theirs) {
+            let (us, them) = if self.role == Role::Joining { ("backup", "primary") } else { ("primary", "backup") };
+            return self.refuse(&alloc::format!("{mismatch} ({us} first, then {them})"), false);
+        }
+        match (self.role == Role::Joining, joining) {
+            (true, true) => self.refuse("both machines want to be the backup", true),
+            (true, false) if term < self.term => self.refuse("the primary's reign is over", true),
+            (true, false) => {
+                self.peer = Some(Peer { node: theirs.node, counter: 0 });
+                // The new session has no number yet, and the old one is of no interest to this primary.
+                self.session = SessionId(0);
+                self.paired = true;
+            }
+            (false, false) => self.refuse("both machines are primaries", false),
+            (false, true) => self.take_joiner(now, term, session, &theirs),
+        }
+    }
+
+    fn take_joiner(&mut self, now: Time, term: Term, session: SessionId, theirs: &Identity) {
+        let gave_up = self.peer() == Some(theirs.node) && session == self.session;
+        match decide::on_join(self.role, self.term, term, gave_up) {
+            JoinVerdict::Begin => {
+                if self.role == Role::Detaching {
+                    self.go_alone(now, self.loss.clone());
+                }
+                if self.role == Role::Halted {
+                    return self.refuse("the guest powered off", false);
+                }
+                self.peer = Some(Peer { node: theirs.node, counter: 0 });
+                self.paired = true;
+                self.send_hello(false);
+                self.begin_transfer(now);
+            }
+            JoinVerdict::Busy => self.refuse("the primary still waits for its former backup", true),
+            JoinVerdict::NotPrimary => self.refuse("this machine is not a primary", true),
+            JoinVerdict::Outdated => {
+                self.refuse("the backup belonged to a newer reign than this primary's", true);
+                self.halt(HaltReason::Superseded(term));
+            }
+        }
+    }
+
+    fn refuse(&mut self, reason: &str, retry: bool) {
+        self.link.send(&mut self.stats, &Message::Refuse { retry, reason: reason.to_string() });
+        self.close_link(true);
+        self.stats.refused_pairings += 1;
+        self.actions.push_back(Action::Refused { reason: reason.to_string(), retry });
+    }
+
+    fn take_refusal(&mut self, now: Time, retry: bool, reason: String) {
+        self.stats.refused_pairings += 1;
+        self.actions.push_back(Action::Refused { reason: reason.clone(), retry });
+        self.close_link(false);
+        match self.role {
+            // Whoever refuses the pairing follows nobody.
+            Role::Transferring => self.lose_backup(now, LossReason::Refused(reason), true),
+            _ => self.link_lost(now, LossReason::Refused(reason)),
+        }
+    }
+
+    fn take_state(&mut self, now: Time, message: Message<'_>) -> Result<(), Refusal> {
+        match (self.role, message) {
+            (Role::Joining, Message::StateBegin { session, term }) => {
+                if term < self.term || session == SessionId(0) {
+                    return Err(Refusal::Order);
+                }
+                (self.role, self.session, self.term) = (Role::Loading, session, term);
+                self.next_heartbeat = now;
+                self.actions.push_back(Action::BeginLoad);
+            }
+            (Role::Loading, _) if self.state_received => return Err(Refusal::Unexpected),
+            (Role::Loading, Message::Memory { gpa, data }) => {
+                let end = gpa.checked_add(data.len() as u64).ok_or(Refusal::Content)?;
+                if end > self.identity.guest_memory {
+                    return Err(Refusal::Content);
+                }
+                let data = self.take_load(data);
+                self.actions.push_back(Action::LoadMemory { gpa, data });
+            }
+            (Role::Loading, Message::Machine(data)) => {
+                let data = self.take_load(data);
+                self.actions.push_back(Action::LoadMachine(data));
+            }
+            (Role::Loading, Message::StateEnd { position, seq, digest }) => {
+                self.state_received = true;
+                self.replay = ReplayLog::resume(seq, position);
+                self.acked_applied = seq;
+                self.position = position;
+                self.actions.push_back(Action::StateLoaded { position, digest });
+            }
+            _ => return Err(Refusal::Unexpected),
+        }
+        Ok(())
+    }
+
+    fn take_load(&mut self, data: &[u8]) -> Vec<u8> {
+        self.load_bytes += data.len();
+        data.to_vec()
+    }
+
+    fn take_entries(&mut self, now: Time, payload: &[u8]) -> Result<(), Refusal> {
+        let taken = self.replay.receive(payload).map_err(|error| match error {
+            BatchError::Content(_) => Refusal::Content,
+            BatchError::Order => Refusal::Order,
+        })?;
+        self.stats.received_entries += taken.entries;
+        // While loading nothing is acked: a backup that cannot take over yet holds nothing.
+        if self.role == Role::Backup {
+            if taken.urgent {
+                self.send_ack();
+            } else {
+                self.ack_within(now.after(self.config.ack_delay));
+            }
+        }
+        Ok(())
+    }
+
+    fn take_bye(&mut self, now: Time, bye: Bye) -> Result<(), Refusal> {
+        match (self.role, bye) {
+            (Role::Transferring | Role::Protected, bye) => {
+                let reason = match bye {
+                    Bye::Leaving => LossReason::Left,
+                    Bye::Diverged(what) => LossReason::Diverged(what),
+                    Bye::GaveUp(why) => LossReason::GaveUp(why),
+                };
+                self.lose_backup(now, reason, true);
+            }
+            (Role::Backup, Bye::Leaving) => {
+                self.primary_left = true;
+                self.close_link(false);
+                self.consider_takeover(now);
+            }
+            (Role::Loading | Role::Joining, Bye::Leaving) => {
+                self.close_link(false);
+                self.link_lost(now, LossReason::Left);
+            }
+            _ => return Err(Refusal::Unexpected),
+        }
+        Ok(())
+    }
+}

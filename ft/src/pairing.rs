@@ -1,0 +1,177 @@
+//! May these two machines be twins?
+
+use crate::types::NodeId;
+use crate::wire::{DecodeError, Reader, put_text};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+/// Version of the protocol; raised whenever old and new cannot talk.
+pub const PROTOCOL: u16 = 1;
+
+/// Longest text in an identity, in bytes; longer ones are cut when sent.
+pub const MAX_TEXT: usize = 128;
+
+/// What a machine says of itself; what must be equal is compared by [`check`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// This machine, as long as it runs.
+    pub node: NodeId,
+    /// Name of the pair; keeps several pairs on one wire apart.
+    pub pair: String,
+    /// Build of the hypervisor; twins run the same one.
+    pub build: String,
+    /// Digest of all that the guest can see of the CPU.
+    pub cpu_digest: u64,
+    /// The CPU for people to read.
+    pub cpu_name: String,
+    /// Counter backend: positions of different ones are not comparable.
+    pub counter: String,
+    /// Guest memory in bytes.
+    pub guest_memory: u64,
+}
+
+impl Identity {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.node.0.to_le_bytes());
+        put_text(out, &self.pair, MAX_TEXT);
+        put_text(out, &self.build, MAX_TEXT);
+        out.extend_from_slice(&self.cpu_digest.to_le_bytes());
+        put_text(out, &self.cpu_name, MAX_TEXT);
+        put_text(out, &self.counter, MAX_TEXT);
+        out.extend_from_slice(&self.guest_memory.to_le_bytes());
+    }
+
+    pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            node: NodeId(reader.u64()?),
+            pair: reader.text(MAX_TEXT)?,
+            build: reader.text(MAX_TEXT)?,
+            cpu_digest: reader.u64()?,
+            cpu_name: reader.text(MAX_TEXT)?,
+            counter: reader.text(MAX_TEXT)?,
+            guest_memory: reader.u64()?,
+        })
+    }
+
+    /// Cuts the texts to what the wire carries, so that both sides compare the same.
+    pub(crate) fn shorten(&mut self) {
+        for text in [&mut self.pair, &mut self.build, &mut self.cpu_name, &mut self.counter] {
+            text.truncate(text.floor_char_boundary(MAX_TEXT));
+        }
+    }
+}
+
+/// What differs, with the value of each side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mismatch {
+    /// The protocol's version.
+    Protocol(u16, u16),
+    /// The twin is this very machine.
+    Myself(NodeId),
+    /// The pair's name.
+    Pair(String, String),
+    /// The hypervisor's build.
+    Build(String, String),
+    /// What the guest sees of the CPU: name and digest of each.
+    Cpu((String, u64), (String, u64)),
+    /// The counter backend.
+    Counter(String, String),
+    /// Guest memory in bytes.
+    Memory(u64, u64),
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Protocol(a, b) => write!(f, "protocol versions differ: {a} and {b}"),
+            Self::Myself(node) => write!(f, "both ends are the same machine, {node}: pairing with oneself is refused"),
+            Self::Pair(a, b) => write!(f, "pair names differ: \"{a}\" and \"{b}\""),
+            Self::Build(a, b) => write!(f, "builds differ: {a} and {b}"),
+            Self::Cpu((a, x), (b, y)) => {
+                write!(f, "CPUs differ: {a} (digest {x:016x}) and {b} (digest {y:016x})")
+            }
+            Self::Counter(a, b) => write!(f, "counter backends differ: {a} and {b}"),
+            Self::Memory(a, b) => write!(f, "guest memory differs: {a} and {b} bytes"),
+        }
+    }
+}
+
+/// Compares two machines; the first value in a mismatch is `ours`.
+///
+/// # Errors
+/// The first difference that forbids pairing.
+pub fn check(ours: &Identity, theirs: &Identity) -> Result<(), Mismatch> {
+    let both = |a: &String, b: &String| (a.clone(), b.clone());
+    if ours.node == theirs.node {
+        return Err(Mismatch::Myself(ours.node));
+    }
+    if ours.pair != theirs.pair {
+        let (a, b) = both(&ours.pair, &theirs.pair);
+        return Err(Mismatch::Pair(a, b));
+    }
+    if ours.build != theirs.build {
+        let (a, b) = both(&ours.build, &theirs.build);
+        return Err(Mismatch::Build(a, b));
+    }
+    if ours.counter != theirs.counter {
+        let (a, b) = both(&ours.counter, &theirs.counter);
+        return Err(Mismatch::Counter(a, b));
+    }
+    if ours.cpu_digest != theirs.cpu_digest {
+        let (a, b) = both(&ours.cpu_name, &theirs.cpu_name);
+        return Err(Mismatch::Cpu((a, ours.cpu_digest), (b, theirs.cpu_digest)));
+    }
+    if ours.guest_memory != theirs.guest_memory {
+        return Err(Mismatch::Memory(ours.guest_memory, theirs.guest_memory));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    fn identity(node: u64) -> Identity {
+        Identity {
+            node: NodeId(node),
+            pair: "p".into(),
+            build: "b1".into(),
+            cpu_digest: 7,
+            cpu_name: "EPYC".into(),
+            counter: "ticks".into(),
+            guest_memory: 1 << 26,
+        }
+    }
+
+    #[test]
+    fn each_difference_is_named_with_both_values() {
+        let ours = identity(1);
+        assert_eq!(check(&ours, &identity(2)), Ok(()));
+        let cases = [
+            (identity(1), "0000000000000001"),
+            (Identity { pair: "q".into(), ..identity(2) }, "\"p\" and \"q\""),
+            (Identity { build: "b2".into(), ..identity(2) }, "b1 and b2"),
+            (
+                Identity { cpu_digest: 8, cpu_name: "Xeon".into(), ..identity(2) },
+                "EPYC (digest 0000000000000007) and Xeon",
+            ),
+            (Identity { counter: "pmu".into(), ..identity(2) }, "ticks and pmu"),
+            (Identity { guest_memory: 5, ..identity(2) }, "67108864 and 5"),
+        ];
+        for (theirs, want) in cases {
+            let text = check(&ours, &theirs).unwrap_err().to_string();
+            assert!(text.contains(want), "{text}");
+        }
+    }
+
+    #[test]
+    fn texts_too_long_for_the_wire_are_cut_alike() {
+        let mut long = Identity { build: "x".repeat(300), ..identity(1) };
+        let mut wire = Vec::new();
+        long.encode(&mut wire);
+        long.shorten();
+        assert_eq!(Identity::decode(&mut Reader(&wire)).unwrap(), long);
+    }
+}

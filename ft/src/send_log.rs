@@ -1,0 +1,249 @@
+//! The primary's side of the log: numbers, batches, and what the backup said it holds.
+
+use crate::batch::{OpenBatch, Released};
+use crate::config::Config;
+use crate::entry::{EntryRef, Kind};
+use crate::stats::Stats;
+use crate::types::{Position, Seq, Span, Time};
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+/// Most marks kept to tell how long ago an unapplied entry was logged.
+const MARKS: usize = 512;
+
+/// How far the backup is behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lag {
+    /// Entries that are logged but not applied by the backup.
+    pub entries: u64,
+    /// Ticks from where the backup's guest stood at its last ack to the newest position logged.
+    pub ticks: u64,
+    /// Age of the oldest batch that is not applied.
+    pub time: Span,
+}
+
+/// An ack that cannot be: of entries never sent, or taking back an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BadAck;
+
+#[derive(Debug, Default)]
+pub(crate) struct SendLog {
+    /// Newest entry appended, and its position.
+    pub(crate) last: Seq,
+    pub(crate) last_position: Position,
+    /// Newest entry handed to the stream.
+    sent: Seq,
+    received: Seq,
+    applied: Seq,
+    applied_position: Position,
+    /// `Output` entries without ack.
+    outputs: VecDeque<Released>,
+    /// Newest `Output` entry acked, and the newest that the backup was told of.
+    released: Released,
+    told: Seq,
+    open: OpenBatch,
+    due: Option<Time>,
+    /// When the batch ending with this entry was sent.
+    marks: VecDeque<(Seq, Time)>,
+    /// Since when sent entries wait for any new ack.
+    waiting: Option<Time>,
+}
+
+impl SendLog {
+    /// A log that goes on behind entry `last` at `position`.
+    pub(crate) fn resume(last: Seq, position: Position) -> Self {
+        Self {
+            last,
+            last_position: position,
+            sent: last,
+            received: last,
+            applied: last,
+            applied_position: position,
+            released: Released { seq: last, position },
+            told: last,
+            ..Self::default()
+        }
+    }
+
+    /// Bytes in the open batch.
+    pub(crate) fn open_bytes(&self) -> usize {
+        self.open.len()
+    }
+
+    pub(crate) fn unapplied(&self) -> u64 {
+        self.last.0 - self.applied.0
+    }
+
+    /// Appends an entry. A horizon that was not sent yet gives way to whatever comes behind it.
+    pub(crate) fn append(
+        &mut self,
+        now: Time,
+        config: &Config,
+        stats: &mut Stats,
+        position: Position,
+        entry: &EntryRef<'_>,
+    ) -> Seq {
+        assert!(position >= self.last_position, "positions in the log never decrease");
+        if let Some(size) = self.open.take_horizon() {
+            self.last.0 -= 1;
+            let count = &mut stats.logged[Kind::Horizon.index()];
+            count.entries -= 1;
+            count.bytes -= size as u64;
+        }
+        self.last = self.last.next();
+        self.last_position = position;
+        let size = self.open.push(self.last, position, entry);
+        let kind = entry.kind();
+        let count = &mut stats.logged[kind.index()];
+        count.entries += 1;
+        count.bytes += size as u64;
+        count.data += entry.data_len() as u64;
+        let delay = match kind {
+            Kind::Clock | Kind::Horizon => config.batch_delay,
+            Kind::Packet | Kind::Console | Kind::Digest => config.packet_delay,
+            Kind::Output | Kind::Control => Span(0),
+        };
+        let due = now.after(delay);
+        self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
+        if kind == Kind::Output {
+            self.outputs.push_back(Released { seq: self.last, position });
+        }
+        self.last
+    }
+
+    /// When the open batch must be sent.
+    pub(crate) fn due(&self) -> Option<Time> {
+        self.due
+    }
+
+    /// Appends the open batch to `out`.
+    pub(crate) fn close(&mut self, now: Time, out: &mut Vec<u8>) {
+        let news = (self.released.seq > self.told).then_some(self.released);
+        self.told = self.released.seq;
+        self.open.close(out, news);
+        self.due = None;
+        self.sent = self.last;
+        self.waiting.get_or_insert(now);
+        if self.marks.len() < MARKS {
+            self.marks.push_back((self.last, now));
+        }
+    }
+
+    /// Throws the open batch away: there is no stream to send it on, and there will be none for this log.
+    pub(crate) fn discard(&mut self) {
+        self.open.clear();
+        self.due = None;
+        self.sent = self.last;
+    }
+
+    /// Takes an ack; says up to which `Output` entry frames may now leave.
+    pub(crate) fn ack(
+        &mut self,
+        now: Time,
+        received: Seq,
+        applied: Seq,
+        position: Position,
+    ) -> Result<Option<Seq>, BadAck> {
+        let forward = received >= self.received && applied >= self.applied && position >= self.applied_position;
+        if !forward || received > self.sent || applied > received || position > self.last_position {
+            return Err(BadAck);
+        }
+        if received > self.received {
+            self.waiting = (received < self.sent).then_some(now);
+        }
+        (self.received, self.applied, self.applied_position) = (received, applied, position);
+        while self.marks.front().is_some_and(|(seq, _)| *seq <= applied) {
+            self.marks.pop_front();
+        }
+        let before = self.released.seq;
+        while let Some(output) = self.outputs.pop_front_if(|output| output.seq <= received) {
+            self.released = output;
+        }
+        Ok((self.released.seq > before).then_some(self.released.seq))
+    }
+
+    /// Since when sent entries wait for any new ack.
+    pub(crate) fn waiting_since(&self) -> Option<Time> {
+        self.waiting
+    }
+
+    /// The backup has only now begun to ack.
+    pub(crate) fn restart_wait(&mut self, now: Time) {
+        if let Some(since) = &mut self.waiting {
+            *since = now;
+        }
+    }
+
+    pub(crate) fn received(&self) -> Seq {
+        self.received
+    }
+
+    pub(crate) fn lag(&self, now: Time) -> Lag {
+        Lag {
+            entries: self.unapplied(),
+            ticks: self.last_position.0.saturating_sub(self.applied_position.0),
+            time: self.marks.front().map_or(Span(0), |(_, sent)| now.since(*sent)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log() -> (SendLog, Config, Stats) {
+        (SendLog::resume(Seq(10), Position(100)), Config::default(), Stats::default())
+    }
+
+    #[test]
+    fn an_ack_releases_the_outputs_it_covers() {
+        let (mut log, config, mut stats) = log();
+        let now = Time(1000);
+        log.append(now, &config, &mut stats, Position(110), &EntryRef::Output);
+        log.append(now, &config, &mut stats, Position(120), &EntryRef::PacketIn(&[1]));
+        log.append(now, &config, &mut stats, Position(130), &EntryRef::Output);
+        assert_eq!(log.due(), Some(now));
+        assert_eq!(log.ack(now, Seq(11), Seq(10), Position(100)), Err(BadAck), "nothing was sent yet");
+        log.close(now, &mut Vec::new());
+        assert_eq!(log.ack(now, Seq(10), Seq(10), Position(100)), Ok(None));
+        assert_eq!(log.ack(now, Seq(12), Seq(10), Position(100)), Ok(Some(Seq(11))));
+        assert_eq!(log.waiting_since(), Some(now));
+        assert_eq!(log.ack(now, Seq(11), Seq(10), Position(100)), Err(BadAck), "an ack never goes back");
+        assert_eq!(log.ack(now, Seq(13), Seq(13), Position(130)), Ok(Some(Seq(13))));
+        assert_eq!(log.waiting_since(), None);
+        assert_eq!(log.lag(now), Lag::default());
+        assert_eq!(log.ack(now, Seq(14), Seq(13), Position(130)), Err(BadAck));
+    }
+
+    #[test]
+    fn a_pending_horizon_is_not_sent_twice() {
+        let (mut log, config, mut stats) = log();
+        for step in 1..=50 {
+            let seq = log.append(Time(step), &config, &mut stats, Position(100 + step), &EntryRef::Horizon);
+            assert_eq!(seq, Seq(11));
+        }
+        assert_eq!(stats.of(Kind::Horizon).entries, 1);
+        assert_eq!(log.due(), Some(Time(1).after(config.batch_delay)));
+        let seq = log.append(Time(60), &config, &mut stats, Position(160), &EntryRef::PacketIn(&[0; 60]));
+        assert_eq!((seq, stats.of(Kind::Horizon).entries, stats.of(Kind::Packet).data), (Seq(11), 0, 60));
+    }
+
+    #[test]
+    fn lag_is_the_age_of_the_oldest_batch_not_applied() {
+        let (mut log, config, mut stats) = log();
+        for step in [1000, 2000] {
+            log.append(Time(step), &config, &mut stats, Position(100 + step), &EntryRef::Horizon);
+            log.close(Time(step), &mut Vec::new());
+        }
+        assert_eq!(log.lag(Time(5000)), Lag { entries: 2, ticks: 2000, time: Span(4000) });
+        log.ack(Time(5000), Seq(12), Seq(11), Position(1100)).unwrap();
+        assert_eq!(log.lag(Time(5000)), Lag { entries: 1, ticks: 1000, time: Span(3000) });
+    }
+
+    #[test]
+    #[should_panic(expected = "never decrease")]
+    fn going_back_is_our_own_bug() {
+        let (mut log, config, mut stats) = log();
+        log.append(Time(0), &config, &mut stats, Position(99), &EntryRef::Horizon);
+    }
+}

@@ -1,0 +1,138 @@
+//! Numbers with a meaning: a position cannot be mistaken for a sequence number.
+
+use core::fmt;
+
+/// Wall-clock time of this machine in microseconds; monotonic, with an origin of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Time(pub u64);
+
+/// A length of wall-clock time in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Span(pub u64);
+
+impl Span {
+    /// A span of `ms` milliseconds.
+    #[must_use]
+    pub const fn from_millis(ms: u64) -> Self {
+        Self(ms.saturating_mul(1000))
+    }
+}
+
+impl Time {
+    /// The time `span` later.
+    #[must_use]
+    pub const fn after(self, span: Span) -> Self {
+        Self(self.0.saturating_add(span.0))
+    }
+
+    /// How long ago `earlier` was; zero when it lies in the future.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Span {
+        Span(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// How far the guest has run, in ticks of the exact counter. Opaque and ordered; equal counters only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Position(pub u64);
+
+/// Sequence number of a log entry. The first entry is 1; 0 stands for "none yet".
+///
+/// Numbers go on across takeovers and new backups, so that a number names one entry for the whole life of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Seq(pub u64);
+
+impl Seq {
+    /// The number of the next entry.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// Number of a reign: raised by each go-live. 0 is a machine that never belonged to one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Term(pub u64);
+
+/// Which machine this is, for as long as it runs: random or derived from a NIC's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct NodeId(pub u64);
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// One attempt to protect a guest: from the start of a state transfer until the backup is lost.
+///
+/// Raised by the primary at each transfer. A backup that knows the session it followed can tell whether a heartbeat
+/// speaks of that one or of an older one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct SessionId(pub u64);
+
+/// What a node is at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Runs the guest, no backup: output leaves at once.
+    Alone,
+    /// Runs the guest, a backup is being made: output is held from the snapshot on.
+    Transferring,
+    /// Runs the guest, a backup follows: output waits for acks.
+    Protected,
+    /// Runs the guest, the backup is out of reach but may still think that it is one: output stays held.
+    Detaching,
+    /// No guest; looks for a primary.
+    Joining,
+    /// Receives the state; not yet good for anything.
+    Loading,
+    /// Follows the log.
+    Backup,
+    /// The primary fell silent: executes the rest of the log before going live.
+    Draining,
+    /// Out of service.
+    Halted,
+}
+
+impl Role {
+    /// Whether a machine in this role executes the guest ahead of everybody else.
+    #[must_use]
+    pub const fn is_primary(self) -> bool {
+        matches!(self, Self::Alone | Self::Transferring | Self::Protected | Self::Detaching)
+    }
+
+    /// Whether a machine in this role holds the complete state of the guest and follows the log.
+    #[must_use]
+    pub const fn is_backup(self) -> bool {
+        matches!(self, Self::Backup | Self::Draining)
+    }
+
+    pub(crate) const fn code(self) -> u8 {
+        match self {
+            Self::Alone => 0,
+            Self::Transferring => 1,
+            Self::Protected => 2,
+            Self::Detaching => 3,
+            Self::Joining => 4,
+            Self::Loading => 5,
+            Self::Backup => 6,
+            Self::Draining => 7,
+            Self::Halted => 8,
+        }
+    }
+
+    pub(crate) const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            0 => Self::Alone,
+            1 => Self::Transferring,
+            2 => Self::Protected,
+            3 => Self::Detaching,
+            4 => Self::Joining,
+            5 => Self::Loading,
+            6 => Self::Backup,
+            7 => Self::Draining,
+            8 => Self::Halted,
+            _ => return None,
+        })
+    }
+}
