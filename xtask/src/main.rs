@@ -1,2 +1,120 @@
-//! Placeholder
-fn main() {}
+//! `cargo xtask`: the one tool a user types.
+
+mod artefacts;
+mod bench;
+mod checks;
+mod doctor;
+mod interrupt;
+mod needs;
+mod process;
+mod progress;
+mod rig;
+mod units;
+mod view;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Build, run, test and measure Pollux.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Build everything for bare metal and say where it is
+    Build,
+    /// Run a guest on two machines in QEMU
+    Qemu(Box<rig::run::RunArgs>),
+    /// Look at a running rig, and make faults in it
+    Rig(rig::command::RigArgs),
+    /// Run the tests
+    Test(checks::TestArgs),
+    /// Measure the figures
+    Bench(bench::BenchArgs),
+    /// Show what this desk can run, what is missing, and how to install it
+    Doctor {
+        /// Install what is missing
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<interrupt::Interrupted>() => {
+            eprintln!("interrupted");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    interrupt::install()?;
+    match arguments.task {
+        Task::Build => build(),
+        Task::Qemu(arguments) => rig::run::run(*arguments),
+        Task::Rig(arguments) => rig::command::run(arguments),
+        Task::Test(arguments) => checks::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
+        Task::Doctor { yes } => doctor::run(yes),
+    }
+}
+
+fn build() -> Result<()> {
+    println!("hypervisor  {}", artefacts::build_hypervisor()?.display());
+    for (name, path) in artefacts::build_guests()? {
+        println!("{name:<11} {}", path.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn promised_forms_are_accepted() {
+        let forms = [
+            "qemu --solo --headless --dir D --port 7777 --for 60s --guest counter --accel auto",
+            "qemu --guest ./x --guest-memory 128M --tap tap0 --seed 3 --hypervisor-option a=1 b=2 --yes",
+            "qemu --hypervisor-option a=1 --hypervisor-option pollux:b=2",
+            "rig --dir D status --json",
+            "rig --dir D kill primary",
+            "rig --dir D start backup",
+            "rig --dir D start backup --wait --timeout 30s",
+            "rig --dir D link log delay=5ms loss=1% down",
+            "rig --dir D stop",
+            "rig --dir D console",
+            "test",
+            "test host",
+            "test rig takeover",
+            "bench --json F start blackout",
+            "doctor --yes",
+            "build",
+        ];
+        for form in forms {
+            let words = ["cargo xtask"].into_iter().chain(form.split(' '));
+            if let Err(error) = Arguments::try_parse_from(words) {
+                panic!("{form}: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! `cargo xtask bench`: the figures that the README promises, as a table and as JSON.
+
+mod client;
+mod figures;
+mod report;
+mod rig;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::needs::{self, Need};
+use crate::progress::Progress;
+use crate::{artefacts, interrupt};
+
+/// Which figures.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Only these: start, blackout, throughput, latency, overhead, log-compute, log-idle, log-frame
+    figures: Vec<String>,
+    /// Write them to this file as JSON, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Install what is missing
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Measures what was asked for, all of it even when something fails.
+pub fn run(arguments: &BenchArgs) -> Result<()> {
+    let known = figures::ALL;
+    if let Some(unknown) = arguments.figures.iter().find(|name| !known.iter().any(|(key, _)| key == name)) {
+        let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
+        bail!("there is no figure `{unknown}`: they are {}", names.join(", "));
+    }
+    needs::ensure_present(&[Need::Target, Need::Qemu], arguments.yes)?;
+    // Built now, so that no figure contains a build.
+    artefacts::build_hypervisor()?;
+    artefacts::build_guests()?;
+    let wanted = known
+        .iter()
+        .filter(|(key, _)| arguments.figures.is_empty() || arguments.figures.iter().any(|name| name == key));
+    let mut figures = Vec::new();
+    for (name, measure) in wanted {
+        let progress = Progress::start(format!("measuring {name}"));
+        let result = measure();
+        interrupt::check()?;
+        match result {
+            Ok(measured) => {
+                progress.done();
+                figures.extend(measured);
+            }
+            Err(error) => {
+                drop(progress);
+                eprintln!("{name}: {error:#}");
+                figures.push(report::Figure::failed(name, &format!("{error:#}")));
+            }
+        }
+    }
+    for line in report::table(&figures) {
+        println!("{line}");
+    }
+    if let Some(path) = &arguments.json {
+        let text = serde_json::to_string_pretty(&figures)? + "\n";
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let missed = figures.iter().filter(|figure| !figure.reached()).count();
+    if missed == 0 { Ok(()) } else { bail!("{missed} of {} figures are not as wanted", figures.len()) }
+}

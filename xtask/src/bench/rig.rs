@@ -1,0 +1,129 @@
+//! A rig for a measurement: this program, started once more.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+
+use crate::interrupt;
+use crate::process::Process;
+use crate::rig::command::wait_for_protection;
+use crate::rig::control::{Client, Request};
+use crate::rig::directory;
+use crate::rig::monitor::Status;
+use crate::rig::roles::Role;
+use crate::rig::snapshot::Snapshot;
+
+/// A pair that is not protected by then never will be.
+const PROTECTION_LIMIT: Duration = Duration::from_secs(60);
+/// How often is looked.
+const POLL: Duration = Duration::from_millis(50);
+
+/// A running rig; ended when dropped.
+#[derive(Debug)]
+pub struct BenchRig {
+    process: Process,
+    directory: TempDir,
+    client: Client,
+    service: String,
+}
+
+impl BenchRig {
+    /// Starts a rig with further `arguments` of `cargo xtask qemu`.
+    pub fn start(arguments: &[&str]) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("pollux-bench-").tempdir().context("temporary directory")?;
+        let log = std::fs::File::create(directory.path().join("rig.out")).context("temporary file")?;
+        let mut command = Command::new(std::env::current_exe().context("cannot find myself")?);
+        command.args(["qemu", "--headless", "--port", &free_port()?.to_string(), "--dir"]).arg(directory.path());
+        command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let mut process = Process::spawn(&mut command)?;
+        let deadline = Instant::now() + PROTECTION_LIMIT;
+        let client = loop {
+            if let Ok(client) = Client::connect(directory.path()) {
+                break client;
+            }
+            if process.try_wait()?.is_some() || Instant::now() >= deadline {
+                bail!("the rig does not start: {}", last_words(directory.path()));
+            }
+            interrupt::check()?;
+            std::thread::sleep(POLL);
+        };
+        let service = directory::read(directory.path())?.service;
+        Ok(Self { process, directory, client, service })
+    }
+
+    /// A pair, once it is protected.
+    pub fn pair(arguments: &[&str]) -> Result<Self> {
+        let mut rig = Self::start(arguments)?;
+        wait_for_protection(&mut rig.client, PROTECTION_LIMIT).with_context(|| last_words(rig.directory.path()))?;
+        Ok(rig)
+    }
+
+    /// Where the guest can be reached.
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// What is known.
+    pub fn snapshot(&mut self) -> Result<Snapshot> {
+        self.client.status()
+    }
+
+    /// The primary's last status.
+    pub fn primary(&mut self) -> Result<Status> {
+        let snapshot = self.snapshot()?;
+        let status = snapshot.machine(Role::Primary).and_then(|machine| machine.status.clone());
+        status.context("there is no primary")
+    }
+
+    /// Two statuses of the primary, about `apart` from each other.
+    pub fn observe(&mut self, apart: Duration) -> Result<(Status, Status)> {
+        let first = self.primary()?;
+        pause(apart)?;
+        let last = self.primary()?;
+        if first.name != last.name || last.guest_ns <= first.guest_ns {
+            bail!("the primary made no progress: {}", last_words(self.directory.path()));
+        }
+        Ok((first, last))
+    }
+
+    /// Asks the rig for something.
+    pub fn ask(&mut self, request: &Request) -> Result<()> {
+        self.client.ask(request).map(drop)
+    }
+
+    /// Brings up a new backup and waits until the pair is protected.
+    pub fn protect_again(&mut self) -> Result<()> {
+        self.ask(&Request::StartBackup)?;
+        wait_for_protection(&mut self.client, PROTECTION_LIMIT)
+    }
+}
+
+impl Drop for BenchRig {
+    fn drop(&mut self) {
+        // It ends its machines itself when asked politely; otherwise they end with it.
+        let _ = self.process.terminate();
+    }
+}
+
+/// Sleeps unless interrupted.
+pub fn pause(time: Duration) -> Result<()> {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        interrupt::check()?;
+        std::thread::sleep(POLL.min(end.saturating_duration_since(Instant::now())));
+    }
+    Ok(())
+}
+
+/// A port that nobody uses at the moment.
+fn free_port() -> Result<u16> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("no free port")?;
+    Ok(listener.local_addr()?.port())
+}
+
+fn last_words(directory: &Path) -> String {
+    crate::rig::tail(&directory.join("rig.out"), 12).join("\n")
+}

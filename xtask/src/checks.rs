@@ -1,0 +1,162 @@
+//! `cargo xtask test`: every check, with a closing summary.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::artefacts::{self, GUESTS, HYPERVISOR, METAL};
+use crate::needs::{self, Need};
+use crate::process::Process;
+use crate::{interrupt, rig};
+
+/// The package of the end-to-end tests.
+const END_TO_END: &str = "pollux-tests";
+/// A step that takes longer hangs.
+const STEP_LIMIT: Duration = Duration::from_secs(1800);
+
+/// Which checks.
+#[derive(Debug, Args)]
+pub struct TestArgs {
+    /// Only this part
+    part: Option<Part>,
+    /// Only the tests whose name contains this
+    filter: Option<String>,
+    /// Install what is missing
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Format, lints, unit tests and the build for bare metal
+    Host,
+    /// End-to-end tests
+    Rig,
+}
+
+/// A command that must succeed.
+#[derive(Debug)]
+struct Step {
+    name: &'static str,
+    command: Command,
+}
+
+/// How a step went.
+#[derive(Debug)]
+struct Outcome {
+    name: &'static str,
+    failure: Option<String>,
+    duration: Duration,
+}
+
+/// Runs what was asked for, all of it even when something fails.
+pub fn run(arguments: &TestArgs) -> Result<()> {
+    let wanted = |part| arguments.part.is_none_or(|only| only == part);
+    let mut required = vec![Need::Target];
+    let mut steps = Vec::new();
+    let filter = arguments.filter.as_deref();
+    if wanted(Part::Host) {
+        steps.extend(host_steps(filter));
+    }
+    if wanted(Part::Rig) {
+        required.extend([Need::Qemu, Need::Redis]);
+        steps.push(rig_step(filter)?);
+    }
+    needs::ensure_present(&required, arguments.yes)?;
+    let mut outcomes = Vec::new();
+    for step in steps {
+        outcomes.push(run_step(step)?);
+    }
+    for line in summary(&outcomes) {
+        println!("{line}");
+    }
+    let failed = outcomes.iter().filter(|outcome| outcome.failure.is_some()).count();
+    if failed == 0 { Ok(()) } else { bail!("{failed} of {} steps failed", outcomes.len()) }
+}
+
+/// With a filter only the step that has tests to filter.
+fn host_steps(filter: Option<&str>) -> Vec<Step> {
+    let step = |name, arguments: &[&str]| {
+        let mut command = artefacts::cargo();
+        command.args(arguments);
+        Step { name, command }
+    };
+    let mut tests = step("unit tests", &["test", "--workspace", "--exclude", GUESTS, "--exclude", END_TO_END]);
+    if let Some(filter) = filter {
+        tests.command.arg(filter);
+        return vec![tests];
+    }
+    let lint = ["--", "-D", "warnings"];
+    let host = [&["clippy", "--workspace", "--exclude", GUESTS, "--all-targets"], &lint[..]].concat();
+    let metal = [&["clippy", "-p", HYPERVISOR, "-p", GUESTS, "--target", METAL], &lint[..]].concat();
+    vec![
+        step("format", &["fmt", "--all", "--check"]),
+        step("lints, host", &host),
+        step("lints, bare metal", &metal),
+        tests,
+        // Apart, as for a rig: a shared build would give both the features of either.
+        step("hypervisor", &["build", "--release", "-p", HYPERVISOR, "--target", METAL]),
+        step("guests", &["build", "--release", "-p", GUESTS, "--target", METAL]),
+    ]
+}
+
+/// The tests start rigs by this very program. One at a time: two emulators fill two cores.
+fn rig_step(filter: Option<&str>) -> Result<Step> {
+    let mut command = artefacts::cargo();
+    command.args(["test", "-p", END_TO_END, "--"]).args(filter).arg("--test-threads=1");
+    command.env("POLLUX_XTASK", std::env::current_exe().context("cannot find myself")?);
+    command.env("POLLUX_RIG_PARENT", rig::directory::default_parent());
+    Ok(Step { name: "end-to-end tests", command })
+}
+
+fn run_step(mut step: Step) -> Result<Outcome> {
+    let words: Vec<_> = step.command.get_args().map(|word| word.to_string_lossy()).collect();
+    println!("\n== {}: cargo {}", step.name, words.join(" "));
+    step.command.stdin(Stdio::null());
+    let started = Instant::now();
+    let result = Process::spawn(&mut step.command)?.wait(STEP_LIMIT);
+    interrupt::check()?;
+    let failure = match result {
+        Ok(status) if status.success() => None,
+        Ok(status) => Some(status.to_string()),
+        Err(error) => Some(format!("{error:#}")),
+    };
+    Ok(Outcome { name: step.name, failure, duration: started.elapsed() })
+}
+
+fn summary(outcomes: &[Outcome]) -> Vec<String> {
+    let mut lines = vec![String::new(), "== summary".to_owned()];
+    lines.extend(outcomes.iter().map(|outcome| {
+        let result = outcome.failure.as_ref().map_or_else(|| "ok".to_owned(), |why| format!("FAILED ({why})"));
+        format!("{:<20} {:>7.1} s  {result}", outcome.name, outcome.duration.as_secs_f64())
+    }));
+    let total: Duration = outcomes.iter().map(|outcome| outcome.duration).sum();
+    lines.push(format!("{:<20} {:>7.1} s", "total", total.as_secs_f64()));
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_names_what_failed() {
+        let outcome = |name, failure: Option<&str>| Outcome {
+            name,
+            failure: failure.map(str::to_owned),
+            duration: Duration::from_millis(1500),
+        };
+        let text = summary(&[outcome("format", None), outcome("guests", Some("exit status: 101"))]).join("\n");
+        assert!(text.contains("format                   1.5 s  ok"), "{text}");
+        assert!(text.contains("FAILED (exit status: 101)"), "{text}");
+        assert!(text.contains("total                    3.0 s"), "{text}");
+    }
+
+    #[test]
+    fn a_filter_leaves_only_tests() {
+        assert_eq!(host_steps(Some("gate")).len(), 1);
+        assert!(host_steps(None).len() > 1);
+    }
+}

@@ -1,0 +1,115 @@
+//! `cargo xtask doctor`: what this desk can run.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::needs::{Need, State, ensure_present, is_root, version_line};
+
+/// A line of the table.
+#[derive(Debug)]
+struct Row {
+    what: &'static str,
+    usable: bool,
+    detail: String,
+    /// The command that changes it, if one does.
+    remedy: Option<String>,
+}
+
+/// Prints the table; with `yes`, installs first what is missing. An error if something necessary is missing at the end.
+pub fn run(yes: bool) -> Result<()> {
+    if yes {
+        ensure_present(&Need::ALL, true)?;
+    }
+    let mut rows = Vec::new();
+    for need in Need::ALL {
+        rows.push(required(need)?);
+    }
+    let complete = rows.iter().all(|row| row.usable);
+    rows.extend([acceleration(), bochs()?, root()]);
+    for line in table(&rows) {
+        println!("{line}");
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    println!("\ncores: {cores} (a pair wants 2, a core for each machine)");
+    if complete {
+        println!("ready: cargo xtask qemu");
+        return Ok(());
+    }
+    anyhow::bail!("something necessary is missing: type the commands above, or `cargo xtask doctor --yes`")
+}
+
+fn required(need: Need) -> Result<Row> {
+    let row = |usable, detail, remedy| Row { what: need.name(), usable, detail, remedy };
+    Ok(match need.state()? {
+        State::Present(detail) => row(true, detail, None),
+        State::Missing => row(false, format!("missing; needed for: {}", need.purpose()), Some(need.command_line())),
+        State::Unusable(why) => row(false, why, Some(need.command_line())),
+    })
+}
+
+/// KVM is of use only if it offers virtualization to what runs in it.
+fn acceleration() -> Row {
+    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    let nested = ["intel", "amd"].into_iter().find(|vendor| {
+        let parameter = format!("/sys/module/kvm_{vendor}/parameters/nested");
+        std::fs::read_to_string(parameter).is_ok_and(|text| matches!(text.trim(), "Y" | "1"))
+    });
+    let (usable, detail) = match (device, nested) {
+        (Ok(_), Some(vendor)) => (true, format!("nested virtualization on {vendor}; not used yet")),
+        (Ok(_), None) => (false, "present, but without nested virtualization".to_owned()),
+        (Err(_), _) if Path::new("/dev/kvm").exists() => (false, "no access to /dev/kvm".to_owned()),
+        (Err(_), _) => (false, "no /dev/kvm; QEMU TCG is used".to_owned()),
+    };
+    Row { what: "KVM (optional)", usable, detail, remedy: None }
+}
+
+fn bochs() -> Result<Row> {
+    let present = Path::new("/usr/bin/bochs").exists() || version_line("bochs")?.is_some();
+    let detail = if present { "installed; not used yet" } else { "missing; not used yet" };
+    Ok(Row { what: "Bochs (optional)", usable: present, detail: detail.to_owned(), remedy: None })
+}
+
+fn root() -> Row {
+    let tun = Path::new("/dev/net/tun").exists();
+    let (usable, detail) = match (is_root(), tun) {
+        (true, true) => (true, "yes"),
+        (true, false) => (false, "no /dev/net/tun"),
+        (false, _) => (false, "not root"),
+    };
+    Row { what: "--tap (optional)", usable, detail: detail.to_owned(), remedy: None }
+}
+
+fn table(rows: &[Row]) -> Vec<String> {
+    let width = rows.iter().map(|row| row.what.len()).max().unwrap_or(0);
+    let mut lines = Vec::new();
+    for row in rows {
+        let mark = if row.usable { "yes" } else { "no" };
+        lines.push(format!("{:<width$}  {mark:<3}  {}", row.what, row.detail));
+        lines.extend(row.remedy.as_ref().map(|remedy| format!("{:<width$}       {remedy}", "")));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remedies_stand_below_what_they_cure() {
+        let row = |what, usable, remedy: Option<&str>| Row {
+            what,
+            usable,
+            detail: "detail".into(),
+            remedy: remedy.map(str::to_owned),
+        };
+        let lines = table(&[row("long name", true, None), row("x", false, Some("apt-get install y"))]);
+        assert_eq!(lines, ["long name  yes  detail", "x          no   detail", "                apt-get install y"]);
+    }
+
+    #[test]
+    fn necessary_things_come_with_their_command() {
+        assert!(Need::Target.command_line().starts_with("rustup"));
+        assert!(Need::Qemu.command_line().contains("apt-get install -y --no-install-recommends qemu-system-x86"));
+    }
+}

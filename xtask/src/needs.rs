@@ -1,0 +1,226 @@
+//! What this desk must have, how to find out whether it has, and how to install it.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::artefacts::METAL;
+use crate::process::{self, Process};
+use crate::progress::Progress;
+
+/// The oldest QEMU with `-netdev dgram`.
+pub const OLDEST_QEMU: (u32, u32) = (7, 2);
+/// QEMU's program.
+pub const QEMU: &str = "qemu-system-x86_64";
+
+/// An installation that takes longer hangs.
+const INSTALL_LIMIT: Duration = Duration::from_secs(1200);
+
+/// Something that has to be installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Rust's core library for bare metal.
+    Target,
+    /// QEMU.
+    Qemu,
+    /// `redis-cli` and `redis-benchmark`, which the tests use as clients.
+    Redis,
+}
+
+/// Whether something is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// It is; with its version or place.
+    Present(String),
+    /// It is not.
+    Missing,
+    /// It is, but cannot be used; why.
+    Unusable(String),
+}
+
+impl Need {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Target, Self::Qemu, Self::Redis];
+
+    /// What to call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Target => "Rust for x86_64-unknown-none",
+            Self::Qemu => "QEMU 7.2 or newer",
+            Self::Redis => "redis-cli, redis-benchmark",
+        }
+    }
+
+    /// What it is for.
+    pub fn purpose(self) -> &'static str {
+        match self {
+            Self::Target => "build the hypervisor and the guests",
+            Self::Qemu => "cargo xtask qemu",
+            Self::Redis => "cargo xtask test rig",
+        }
+    }
+
+    /// Looks for it.
+    pub fn state(self) -> Result<State> {
+        match self {
+            Self::Target => target_state(),
+            Self::Qemu => match version_line(QEMU)? {
+                Some(line) => Ok(judge_qemu(&line)),
+                None => Ok(State::Missing),
+            },
+            Self::Redis => match (version_line("redis-cli")?, version_line("redis-benchmark")?) {
+                (Some(line), Some(_)) => Ok(State::Present(line)),
+                _ => Ok(State::Missing),
+            },
+        }
+    }
+
+    /// The commands that install it.
+    fn commands(self) -> Vec<Vec<&'static str>> {
+        match self {
+            Self::Target => vec![vec!["rustup", "target", "add", METAL]],
+            Self::Qemu => apt(&["qemu-system-x86"]),
+            Self::Redis => apt(&["redis-tools"]),
+        }
+    }
+
+    /// The same as a line for a shell.
+    pub fn command_line(self) -> String {
+        let commands = self.commands().into_iter();
+        commands.map(|command| shell_line(&with_sudo(command, is_root()))).collect::<Vec<_>>().join(" && ")
+    }
+
+    /// Installs it.
+    fn install(self) -> Result<()> {
+        if self.commands().iter().any(|command| needs_root(command)) && !is_root() {
+            // Asks for the password, if need be, while we still have the terminal.
+            let status = Command::new("sudo").arg("-v").status().context("cannot run sudo")?;
+            ensure!(status.success(), "sudo refuses; as root: {}", self.command_line());
+        }
+        let progress = Progress::start(format!("installing {}", self.name()));
+        for command in self.commands() {
+            let command = with_sudo(command, is_root());
+            let line = shell_line(&command);
+            progress.detail(&line);
+            let [program, arguments @ ..] = command.as_slice() else { continue };
+            let mut child = Command::new(program);
+            child.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(std::process::Stdio::null());
+            // The output would disturb the progress line, and matters only when it fails.
+            let log = tempfile::tempfile().context("cannot create a temporary file")?;
+            child.stdout(log.try_clone()?).stderr(log.try_clone()?);
+            let status = Process::spawn(&mut child)?.wait(INSTALL_LIMIT)?;
+            ensure!(status.success(), "`{line}` failed ({status})\n{}", tail(log));
+        }
+        progress.done();
+        match self.state()? {
+            State::Present(_) => Ok(()),
+            State::Missing => bail!("{} is still missing after `{}`", self.name(), self.command_line()),
+            State::Unusable(why) => bail!("{}: {why}", self.name()),
+        }
+    }
+}
+
+/// Makes sure that all of `needs` are there. What is missing is installed if we are root or `yes` was said; otherwise the
+/// error is the command to type.
+pub fn ensure_present(needs: &[Need], yes: bool) -> Result<()> {
+    for &need in needs {
+        match need.state()? {
+            State::Present(_) => {}
+            State::Unusable(why) => bail!("{}: {why}", need.name()),
+            State::Missing if yes || is_root() => need.install()?,
+            State::Missing => bail!(
+                "{} is missing ({}); install it with\n\n    {}\n\nor let us do it: --yes",
+                need.name(),
+                need.purpose(),
+                need.command_line()
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// Whether we may do everything.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// The first line that `program --version` prints; `None` when there is no such program.
+pub fn version_line(program: &str) -> Result<Option<String>> {
+    let output = process::output(Command::new(program).arg("--version"))?;
+    Ok(output.map(|output| String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned()))
+}
+
+/// The versions of `line`, as in `QEMU emulator version 7.2.22 (Debian ...)`.
+fn judge_qemu(line: &str) -> State {
+    let version = line.split("version ").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap_or_default();
+    let mut numbers = version.split('.').map(str::parse);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        return State::Unusable(format!("cannot read its version from `{line}`"));
+    };
+    if (major, minor) < OLDEST_QEMU {
+        let (major, minor) = OLDEST_QEMU;
+        return State::Unusable(format!("version {version} is too old, {major}.{minor} is the oldest that works"));
+    }
+    State::Present(format!("version {version}"))
+}
+
+fn target_state() -> Result<State> {
+    let mut command = Command::new("rustc");
+    command.current_dir(crate::artefacts::root()).args(["--print", "target-libdir", "--target", METAL]);
+    let Some(output) = process::output(&mut command)? else { return Ok(State::Missing) };
+    let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let present = output.status.success() && std::path::Path::new(&path).is_dir();
+    Ok(if present { State::Present("installed".to_owned()) } else { State::Missing })
+}
+
+fn apt(packages: &[&'static str]) -> Vec<Vec<&'static str>> {
+    let install = ["apt-get", "install", "-y", "--no-install-recommends"];
+    vec![vec!["apt-get", "update"], install.into_iter().chain(packages.iter().copied()).collect()]
+}
+
+fn needs_root(command: &[&str]) -> bool {
+    command.first() == Some(&"apt-get")
+}
+
+fn with_sudo(command: Vec<&'static str>, root: bool) -> Vec<&'static str> {
+    if needs_root(&command) && !root { [vec!["sudo"], command].concat() } else { command }
+}
+
+fn shell_line(command: &[&str]) -> String {
+    command.join(" ")
+}
+
+/// The last lines of what a command wrote.
+fn tail(mut log: std::fs::File) -> String {
+    use std::io::{Read, Seek};
+    let mut text = Vec::new();
+    // A log that cannot be read is not worth a second error.
+    let _ = log.rewind().and_then(|()| log.read_to_end(&mut text));
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn qemu_versions() {
+        let judge = |version: &str| judge_qemu(&format!("QEMU emulator version {version}"));
+        assert_eq!(judge("7.2.22 (Debian 1:7.2+dfsg-7)"), State::Present("version 7.2.22".into()));
+        assert_eq!(judge("10.0.0"), State::Present("version 10.0.0".into()));
+        for old in ["7.1.9", "6.2.0", "5.2.0 (Debian)"] {
+            assert!(matches!(judge(old), State::Unusable(why) if why.contains("too old") && why.contains(&old[..3])));
+        }
+        assert!(matches!(judge_qemu("something else"), State::Unusable(_)));
+    }
+
+    #[test]
+    fn only_apt_needs_sudo() {
+        assert_eq!(with_sudo(vec!["apt-get", "update"], false), ["sudo", "apt-get", "update"]);
+        assert_eq!(with_sudo(vec!["apt-get", "update"], true), ["apt-get", "update"]);
+        assert_eq!(with_sudo(vec!["rustup"], false), ["rustup"]);
+    }
+}

@@ -1,0 +1,163 @@
+//! `cargo xtask rig`: asks a running rig for something.
+
+use std::io::{BufRead, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::control::{Client, Request};
+use super::network::Network;
+use super::run::latest_link;
+use crate::interrupt;
+use crate::units::parse_duration;
+use crate::view::text;
+
+/// How often a rig is asked while waiting for it.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Which rig, and what to do.
+#[derive(Debug, Args)]
+pub struct RigArgs {
+    /// The rig's directory [default: that of the rig last started without --dir]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show what is known
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Cut a machine's power (SIGKILL)
+    Kill {
+        /// primary, backup, castor or pollux
+        target: String,
+    },
+    /// Start a dead machine
+    Start {
+        /// As what
+        role: Startable,
+        /// Return only when the guest is protected
+        #[arg(long)]
+        wait: bool,
+        /// How long to wait
+        #[arg(long, default_value = "60s", value_parser = parse_duration, requires = "wait")]
+        timeout: Duration,
+    },
+    /// Change a network's links
+    Link {
+        /// Which
+        network: Network,
+        /// delay=5ms jitter=1ms loss=1% duplicate=1% reorder=1% down up
+        #[arg(required = true)]
+        changes: Vec<String>,
+    },
+    /// Show the guest's console and send it what is typed; or send it one line
+    Console {
+        /// The line
+        line: Option<String>,
+    },
+    /// Send a line to a hypervisor's monitor (for tests)
+    Command {
+        /// primary, backup, castor or pollux
+        target: String,
+        /// The line
+        #[arg(required = true)]
+        words: Vec<String>,
+    },
+    /// End the rig
+    Stop,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Startable {
+    Backup,
+}
+
+/// Does what `arguments` ask for.
+pub fn run(arguments: RigArgs) -> Result<()> {
+    let directory = arguments.dir.unwrap_or_else(latest_link);
+    let mut client = Client::connect(&directory)?;
+    match arguments.verb {
+        Verb::Status { json } => {
+            let snapshot = client.status()?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&snapshot)?);
+            } else {
+                text::status(&snapshot).iter().for_each(|line| println!("{line}"));
+            }
+            Ok(())
+        }
+        Verb::Kill { target } => say(&mut client, &Request::Kill { target }),
+        Verb::Start { role: Startable::Backup, wait, timeout } => {
+            say(&mut client, &Request::StartBackup)?;
+            if wait { wait_for_protection(&mut client, timeout) } else { Ok(()) }
+        }
+        Verb::Link { network, changes } => say(&mut client, &Request::Link { network, changes }),
+        Verb::Console { line: Some(line) } => say(&mut client, &console_request(&line)),
+        Verb::Console { line: None } => console(&mut client, &directory),
+        Verb::Command { target, words } => say(&mut client, &Request::Command { target, text: words.join(" ") }),
+        Verb::Stop => {
+            say(&mut client, &Request::Stop)?;
+            client.wait_for_end()
+        }
+    }
+}
+
+fn say(client: &mut Client, request: &Request) -> Result<()> {
+    println!("{}", client.ask(request)?.message);
+    Ok(())
+}
+
+/// Waits until a backup follows.
+pub fn wait_for_protection(client: &mut Client, timeout: Duration) -> Result<()> {
+    let deadline = Instant::now() + timeout;
+    while !client.status()?.protected {
+        interrupt::check()?;
+        if Instant::now() >= deadline {
+            bail!("not protected after {} s", timeout.as_secs());
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+fn console_request(line: &str) -> Request {
+    Request::Command { target: "primary".to_owned(), text: format!("console {line}") }
+}
+
+/// Follows the console until interrupted; lines from the standard input go to the guest.
+fn console(client: &mut Client, directory: &Path) -> Result<()> {
+    let path = directory.join("console.log");
+    let mut file = std::fs::File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    file.seek(SeekFrom::End(-4096)).or_else(|_| file.rewind().map(|()| 0))?;
+    let (sender, typed) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    let mut output = std::io::stdout();
+    while !interrupt::pending() {
+        std::io::copy(&mut file, &mut output)?;
+        output.flush()?;
+        match typed.recv_timeout(POLL) {
+            Ok(line) => drop(client.ask(&console_request(&line))?),
+            // Also when there is nothing more to type; and the rig is looked at, so that we end with it.
+            Err(_) => {
+                client.status()?;
+                std::thread::sleep(POLL);
+            }
+        }
+    }
+    Ok(())
+}

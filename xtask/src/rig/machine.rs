@@ -1,0 +1,214 @@
+//! One running machine: its process, and what its monitor says.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::monitor::{self, Claim, Line, Status};
+use super::rates::{Rates, Sample};
+use super::roles::Facts;
+use super::{Event, Slot};
+use crate::process::Process;
+
+/// A machine that says nothing for so long has stopped. It speaks four times a second when its emulator gets enough CPU.
+const SILENCE: Duration = Duration::from_secs(3);
+/// Rates are taken over about this time.
+const RATE_WINDOW: Duration = Duration::from_secs(2);
+/// The most that is kept of what the emulator complains about.
+const MAX_COMPLAINT: u64 = 4096;
+
+/// A machine whose process has been started.
+#[derive(Debug)]
+pub struct Machine {
+    process: Process,
+    /// Tells events of this process from those of its predecessors.
+    generation: u64,
+    monitor: Option<UnixStream>,
+    ended: Arc<AtomicBool>,
+    heard: Instant,
+    status: Option<Status>,
+    samples: VecDeque<Sample>,
+    /// Where the emulator complains.
+    complaints: PathBuf,
+    /// Lines that were not understood.
+    pub malformed: u64,
+}
+
+impl Machine {
+    /// Starts `command`, whose COM2 will connect to a socket at `monitor`; what it says is sent to `events`. What the
+    /// emulator itself writes goes to the file `complaints`.
+    pub fn start(
+        slot: Slot,
+        generation: u64,
+        mut command: Command,
+        monitor: &Path,
+        complaints: PathBuf,
+        events: &SyncSender<Event>,
+    ) -> Result<Self> {
+        let file = File::create(&complaints).with_context(|| format!("cannot write {}", complaints.display()))?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        if monitor.exists() {
+            std::fs::remove_file(monitor).with_context(|| format!("cannot remove {}", monitor.display()))?;
+        }
+        let listener =
+            UnixListener::bind(monitor).with_context(|| format!("cannot listen at {}", monitor.display()))?;
+        listener.set_nonblocking(true).context("monitor")?;
+        let process = Process::spawn(&mut command)?;
+        let ended = Arc::new(AtomicBool::new(false));
+        let (flag, sender) = (Arc::clone(&ended), events.clone());
+        std::thread::Builder::new()
+            .name(format!("monitor-{}", slot.name()))
+            .spawn(move || read_monitor(slot, generation, &listener, &flag, &sender))
+            .context("cannot start a thread")?;
+        let heard = Instant::now();
+        let samples = VecDeque::new();
+        let (monitor, status, malformed) = (None, None, 0);
+        Ok(Self { process, generation, monitor, ended, heard, status, samples, complaints, malformed })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Its last status.
+    pub fn status(&self) -> Option<&Status> {
+        self.status.as_ref()
+    }
+
+    /// Time since it said anything, or since it was started.
+    pub fn silence(&self) -> Duration {
+        self.heard.elapsed()
+    }
+
+    /// Per second, over the last two seconds.
+    pub fn rates(&self) -> Option<Rates> {
+        Rates::between(self.samples.front()?, self.samples.back()?)
+    }
+
+    /// What its role is derived from.
+    pub fn facts(&self) -> Facts {
+        let status = self.status.as_ref();
+        Facts {
+            alive: true,
+            claim: status.map(|status| status.role),
+            protected: status.is_some_and(|status| status.protected),
+            silent: self.silence() > SILENCE,
+        }
+    }
+
+    /// Whether the hypervisor says that it has halted.
+    pub fn has_halted(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.role == Claim::Halted)
+    }
+
+    /// Takes note of a line; `false` when it belongs to an earlier process in this slot.
+    pub fn hear(&mut self, generation: u64, line: &Line) -> bool {
+        if generation != self.generation {
+            return false;
+        }
+        self.heard = Instant::now();
+        if let Line::Status(status) = line {
+            self.samples.push_back(Sample::new(self.heard, status));
+            while self.samples.get(1).is_some_and(|second| self.heard - second.at >= RATE_WINDOW) {
+                self.samples.pop_front();
+            }
+            self.status = Some((**status).clone());
+        }
+        true
+    }
+
+    /// Its monitor is connected.
+    pub fn connect(&mut self, generation: u64, stream: UnixStream) {
+        if generation == self.generation {
+            self.monitor = Some(stream);
+        }
+    }
+
+    /// Takes note of a line that was not understood.
+    pub fn count_malformed(&mut self, generation: u64) {
+        if generation == self.generation {
+            self.malformed += 1;
+        }
+    }
+
+    /// Sends a command to the hypervisor.
+    pub fn command(&mut self, text: &str) -> Result<()> {
+        if text.contains(['\n', '\r']) {
+            bail!("a command is one line");
+        }
+        let Some(stream) = &mut self.monitor else { bail!("the monitor is not connected") };
+        stream.write_all(format!("{text}\n").as_bytes()).context("cannot write to the monitor")
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Result<Option<String>> {
+        let Some(status) = self.process.try_wait()? else { return Ok(None) };
+        let mut complaint = String::new();
+        // Whatever can be read of it helps.
+        let _ = File::open(&self.complaints).and_then(|file| file.take(MAX_COMPLAINT).read_to_string(&mut complaint));
+        let complaint = complaint.trim();
+        let how = describe(status);
+        Ok(Some(if complaint.is_empty() { how } else { format!("{how}: {complaint}") }))
+    }
+
+    /// Cuts its power.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => {
+            let name = nix::sys::signal::Signal::try_from(signal).map_or("unknown", nix::sys::signal::Signal::as_str);
+            format!("killed by {name}")
+        }
+        (None, None) => "ended".to_owned(),
+    }
+}
+
+/// The thread of one machine's monitor. It ends with the connection, or when nobody listens to it any more.
+fn read_monitor(slot: Slot, generation: u64, listener: &UnixListener, ended: &AtomicBool, events: &SyncSender<Event>) {
+    let stream = loop {
+        match listener.accept() {
+            Ok((stream, _)) => break stream,
+            Err(_) if ended.load(Ordering::Relaxed) => return,
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    // A hypervisor that does not read its commands must not stop the rig.
+    let prepared =
+        stream.set_nonblocking(false).and_then(|()| stream.set_write_timeout(Some(Duration::from_millis(200))));
+    let Ok(writer) = prepared.and_then(|()| stream.try_clone()) else { return };
+    if events.send(Event::Connected { slot, generation, stream: writer }).is_err() {
+        return;
+    }
+    let mut reader = BufReader::new(stream);
+    while let Ok(Some(text)) = monitor::read_line(&mut reader) {
+        let event = match monitor::parse(&text) {
+            Ok(line) => Event::Monitor { slot, generation, line },
+            Err(error) => Event::Malformed { slot, generation, text, error: error.to_string() },
+        };
+        if events.send(event).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Rigs: machines in emulators on this desk, the networks between them, and faults on demand.
+//!
+//! [`Rig`] owns everything that runs and is driven by [`Rig::step`] from the main thread. Other threads only read (monitors,
+//! control connections) and send it [`Event`]s.
+
+pub mod command;
+pub mod control;
+pub mod directory;
+pub mod emulator;
+mod logs;
+pub mod machine;
+pub mod monitor;
+pub mod network;
+pub mod options;
+mod probe;
+pub mod rates;
+pub mod roles;
+pub mod run;
+pub mod snapshot;
+mod state;
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
+
+use emulator::{Emulator, NicModel};
+pub use logs::tail;
+use monitor::Line;
+pub use state::Rig;
+
+/// Memory of a machine beyond the guest's, in MiB.
+const HYPERVISOR_MIB: u64 = 96;
+
+/// The place of a machine in the rig. The machine that runs there may change, its name and addresses do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot {
+    /// Starts as primary.
+    Castor,
+    /// Starts as backup.
+    Pollux,
+}
+
+/// All places.
+pub const SLOTS: [Slot; 2] = [Slot::Castor, Slot::Pollux];
+
+impl Slot {
+    /// 0 or 1.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// What a rig is made of.
+#[derive(Debug)]
+pub struct Config {
+    /// What plays the machines.
+    pub emulator: Emulator,
+    /// The hypervisor's image.
+    pub hypervisor: PathBuf,
+    /// The guest's image.
+    pub guest: PathBuf,
+    /// One machine without replication instead of a pair.
+    pub solo: bool,
+    /// The model of the NICs.
+    pub nic: NicModel,
+    /// The local TCP port that leads to the guest.
+    pub port: u16,
+    /// The local UDP port that leads to the guest's UDP port 7.
+    pub udp: Option<u16>,
+    /// The kernel interface that takes the place of the forwarder.
+    pub tap: Option<String>,
+    /// Whether to write `client.pcap` and `log.pcap`.
+    pub capture: bool,
+    /// Seed of the networks' randomness.
+    pub seed: u64,
+    /// Whether to look when the guest answers for the first time.
+    pub probe: bool,
+    /// Options of the hypervisors.
+    pub options: options::Common,
+}
+
+/// What other threads tell the main loop.
+#[derive(Debug)]
+pub enum Event {
+    /// A monitor is connected; this is for commands to it.
+    Connected {
+        /// The machine's place.
+        slot: Slot,
+        /// The process that it belongs to.
+        generation: u64,
+        /// The writing end.
+        stream: UnixStream,
+    },
+    /// A machine has said something.
+    Monitor {
+        /// The machine's place.
+        slot: Slot,
+        /// The process that it belongs to.
+        generation: u64,
+        /// What it said.
+        line: Line,
+    },
+    /// A machine has said something that we do not understand.
+    Malformed {
+        /// The machine's place.
+        slot: Slot,
+        /// The process that it belongs to.
+        generation: u64,
+        /// The line.
+        text: String,
+        /// What is wrong with it.
+        error: String,
+    },
+    /// Somebody asks for something at the control socket.
+    Control {
+        /// What.
+        request: control::Request,
+        /// Where the answer goes.
+        reply: Sender<control::Response>,
+    },
+    /// The guest has answered for the first time.
+    Answered,
+}

@@ -1,0 +1,225 @@
+//! The hypervisor's command line for each machine of a rig.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::{SLOTS, Slot};
+use crate::units::format_size;
+
+/// The guest's address on the client network.
+pub const GUEST_ADDRESS: &str = "10.0.2.15";
+/// The guest's port that clients are led to.
+pub const GUEST_PORT: u16 = 6379;
+/// What a guest is told unless `--guest-args` says otherwise.
+pub const GUEST_ARGUMENTS: &str = "ip=10.0.2.15/24 gw=10.0.2.2";
+/// The guest's own hardware address, on whichever machine it lives.
+pub const GUEST_MAC: &str = "52:54:00:12:34:56";
+
+/// The part that a machine is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Creates the guest and waits for a backup while running it.
+    Primary,
+    /// Gets the guest by state transfer.
+    Backup,
+    /// Runs the guest without replication.
+    Solo,
+}
+
+impl Part {
+    /// The value of `role=`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Backup => "backup",
+            Self::Solo => "solo",
+        }
+    }
+}
+
+/// An option that the user gives: `[MACHINE:]KEY=VALUE`, or a bare `KEY`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GivenOption {
+    /// The machine that it is meant for; all if none is named.
+    slot: Option<Slot>,
+    key: String,
+    value: Option<String>,
+}
+
+impl FromStr for GivenOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').map_or((text, None), |(key, value)| (key, Some(value)));
+        let (slot, key) = match key.split_once(':') {
+            Some((name, key)) => (Some(name.parse()?), key),
+            None => (None, key),
+        };
+        if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
+            return Err(format!("`{text}` is no option such as heartbeat=50ms or pollux:guest-memory=32M"));
+        }
+        check_text(value.unwrap_or_default())?;
+        Ok(Self { slot, key: key.to_owned(), value: value.map(str::to_owned) })
+    }
+}
+
+/// The hypervisor's command line knows no escapes.
+fn check_text(text: &str) -> Result<(), String> {
+    match text.chars().find(|&c| c == '"' || c.is_control()) {
+        Some(bad) => Err(format!("{bad:?} cannot be passed on the hypervisor's command line")),
+        None => Ok(()),
+    }
+}
+
+/// Checks the value of `--guest-args`.
+pub fn parse_guest_arguments(text: &str) -> Result<String, String> {
+    check_text(text).map(|()| text.to_owned())
+}
+
+/// What the options of all machines of a rig have in common.
+#[derive(Debug, Clone)]
+pub struct Common {
+    /// The guest's memory in bytes.
+    pub guest_memory: u64,
+    /// The guest's command line.
+    pub guest_arguments: String,
+    /// What the user gave; wins over ours.
+    pub given: Vec<GivenOption>,
+}
+
+/// A command line in the making: keys are unique and keep their order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CommandLine(Vec<(String, Option<String>)>);
+
+impl CommandLine {
+    /// The options of the machine in `slot`, started as `part`.
+    pub fn new(slot: Slot, part: Part, common: &Common) -> Self {
+        let mut line = Self::default();
+        line.set("role", Some(part.word()));
+        line.set("name", Some(slot.name()));
+        line.set("client-nic", Some("0:4.0"));
+        if part != Part::Solo {
+            line.set("log-nic", Some("0:5.0"));
+            line.set("log-address", Some(&format!("{}/24", slot.log_address())));
+            line.set("log-peer", Some(slot.twin().log_address()));
+            line.set("heartbeat", Some("100ms"));
+            line.set("suspect", Some("1000ms"));
+        }
+        line.set("guest-memory", Some(&format_size(common.guest_memory)));
+        line.set("guest-mac", Some(GUEST_MAC));
+        line.set("clock", Some("rtc"));
+        line.set("monitor", Some("com2"));
+        line.set("guest-args", Some(&common.guest_arguments));
+        for option in common.given.iter().filter(|option| option.slot.is_none_or(|meant| meant == slot)) {
+            line.set(&option.key, option.value.as_deref());
+        }
+        line
+    }
+
+    fn set(&mut self, key: &str, value: Option<&str>) {
+        let value = value.map(str::to_owned);
+        match self.0.iter_mut().find(|(present, _)| present == key) {
+            Some((_, old)) => *old = value,
+            None => self.0.push((key.to_owned(), value)),
+        }
+    }
+}
+
+impl fmt::Display for CommandLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (key, value)) in self.0.iter().enumerate() {
+            let space = if index == 0 { "" } else { " " };
+            match value {
+                None => write!(f, "{space}{key}")?,
+                Some(value) if value.is_empty() || value.contains(char::is_whitespace) => {
+                    write!(f, "{space}{key}=\"{value}\"")?;
+                }
+                Some(value) => write!(f, "{space}{key}={value}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Slot {
+    /// The machine's name.
+    pub fn name(self) -> &'static str {
+        ["castor", "pollux"][self.index()]
+    }
+
+    /// The other one.
+    pub fn twin(self) -> Self {
+        SLOTS[1 - self.index()]
+    }
+
+    /// Its address on the log network.
+    fn log_address(self) -> &'static str {
+        ["10.1.0.1", "10.1.0.2"][self.index()]
+    }
+
+    /// The hardware address of its client NIC.
+    pub fn client_mac(self) -> &'static str {
+        ["52:54:00:10:00:01", "52:54:00:10:00:02"][self.index()]
+    }
+
+    /// The hardware address of its log NIC.
+    pub fn log_mac(self) -> &'static str {
+        ["52:54:00:20:00:01", "52:54:00:20:00:02"][self.index()]
+    }
+}
+
+impl FromStr for Slot {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let slot = SLOTS.into_iter().find(|slot| slot.name() == name);
+        slot.ok_or_else(|| format!("there is no machine `{name}`: they are castor and pollux"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(slot: Slot, part: Part, given: &[&str]) -> String {
+        let given = given.iter().map(|text| text.parse().unwrap()).collect();
+        let common = Common { guest_memory: 64 << 20, guest_arguments: GUEST_ARGUMENTS.into(), given };
+        CommandLine::new(slot, part, &common).to_string()
+    }
+
+    #[test]
+    fn a_pair() {
+        assert_eq!(
+            line(Slot::Castor, Part::Primary, &[]),
+            "role=primary name=castor client-nic=0:4.0 log-nic=0:5.0 log-address=10.1.0.1/24 log-peer=10.1.0.2 \
+             heartbeat=100ms suspect=1000ms guest-memory=64M guest-mac=52:54:00:12:34:56 clock=rtc monitor=com2 \
+             guest-args=\"ip=10.0.2.15/24 gw=10.0.2.2\""
+        );
+        let pollux = line(Slot::Pollux, Part::Backup, &[]);
+        assert!(pollux.starts_with("role=backup name=pollux"), "{pollux}");
+        assert!(pollux.contains("log-address=10.1.0.2/24 log-peer=10.1.0.1"), "{pollux}");
+    }
+
+    #[test]
+    fn a_machine_alone_has_no_log() {
+        let solo = line(Slot::Castor, Part::Solo, &[]);
+        assert!(!solo.contains("log") && !solo.contains("heartbeat"), "{solo}");
+    }
+
+    #[test]
+    fn given_options_replace_and_add() {
+        let given = ["heartbeat=50ms", "test-commands=on", "pollux:guest-memory=32M", "quiet", "guest-args=seed=5 x"];
+        let castor = line(Slot::Castor, Part::Primary, &given);
+        let pollux = line(Slot::Pollux, Part::Backup, &given);
+        assert!(castor.contains("heartbeat=50ms") && !castor.contains("100ms"), "{castor}");
+        assert!(castor.contains("guest-memory=64M") && pollux.contains("guest-memory=32M"));
+        assert!(castor.ends_with("guest-args=\"seed=5 x\" test-commands=on quiet"), "{castor}");
+    }
+
+    #[test]
+    fn malformed_options_are_refused() {
+        for bad in ["", "=x", "a b=1", "helen:x=1", "a=\"", "a=\n", "castor:=1"] {
+            assert!(bad.parse::<GivenOption>().is_err(), "{bad}");
+        }
+    }
+}

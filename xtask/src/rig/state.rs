@@ -1,0 +1,464 @@
+//! The rig itself.
+
+use std::fs::File;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value};
+
+use super::control::{self, Request, Response};
+use super::directory::{Directory, MachineEntry, PrivateDirectory, RigFile};
+use super::emulator::{Cable, MachineSpec};
+use super::logs::tail;
+use super::machine::Machine;
+use super::monitor::{Line, Takeover};
+use super::network::{LinkChange, Network, NetworkConfig, Networks};
+use super::options::{CommandLine, GUEST_ADDRESS, GUEST_PORT, Part};
+use super::roles::{self, Facts, Role};
+use super::snapshot::{MachineSnapshot, Notice, Snapshot, TakeoverEntry};
+use super::{Config, Event, HYPERVISOR_MIB, SLOTS, Slot, probe};
+
+/// Events that may wait for the main loop before their senders have to.
+const QUEUE: usize = 1024;
+/// Events handled in one step, so that a flood of them does not keep us from the rest.
+const BATCH: usize = 256;
+/// Things that happened, kept for those who ask.
+const MAX_NOTICES: usize = 200;
+/// The guest's console may fill a disk no further than this, in bytes.
+const MAX_CONSOLE: u64 = 16 << 20;
+
+/// A place for a machine.
+#[derive(Debug)]
+struct Place {
+    slot: Slot,
+    machine: Option<Machine>,
+    serial: PathBuf,
+    last_end: Option<String>,
+}
+
+/// A running rig. Dropping it ends everything that was started.
+#[derive(Debug)]
+pub struct Rig {
+    places: Vec<Place>,
+    networks: Networks,
+    private: PrivateDirectory,
+    directory: Directory,
+    config: Config,
+    events: Receiver<Event>,
+    sender: SyncSender<Event>,
+    generation: u64,
+    started: Instant,
+    service: String,
+    roles: Vec<Role>,
+    protected: bool,
+    protection_changed: Instant,
+    first_protected: Option<Duration>,
+    first_answer: Option<Duration>,
+    takeovers: Vec<TakeoverEntry>,
+    notices: Vec<Notice>,
+    shown_notices: usize,
+    console: Option<File>,
+    powered_off: bool,
+    stop: bool,
+}
+
+impl Rig {
+    /// Starts everything.
+    pub fn start(config: Config, directory: Directory) -> Result<Self> {
+        let private = PrivateDirectory::create()?;
+        let networks = Networks::start(&NetworkConfig {
+            sockets: private.path(),
+            captures: config.capture.then(|| directory.path()),
+            port: config.port,
+            udp: config.udp,
+            tap: config.tap.as_deref(),
+            seed: config.seed,
+        })?;
+        let (sender, events) = mpsc::sync_channel(QUEUE);
+        control::serve(&private.path().join("control"), sender.clone())?;
+        let service = match config.tap {
+            Some(_) => format!("{GUEST_ADDRESS}:{GUEST_PORT}"),
+            None => format!("127.0.0.1:{}", config.port),
+        };
+        let slots = if config.solo { &SLOTS[..1] } else { &SLOTS[..] };
+        let places = slots.iter().map(|&slot| new_place(slot, directory.path())).collect::<Result<Vec<_>>>()?;
+        let console = File::create(directory.path().join("console.log")).context("cannot write console.log")?;
+        let now = Instant::now();
+        let mut rig = Self {
+            roles: vec![Role::Dead; places.len()],
+            places,
+            networks,
+            private,
+            directory,
+            config,
+            events,
+            sender,
+            generation: 0,
+            started: now,
+            service,
+            protected: false,
+            protection_changed: now,
+            first_protected: None,
+            first_answer: None,
+            takeovers: Vec::new(),
+            notices: Vec::new(),
+            shown_notices: 0,
+            console: Some(console),
+            powered_off: false,
+            stop: false,
+        };
+        let parts: &[_] = if rig.config.solo { &[Part::Solo] } else { &[Part::Primary, Part::Backup] };
+        for (index, &part) in parts.iter().enumerate() {
+            rig.start_machine(index, part)?;
+        }
+        rig.update()?;
+        if rig.config.probe && rig.config.tap.is_none() {
+            probe::start(SocketAddr::from((Ipv4Addr::LOCALHOST, rig.config.port)), rig.sender.clone());
+        }
+        Ok(rig)
+    }
+
+    /// Where clients reach the guest.
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// Handles what has happened, waiting for something no longer than `patience`.
+    pub fn step(&mut self, patience: Duration) -> Result<()> {
+        if let Ok(event) = self.events.recv_timeout(patience) {
+            self.handle(event)?;
+        }
+        for _ in 0..BATCH {
+            let Ok(event) = self.events.try_recv() else { break };
+            self.handle(event)?;
+        }
+        for index in 0..self.places.len() {
+            let place = &mut self.places[index];
+            if let Some(how) = place.machine.as_mut().map(Machine::ended).transpose()?.flatten() {
+                self.bury(index, how);
+            }
+        }
+        self.update()
+    }
+
+    /// What has happened since the last call.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        let fresh = self.notices[self.shown_notices.min(self.notices.len())..].to_vec();
+        self.shown_notices = self.notices.len();
+        fresh
+    }
+
+    /// Whether somebody asked for the end at the control socket.
+    pub fn stop_requested(&self) -> bool {
+        self.stop
+    }
+
+    /// Whether no machine is left that could go on; the guest having ended properly is fine, anything else an error.
+    pub fn is_over(&self) -> Result<bool> {
+        if self.roles.iter().any(|role| *role != Role::Dead) {
+            return Ok(false);
+        }
+        if self.powered_off {
+            return Ok(true);
+        }
+        let mut report = "no machine is left".to_owned();
+        for place in &self.places {
+            let how = place.last_end.as_deref().unwrap_or("halted");
+            report += &format!("\n{}: {how}; the end of {}:\n", place.slot.name(), place.serial.display());
+            report += &tail(&place.serial, 8).join("\n");
+        }
+        bail!(report)
+    }
+
+    /// Cuts the power of `primary`, `backup` or a machine by name.
+    pub fn kill(&mut self, target: &str) -> Result<String> {
+        let index = self.find(target)?;
+        let name = self.places[index].slot.name();
+        let Some(machine) = &mut self.places[index].machine else { bail!("{name} is dead already") };
+        machine.kill();
+        self.bury(index, "killed on request".to_owned());
+        self.update()?;
+        Ok(format!("killed {name}"))
+    }
+
+    /// Starts a dead machine as backup, unless there is a backup already or one is on its way.
+    pub fn start_backup(&mut self) -> Result<String> {
+        if self.config.solo {
+            bail!("this rig has one machine only (--solo)");
+        }
+        self.update()?;
+        let Some(index) = self.roles.iter().position(|role| *role == Role::Dead) else {
+            let roles = self.places.iter().zip(&self.roles);
+            let other = roles.map(|(place, role)| format!("{} is {}", place.slot.name(), role.word()));
+            return Ok(format!("nothing to start: {}", other.collect::<Vec<_>>().join(", ")));
+        };
+        if self.roles.iter().all(|role| *role == Role::Dead) {
+            bail!("both machines are dead: there is no guest left to protect");
+        }
+        if let Some(machine) = &mut self.places[index].machine {
+            machine.kill();
+            self.bury(index, "ended to be started anew".to_owned());
+        }
+        self.start_machine(index, Part::Backup)?;
+        self.update()?;
+        Ok(format!("started {} as backup", self.places[index].slot.name()))
+    }
+
+    /// Everything that is known.
+    pub fn snapshot(&self) -> Snapshot {
+        let machines = self.places.iter().zip(&self.roles).map(|(place, &role)| {
+            let machine = place.machine.as_ref();
+            let status = machine.and_then(Machine::status);
+            MachineSnapshot {
+                name: place.slot.name().to_owned(),
+                role,
+                pid: machine.map(Machine::pid),
+                serial: place.serial.clone(),
+                claim: status.map(|status| status.role),
+                silent_ms: machine.map(|machine| u64::try_from(machine.silence().as_millis()).unwrap_or(u64::MAX)),
+                last_end: place.last_end.clone(),
+                malformed: machine.map_or(0, |machine| machine.malformed),
+                status: status.cloned(),
+                rates: machine.and_then(Machine::rates),
+            }
+        });
+        Snapshot {
+            service: self.service.clone(),
+            directory: self.directory.path().to_owned(),
+            uptime_s: self.started.elapsed().as_secs_f64(),
+            protected: self.protected,
+            protected_s: self.protection_changed.elapsed().as_secs_f64(),
+            first_protected_s: self.first_protected.as_ref().map(Duration::as_secs_f64),
+            first_answer_s: self.first_answer.as_ref().map(Duration::as_secs_f64),
+            machines: machines.collect(),
+            takeovers: self.takeovers.clone(),
+            links: self.networks.snapshot(),
+            notices: self.notices.clone(),
+        }
+    }
+
+    fn start_machine(&mut self, index: usize, part: Part) -> Result<()> {
+        let place = &self.places[index];
+        let (slot, name) = (place.slot, place.slot.name());
+        let cable = |network, mac| {
+            let (local, remote) = self.networks.port(network, slot);
+            Cable { local, remote, mac }
+        };
+        self.generation += 1;
+        let monitor = self.private.path().join(format!("{name}-monitor"));
+        let command = self.config.emulator.command(&MachineSpec {
+            name,
+            memory_mib: (self.config.options.guest_memory >> 20) + HYPERVISOR_MIB,
+            hypervisor: &self.config.hypervisor,
+            guest: &self.config.guest,
+            options: CommandLine::new(slot, part, &self.config.options).to_string(),
+            serial: &place.serial,
+            monitor: &monitor,
+            nic: self.config.nic,
+            client: cable(Network::Client, slot.client_mac()),
+            log: cable(Network::Log, slot.log_mac()),
+        })?;
+        let complaints = self.directory.path().join(format!("{name}.emulator.log"));
+        let machine = Machine::start(slot, self.generation, command, &monitor, complaints, &self.sender)?;
+        let text = format!("{name}: started as {} (pid {})", part.word(), machine.pid());
+        self.places[index].machine = Some(machine);
+        self.notice(text);
+        Ok(())
+    }
+
+    fn handle(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Connected { slot, generation, stream } => {
+                if let Some(machine) = &mut self.places[slot.index()].machine {
+                    machine.connect(generation, stream);
+                }
+            }
+            Event::Monitor { slot, generation, line } => {
+                let machine = self.places[slot.index()].machine.as_mut();
+                if machine.is_some_and(|machine| machine.hear(generation, &line)) {
+                    self.update()?;
+                    self.note_line(slot, line);
+                }
+            }
+            Event::Malformed { slot, generation, text, error } => {
+                if let Some(machine) = &mut self.places[slot.index()].machine {
+                    machine.count_malformed(generation);
+                    if machine.malformed == 1 {
+                        let text: String = text.chars().take(80).collect();
+                        self.notice(format!("{}: its monitor says `{text}`: {error}", slot.name()));
+                    }
+                }
+            }
+            Event::Control { request, reply } => {
+                let response = self.answer(request);
+                // Whoever asked may be gone.
+                let _ = reply.send(response);
+            }
+            Event::Answered if self.first_answer.is_none() => {
+                let after = self.started.elapsed();
+                self.first_answer = Some(after);
+                self.notice(format!("the guest answers, {:.1} s after the start", after.as_secs_f64()));
+            }
+            Event::Answered => {}
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, request: Request) -> Response {
+        match request {
+            Request::Status => Response { ok: true, message: String::new(), status: Some(Box::new(self.snapshot())) },
+            Request::Kill { target } => self.kill(&target).into(),
+            Request::StartBackup => self.start_backup().into(),
+            Request::Link { network, changes } => self.change_link(network, &changes).into(),
+            Request::Command { target, text } => self.command(&target, &text).into(),
+            Request::Stop => {
+                self.stop = true;
+                Ok("the rig ends".to_owned()).into()
+            }
+        }
+    }
+
+    fn change_link(&mut self, network: Network, changes: &[String]) -> Result<String> {
+        self.networks.set_link(network, &LinkChange::parse(changes)?)?;
+        let name = if network == Network::Log { "log" } else { "client" };
+        let text = format!("link {name}: {}", changes.join(" "));
+        self.notice(text.clone());
+        Ok(text)
+    }
+
+    fn command(&mut self, target: &str, text: &str) -> Result<String> {
+        let index = self.find(target)?;
+        let name = self.places[index].slot.name();
+        let Some(machine) = &mut self.places[index].machine else { bail!("{name} is dead") };
+        machine.command(text).with_context(|| name.to_owned())?;
+        Ok(format!("sent to {name}"))
+    }
+
+    /// The place of `primary`, `backup` or a machine by name.
+    fn find(&self, target: &str) -> Result<usize> {
+        let position = |role| self.roles.iter().position(|other| *other == role);
+        let found = match target {
+            "primary" => position(Role::Primary),
+            "backup" => position(Role::Backup).or_else(|| position(Role::Primary).and(position(Role::Joining))),
+            name => {
+                let slot: Slot = name.parse().map_err(anyhow::Error::msg)?;
+                self.places.iter().position(|place| place.slot == slot)
+            }
+        };
+        found.with_context(|| format!("there is no {target} at the moment"))
+    }
+
+    fn bury(&mut self, index: usize, how: String) {
+        let place = &mut self.places[index];
+        place.machine = None;
+        let text = format!("{}: its process has ended ({how})", place.slot.name());
+        place.last_end = Some(how);
+        self.notice(text);
+    }
+
+    fn note_line(&mut self, slot: Slot, line: Line) {
+        match line {
+            Line::Status(status) => self.powered_off |= status.guest_state == "off",
+            Line::Takeover(times) => {
+                self.notice(describe_takeover(slot, &times));
+                let entry =
+                    TakeoverEntry { at_s: self.started.elapsed().as_secs_f64(), name: slot.name().to_owned(), times };
+                self.takeovers.push(entry);
+            }
+            Line::Event(name, fields) => self.notice(format!("{}: {name}{}", slot.name(), describe_fields(&fields))),
+            Line::Console(text) if self.roles[slot.index()] == Role::Primary => self.write_console(&text),
+            Line::Console(_) => {}
+        }
+    }
+
+    /// A console that cannot be written, or that floods the disk, is given up; the guest is not.
+    fn write_console(&mut self, text: &str) {
+        let Some(file) = &mut self.console else { return };
+        let length = file.metadata().map_or(0, |metadata| metadata.len());
+        if length > MAX_CONSOLE || file.write_all(text.as_bytes()).is_err() {
+            self.console = None;
+            self.notice("the guest's console is not written any more: too long, or the disk is full".to_owned());
+        }
+    }
+
+    /// Derives roles and protection anew, and tells whoever reads `rig.json`.
+    fn update(&mut self) -> Result<()> {
+        let facts = |place: &Place| place.machine.as_ref().map_or(Facts::default(), Machine::facts);
+        let (roles, protected) = roles::derive(&self.places.iter().map(facts).collect::<Vec<_>>());
+        let old = std::mem::replace(&mut self.roles, roles);
+        for (index, old) in old.into_iter().enumerate() {
+            let (place, role) = (&self.places[index], self.roles[index]);
+            if role != old {
+                let halted = place.machine.as_ref().is_some_and(Machine::has_halted);
+                let how = if halted { " (it has halted)" } else { "" };
+                self.notice(format!("{} is {}{how}", place.slot.name(), role.word()));
+            }
+        }
+        if protected != self.protected {
+            (self.protected, self.protection_changed) = (protected, Instant::now());
+            let after = self.started.elapsed();
+            self.notice(match (protected, self.first_protected) {
+                (true, None) => format!("protected, {:.1} s after the start", after.as_secs_f64()),
+                (true, Some(_)) => "protected".to_owned(),
+                (false, _) => "not protected".to_owned(),
+            });
+            if protected && self.first_protected.is_none() {
+                self.first_protected = Some(after);
+            }
+        }
+        let machines = self.places.iter().zip(&self.roles).map(|(place, &role)| MachineEntry {
+            name: place.slot.name().to_owned(),
+            role,
+            pid: place.machine.as_ref().map(Machine::pid),
+            serial: place.serial.clone(),
+        });
+        let file = RigFile {
+            service: self.service.clone(),
+            udp: self.config.udp.map(|port| format!("127.0.0.1:{port}")),
+            machines: machines.collect(),
+            protected: self.protected,
+            control: Some(self.private.path().join("control")),
+            rig_pid: Some(std::process::id()),
+        };
+        self.directory.write(file)
+    }
+
+    fn notice(&mut self, text: String) {
+        if self.notices.len() >= MAX_NOTICES {
+            self.notices.remove(0);
+            self.shown_notices = self.shown_notices.saturating_sub(1);
+        }
+        self.notices.push(Notice { at_s: self.started.elapsed().as_secs_f64(), text });
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.places.clear();
+        if let Err(error) = self.directory.close() {
+            eprintln!("warning: {error:#}");
+        }
+    }
+}
+
+fn new_place(slot: Slot, directory: &Path) -> Result<Place> {
+    let serial = directory.join(format!("{}.log", slot.name()));
+    File::create(&serial).with_context(|| format!("cannot write {}", serial.display()))?;
+    Ok(Place { slot, machine: None, serial, last_end: None })
+}
+
+fn describe_takeover(slot: Slot, times: &Takeover) -> String {
+    let Takeover { detect_ms, drain_ms, announce_ms, total_ms } = times;
+    format!(
+        "{} took over in {total_ms:.0} ms (detection {detect_ms:.0}, drain {drain_ms:.1}, announcement {announce_ms:.1})",
+        slot.name()
+    )
+}
+
+fn describe_fields(fields: &Map<String, Value>) -> String {
+    fields.iter().map(|(key, value)| format!(" {key}={value}")).collect()
+}

@@ -1,0 +1,231 @@
+//! A rig in words: the plain lines, `rig status`, and the panels of the live view.
+
+use std::collections::BTreeMap;
+
+use crate::rig::monitor::Status;
+use crate::rig::rates::Rates;
+use crate::rig::roles::Role;
+use crate::rig::snapshot::{MachineSnapshot, Notice, Snapshot, TakeoverEntry};
+use crate::units::format_count;
+
+/// The most frequent entries of a table that are worth a line.
+const TOP: usize = 6;
+
+/// Something that happened, with its time.
+pub fn notice(notice: &Notice) -> String {
+    format!("[{:7.1} s] {}", notice.at_s, notice.text)
+}
+
+/// The state in one line.
+pub fn summary(snapshot: &Snapshot) -> String {
+    let roles = snapshot.machines.iter().map(|machine| format!("{}={}", machine.name, machine.role.word()));
+    let mut parts: Vec<_> = roles.collect();
+    parts.push(protection(snapshot));
+    if let Some(primary) = snapshot.machine(Role::Primary) {
+        parts.extend(primary.rates.as_ref().map(|rates| format!("{:.1} MIPS", rates.guest_mips)));
+        if let Some(status) = &primary.status {
+            parts.push(format!("guest {}", format_count(status.guest_ticks as f64)));
+            parts.push(format!("lag {} entries {:.1} ms", status.lag_entries, status.lag_us as f64 / 1e3));
+            parts.push(format!("gate {} held", status.gate.held));
+        }
+        parts.extend(primary.rates.as_ref().map(|rates| format!("log {}B/s", format_count(rates.wire_bytes))));
+    }
+    if let Some(digests) =
+        snapshot.machines.iter().filter_map(|machine| machine.status.as_ref()).map(|s| s.digests).max()
+    {
+        parts.push(format!("digests {digests}"));
+    }
+    parts.push(format!("takeovers {}", snapshot.takeovers.len()));
+    format!("[{:7.1} s] {}", snapshot.uptime_s, parts.join(", "))
+}
+
+/// Protected or not, and for how long.
+pub fn protection(snapshot: &Snapshot) -> String {
+    let word = if snapshot.protected { "protected" } else { "not protected" };
+    format!("{word} for {:.0} s", snapshot.protected_s)
+}
+
+/// Everything, for `rig status`.
+pub fn status(snapshot: &Snapshot) -> Vec<String> {
+    let mut lines = vec![
+        format!("service    {}", snapshot.service),
+        format!("directory  {}", snapshot.directory.display()),
+        format!("up         {:.0} s, {}", snapshot.uptime_s, protection(snapshot)),
+    ];
+    for shown in &snapshot.machines {
+        lines.push(String::new());
+        lines.extend(machine(shown));
+    }
+    lines.push(String::new());
+    lines.extend(links(snapshot));
+    lines.push(format!("takeovers  {}", snapshot.takeovers.len()));
+    lines.extend(snapshot.takeovers.iter().map(takeover));
+    lines
+}
+
+/// Everything about a machine.
+pub fn machine(machine: &MachineSnapshot) -> Vec<String> {
+    let pid = machine.pid.map_or_else(String::new, |pid| format!(", pid {pid}"));
+    let mut lines = vec![format!("{}: {}{pid}", machine.name, machine.role.word())];
+    if machine.pid.is_none() {
+        lines.extend(machine.last_end.as_ref().map(|how| format!("  ended      {how}")));
+    }
+    if let Some(silent) = machine.silent_ms.filter(|silent| *silent > 1500) {
+        lines.push(format!("  silent     for {:.1} s", silent as f64 / 1e3));
+    }
+    if let Some(status) = &machine.status {
+        lines.extend(counters(status, &machine.rates.clone().unwrap_or_default()));
+    }
+    lines
+}
+
+fn counters(status: &Status, rates: &Rates) -> Vec<String> {
+    let micros = |us: u64| format!("{:.1} ms", us as f64 / 1e3);
+    let gate = &status.gate;
+    let mut lines = vec![
+        format!(
+            "  guest      {}, {} instructions, {:.1} MIPS, time {:.1} s, counter {}",
+            if status.guest_state.is_empty() { "unknown" } else { &status.guest_state },
+            format_count(status.guest_ticks as f64),
+            rates.guest_mips,
+            status.guest_ns as f64 / 1e9,
+            if status.counter.is_empty() { "unknown" } else { &status.counter },
+        ),
+        format!("  overhead   {:.1} % of the instructions are the hypervisor's", rates.overhead * 100.0),
+        format!(
+            "  lag        {} entries, {} ticks, {}",
+            status.lag_entries,
+            format_count(status.lag_ticks as f64),
+            micros(status.lag_us)
+        ),
+        format!("  log        {}B/s on the wire; {}", format_count(rates.wire_bytes), top(&rates.log_bytes, "B/s")),
+        format!(
+            "  gate       {} held ({} B), oldest {}, longest {}, {} released, {} dropped",
+            gate.held,
+            gate.held_bytes,
+            micros(gate.oldest_us),
+            micros(gate.max_us),
+            gate.released,
+            gate.dropped
+        ),
+        format!("  exits      {}", top(&rates.exits, "/s")),
+        format!("  digests    {} compared", status.digests),
+    ];
+    if status.transfer.bytes > 0 {
+        let transfer = &status.transfer;
+        lines.push(format!(
+            "  transfer   {}B, {} pages, the guest stood still for {:.0} ms",
+            format_count(transfer.bytes as f64),
+            transfer.pages,
+            transfer.pause_ms
+        ));
+    }
+    let errors: Vec<_> = status.errors.iter().filter(|(_, n)| **n > 0).map(|(name, n)| format!("{name} {n}")).collect();
+    if !errors.is_empty() {
+        lines.push(format!("  errors     {}", errors.join(", ")));
+    }
+    lines
+}
+
+/// The largest entries of a table of rates.
+fn top(rates: &BTreeMap<String, f64>, unit: &str) -> String {
+    let mut entries: Vec<_> = rates.iter().filter(|(_, rate)| **rate > 0.0).collect();
+    entries.sort_by(|a, b| b.1.total_cmp(a.1));
+    let shown = entries.iter().take(TOP).map(|(name, rate)| format!("{name} {}{unit}", format_count(rate.round())));
+    let shown: Vec<_> = shown.collect();
+    if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
+}
+
+/// The networks, a line each.
+pub fn links(snapshot: &Snapshot) -> Vec<String> {
+    let line = |link: &crate::rig::network::LinkSnapshot| {
+        let name = format!("{:?}", link.network).to_lowercase();
+        let (frames, bytes) = (format_count(link.frames as f64), format_count(link.bytes as f64));
+        format!("link {name:<6} {}, {frames} frames, {bytes}B, {} dropped", link.state, link.dropped)
+    };
+    snapshot.links.iter().map(line).collect()
+}
+
+/// A takeover in a line.
+pub fn takeover(entry: &TakeoverEntry) -> String {
+    let times = &entry.times;
+    format!(
+        "  at {:.1} s by {}: {:.0} ms (detection {:.0}, drain {:.1}, announcement {:.1})",
+        entry.at_s, entry.name, times.total_ms, times.detect_ms, times.drain_ms, times.announce_ms
+    )
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::rig::monitor::{Amount, Claim, Takeover};
+
+    /// A protected pair under load, after one takeover.
+    pub(crate) fn example() -> Snapshot {
+        let status = Status {
+            role: Claim::Primary,
+            guest_ticks: 12_345_000_000,
+            guest_state: "running".into(),
+            log: [("packet".to_owned(), Amount { n: 3, bytes: 400 })].into(),
+            digests: 17,
+            counter: "ticks".into(),
+            ..Status::default()
+        };
+        let rates = Rates {
+            guest_mips: 321.5,
+            overhead: 0.015,
+            wire_bytes: 4_500.0,
+            exits: [("io".to_owned(), 12.0), ("hlt".to_owned(), 1500.0)].into(),
+            ..Rates::default()
+        };
+        let machine = |name: &str, role, status, rates| MachineSnapshot {
+            name: name.to_owned(),
+            role,
+            pid: Some(4711),
+            serial: format!("/rig/{name}.log").into(),
+            claim: None,
+            silent_ms: Some(100),
+            last_end: None,
+            malformed: 0,
+            status,
+            rates,
+        };
+        let times = Takeover { detect_ms: 1000.0, drain_ms: 2.5, announce_ms: 0.5, total_ms: 1003.0 };
+        Snapshot {
+            service: "127.0.0.1:7777".into(),
+            directory: "/rig".into(),
+            uptime_s: 61.2,
+            protected: true,
+            protected_s: 12.0,
+            first_protected_s: Some(3.0),
+            first_answer_s: Some(2.0),
+            machines: vec![
+                machine("castor", Role::Backup, None, None),
+                machine("pollux", Role::Primary, Some(status), Some(rates)),
+            ],
+            takeovers: vec![TakeoverEntry { at_s: 40.0, name: "pollux".into(), times }],
+            links: Vec::new(),
+            notices: vec![Notice { at_s: 40.0, text: "pollux took over".into() }],
+        }
+    }
+
+    #[test]
+    fn the_summary_is_one_line_with_the_essentials() {
+        let line = summary(&example());
+        for part in ["castor=backup", "pollux=primary", "protected for 12 s", "321.5 MIPS", "digests 17", "takeovers 1"]
+        {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+        assert!(!line.contains('\n'));
+    }
+
+    #[test]
+    fn the_status_shows_rates_and_takeovers() {
+        let text = status(&example()).join("\n");
+        for part in
+            ["12.3 G instructions", "1.5 % of", "hlt 1.50 k/s, io 12/s", "17 compared", "1003 ms (detection 1000"]
+        {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+    }
+}
