@@ -94,11 +94,12 @@ pub fn run(arguments: RunArgs) -> Result<()> {
     check_ports(&arguments)?;
     needs::ensure_present(emulator.needs(), arguments.yes)?;
     interrupt::check()?;
+    // The guest first: a wrong name should not have to wait for the hypervisor's build.
+    let guest = artefacts::guest(&arguments.guest, arguments.guest_memory)?;
     let hypervisor = match &arguments.hypervisor {
         Some(path) => path.canonicalize().with_context(|| format!("hypervisor {}", path.display()))?,
         None => artefacts::build_hypervisor()?,
     };
-    let guest = artefacts::guest(&arguments.guest, arguments.guest_memory)?;
     let limit = arguments.limit;
     let live = !arguments.headless && std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
 
