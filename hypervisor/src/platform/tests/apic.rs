@@ -168,6 +168,10 @@ fn a_level_interrupt_comes_back_until_the_line_falls() {
     let vector = rig.platform.pending_interrupt().unwrap();
     rig.platform.interrupt_taken(vector);
     assert_eq!(rig.platform.pending_interrupt(), None, "remote IRR holds it back");
+    // Trigger mode and service in progress are part of the state.
+    let bytes = state::save(&mut rig.platform);
+    rig.platform = Platform::new(&config()).unwrap();
+    state::load(&mut rig.platform, &bytes).unwrap();
     rig.write(LAPIC + 0xB0, Size::Dword, 0);
     assert_eq!(rig.platform.pending_interrupt(), Some(0x44));
     rig.inp(0x3F8, Size::Byte);

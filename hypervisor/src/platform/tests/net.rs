@@ -74,6 +74,10 @@ fn frames_wait_for_buffers_in_order_and_then_overflow() {
     }
     assert_eq!((rig.platform.net_backlog(), rig.platform.net_stats().overflow), (MAX_BACKLOG, 1));
     assert_eq!(rig.get_u16(event), 0);
+    // A new backup has the waiting frames too.
+    let bytes = state::save(&mut rig.platform);
+    rig.platform = Platform::new(&config()).unwrap();
+    state::load(&mut rig.platform, &bytes).unwrap();
     for seed in 0..3 {
         rig.offer_receive(seed, 2048);
     }
