@@ -1,62 +1,170 @@
-//! Entry, panic and heap: what only the bare machine needs.
+//! From the boot loader to the replica's loop, and what a panic does: only the bare machine needs it.
 
+use alloc::boxed::Box;
+use core::fmt::Display;
 use core::panic::PanicInfo;
+use core::slice;
 
 use linked_list_allocator::LockedHeap;
-use pollux_boot::{BootInfo, RegionKind};
+use pollux_boot::BootInfo;
+use pollux_hypervisor::config::{Config, StartRole};
 use pollux_hypervisor::counter::{Ticks, selftest};
+use pollux_hypervisor::cpu::registers::CpuState;
 use pollux_hypervisor::cpu::svm::{SvmVcpu, calibrate};
+use pollux_hypervisor::guest::Guest;
+use pollux_hypervisor::host::apic::Apic;
+use pollux_hypervisor::host::clock::{self, WallClock};
 use pollux_hypervisor::host::memory::HostMemory;
-use pollux_hypervisor::host::{interrupts, logger, serial};
+use pollux_hypervisor::host::{interrupts, logger, nic, serial};
 use pollux_hypervisor::memory::GuestMemory;
+use pollux_hypervisor::platform::{Platform, PlatformConfig, clock::RATE_ONE, loader};
+use pollux_hypervisor::replica::{Parts, Replica, monitor};
+use pollux_hypervisor::stops;
+use pollux_nic::MacAddress;
 
 #[global_allocator]
 static HEAP: LockedHeap = LockedHeap::empty();
 
-const HEAP_BYTES: u64 = 32 << 20;
+/// Memory for the hypervisor's own data, in bytes.
+const HEAP_BYTES: u64 = 48 << 20;
+/// Alignment that lets nested paging use large pages.
+const GUEST_ALIGN: u64 = 2 << 20;
+/// Below the first MiB lives the firmware.
+const FIRST_USED: u64 = 1 << 20;
 
 pollux_boot::entry!(main);
 
 fn main(info: &'static BootInfo) -> ! {
+    // SAFETY: the two standard serial ports; nothing else uses them.
     unsafe {
         serial::LOG.start(serial::COM1);
         serial::MONITOR.start(serial::COM2);
     }
     logger::start(log::LevelFilter::Info);
-    log::info!("{:?} {:?}", info.loader, info.command_line);
+    log::info!("Pollux {}, {:?}: {}", env!("CARGO_PKG_VERSION"), info.loader, info.command_line);
+    let mut memory = start_memory(info);
+    let config = Config::parse(info.command_line).unwrap_or_else(|error| refuse(&error));
+    // SAFETY: first and only call; the boot code maps the first 4 GiB one to one.
+    let apic = unsafe { interrupts::start() }.unwrap_or_else(|error| refuse(&error));
+    let guest = make_guest(info, &config, &apic, &mut memory);
+    if config.role == StartRole::Stops {
+        stops::run(guest, &config);
+    }
+    let clock = WallClock::start();
+    let mut open = |bdf, mac| {
+        // SAFETY: the configuration names each card once.
+        unsafe { nic::open(bdf, mac, &apic, &mut memory) }.unwrap_or_else(|error| refuse(&error))
+    };
+    let client = config.client_nic.map(|bdf| open(bdf, Some(MacAddress(config.guest_mac))));
+    let log = config.log_nic.map(|bdf| open(bdf, None));
+    Replica::new(Parts { config, apic, clock, guest, client, log }).run()
+}
+
+/// Takes stock of usable memory and starts the heap in it.
+fn start_memory(info: &BootInfo) -> HostMemory {
     let mut memory = HostMemory::new();
-    for region in info.memory.regions() {
-        log::info!("{region:?}");
-        if region.kind == RegionKind::Usable {
-            memory.add(region.start.max(1 << 20)..region.start + region.len);
-        }
+    for region in info.memory.usable() {
+        memory.add(region.start.max(FIRST_USED)..region.end());
     }
-    for module in &info.modules {
-        memory.reserve(module.start..module.start + module.len);
-    }
-    let heap = memory.take(HEAP_BYTES, 4096).unwrap();
+    let Some(heap) = memory.take(HEAP_BYTES, 4096) else {
+        refuse(&"this machine has less memory than Pollux itself needs (48 MiB in one piece)");
+    };
+    // SAFETY: the range is usable RAM, identity-mapped, and now the heap's alone.
     unsafe { HEAP.lock().init(heap as *mut u8, HEAP_BYTES as usize) };
-    let apic = unsafe { interrupts::start() }.unwrap();
-    let ram = unsafe { memory.take_zeroed(16 << 20, 2 << 20) }.unwrap();
-    let (base, len) = (ram.as_ptr() as u64, ram.len() as u64);
+    memory
+}
+
+/// Makes CPU, memory and platform; checks the counter; loads the guest image unless the state will come from the twin.
+fn make_guest(info: &BootInfo, config: &Config, apic: &Apic, memory: &mut HostMemory) -> Guest {
+    let left = memory.left();
+    // SAFETY: what the firmware calls usable is RAM; the boot code maps it one to one.
+    let Some(ram) = (unsafe { memory.take_zeroed(config.guest_memory, GUEST_ALIGN) }) else {
+        refuse(&format_args!(
+            "option 'guest-memory': {} MiB do not fit, {} MiB are left",
+            config.guest_memory >> 20,
+            left >> 20
+        ));
+    };
+    let base = ram.as_ptr() as u64;
     let mut guest_memory = GuestMemory::new(ram);
-    let mut vcpu = unsafe { SvmVcpu::new(base, len, &apic) }.unwrap_or_else(|e| panic!("{e}"));
+    // SAFETY: first and only virtual CPU; the memory is the guest's.
+    let mut vcpu = unsafe { SvmVcpu::new(base, config.guest_memory, apic) }.unwrap_or_else(|error| refuse(&error));
     let mut settle = || interrupts::open_window();
-    let cal = calibrate::calibrate(&mut vcpu, &mut guest_memory, &mut settle).unwrap_or_else(|e| panic!("{e}"));
-    log::info!("{cal:?}");
-    vcpu.calibrate(cal);
+    let calibration = calibrate::calibrate(&mut vcpu, &mut guest_memory, &mut settle)
+        .unwrap_or_else(|error| refuse(&format_args!("the counter 'ticks' is refused: {error}")));
+    vcpu.calibrate(calibration);
     let report = selftest::run(&mut vcpu, &Ticks, &mut guest_memory, &mut settle);
-    logger::raw(format_args!("{report}"));
+    log::info!("counter 'ticks': {calibration:?}\n{report}");
+    if !report.passed() {
+        refuse(&"the counter 'ticks' is refused: its self-test failed (see the table above)");
+    }
+    let platform = make_platform(config);
+    let mut guest = Guest::new(Box::new(vcpu), Box::new(Ticks), guest_memory, platform, interrupts::let_in);
+    if config.role != StartRole::Backup {
+        load_image(info, config, &mut guest);
+    }
+    guest
+}
+
+fn make_platform(config: &Config) -> Platform {
+    let host_cpuid = |leaf, subleaf| {
+        let result = core::arch::x86_64::__cpuid_count(leaf, subleaf);
+        [result.eax, result.ebx, result.ecx, result.edx]
+    };
+    let rdtscp = raw_cpuid::CpuId::new()
+        .get_extended_processor_and_feature_identifiers()
+        .is_some_and(|features| features.has_rdtscp());
+    let platform = PlatformConfig {
+        memory_bytes: config.guest_memory,
+        mac: config.guest_mac,
+        start_unix_seconds: clock::unix_time(),
+        host_cpuid: &host_cpuid,
+        rdtscp,
+        rate: RATE_ONE,
+    };
+    Platform::new(&platform).unwrap_or_else(|error| refuse(&error))
+}
+
+fn load_image(info: &BootInfo, config: &Config, guest: &mut Guest) {
+    let Some(module) = info.modules.first() else {
+        refuse(&"there is no guest image: the boot loader passed no module");
+    };
+    // SAFETY: the loader put the module into memory that the memory map does not call usable.
+    let kernel = unsafe { slice::from_raw_parts(module.start as *const u8, module.len as usize) };
+    let image = loader::GuestImage { kernel, command_line: &config.guest_args, initrd: None };
+    let entry = loader::load(&image, &mut guest.memory)
+        .unwrap_or_else(|error| refuse(&format_args!("the guest image '{}': {error}", module.name)));
+    guest.set_cpu(&CpuState::pvh(entry.entry, entry.start_info));
+}
+
+/// Ends a start that cannot succeed: says why on the log and the monitor, and halts.
+fn refuse(reason: &dyn Display) -> ! {
+    log::error!("refused: {reason}");
+    monitor::halt_event(reason);
+    halt()
+}
+
+fn halt() -> ! {
     loop {
-        interrupts::wait();
+        x86_64::instructions::interrupts::disable();
+        x86_64::instructions::hlt();
     }
 }
 
+/// A bug of ours: say what and where, then be silent for good. The twin lives on.
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     x86_64::instructions::interrupts::disable();
-    logger::raw(format_args!("PANIC: {info}"));
-    loop {
-        x86_64::instructions::hlt();
+    // SAFETY: interrupts are off and this never returns, so whoever held a line is gone for good. The ports are the
+    // serial ones; a panic may come before `main` has started them.
+    unsafe {
+        serial::LOG.force_unlock();
+        serial::MONITOR.force_unlock();
+        serial::LOG.start(serial::COM1);
     }
+    logger::raw(format_args!(
+        "PANIC: {info}\nThis machine halts; its twin goes on. To reproduce: boot the same image with the options above."
+    ));
+    monitor::panic_event();
+    halt()
 }

@@ -45,7 +45,9 @@ fn write(register: u8, value: u8) {
     }
 }
 
-fn tsc() -> u64 {
+/// The cycle counter.
+#[must_use]
+pub fn cycles() -> u64 {
     // SAFETY: RDTSC exists on every x86-64 CPU.
     unsafe { _rdtsc() }
 }
@@ -108,23 +110,23 @@ impl WallClock {
         write(REGISTER_B, read(REGISTER_B) | B_PERIODIC | B_UPDATE_ENDED);
         read(REGISTER_C);
         pic::unmask(RTC_LINE);
-        Self { keeper: Timekeeper { tick_tsc: tsc(), ..Timekeeper::default() } }
+        Self { keeper: Timekeeper { tick_tsc: cycles(), ..Timekeeper::default() } }
     }
 
     /// Takes in what the RTC reports. Called whenever an interrupt came.
     pub fn poll(&mut self) {
         let flags = read(REGISTER_C);
         if flags & C_PERIODIC != 0 {
-            self.keeper.tick(tsc());
+            self.keeper.tick(cycles());
         }
         if flags & C_UPDATE_ENDED != 0 {
-            self.keeper.second(tsc());
+            self.keeper.second(cycles());
         }
     }
 
     /// Microseconds since boot. Never runs backwards.
     pub fn now_us(&mut self) -> u64 {
-        self.keeper.now(tsc(), TSC_PER_US)
+        self.keeper.now(cycles(), TSC_PER_US)
     }
 }
 

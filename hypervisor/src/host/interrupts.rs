@@ -29,6 +29,18 @@ impl Fired {
         self.0 & Self::TIMER != 0
     }
 
+    /// Interrupt line `line` of the 8259 pair fired.
+    #[must_use]
+    pub fn line(self, line: u8) -> bool {
+        self.0 & 1 << line != 0
+    }
+
+    /// A message-signalled interrupt came.
+    #[must_use]
+    pub fn message(self) -> bool {
+        self.0 & Self::MSI != 0
+    }
+
     /// Any source but the timer fired: a device or the wall clock wants attention.
     #[must_use]
     pub fn device(self) -> bool {
@@ -170,6 +182,12 @@ pub fn open_window() {
     x86_64::instructions::nop();
     x86_64::instructions::nop();
     interrupts::disable();
+}
+
+/// Lets pending interrupts in; returns whether a device or the wall clock wants attention.
+pub fn let_in() -> bool {
+    open_window();
+    Fired(FIRED.load(Ordering::Relaxed)).device()
 }
 
 /// Sleeps until an interrupt comes, and lets it in. Returns at once when one is pending.

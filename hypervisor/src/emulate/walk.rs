@@ -1,0 +1,282 @@
+//! The guest's page tables. See: APM volume 2, chapter 5.
+//!
+//! A walk sets accessed and dirty bits as the CPU does: accessed in every entry that is used to go on, both in the leaf
+//! once the access is known to be allowed. Table entries outside of RAM read as all ones, as on a bus where nobody
+//! answers. Physical addresses have up to 52 bits here; what lies above the CPU's own width was already refused by it.
+
+use crate::cpu::Mode;
+use crate::cpu::registers::{CR0_PG, EFER_LMA};
+use crate::memory::{Gpa, GuestMemory};
+
+const CR0_WP: u64 = 1 << 16;
+const CR4_PSE: u64 = 1 << 4;
+const CR4_PAE: u64 = 1 << 5;
+const CR4_LA57: u64 = 1 << 12;
+const CR4_SMEP: u64 = 1 << 20;
+const CR4_SMAP: u64 = 1 << 21;
+const EFER_NXE: u64 = 1 << 11;
+
+const PRESENT: u64 = 1 << 0;
+const WRITABLE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
+const LARGE: u64 = 1 << 7;
+const NO_EXECUTE: u64 = 1 << 63;
+/// Bits 12 to 51: the address in an entry of eight bytes.
+const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
+
+/// Bits of a page fault's error code. See: APM volume 2, 8.4.2.
+pub mod error_code {
+    /// The page is present: rights were violated.
+    pub const PRESENT: u32 = 1 << 0;
+    /// The access was a write.
+    pub const WRITE: u32 = 1 << 1;
+    /// The access was made with user rights.
+    pub const USER: u32 = 1 << 2;
+    /// A reserved bit is set in a table entry.
+    pub const RESERVED: u32 = 1 << 3;
+    /// The access was an instruction fetch (reported only with NX or SMEP).
+    pub const FETCH: u32 = 1 << 4;
+}
+
+/// The registers that decide how addresses are translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Paging {
+    /// CR0.
+    pub cr0: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// EFER.
+    pub efer: u64,
+}
+
+impl From<&Mode> for Paging {
+    fn from(mode: &Mode) -> Self {
+        Self { cr0: mode.cr0, cr3: mode.cr3, cr4: mode.cr4, efer: mode.efer }
+    }
+}
+
+/// What is done at an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessKind {
+    /// Data is read.
+    Read,
+    /// Data is written, or read and written.
+    Write,
+    /// An instruction is fetched.
+    Fetch,
+}
+
+/// An access and the rights it is made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// What is done.
+    pub kind: AccessKind,
+    /// With user rights (CPL 3).
+    pub user: bool,
+    /// RFLAGS.AC is set, so that SMAP does not apply.
+    pub smap_off: bool,
+}
+
+/// A page fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageFault {
+    /// Error code, of the bits in [`error_code`].
+    pub error_code: u32,
+    /// The linear address, for CR2.
+    pub address: u64,
+}
+
+/// Why an address was not translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WalkError {
+    /// The guest gets a page fault.
+    PageFault(PageFault),
+    /// Five-level paging, which is not implemented.
+    FiveLevel,
+}
+
+/// Translates the linear address `gva` (canonical in long mode, 32 bits otherwise).
+///
+/// # Errors
+/// A page fault when the page is absent, the access is not allowed or a table entry has a reserved bit set.
+pub fn translate(paging: &Paging, memory: &mut GuestMemory, gva: u64, access: Access) -> Result<Gpa, WalkError> {
+    if paging.cr0 & CR0_PG == 0 {
+        return Ok(Gpa(gva & 0xFFFF_FFFF));
+    }
+    let format = Format::of(paging)?;
+    let gva = if format == Format::Long { gva } else { gva & 0xFFFF_FFFF };
+    let fault = |bits| WalkError::PageFault(PageFault { error_code: access.error_code(paging) | bits, address: gva });
+    let mut table = format.root(paging.cr3);
+    let mut rights = WRITABLE | USER;
+    let mut no_execute = false;
+    for level in (1..=format.levels()).rev() {
+        let address = Gpa(table + format.index(gva, level) * format.entry_size());
+        let entry = format.read(memory, address);
+        if entry & PRESENT == 0 {
+            return Err(fault(0));
+        }
+        let leaf = level == 1 || (entry & LARGE != 0 && format.has_large_pages(paging, level));
+        if entry & format.reserved(paging, level, leaf) != 0 {
+            return Err(fault(error_code::PRESENT | error_code::RESERVED));
+        }
+        if format.is_pointer(level) {
+            table = entry & ADDRESS;
+            continue;
+        }
+        rights &= entry;
+        no_execute |= entry & NO_EXECUTE != 0;
+        if !leaf {
+            format.set(memory, address, entry, ACCESSED);
+            table = entry & ADDRESS;
+            continue;
+        }
+        if !access.allowed(paging, rights, no_execute) {
+            return Err(fault(error_code::PRESENT));
+        }
+        let dirty = if access.kind == AccessKind::Write { DIRTY } else { 0 };
+        format.set(memory, address, entry, ACCESSED | dirty);
+        let within = (1 << format.shift(level)) - 1;
+        return Ok(Gpa(format.frame(entry, level) & !within | gva & within));
+    }
+    unreachable!("level 1 is always a leaf")
+}
+
+impl Access {
+    fn error_code(self, paging: &Paging) -> u32 {
+        let no_execute = paging.cr4 & CR4_PAE != 0 && paging.efer & EFER_NXE != 0;
+        let kind = match self.kind {
+            AccessKind::Write => error_code::WRITE,
+            AccessKind::Fetch if no_execute || paging.cr4 & CR4_SMEP != 0 => error_code::FETCH,
+            _ => 0,
+        };
+        kind | if self.user { error_code::USER } else { 0 }
+    }
+
+    /// Whether rights of all levels together allow this access. See: APM volume 2, 5.6.
+    fn allowed(self, paging: &Paging, rights: u64, no_execute: bool) -> bool {
+        let user_page = rights & USER != 0;
+        let read_only = rights & WRITABLE == 0;
+        if self.user && !user_page {
+            return false;
+        }
+        match self.kind {
+            AccessKind::Fetch => !no_execute && (self.user || !user_page || paging.cr4 & CR4_SMEP == 0),
+            _ if !self.user && user_page && paging.cr4 & CR4_SMAP != 0 && !self.smap_off => false,
+            AccessKind::Write => !read_only || (!self.user && paging.cr0 & CR0_WP == 0),
+            AccessKind::Read => true,
+        }
+    }
+}
+
+/// The three formats of page tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    /// Two levels, entries of four bytes.
+    Legacy,
+    /// Three levels, entries of eight bytes, 32-bit addresses.
+    Pae,
+    /// Four levels.
+    Long,
+}
+
+impl Format {
+    fn of(paging: &Paging) -> Result<Self, WalkError> {
+        Ok(match (paging.efer & EFER_LMA != 0, paging.cr4 & CR4_PAE != 0) {
+            (true, _) if paging.cr4 & CR4_LA57 != 0 => return Err(WalkError::FiveLevel),
+            (true, _) => Self::Long,
+            (false, true) => Self::Pae,
+            (false, false) => Self::Legacy,
+        })
+    }
+
+    fn root(self, cr3: u64) -> u64 {
+        match self {
+            Self::Legacy => cr3 & 0xFFFF_F000,
+            Self::Pae => cr3 & 0xFFFF_FFE0,
+            Self::Long => cr3 & ADDRESS,
+        }
+    }
+
+    const fn levels(self) -> u32 {
+        match self {
+            Self::Legacy => 2,
+            Self::Pae => 3,
+            Self::Long => 4,
+        }
+    }
+
+    const fn entry_size(self) -> u64 {
+        if matches!(self, Self::Legacy) { 4 } else { 8 }
+    }
+
+    /// Lowest address bit that selects an entry of tables of `level`.
+    const fn shift(self, level: u32) -> u32 {
+        12 + (level - 1) * if matches!(self, Self::Legacy) { 10 } else { 9 }
+    }
+
+    fn index(self, gva: u64, level: u32) -> u64 {
+        let entries = if self == Self::Legacy { 1024 } else { 512 };
+        (gva >> self.shift(level)) & (entries - 1)
+    }
+
+    /// A page directory pointer of PAE: no rights, no accessed bit.
+    fn is_pointer(self, level: u32) -> bool {
+        self == Self::Pae && level == 3
+    }
+
+    fn has_large_pages(self, paging: &Paging, level: u32) -> bool {
+        match self {
+            Self::Legacy => level == 2 && paging.cr4 & CR4_PSE != 0,
+            Self::Pae => level == 2,
+            Self::Long => level == 2 || level == 3,
+        }
+    }
+
+    /// The bits that must be clear in a present entry.
+    fn reserved(self, paging: &Paging, level: u32, leaf: bool) -> u64 {
+        if self == Self::Legacy {
+            // PSE-36: bit 21 is the only one that a 4 MiB page leaves.
+            return if leaf && level == 2 { 1 << 21 } else { 0 };
+        }
+        let no_execute = if paging.efer & EFER_NXE == 0 { NO_EXECUTE } else { 0 };
+        let high = if self == Self::Pae { 0x7FF0_0000_0000_0000 } else { 0 };
+        let low = match (self, level) {
+            (Self::Pae, 3) => return NO_EXECUTE | high | 0x1E6,
+            (Self::Long, 4) => LARGE,
+            // Bit 12 of a large page is its PAT bit.
+            (_, 2 | 3) if leaf => ((1 << self.shift(level)) - 1) & !0x1FFF,
+            _ => 0,
+        };
+        no_execute | high | low
+    }
+
+    /// The page that a leaf maps; low bits are not masked for large pages.
+    fn frame(self, entry: u64, level: u32) -> u64 {
+        match (self, level) {
+            // PSE-36: bits 13 to 20 are address bits 32 to 39.
+            (Self::Legacy, 2) => entry & 0xFFC0_0000 | (entry >> 13 & 0xFF) << 32,
+            (Self::Legacy, _) => entry & 0xFFFF_F000,
+            _ => entry & ADDRESS,
+        }
+    }
+
+    fn read(self, memory: &GuestMemory, address: Gpa) -> u64 {
+        if self == Self::Legacy {
+            memory.read(address).map_or(0xFFFF_FFFF, |bytes| u64::from(u32::from_le_bytes(bytes)))
+        } else {
+            memory.read(address).map_or(u64::MAX, u64::from_le_bytes)
+        }
+    }
+
+    /// Sets `bits` in the entry, unless they are set. All of them are in its lowest byte.
+    fn set(self, memory: &mut GuestMemory, address: Gpa, entry: u64, bits: u64) {
+        if entry & bits != bits {
+            // Nothing to set where nobody answers.
+            let _ = memory.write(address, &[(entry | bits) as u8]);
+        }
+    }
+}

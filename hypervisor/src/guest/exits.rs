@@ -1,0 +1,269 @@
+//! What each exit means: the guest's instruction is carried out on the platform, or refused as hardware would.
+
+use alloc::format;
+
+use super::mmio::fault;
+use super::{Guest, Noting};
+use crate::cpu::registers::{CpuMsrs, EFER_LMA, EFER_LME, RFLAGS_RF, gpr};
+use crate::cpu::{Exception, Exit, IoExit};
+use crate::emulate::decode;
+use crate::platform::{CpuidContext, Outputs, PowerEvent, Size};
+
+/// Names of the kinds of exit that are counted, as the status shows them.
+pub const EXIT_KINDS: [&str; 12] =
+    ["interrupt", "memory", "io", "cpuid", "tsc", "msr", "hlt", "hypercall", "cr8", "flush", "undefined", "fatal"];
+
+/// Exits by kind, in the order of [`EXIT_KINDS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ExitCounts(pub [u64; EXIT_KINDS.len()]);
+
+impl ExitCounts {
+    pub(super) fn count(&mut self, exit: Exit) {
+        let kind = match exit {
+            Exit::Interrupted => 0,
+            Exit::Memory { .. } => 1,
+            Exit::Io(_) => 2,
+            Exit::Cpuid => 3,
+            Exit::Rdtsc | Exit::Rdtscp | Exit::Rdpmc => 4,
+            Exit::Rdmsr | Exit::Wrmsr | Exit::Xsetbv => 5,
+            Exit::Hlt => 6,
+            Exit::Hypercall => 7,
+            Exit::Cr8 => 8,
+            Exit::CacheFlush => 9,
+            Exit::Undefined => 10,
+            Exit::Shutdown | Exit::Invalid | Exit::Unknown(_) => 11,
+        };
+        self.0[kind] += 1;
+    }
+}
+
+const MSR_EFER: u32 = 0xC000_0080;
+/// Bits of EFER that a guest may set: SCE, LME, NXE (LMA is the CPU's).
+const EFER_WRITABLE: u64 = 1 << 0 | EFER_LME | 1 << 11;
+
+/// How an instruction ended.
+pub(super) enum Done {
+    /// It is complete; RIP goes on by its length in bytes.
+    Next(u8),
+    /// It is complete and has set RIP itself.
+    Moved,
+    /// It raised an exception.
+    Fault(Exception),
+    /// It cannot be carried out; the guest is brought down, with the reason.
+    Crash(alloc::string::String),
+}
+
+impl Guest {
+    /// Handles an exit of the guest's own. Returns whether the guest stands at an exact stop now.
+    pub(super) fn handle(&mut self, exit: Exit, out: &mut Noting<'_>) -> bool {
+        let done = match exit {
+            Exit::Interrupted => return false,
+            Exit::Memory { gpa } => self.device_access(gpa, out),
+            Exit::Io(io) => self.port_access(io, out),
+            Exit::Cpuid => self.cpuid(),
+            Exit::Rdtsc => self.read_tsc(false),
+            Exit::Rdtscp => self.read_tsc(true),
+            Exit::Rdmsr => self.read_msr(),
+            Exit::Wrmsr => self.write_msr(),
+            Exit::Hlt => {
+                self.halted = true;
+                self.by_length()
+            }
+            Exit::Cr8 => self.access_cr8(),
+            Exit::CacheFlush => self.by_length(),
+            Exit::Xsetbv | Exit::Rdpmc => Done::Fault(Exception::GENERAL_PROTECTION),
+            Exit::Hypercall | Exit::Undefined => Done::Fault(Exception::UNDEFINED),
+            Exit::Shutdown => {
+                out.power(PowerEvent::Reset);
+                Done::Crash("triple fault".into())
+            }
+            Exit::Invalid => panic!("the CPU refused the guest's state at position {}", self.position()),
+            Exit::Unknown(code) => panic!("unknown exit {code:#x} at position {}", self.position()),
+        };
+        self.finish(done)
+    }
+
+    fn finish(&mut self, done: Done) -> bool {
+        match done {
+            Done::Next(length) => {
+                let rip = self.vcpu.registers().rip.wrapping_add(u64::from(length));
+                self.retire(rip);
+                true
+            }
+            Done::Moved => {
+                let rip = self.vcpu.registers().rip;
+                self.retire(rip);
+                true
+            }
+            Done::Fault(exception) => {
+                self.halted = false;
+                self.vcpu.inject(exception);
+                false
+            }
+            Done::Crash(reason) => {
+                self.crash = Some(reason);
+                true
+            }
+        }
+    }
+
+    /// An instruction was carried out: it counts, and the next is at `rip`.
+    fn retire(&mut self, rip: u64) {
+        let mode = self.vcpu.mode();
+        let wide = mode.efer & EFER_LMA != 0 && mode.segments.cs.attributes & crate::cpu::registers::Segment::LONG != 0;
+        let registers = self.vcpu.registers_mut();
+        registers.rip = if wide { rip } else { rip & 0xFFFF_FFFF };
+        registers.rflags &= !RFLAGS_RF;
+        self.vcpu.clear_interrupt_shadow();
+        self.progress.emulated();
+    }
+
+    /// Completes an instruction that needs nothing but its length.
+    fn by_length(&mut self) -> Done {
+        match self.instruction_length() {
+            Ok(length) => Done::Next(length),
+            Err(done) => done,
+        }
+    }
+
+    fn instruction_length(&mut self) -> Result<u8, Done> {
+        let mode = self.vcpu.mode();
+        decode::instruction_length(&mode, self.vcpu.registers(), &mut self.memory).map_err(fault)
+    }
+
+    fn set_low(&mut self, index: usize, value: u32) {
+        self.vcpu.registers_mut().gpr[index] = u64::from(value);
+    }
+
+    fn low(&self, index: usize) -> u32 {
+        self.vcpu.registers().gpr[index] as u32
+    }
+
+    fn cpuid(&mut self) -> Done {
+        // CR4.OSXSAVE cannot be set: XSAVE is hidden, and XSETBV faults.
+        let context = CpuidContext { cr4_osxsave: false, xcr0: 1 };
+        let [eax, ebx, ecx, edx] = self.platform.cpuid(self.low(gpr::RAX), self.low(gpr::RCX), context);
+        self.set_low(gpr::RAX, eax);
+        self.set_low(gpr::RBX, ebx);
+        self.set_low(gpr::RCX, ecx);
+        self.set_low(gpr::RDX, edx);
+        self.by_length()
+    }
+
+    fn read_tsc(&mut self, with_aux: bool) -> Done {
+        let tsc = self.platform.tsc(self.now());
+        self.set_low(gpr::RAX, tsc as u32);
+        self.set_low(gpr::RDX, (tsc >> 32) as u32);
+        if with_aux {
+            let aux = self.platform.tsc_aux();
+            self.set_low(gpr::RCX, aux);
+        }
+        self.by_length()
+    }
+
+    fn read_msr(&mut self) -> Done {
+        let msr = self.low(gpr::RCX);
+        let value = match cpu_msr(&mut self.vcpu.msrs(), msr) {
+            Some(value) => Ok(*value),
+            None => {
+                let now = self.now();
+                self.platform.rdmsr(now, msr)
+            }
+        };
+        match value {
+            Ok(value) => {
+                self.set_low(gpr::RAX, value as u32);
+                self.set_low(gpr::RDX, (value >> 32) as u32);
+                self.by_length()
+            }
+            Err(_) => Done::Fault(Exception::GENERAL_PROTECTION),
+        }
+    }
+
+    fn write_msr(&mut self) -> Done {
+        let msr = self.low(gpr::RCX);
+        let value = u64::from(self.low(gpr::RDX)) << 32 | u64::from(self.low(gpr::RAX));
+        let written = if msr == MSR_EFER {
+            self.write_efer(value)
+        } else {
+            let mut msrs = self.vcpu.msrs();
+            if let Some(place) = cpu_msr(&mut msrs, msr) {
+                *place = value;
+                self.vcpu.set_msrs(&msrs);
+                true
+            } else {
+                let now = self.now();
+                self.platform.wrmsr(now, msr, value).is_ok()
+            }
+        };
+        if written { self.by_length() } else { Done::Fault(Exception::GENERAL_PROTECTION) }
+    }
+
+    /// See: APM volume 2, 3.1.7. LME cannot change while paging is on.
+    fn write_efer(&mut self, value: u64) -> bool {
+        let mut msrs = self.vcpu.msrs();
+        let paging = self.vcpu.mode().cr0 & crate::cpu::registers::CR0_PG != 0;
+        let changed = value ^ msrs.efer;
+        if value & !(EFER_WRITABLE | EFER_LMA) != 0 || (paging && changed & EFER_LME != 0) {
+            return false;
+        }
+        msrs.efer = (value & EFER_WRITABLE) | (msrs.efer & EFER_LMA);
+        self.vcpu.set_msrs(&msrs);
+        true
+    }
+
+    fn access_cr8(&mut self) -> Done {
+        let mode = self.vcpu.mode();
+        match decode::mov_cr8(&mode, self.vcpu.registers(), &mut self.memory) {
+            Ok(access) if access.write => {
+                match u8::try_from(self.vcpu.registers().gpr[access.register]) {
+                    Ok(value) if value <= 15 => self.platform.set_cr8(value),
+                    _ => return Done::Fault(Exception::GENERAL_PROTECTION),
+                }
+                Done::Next(access.length)
+            }
+            Ok(access) => {
+                self.vcpu.registers_mut().gpr[access.register] = u64::from(self.platform.cr8());
+                Done::Next(access.length)
+            }
+            Err(error) => fault(error),
+        }
+    }
+
+    fn port_access(&mut self, io: IoExit, out: &mut Noting<'_>) -> Done {
+        if io.string {
+            return self.string_port_access(io, out);
+        }
+        let Some(size) = Size::from_bytes(io.size) else {
+            return Done::Crash(format!("port access of {} bytes", io.size));
+        };
+        let now = self.now();
+        if io.input {
+            let value = u64::from(self.platform.io_read(now, io.port, size)) & size.mask();
+            let rax = &mut self.vcpu.registers_mut().gpr[gpr::RAX];
+            // A 32-bit result clears the upper half, narrower ones leave the rest alone.
+            *rax = if size == Size::Dword { value } else { *rax & !size.mask() | value };
+        } else {
+            let value = self.low(gpr::RAX) & size.mask() as u32;
+            self.platform.io_write(now, io.port, size, value, &mut self.memory, out);
+        }
+        self.vcpu.registers_mut().rip = io.next_rip;
+        Done::Moved
+    }
+}
+
+/// The CPU's own register with number `msr`. EFER can be read here, but is written with checks.
+fn cpu_msr(msrs: &mut CpuMsrs, msr: u32) -> Option<&mut u64> {
+    match msr {
+        MSR_EFER => Some(&mut msrs.efer),
+        0x174 => Some(&mut msrs.sysenter_cs),
+        0x175 => Some(&mut msrs.sysenter_esp),
+        0x176 => Some(&mut msrs.sysenter_eip),
+        0xC000_0081 => Some(&mut msrs.star),
+        0xC000_0082 => Some(&mut msrs.lstar),
+        0xC000_0083 => Some(&mut msrs.cstar),
+        0xC000_0084 => Some(&mut msrs.sfmask),
+        0xC000_0102 => Some(&mut msrs.kernel_gs_base),
+        _ => None,
+    }
+}

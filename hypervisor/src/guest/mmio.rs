@@ -1,0 +1,84 @@
+//! Accesses to devices in memory, and string accesses to ports: instructions that must be emulated.
+
+use super::exits::Done;
+use super::{Guest, Noting};
+use crate::cpu::IoExit;
+use crate::emulate::{Bus, CpuView, Fault, io, mmio};
+use crate::memory::{Gpa, GuestMemory};
+use crate::platform::{GuestTime, Platform, Size};
+
+/// The platform as the emulator sees it, at one instant.
+struct PlatformBus<'a, 'b> {
+    platform: &'a mut Platform,
+    memory: &'a mut GuestMemory,
+    out: &'a mut Noting<'b>,
+    now: GuestTime,
+}
+
+/// The emulator accesses 1, 2, 4 or 8 bytes.
+fn width(size: u8) -> Size {
+    Size::from_bytes(size).expect("the emulator splits accesses into 1, 2, 4 or 8 bytes")
+}
+
+impl Bus for PlatformBus<'_, '_> {
+    fn mmio_read(&mut self, gpa: Gpa, size: u8) -> u64 {
+        self.platform.mmio_read(self.now, gpa, width(size))
+    }
+
+    fn mmio_write(&mut self, gpa: Gpa, size: u8, value: u64) {
+        self.platform.mmio_write(self.now, gpa, width(size), value, self.memory, self.out);
+    }
+
+    fn memory(&mut self) -> &mut GuestMemory {
+        self.memory
+    }
+}
+
+impl io::PortBus for PlatformBus<'_, '_> {
+    fn port_read(&mut self, port: u16, size: u8) -> u32 {
+        self.platform.io_read(self.now, port, width(size))
+    }
+
+    fn port_write(&mut self, port: u16, size: u8, value: u32) {
+        self.platform.io_write(self.now, port, width(size), value, self.memory, self.out);
+    }
+}
+
+impl Guest {
+    /// An instruction touched guest-physical memory that is not RAM.
+    pub(super) fn device_access(&mut self, gpa: Gpa, out: &mut Noting<'_>) -> Done {
+        if gpa.0 < self.memory.len() {
+            return Done::Crash(alloc::format!("memory at {gpa:?} is not mapped"));
+        }
+        self.emulate(out, |cpu, bus| mmio::step(cpu, bus))
+    }
+
+    /// INS or OUTS.
+    pub(super) fn string_port_access(&mut self, exit: IoExit, out: &mut Noting<'_>) -> Done {
+        self.emulate(out, |cpu, bus| io::string_io(cpu, bus, &exit))
+    }
+
+    /// Carries out one instruction, or one iteration of a repeated one: either counts as one tick.
+    fn emulate(
+        &mut self,
+        out: &mut Noting<'_>,
+        step: impl FnOnce(&mut CpuView<'_>, &mut PlatformBus<'_, '_>) -> Result<crate::emulate::Emulated, Fault>,
+    ) -> Done {
+        let now = self.now();
+        let mode = self.vcpu.mode();
+        let mut cpu = CpuView { registers: self.vcpu.registers_mut(), mode: &mode };
+        let mut bus = PlatformBus { platform: &mut self.platform, memory: &mut self.memory, out, now };
+        match step(&mut cpu, &mut bus) {
+            Ok(_) => Done::Moved,
+            Err(error) => fault(error),
+        }
+    }
+}
+
+/// What becomes of an instruction that the emulator did not carry out.
+pub(super) fn fault(fault: Fault) -> Done {
+    match fault {
+        Fault::Exception(exception) => Done::Fault(exception),
+        other => Done::Crash(alloc::format!("{other}")),
+    }
+}

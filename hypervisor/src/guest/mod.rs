@@ -1,0 +1,345 @@
+//! The guest as a whole: CPU, memory, platform and position, and what its exits mean.
+//!
+//! State changes only in two ways: the guest runs, or an entry is applied while it stands at an exact stop
+//! ([`Guest::is_settled`]). Everything else is a pure function of the position:
+//!
+//! * on arrival at a position, timers that are due fire ([`Guest::fire_due`]), before anything is applied there;
+//! * an interrupt is offered to the CPU just before entry.
+
+mod exits;
+mod mmio;
+
+use alloc::string::String;
+use core::fmt;
+
+use crate::counter::{Counter, Progress};
+use crate::cpu::registers::{CpuState, RFLAGS_IF};
+use crate::cpu::{Exit, Vcpu};
+use crate::memory::{Gpa, GuestMemory};
+use crate::platform::{GuestTime, Outputs, Platform, PowerEvent};
+use crate::state::{self, State, StateError, Visitor};
+
+pub use exits::{EXIT_KINDS, ExitCounts};
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// The target was reached exactly.
+    Target,
+    /// The host wants attention; the guest stands somewhere.
+    Host,
+    /// The guest put out frames, at an exact stop.
+    Output,
+    /// The guest waits for an interrupt, at an exact stop.
+    Halted,
+    /// The guest is off or wants a reset, at an exact stop.
+    Power(PowerEvent),
+    /// The guest did what no machine survives (see [`Guest::crash`]), at an exact stop.
+    Crashed,
+}
+
+/// The guest.
+pub struct Guest {
+    vcpu: alloc::boxed::Box<dyn Vcpu>,
+    counter: alloc::boxed::Box<dyn Counter>,
+    /// Guest RAM.
+    pub memory: GuestMemory,
+    /// Devices.
+    pub platform: Platform,
+    progress: Progress,
+    let_in: fn() -> bool,
+    /// Where the guest stood when it came to this machine.
+    loaded_at: u64,
+    halted: bool,
+    settled: bool,
+    crash: Option<String>,
+    exits: ExitCounts,
+}
+
+impl fmt::Debug for Guest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guest")
+            .field("position", &self.position())
+            .field("halted", &self.halted)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Notes what the guest put out during one exit, on the way to where it goes.
+struct Noting<'a> {
+    inner: &'a mut dyn Outputs,
+    frames: bool,
+    power: Option<PowerEvent>,
+}
+
+impl Outputs for Noting<'_> {
+    fn frame(&mut self, frame: &[u8]) {
+        self.frames = true;
+        self.inner.frame(frame);
+    }
+
+    fn console(&mut self, bytes: &[u8]) {
+        self.inner.console(bytes);
+    }
+
+    fn power(&mut self, event: PowerEvent) {
+        self.power = Some(event);
+        self.inner.power(event);
+    }
+}
+
+impl Guest {
+    /// Puts the parts together; the guest stands at position 0 with the state that the CPU has. `let_in` lets pending
+    /// host interrupts in and says whether the host wants attention; it is called after each interrupted entry.
+    pub fn new(
+        vcpu: alloc::boxed::Box<dyn Vcpu>,
+        counter: alloc::boxed::Box<dyn Counter>,
+        memory: GuestMemory,
+        platform: Platform,
+        let_in: fn() -> bool,
+    ) -> Self {
+        Self {
+            vcpu,
+            counter,
+            memory,
+            platform,
+            progress: Progress::at(0),
+            let_in,
+            loaded_at: 0,
+            halted: false,
+            settled: true,
+            crash: None,
+            exits: ExitCounts::default(),
+        }
+    }
+
+    /// How far the guest has run.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.progress.position()
+    }
+
+    /// Guest time at the current position.
+    #[must_use]
+    pub fn now(&self) -> GuestTime {
+        self.platform.clock().time_at(self.position())
+    }
+
+    /// Whether the guest stands at an exact stop, so that an entry may be applied right here.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.settled
+    }
+
+    /// The earliest position at which an entry may be applied.
+    #[must_use]
+    pub fn next_stop(&self) -> u64 {
+        if self.settled { self.position() } else { self.position() + self.counter.lead() }
+    }
+
+    /// Whether the guest waits for an interrupt.
+    #[must_use]
+    pub fn is_halted(&self) -> bool {
+        self.halted && self.crash.is_none()
+    }
+
+    /// Whether a halted guest has an interrupt to wake for.
+    #[must_use]
+    pub fn can_wake(&self) -> bool {
+        self.platform.pending_interrupt().is_some() && self.interrupts_enabled()
+    }
+
+    /// Ticks that the guest ran on this machine.
+    #[must_use]
+    pub fn ticks(&self) -> u64 {
+        self.position() - self.loaded_at
+    }
+
+    /// What brought the guest down, if anything did.
+    #[must_use]
+    pub fn crash(&self) -> Option<&str> {
+        self.crash.as_deref()
+    }
+
+    /// Exits so far, by reason.
+    #[must_use]
+    pub fn exits(&self) -> &ExitCounts {
+        &self.exits
+    }
+
+    /// Name of the counter that positions are counted with.
+    #[must_use]
+    pub fn counter_name(&self) -> &'static str {
+        self.counter.name()
+    }
+
+    /// Runs until exactly `target`, or until something else ends the run. Does nothing when the guest is there.
+    pub fn run(&mut self, target: u64, out: &mut dyn Outputs) -> Stop {
+        let mut out = Noting { inner: out, frames: false, power: None };
+        loop {
+            if self.crash.is_some() {
+                return Stop::Crashed;
+            }
+            if let Some(event) = out.power {
+                return Stop::Power(event);
+            }
+            if out.frames {
+                return Stop::Output;
+            }
+            if self.position() >= target {
+                return Stop::Target;
+            }
+            let interrupt = self.platform.pending_interrupt();
+            if self.halted && !self.can_wake() {
+                return Stop::Halted;
+            }
+            self.halted = false;
+            self.vcpu.offer_interrupt(interrupt);
+            if self.enter(target, interrupt, &mut out) == Exit::Interrupted && ((self.let_in)() || !self.settled) {
+                return Stop::Host;
+            }
+        }
+    }
+
+    /// One entry towards `target` or the next deadline, whichever is nearer, and the handling of its exit.
+    fn enter(&mut self, target: u64, offered: Option<u8>, out: &mut Noting<'_>) -> Exit {
+        let deadline = self.platform.next_deadline().and_then(|time| self.platform.clock().position_at(time));
+        let stop = deadline.map_or(target, |deadline| deadline.min(target));
+        let entered = self.progress.enter(stop, &*self.counter, &mut *self.vcpu);
+        if let (true, Some(vector)) = (entered.interrupt_taken, offered) {
+            self.platform.interrupt_taken(vector);
+        }
+        self.exits.count(entered.exit);
+        // A stop is exact when the limit ended the run; before that a host interrupt may have come in the middle of
+        // the delivery of a fault, where the count is ambiguous.
+        self.settled = self.position() == stop;
+        if entered.exit != Exit::Interrupted {
+            self.settled = self.handle(entered.exit, out);
+        }
+        if self.settled {
+            self.fire_due();
+        }
+        entered.exit
+    }
+
+    /// Fires the timers that are due at the current position. Called on arrival at it, and when an entry has moved time.
+    fn fire_due(&mut self) {
+        let now = self.now();
+        while self.platform.next_deadline().is_some_and(|deadline| deadline <= now) {
+            self.platform.advance(now);
+        }
+    }
+
+    fn interrupts_enabled(&self) -> bool {
+        self.vcpu.registers().rflags & RFLAGS_IF != 0
+    }
+
+    /// Applies a received frame. The guest stands at an exact stop.
+    pub fn packet_in(&mut self, frame: &[u8]) {
+        assert!(self.settled, "an entry was applied away from an exact stop");
+        self.platform.packet_in(&mut self.memory, frame);
+    }
+
+    /// Applies console input. The guest stands at an exact stop.
+    pub fn console_in(&mut self, bytes: &[u8]) {
+        assert!(self.settled, "an entry was applied away from an exact stop");
+        self.platform.console_in(bytes);
+    }
+
+    /// From here on guest time is `base` and advances by `rate` (32.32 fixed point nanoseconds per tick).
+    ///
+    /// # Errors
+    /// When guest time would run backwards.
+    pub fn steer_clock(&mut self, base: GuestTime, rate: u64) -> Result<(), crate::platform::ClockError> {
+        assert!(self.settled, "an entry was applied away from an exact stop");
+        let position = self.position();
+        self.platform.clock_mut().steer(position, base, rate)?;
+        self.fire_due();
+        Ok(())
+    }
+
+    /// Saves CPU, platform and position. Memory is saved page by page by the caller.
+    pub fn save(&mut self) -> alloc::vec::Vec<u8> {
+        let mut machine = MachineState::of(self);
+        state::save(&mut machine)
+    }
+
+    /// Loads what [`save`](Self::save) made.
+    ///
+    /// # Errors
+    /// When the bytes are not a saved state of this platform.
+    pub fn load(&mut self, bytes: &[u8]) -> Result<(), StateError> {
+        let mut machine = MachineState::of(self);
+        state::load(&mut machine, bytes)?;
+        let (cpu, position) = (machine.cpu, machine.position);
+        self.halted = cpu.halted;
+        self.progress = Progress::at(position);
+        self.loaded_at = position;
+        self.vcpu.load(&cpu);
+        self.settled = true;
+        self.crash = None;
+        Ok(())
+    }
+
+    /// Hash of CPU, platform and position.
+    pub fn hash(&mut self) -> u64 {
+        state::hash(&mut MachineState::of(self))
+    }
+
+    /// Replaces the CPU's state, for a guest that starts.
+    pub fn set_cpu(&mut self, cpu: &CpuState) {
+        self.halted = cpu.halted;
+        self.vcpu.load(cpu);
+    }
+
+    /// Flips a bit of a general register, RIP or RFLAGS: a fault for tests. Returns whether there is such a register.
+    pub fn flip_register_bit(&mut self, name: &str, bit: u32) -> bool {
+        const NAMES: [&str; 18] = [
+            "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+            "r15", "rip", "rflags",
+        ];
+        let Some(index) = NAMES.iter().position(|known| *known == name) else { return false };
+        let registers = self.vcpu.registers_mut();
+        let value = match index {
+            16 => &mut registers.rip,
+            17 => &mut registers.rflags,
+            _ => &mut registers.gpr[index],
+        };
+        *value ^= 1 << (bit % 64);
+        true
+    }
+
+    /// Flips a bit of guest memory: a fault for tests. Returns whether there is memory at `gpa`.
+    pub fn flip_memory_bit(&mut self, gpa: Gpa, bit: u32) -> bool {
+        match self.memory.slice_mut(gpa, 1) {
+            Ok(byte) => {
+                byte[0] ^= 1 << (bit % 8);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+/// CPU, platform and position, shown to a visitor in this order.
+struct MachineState<'a> {
+    cpu: CpuState,
+    platform: &'a mut Platform,
+    position: u64,
+}
+
+impl<'a> MachineState<'a> {
+    fn of(guest: &'a mut Guest) -> Self {
+        let mut cpu = guest.vcpu.save();
+        cpu.halted = guest.halted;
+        Self { cpu, position: guest.progress.position(), platform: &mut guest.platform }
+    }
+}
+
+impl State for MachineState<'_> {
+    fn visit(&mut self, v: &mut dyn Visitor) -> Result<(), StateError> {
+        self.cpu.visit(v)?;
+        self.platform.visit(v)?;
+        v.u64(&mut self.position)
+    }
+}

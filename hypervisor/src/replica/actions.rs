@@ -1,0 +1,180 @@
+//! Does what the protocol asks for.
+
+use alloc::format;
+use alloc::string::String;
+
+use pollux_ft::{Action, HaltReason, Position, Role, Time};
+use pollux_nic::GateMode;
+
+use super::transfer::Transfer;
+use super::{Replica, Takeover, digest, monitor};
+use crate::memory::Gpa;
+
+impl Replica {
+    /// Carries out all actions that wait.
+    pub(super) fn do_actions(&mut self) {
+        let mut changed = false;
+        while let Some(action) = self.peer.as_mut().and_then(|peer| peer.node.poll_action()) {
+            changed |= !matches!(action, Action::Release(_) | Action::LoadMemory { .. } | Action::LoadMachine(_));
+            self.act(action);
+        }
+        if changed {
+            self.push_peer();
+            self.report();
+        }
+    }
+
+    /// Sends what the node has to say.
+    pub(super) fn push_peer(&mut self) {
+        if let Some(peer) = &mut self.peer {
+            peer.push(self.now_us);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Release(seq) => {
+                if let Some(client) = &mut self.client {
+                    client.nic().acked(seq.0);
+                    client.release(self.now_us);
+                }
+            }
+            Action::BeginTransfer => {
+                log::info!("a backup joins: sending the state");
+                self.transfer = Some(Transfer::new(self.now_us));
+            }
+            Action::Protected => {
+                log::info!("protected: the backup follows");
+                self.figures.protected_since_us = Some(self.now_us);
+            }
+            Action::Unprotected { reason } => {
+                log::warn!("unprotected: {reason}; the guest goes on here alone");
+                monitor::event("unprotected", "reason", &reason);
+                self.figures.protected_since_us = None;
+                self.transfer = None;
+                self.open_gate();
+            }
+            Action::BeginLoad => self.begin_load(),
+            Action::LoadMemory { gpa, data } => {
+                if let Err(error) = self.guest.memory.write(Gpa(gpa), &data) {
+                    self.diverge(&format!("the state does not fit: {error}"));
+                }
+            }
+            Action::LoadMachine(data) => self.incoming.extend_from_slice(&data),
+            Action::StateLoaded { position, digest } => self.state_loaded(position, digest),
+            Action::TakeOver { last } => self.begin_takeover(last),
+            Action::TakeOverCancelled => {
+                log::info!("the primary was heard again: following it as before");
+                self.takeover = None;
+            }
+            Action::Abandoned { reason } => {
+                log::warn!("the guest held here is worthless: {reason}; joining again");
+                monitor::event("abandoned", "reason", &reason);
+                self.takeover = None;
+                self.set_gate(GateMode::Closed);
+            }
+            Action::Refused { reason, retry } => {
+                log::error!("pairing refused: {reason}");
+                monitor::event("refused", "reason", &reason);
+                if !retry && self.peer.as_ref().is_some_and(|peer| !peer.node.role().is_primary()) {
+                    self.end(format!("pairing refused: {reason}"));
+                }
+            }
+            Action::CloseConnection => {
+                if let Some(peer) = &mut self.peer {
+                    peer.close(self.now_us);
+                }
+            }
+            Action::Halt { reason } => self.halt(&reason),
+        }
+    }
+
+    fn halt(&mut self, reason: &HaltReason) {
+        self.set_gate(GateMode::Closed);
+        self.end(format!("{reason}"));
+    }
+
+    pub(super) fn set_gate(&mut self, mode: GateMode) {
+        self.unsealed_since = None;
+        if let Some(client) = &mut self.client {
+            client.nic().set_mode(mode);
+        }
+    }
+
+    /// Everything that is held may leave, and what comes leaves at once.
+    pub(super) fn open_gate(&mut self) {
+        self.unsealed_since = None;
+        let now_us = self.now_us;
+        if let Some(client) = &mut self.client {
+            client.go_live(now_us);
+        }
+    }
+
+    fn begin_load(&mut self) {
+        log::info!("receiving the guest's state");
+        self.incoming.clear();
+        let len = self.guest.memory.len();
+        if let Ok(ram) = self.guest.memory.slice_mut(Gpa(0), len) {
+            ram.fill(0);
+        }
+    }
+
+    fn state_loaded(&mut self, position: Position, digest: u64) {
+        let bytes = core::mem::take(&mut self.incoming);
+        if let Err(error) = self.guest.load(&bytes) {
+            return self.diverge(&format!("the state received cannot be loaded: {error}"));
+        }
+        let own = digest::of_all(&mut self.guest);
+        if own != digest || self.guest.position() != position.0 {
+            return self.diverge(&format!(
+                "the state received is not the one that was sent: hash {own:016x} at {}, should be {digest:016x} at {}",
+                self.guest.position(),
+                position.0
+            ));
+        }
+        log::info!("state complete at position {}: following the log", position.0);
+        self.set_gate(GateMode::Closed);
+        if let Some(peer) = &mut self.peer {
+            peer.node.joined(Time(self.now_us));
+        }
+    }
+
+    /// The guest here is not the primary's.
+    pub(super) fn diverge(&mut self, details: &str) {
+        log::error!("DIVERGED: {details}");
+        monitor::event("diverged", "details", &details);
+        if let Some(peer) = &mut self.peer {
+            peer.node.diverged(details);
+        }
+    }
+
+    fn begin_takeover(&mut self, last: Position) {
+        let heard_us = self.peer.as_ref().map_or(self.now_us, |peer| peer.node.last_heard().0);
+        log::warn!("the primary is silent: draining the log up to position {}", last.0);
+        self.takeover = Some(Takeover { heard_us, suspected_us: self.now_us, last: last.0 });
+    }
+
+    /// How this machine is called in status and log.
+    pub(super) fn role_name(&self) -> &'static str {
+        if self.ended.is_some() {
+            return "halted";
+        }
+        match self.peer.as_ref().map(|peer| peer.node.role()) {
+            None => "primary",
+            Some(role) if role.is_primary() => "primary",
+            Some(Role::Backup | Role::Draining) => "backup",
+            Some(Role::Halted) => "halted",
+            Some(_) => "joining",
+        }
+    }
+
+    /// Whether a backup holds what is needed to carry on.
+    pub(super) fn is_protected(&self) -> bool {
+        self.peer.as_ref().is_some_and(|peer| peer.node.role() == Role::Protected)
+    }
+
+    /// Why the guest does not run here, for the status.
+    pub(super) fn ended(&self) -> Option<&String> {
+        self.ended.as_ref()
+    }
+}

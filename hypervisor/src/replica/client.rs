@@ -1,0 +1,142 @@
+//! The client side of a machine: its NIC behind the gate, and frames on their way in.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use pollux_nic::e1000::E1000;
+use pollux_nic::{ClientNic, Gate, GateMode, HoldOutcome, MacAddress};
+
+use crate::host::interrupts::Fired;
+use crate::host::nic::Route;
+
+/// Frames that the gate holds at most, the burst of one virtqueue on top.
+const GATE_FRAMES: usize = 4096;
+/// Bytes that the gate holds at most, the burst on top.
+const GATE_BYTES: usize = 4 << 20;
+/// Frames that wait for an exact stop at most; more stay in the card's ring.
+const INGRESS_FRAMES: usize = 256;
+
+/// Counts of what was refused on the client network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClientErrors {
+    /// Frames of the guest that are no Ethernet frames or found the gate overfull.
+    pub refused: u64,
+}
+
+/// The client NIC, if this machine has one.
+pub struct Client {
+    nic: ClientNic<E1000>,
+    route: Route,
+    mac: MacAddress,
+    ingress: VecDeque<Vec<u8>>,
+    /// Buffers to be used again: allocation is slow.
+    spare: Vec<Vec<u8>>,
+    errors: ClientErrors,
+}
+
+impl Client {
+    /// Puts the gate, closed, before the card that receives for the guest's `mac`.
+    #[must_use]
+    pub fn new(nic: E1000, route: Route, mac: MacAddress) -> Self {
+        Self {
+            nic: ClientNic::new(nic, Gate::new(GATE_FRAMES, GATE_BYTES)),
+            route,
+            mac,
+            ingress: VecDeque::with_capacity(INGRESS_FRAMES),
+            spare: Vec::new(),
+            errors: ClientErrors::default(),
+        }
+    }
+
+    /// The card and its gate.
+    pub fn nic(&mut self) -> &mut ClientNic<E1000> {
+        &mut self.nic
+    }
+
+    /// The gate, to look at.
+    #[must_use]
+    pub fn gate(&self) -> &Gate {
+        self.nic.gate()
+    }
+
+    /// Counts of refused frames.
+    #[must_use]
+    pub fn errors(&self) -> ClientErrors {
+        self.errors
+    }
+
+    /// Serves the card's interrupt if `fired` has it.
+    pub fn interrupted(&mut self, fired: Fired) {
+        if self.route.fired(fired) {
+            self.nic.interrupt_cause();
+            self.route.rearm();
+        }
+    }
+
+    /// Takes received frames from the card into host memory (the bounce buffer). A machine that does not run the guest
+    /// for the clients throws them away.
+    pub fn poll(&mut self, live: bool) {
+        while self.ingress.len() < INGRESS_FRAMES {
+            let mut buffer = self.spare.pop().unwrap_or_default();
+            let received = self.nic.receive(|frame| {
+                buffer.clear();
+                buffer.extend_from_slice(frame);
+            });
+            if received.is_some() && live {
+                self.ingress.push_back(buffer);
+            } else {
+                self.spare.push(buffer);
+            }
+            if received.is_none() {
+                break;
+            }
+        }
+        self.nic.flush();
+    }
+
+    /// Whether frames wait to be applied.
+    #[must_use]
+    pub fn has_ingress(&self) -> bool {
+        !self.ingress.is_empty()
+    }
+
+    /// The next frame to be applied; give it back with [`recycle`](Self::recycle).
+    pub fn next_frame(&mut self) -> Option<Vec<u8>> {
+        self.ingress.pop_front()
+    }
+
+    /// Puts a frame back that could not be applied yet.
+    pub fn put_back(&mut self, frame: Vec<u8>) {
+        self.ingress.push_front(frame);
+    }
+
+    /// Takes a frame's buffer for later use.
+    pub fn recycle(&mut self, frame: Vec<u8>) {
+        self.spare.push(frame);
+    }
+
+    /// A frame of the guest: to the gate.
+    pub fn transmit(&mut self, frame: &[u8], now_us: u64) {
+        match self.nic.guest_transmit(frame, now_us) {
+            Ok(HoldOutcome::Held | HoldOutcome::Ready | HoldOutcome::Sent | HoldOutcome::Dropped) => {}
+            Err(_) => self.errors.refused += 1,
+        }
+    }
+
+    /// Sends what may leave.
+    pub fn release(&mut self, now_us: u64) {
+        if self.nic.gate().ready() > 0 {
+            self.nic.transmit_ready(now_us);
+        }
+        self.nic.flush();
+    }
+
+    /// Opens the gate and tells the switch where the guest is now.
+    pub fn go_live(&mut self, now_us: u64) {
+        self.nic.set_mode(GateMode::Open);
+        self.release(now_us);
+        if let Err(error) = self.nic.announce(self.mac, None) {
+            log::warn!("the guest's address was not announced: {error}");
+        }
+    }
+}

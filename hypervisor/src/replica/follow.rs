@@ -1,0 +1,131 @@
+//! The backup: replays the log, and takes over when it is told to.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use pollux_ft::{Control, Entry, Position, Record, Time};
+
+use super::digest::Digest;
+use super::json::Json;
+use super::outlet::Shadow;
+use super::steering::Steering;
+use super::{Replica, monitor};
+use crate::guest::Stop;
+use crate::platform::GuestTime;
+
+/// Ticks that a backup runs at most before it looks around.
+const SLICE: u64 = 1 << 24;
+
+impl Replica {
+    /// Applies the next entry or runs towards it; with nothing to do, sleeps or goes live.
+    pub(super) fn follow_step(&mut self) {
+        let position = self.guest.position();
+        let Some(peer) = &mut self.peer else { return };
+        let node = &mut peer.node;
+        if let Some(record) = node.next_record().filter(|record| record.position.0 == position).cloned() {
+            return self.apply(&record);
+        }
+        let next = node.next_record().map(|record| record.position.0);
+        let limit = node.run_limit().map(|limit| limit.0);
+        let Some(target) = [next, limit].into_iter().flatten().min().filter(|&target| target > position) else {
+            return self.log_is_empty(position);
+        };
+        let mut frames = Vec::new();
+        let stop = self.guest.run(target.min(position + SLICE), &mut Shadow { frames: &mut frames });
+        self.retain(&frames);
+        let position = self.guest.position();
+        if let Some(peer) = &mut self.peer {
+            peer.node.progress(Position(position));
+        }
+        match stop {
+            Stop::Target | Stop::Host | Stop::Output => {}
+            Stop::Halted => self.diverge(&format!("the guest sleeps at {position}, the log says it ran to {target}")),
+            // What these mean the primary says in the next entry, at this position.
+            Stop::Power(_) | Stop::Crashed if position == target => {}
+            Stop::Power(_) | Stop::Crashed => {
+                self.diverge(&format!("the guest ended at {position}, the log says it ran to {target}"));
+            }
+        }
+    }
+
+    /// Frames that the guest just made are kept until the primary is known to have sent them.
+    fn retain(&mut self, frames: &[Vec<u8>]) {
+        let position = self.guest.position();
+        let released = self.peer.as_ref().map_or(0, |peer| peer.node.released().position.0);
+        let Some(client) = &mut self.client else { return };
+        for frame in frames {
+            let _ = (position, client.transmit(frame, self.now_us));
+        }
+        let _ = released;
+    }
+
+    fn apply(&mut self, record: &Record) {
+        match &record.entry {
+            Entry::Clock { base_ns, rate } => {
+                if let Err(error) = self.guest.steer_clock(GuestTime(*base_ns), *rate) {
+                    return self.diverge(&format!("entry {}: {error}", record.seq.0));
+                }
+            }
+            Entry::PacketIn(frame) => self.guest.packet_in(frame),
+            Entry::ConsoleIn(bytes) => self.guest.console_in(bytes),
+            Entry::Horizon | Entry::Output => {}
+            Entry::Digest { machine, slice, memory } => {
+                let logged = Digest { machine: *machine, slice: *slice, memory: *memory };
+                let own = Digest::of(&mut self.guest);
+                if let Some(what) = logged.difference(&own) {
+                    let position = record.position.0;
+                    return self
+                        .diverge(&format!("{what} differs at position {position}: {own:x?}, logged {logged:x?}"));
+                }
+                self.figures.digests += 1;
+            }
+            Entry::Control(Control::PowerOff) => log::info!("the guest powered off"),
+            Entry::Control(control) => {
+                return self.diverge(&format!("entry {}: {control:?} is not known here", record.seq.0));
+            }
+        }
+        if let Some(peer) = &mut self.peer {
+            peer.node.applied(Time(self.now_us), record.position);
+        }
+    }
+
+    fn log_is_empty(&mut self, position: u64) {
+        match self.takeover {
+            Some(takeover) if position >= takeover.last => self.go_live(position),
+            _ => self.sleep(None),
+        }
+    }
+
+    fn go_live(&mut self, position: u64) {
+        let Some(takeover) = self.takeover.take() else { return };
+        let Some(peer) = &mut self.peer else { return };
+        let drained_us = self.clock.now_us();
+        let term = match peer.node.went_live(Time(drained_us), Position(position)) {
+            Ok(term) => term,
+            Err(error) => return log::warn!("not going live: {error}"),
+        };
+        // Guest time goes on from where the log ended.
+        let rate = self.guest.platform.clock().rate();
+        self.steering = Steering::start(drained_us, position, self.guest.now(), rate);
+        self.now_us = drained_us;
+        (self.logged, self.logged_us, self.next_digest) = (position, drained_us, position);
+        self.open_gate();
+        let live_us = self.clock.now_us();
+        self.figures.takeovers += 1;
+        log::warn!(
+            "live in term {} at position {position}: silent for {} ms, log drained in {} ms",
+            term.0,
+            takeover.suspected_us.saturating_sub(takeover.heard_us) / 1000,
+            (drained_us - takeover.suspected_us) / 1000
+        );
+        let mut json = Json::line("event");
+        json.text("event", "takeover")
+            .number("term", term.0)
+            .millis("detect_ms", takeover.suspected_us.saturating_sub(takeover.heard_us))
+            .millis("drain_ms", drained_us - takeover.suspected_us)
+            .millis("announce_ms", live_us - drained_us)
+            .millis("total_ms", live_us - takeover.heard_us);
+        monitor::send(json);
+        self.report();
+    }
+}

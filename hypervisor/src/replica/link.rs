@@ -1,0 +1,299 @@
+//! The link to the twin: a TCP connection for log and state, UDP datagrams for heartbeats, over the log NIC.
+//!
+//! It only carries bytes; what they mean is the node's business. A primary listens, everybody else connects.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
+
+use pollux_nic::e1000::E1000;
+use smoltcp::iface::{Config as InterfaceConfig, Interface, SocketHandle, SocketSet};
+use smoltcp::socket::{tcp, udp};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndpoint};
+
+use crate::config::Cidr;
+use crate::host::interrupts::Fired;
+use crate::host::nic::Route;
+
+/// TCP port of the log, the same on both machines.
+const LOG_PORT: u16 = 7001;
+/// UDP port of heartbeats, the same on both machines.
+const HEARTBEAT_PORT: u16 = 7002;
+/// Bytes that TCP buffers in each direction.
+const STREAM_BUFFER: usize = 256 << 10;
+/// Longest heartbeat in bytes.
+const DATAGRAM: usize = 512;
+/// Heartbeats that may wait in each direction.
+const DATAGRAMS: usize = 8;
+/// Wall time between two attempts to connect, in microseconds.
+const RETRY_US: u64 = 200_000;
+/// How long TCP waits for data to ride on before it sends a bare acknowledgement, in milliseconds.
+const ACK_DELAY_MS: u64 = 20;
+/// First of the ports that connections are made from.
+const FIRST_LOCAL_PORT: u16 = 49_152;
+
+/// Which end of the connection this machine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Waits for the twin to connect.
+    Listen,
+    /// Connects to the twin.
+    Connect,
+}
+
+/// What happened to the connection since it was last asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing.
+    None,
+    /// It came up.
+    Connected,
+    /// It is gone.
+    Disconnected,
+}
+
+/// Bytes on the wire of the log NIC, Ethernet headers included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WireBytes {
+    /// Sent, heartbeats not included.
+    pub sent: u64,
+    /// Received, heartbeats not included.
+    pub received: u64,
+    /// Heartbeats in both directions.
+    pub heartbeats: u64,
+}
+
+/// The link.
+pub struct Link {
+    nic: E1000,
+    route: Route,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    stream: SocketHandle,
+    datagrams: SocketHandle,
+    peer: Ipv4Addr,
+    end: End,
+    connected: bool,
+    wanted: bool,
+    retry_at_us: u64,
+    local_port: u16,
+    heartbeat_bytes: u64,
+    // Set by anything that gives the network stack work.
+    dirty: bool,
+    poll_at_us: Option<u64>,
+}
+
+/// Bytes that Ethernet, IPv4 and UDP headers add to a heartbeat.
+const UDP_HEADERS: u64 = 14 + 20 + 8;
+
+impl Link {
+    /// Starts the network stack on `nic`.
+    ///
+    /// # Panics
+    /// When the stack has no room for a single address (a bug of ours).
+    #[must_use]
+    pub fn new(nic: E1000, route: Route, own: Cidr, peer: Ipv4Addr, end: End, seed: u64) -> Self {
+        let mut nic = nic;
+        let mut config = InterfaceConfig::new(HardwareAddress::Ethernet(EthernetAddress(nic.mac().0)));
+        config.random_seed = seed;
+        let mut interface = Interface::new(config, &mut nic, Instant::ZERO);
+        interface.update_ip_addrs(|addresses| {
+            addresses
+                .push(IpCidr::new(IpAddress::Ipv4(own.address), own.prefix))
+                .expect("a new interface has room for an address");
+        });
+        let mut sockets = SocketSet::new(Vec::new());
+        let stream = sockets.add(stream_socket());
+        let datagrams = sockets.add(datagram_socket());
+        let local_port = FIRST_LOCAL_PORT + (seed % 10_000) as u16;
+        Self {
+            nic,
+            route,
+            interface,
+            sockets,
+            stream,
+            datagrams,
+            peer,
+            end,
+            connected: false,
+            wanted: false,
+            retry_at_us: 0,
+            local_port,
+            heartbeat_bytes: 0,
+            dirty: true,
+            poll_at_us: None,
+        }
+    }
+
+    /// Changes which end this machine is; a connection that exists is dropped.
+    pub fn set_end(&mut self, end: End) {
+        if self.end != end {
+            self.end = end;
+            self.reset();
+        }
+    }
+
+    /// Drops the connection, if there is one.
+    pub fn reset(&mut self) {
+        self.sockets.get_mut::<tcp::Socket<'_>>(self.stream).abort();
+        self.dirty = true;
+    }
+
+    /// Whether there should be a connection at all.
+    pub fn set_wanted(&mut self, wanted: bool) {
+        self.dirty |= wanted && !self.wanted;
+        self.wanted = wanted;
+    }
+
+    /// Serves the card's interrupt if `fired` has it, and lets its line through again.
+    pub fn interrupted(&mut self, fired: Fired) {
+        if self.route.fired(fired) {
+            self.nic.interrupt_cause();
+            self.route.rearm();
+            self.dirty = true;
+        }
+    }
+
+    /// Sends what was queued, if anything was.
+    pub fn push(&mut self, now_us: u64) {
+        if self.dirty {
+            let now = Instant::from_micros(now_us as i64);
+            self.interface.poll_egress(now, &mut self.nic, &mut self.sockets);
+            self.nic.flush();
+            self.plan(now);
+        }
+    }
+
+    /// Works out when the stack has something to do next.
+    fn plan(&mut self, now: Instant) {
+        self.dirty = false;
+        let delay = self.interface.poll_at(now, &self.sockets).map(|at| at.total_micros().max(0) as u64);
+        let retry = (!self.connected && self.wanted && self.end == End::Connect).then_some(self.retry_at_us);
+        self.poll_at_us = [delay, retry].into_iter().flatten().min();
+    }
+
+    /// Moves frames between the card and the sockets. Returns what became of the connection.
+    pub fn poll(&mut self, now_us: u64) -> Change {
+        let due = self.poll_at_us.is_some_and(|at| at <= now_us);
+        if !(self.dirty || due || self.nic.has_received()) {
+            return Change::None;
+        }
+        let now = Instant::from_micros(now_us as i64);
+        self.interface.poll(now, &mut self.nic, &mut self.sockets);
+        self.nic.flush();
+        let change = self.follow_connection(now_us);
+        self.plan(now);
+        change
+    }
+
+    fn follow_connection(&mut self, now_us: u64) -> Change {
+        let peer = IpEndpoint::new(IpAddress::Ipv4(self.peer), LOG_PORT);
+        let socket = self.sockets.get_mut::<tcp::Socket<'_>>(self.stream);
+        let up = socket.may_send() && socket.may_recv();
+        if up && !self.connected {
+            self.connected = true;
+            return Change::Connected;
+        }
+        // Bytes that arrived before the end of the connection are still read.
+        let gone = !up && !(self.connected && socket.can_recv());
+        if self.connected && gone {
+            self.connected = false;
+            self.retry_at_us = now_us + RETRY_US;
+            socket.abort();
+            self.dirty = true;
+            return Change::Disconnected;
+        }
+        if !self.connected && self.wanted && !socket.is_open() {
+            match self.end {
+                // Listening fails only on an open socket or port 0.
+                End::Listen => drop(socket.listen(IpListenEndpoint::from(LOG_PORT))),
+                End::Connect if now_us >= self.retry_at_us => {
+                    self.retry_at_us = now_us + RETRY_US;
+                    self.local_port = if self.local_port == u16::MAX { FIRST_LOCAL_PORT } else { self.local_port + 1 };
+                    // Connecting fails only on an open socket or a port 0.
+                    let _ = socket.connect(self.interface.context(), peer, self.local_port);
+                    self.dirty = true;
+                }
+                End::Connect => {}
+            }
+        }
+        Change::None
+    }
+
+    /// When [`poll`](Self::poll) has something to do by itself, in microseconds of wall time.
+    #[must_use]
+    pub fn poll_at(&self) -> Option<u64> {
+        if self.dirty { Some(0) } else { self.poll_at_us }
+    }
+
+    /// Hands received stream bytes to `take`, which says how many it took.
+    pub fn receive(&mut self, mut take: impl FnMut(&[u8]) -> usize) {
+        let socket = self.sockets.get_mut::<tcp::Socket<'_>>(self.stream);
+        while socket.can_recv() {
+            let taken = socket.recv(|bytes| {
+                let taken = take(bytes);
+                (taken, taken)
+            });
+            self.dirty = true;
+            if !matches!(taken, Ok(1..)) {
+                break;
+            }
+        }
+    }
+
+    /// Queues stream bytes; returns how many fitted.
+    pub fn send(&mut self, bytes: &[u8]) -> usize {
+        if bytes.is_empty() || !self.connected {
+            return 0;
+        }
+        let sent = self.sockets.get_mut::<tcp::Socket<'_>>(self.stream).send_slice(bytes).unwrap_or(0);
+        self.dirty |= sent > 0;
+        sent
+    }
+
+    /// Hands received heartbeats to `take`.
+    pub fn receive_datagrams(&mut self, mut take: impl FnMut(&[u8])) {
+        let socket = self.sockets.get_mut::<udp::Socket<'_>>(self.datagrams);
+        while let Ok((bytes, from)) = socket.recv() {
+            if from.endpoint.addr == IpAddress::Ipv4(self.peer) {
+                self.heartbeat_bytes += bytes.len() as u64 + UDP_HEADERS;
+                take(bytes);
+            }
+        }
+    }
+
+    /// Queues a heartbeat. One that finds no room is lost, as any datagram may be.
+    pub fn send_datagram(&mut self, bytes: &[u8]) {
+        let socket = self.sockets.get_mut::<udp::Socket<'_>>(self.datagrams);
+        if socket.send_slice(bytes, IpEndpoint::new(IpAddress::Ipv4(self.peer), HEARTBEAT_PORT)).is_ok() {
+            self.heartbeat_bytes += bytes.len() as u64 + UDP_HEADERS;
+            self.dirty = true;
+        }
+    }
+
+    /// Bytes on the wire so far.
+    #[must_use]
+    pub fn wire_bytes(&self) -> WireBytes {
+        let card = self.nic.statistics();
+        let total = card.rx.bytes + card.tx.bytes;
+        let heartbeats = self.heartbeat_bytes.min(total);
+        WireBytes { sent: card.tx.bytes, received: card.rx.bytes, heartbeats }
+    }
+}
+
+fn stream_socket() -> tcp::Socket<'static> {
+    let buffer = || tcp::SocketBuffer::new(vec![0; STREAM_BUFFER]);
+    let mut socket = tcp::Socket::new(buffer(), buffer());
+    socket.set_nagle_enabled(false);
+    socket.set_ack_delay(Some(Duration::from_millis(ACK_DELAY_MS)));
+    socket
+}
+
+fn datagram_socket() -> udp::Socket<'static> {
+    let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; DATAGRAMS], vec![0; DATAGRAM * DATAGRAMS]);
+    let mut socket = udp::Socket::new(buffer(), buffer());
+    // Binding fails only on a bound socket or port 0.
+    let _ = socket.bind(HEARTBEAT_PORT);
+    socket
+}

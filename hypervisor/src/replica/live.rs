@@ -1,0 +1,243 @@
+//! The machine that clients talk to: lets inputs into the guest at exact stops, logs them, and has output released.
+
+use alloc::format;
+
+use pollux_ft::{AppendError, Control, EntryRef, Position, Seq, Time};
+
+use super::Replica;
+use super::digest::{self, Digest};
+use super::outlet::Live;
+use crate::guest::Stop;
+use crate::platform::PowerEvent;
+
+/// Ticks that the guest runs at most before the loop looks around; host interrupts end a run earlier.
+const SLICE: u64 = 1 << 28;
+/// Ticks that output may wait for more output before an `Output` entry is made for it.
+const OUTPUT_DELAY: u64 = 20_000;
+/// Frames that make an `Output` entry due at once.
+const OUTPUT_FRAMES: usize = 16;
+/// Wall time after which a guest that has gone on without any entry gets a `Horizon`, in microseconds.
+const HORIZON_US: u64 = 50_000;
+/// Guest time in nanoseconds by which the backup may lag before the guest is slowed down.
+const MAX_LAG_NS: u128 = 1_000_000_000;
+
+/// The log took no more: the guest waits.
+struct LogFull;
+
+impl Replica {
+    /// One turn: apply what waits, or run the guest, or sleep.
+    pub(super) fn live_step(&mut self) {
+        if self.transfer.is_some() && self.guest.is_settled() {
+            self.transfer_step();
+            if self.transfer.is_some() {
+                self.sleep(None);
+            }
+            return;
+        }
+        if self.is_held_back() {
+            self.figures.held_back += 1;
+            return self.sleep(Some(self.now_us + 1000));
+        }
+        if self.guest.is_settled() && self.apply_inputs().is_err() {
+            return self.sleep(Some(self.now_us + 1000));
+        }
+        self.mark_progress();
+        if self.guest.is_halted() && !self.can_wake() {
+            return self.sleep_until_deadline();
+        }
+        let target = self.target();
+        if target == self.guest.position() {
+            return;
+        }
+        let mut live = Live { client: self.client.as_mut(), console: &mut self.figures.console, now_us: self.now_us };
+        let stop = self.guest.run(target, &mut live);
+        self.after_run(stop);
+    }
+
+    /// Whether the guest must wait for the twin: buffers full, or the twin too far behind.
+    fn is_held_back(&self) -> bool {
+        if self.client.as_ref().is_some_and(|client| client.gate().is_full()) {
+            return true;
+        }
+        let Some(peer) = self.peer.as_ref().filter(|peer| peer.node.is_logging()) else { return false };
+        let lag = peer.node.lag(Time(self.now_us));
+        let lag_ns = (u128::from(lag.ticks) * u128::from(self.guest.platform.clock().rate())) >> 32;
+        self.is_protected() && lag_ns > MAX_LAG_NS
+    }
+
+    /// Where to stop next: right ahead when something waits, else at the next thing that is due.
+    fn target(&self) -> u64 {
+        let position = self.guest.position();
+        if !self.guest.is_settled() && (self.input_waits() || self.transfer.is_some()) {
+            return self.guest.next_stop();
+        }
+        let seal = self.unsealed_since.map_or(u64::MAX, |since| since + OUTPUT_DELAY);
+        let digest = if self.is_protected() { self.next_digest } else { u64::MAX };
+        [position + SLICE, seal, digest].into_iter().filter(|&target| target > position).min().unwrap_or(position + 1)
+    }
+
+    fn input_waits(&self) -> bool {
+        self.client.as_ref().is_some_and(super::client::Client::has_ingress)
+            || !self.typed.is_empty()
+            || self.steering.is_due(self.now_us)
+    }
+
+    /// Logs an entry at the guest's position. `None` when there is nobody to log for.
+    fn log(&mut self, entry: EntryRef<'_>) -> Result<Option<Seq>, LogFull> {
+        let (now, position) = (Time(self.now_us), self.guest.position());
+        let Some(peer) = &mut self.peer else { return Ok(None) };
+        match peer.node.append(now, Position(position), entry) {
+            Ok(seq) => {
+                (self.logged, self.logged_us) = (position, self.now_us);
+                Ok(Some(seq))
+            }
+            Err(AppendError::Full) => Err(LogFull),
+            Err(AppendError::NotLogging) => Ok(None),
+            Err(AppendError::BadData) => panic!("an entry of impossible length at position {position}"),
+        }
+    }
+
+    /// Applies everything that waits at this exact stop, each input logged before it is applied.
+    fn apply_inputs(&mut self) -> Result<(), LogFull> {
+        self.steer()?;
+        while let Some(frame) = self.client.as_mut().and_then(super::client::Client::next_frame) {
+            let logged = self.log(EntryRef::PacketIn(&frame));
+            if logged.is_ok() {
+                self.guest.packet_in(&frame);
+                self.figures.packets_in += 1;
+            }
+            let Some(client) = &mut self.client else { break };
+            match logged {
+                Ok(_) => client.recycle(frame),
+                Err(full) => {
+                    client.put_back(frame);
+                    return Err(full);
+                }
+            }
+        }
+        if !self.typed.is_empty() {
+            let typed = core::mem::take(&mut self.typed);
+            let part = &typed[..typed.len().min(64)];
+            let logged = self.log(EntryRef::ConsoleIn(part));
+            self.typed = typed[if logged.is_ok() { part.len() } else { 0 }..].to_vec();
+            logged?;
+            self.guest.console_in(part);
+        }
+        self.log_digest()
+    }
+
+    /// Puts guest time on course when it is time to: regularly while the guest runs, and when it is about to wake.
+    fn steer(&mut self) -> Result<(), LogFull> {
+        let now = self.guest.now();
+        let asleep = self.guest.is_halted();
+        let due = if asleep {
+            let deadline = self.guest.platform.next_deadline();
+            let wakes = deadline.is_some_and(|deadline| self.steering.wall_of(deadline) <= self.now_us);
+            wakes || (self.input_waits_for_sleeper() && self.steering.is_due_at_wake(self.now_us, now))
+        } else {
+            self.steering.is_due(self.now_us)
+        };
+        if !due {
+            return Ok(());
+        }
+        let steer = self.steering.steer(self.now_us, self.guest.position(), now, asleep);
+        self.log(EntryRef::Clock { base_ns: steer.base.0, rate: steer.rate })?;
+        self.guest.steer_clock(steer.base, steer.rate).unwrap_or_else(|error| panic!("steering: {error}"));
+        Ok(())
+    }
+
+    fn input_waits_for_sleeper(&self) -> bool {
+        self.client.as_ref().is_some_and(super::client::Client::has_ingress) || !self.typed.is_empty()
+    }
+
+    fn log_digest(&mut self) -> Result<(), LogFull> {
+        if self.guest.position() < self.next_digest || !self.is_protected() {
+            return Ok(());
+        }
+        let digest = Digest::of(&mut self.guest);
+        self.log(EntryRef::Digest { machine: digest.machine, slice: digest.slice, memory: digest.memory })?;
+        self.figures.digests += 1;
+        self.next_digest = (self.guest.position() / digest::INTERVAL + 1) * digest::INTERVAL;
+        Ok(())
+    }
+
+    /// Makes the marks that the backup and the gate wait for: `Output` for frames that are held, `Horizon` for a guest
+    /// that went on without entries.
+    fn mark_progress(&mut self) {
+        let position = self.guest.position();
+        if let Some(peer) = &mut self.peer {
+            peer.node.progress(Position(position));
+        }
+        let unsealed = self.client.as_ref().map_or(0, |client| client.gate().unsealed());
+        if unsealed == 0 {
+            self.unsealed_since = None;
+        } else {
+            let since = *self.unsealed_since.get_or_insert(position);
+            let waited = self.guest.is_halted() || unsealed >= OUTPUT_FRAMES || position - since >= OUTPUT_DELAY;
+            if waited {
+                self.seal_output();
+            }
+        }
+        if position > self.logged && self.now_us.saturating_sub(self.logged_us) >= HORIZON_US {
+            // A full log gets its horizon later.
+            let _ = self.log(EntryRef::Horizon);
+        }
+    }
+
+    fn seal_output(&mut self) {
+        // A full log: the frames stay held, and the next turn tries again.
+        let Ok(seq) = self.log(EntryRef::Output) else { return };
+        self.unsealed_since = None;
+        let Some(client) = &mut self.client else { return };
+        match seq {
+            Some(seq) => {
+                client.nic().seal(seq.0);
+                if let Some(peer) = &mut self.peer {
+                    peer.node.flush(Time(self.now_us));
+                    peer.push(self.now_us);
+                }
+            }
+            // Nobody to wait for: the protocol opens the gate by an action of its own.
+            None => client.release(self.now_us),
+        }
+    }
+
+    /// Whether a halted guest has an interrupt to wake for.
+    fn can_wake(&self) -> bool {
+        self.guest.can_wake()
+    }
+
+    fn sleep_until_deadline(&mut self) {
+        self.steering.note_sleep();
+        let deadline = self.guest.platform.next_deadline().map(|deadline| self.steering.wall_of(deadline));
+        let horizon = (self.guest.position() > self.logged).then_some(self.logged_us + HORIZON_US);
+        self.sleep([deadline, horizon].into_iter().flatten().min());
+    }
+
+    fn after_run(&mut self, stop: Stop) {
+        match stop {
+            Stop::Target | Stop::Host | Stop::Output => {}
+            Stop::Halted => self.steering.note_sleep(),
+            Stop::Power(PowerEvent::Off) => self.power_off("the guest powered off".into()),
+            Stop::Power(PowerEvent::Reset) | Stop::Crashed => {
+                let reason = match self.guest.crash() {
+                    Some(crash) => format!("the guest crashed at position {}: {crash}", self.guest.position()),
+                    None => "the guest asked for a reset".into(),
+                };
+                self.power_off(reason);
+            }
+        }
+    }
+
+    /// An orderly end: both machines stop, and nobody takes over.
+    fn power_off(&mut self, reason: alloc::string::String) {
+        self.mark_progress();
+        // With a full log the twin finds the guest off by itself, at the same position.
+        let _ = self.log(EntryRef::Control(Control::PowerOff));
+        if let Some(peer) = &mut self.peer {
+            peer.node.flush(Time(self.now_us));
+        }
+        self.push_peer();
+        self.end(reason);
+    }
+}

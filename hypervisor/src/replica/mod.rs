@@ -1,0 +1,305 @@
+//! Joins guest, log and gate: the loop that each role runs.
+//!
+//! One thread does everything in turn: take in what the host's devices have, then let the guest run a little as the
+//! role says. [`live`] is the machine that clients talk to, [`follow`] its backup; [`transfer`] makes a backup;
+//! [`actions`] does what the protocol asks for.
+
+mod actions;
+mod client;
+mod digest;
+mod follow;
+pub mod json;
+pub mod link;
+mod live;
+pub mod monitor;
+mod outlet;
+mod peer;
+mod status;
+pub mod steering;
+mod transfer;
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use pollux_ft::{Identity, Node, NodeId, Role, Span, Start, Time};
+use pollux_nic::MacAddress;
+use pollux_nic::e1000::E1000;
+
+use self::client::Client;
+use self::link::{End, Link};
+use self::monitor::{Command, Monitor};
+use self::peer::Peer;
+use self::status::Figures;
+use self::steering::Steering;
+use self::transfer::Transfer;
+use crate::config::{BrokenRule, Config, StartRole};
+use crate::guest::Guest;
+use crate::host::apic::Apic;
+use crate::host::clock::{self, WallClock};
+use crate::host::interrupts;
+use crate::host::nic::Route;
+
+/// Longest time that the machine sleeps without looking around, in microseconds.
+const LONGEST_SLEEP_US: u64 = 1_000_000;
+/// Timer ticks in a microsecond while the machine sleeps (`-icount shift=0`: one a nanosecond).
+const TICKS_PER_US: u64 = 1000;
+
+/// What a replica is made of.
+pub struct Parts {
+    /// The options.
+    pub config: Config,
+    /// This CPU's interrupt controller.
+    pub apic: Apic,
+    /// The wall clock.
+    pub clock: WallClock,
+    /// The guest; loaded, or empty on a machine that starts as backup.
+    pub guest: Guest,
+    /// The card that clients are on.
+    pub client: Option<(E1000, Route)>,
+    /// The card that the twin is on.
+    pub log: Option<(E1000, Route)>,
+}
+
+/// What there is to do for the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Duty {
+    /// Run it for the clients.
+    Live,
+    /// Replay the log.
+    Follow,
+    /// Nothing: there is no guest here, or no more.
+    Wait,
+}
+
+/// A takeover under way.
+#[derive(Debug, Clone, Copy)]
+struct Takeover {
+    /// When the primary gave its last sign of life, and when it was given up, in microseconds.
+    heard_us: u64,
+    suspected_us: u64,
+    /// Where the log ends.
+    last: u64,
+}
+
+/// One machine at work.
+pub struct Replica {
+    config: Config,
+    apic: Apic,
+    clock: WallClock,
+    guest: Guest,
+    client: Option<Client>,
+    peer: Option<Peer>,
+    steering: Steering,
+    monitor: Monitor,
+    figures: Figures,
+    transfer: Option<Transfer>,
+    takeover: Option<Takeover>,
+    /// The machine part of a state that arrives.
+    incoming: Vec<u8>,
+    /// Text for the guest's console that waits for an exact stop.
+    typed: Vec<u8>,
+    /// Position at which the oldest frame that waits for an `Output` entry was made.
+    unsealed_since: Option<u64>,
+    /// Position of the newest entry.
+    logged: u64,
+    /// When it was logged, in microseconds.
+    logged_us: u64,
+    /// Position from which the next digest is due.
+    next_digest: u64,
+    /// Why the guest does not run any more.
+    ended: Option<String>,
+    /// The wall time of this turn of the loop, in microseconds.
+    now_us: u64,
+}
+
+impl Replica {
+    /// Puts the parts together.
+    ///
+    /// # Panics
+    /// When the configuration passed its checks but the protocol refuses it (a bug of ours).
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let Parts { config, apic, mut clock, guest, client, log } = parts;
+        let now_us = clock.now_us();
+        let client = client.map(|(nic, route)| Client::new(nic, route, MacAddress(config.guest_mac)));
+        let peer = log.and_then(|(nic, route)| make_peer(&config, &guest, nic, route, now_us));
+        let steering = Steering::start(now_us, guest.position(), guest.now(), guest.platform.clock().rate());
+        Self {
+            config,
+            apic,
+            clock,
+            guest,
+            client,
+            peer,
+            steering,
+            monitor: Monitor::default(),
+            figures: Figures::default(),
+            transfer: None,
+            takeover: None,
+            incoming: Vec::new(),
+            typed: Vec::new(),
+            unsealed_since: None,
+            logged: 0,
+            logged_us: 0,
+            next_digest: digest::INTERVAL,
+            ended: None,
+            now_us,
+        }
+    }
+
+    /// Runs for ever.
+    pub fn run(mut self) -> ! {
+        if let Some(client) = &mut self.client
+            && self.config.broken_rule == Some(BrokenRule::OutputRule)
+        {
+            log::warn!("the output rule is switched off: clients may see replies that get lost");
+            client.nic().break_output_rule(true);
+        }
+        if self.duty() == Duty::Live {
+            self.open_gate();
+        }
+        loop {
+            self.poll_host();
+            match self.duty() {
+                Duty::Live => self.live_step(),
+                Duty::Follow => self.follow_step(),
+                Duty::Wait => self.sleep(None),
+            }
+        }
+    }
+
+    fn duty(&self) -> Duty {
+        if self.ended.is_some() {
+            return Duty::Wait;
+        }
+        match self.peer.as_ref().map(|peer| peer.node.role()) {
+            None => Duty::Live,
+            Some(role) if role.is_primary() => Duty::Live,
+            Some(Role::Backup | Role::Draining) => Duty::Follow,
+            Some(_) => Duty::Wait,
+        }
+    }
+
+    /// Takes in what the host's devices have, and does what the protocol asks for.
+    fn poll_host(&mut self) {
+        let fired = interrupts::take_fired();
+        if fired.line(clock::RTC_LINE) {
+            self.clock.poll();
+        }
+        self.now_us = self.clock.now_us();
+        crate::host::logger::set_time(self.now_us);
+        let live = self.duty() == Duty::Live;
+        if let Some(client) = &mut self.client {
+            client.interrupted(fired);
+            client.poll(live);
+            client.release(self.now_us);
+        }
+        if let Some(peer) = &mut self.peer {
+            peer.interrupted(fired);
+            peer.poll(self.now_us);
+            self.do_actions();
+        }
+        if fired.line(clock::RTC_LINE) {
+            self.serve_monitor();
+            self.report_if_due();
+        }
+    }
+
+    fn serve_monitor(&mut self) {
+        while let Some(command) = self.monitor.poll() {
+            match command {
+                Ok(command) if command.is_for_tests() && !self.config.test_commands => {
+                    monitor::event("refused", "reason", &"this command needs test-commands=on");
+                }
+                Ok(command) => self.obey(command),
+                Err(reason) => monitor::event("refused", "reason", &reason),
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Status => self.report(),
+            Command::Stop => {
+                if let Some(peer) = &mut self.peer {
+                    peer.node.stop(Time(self.now_us));
+                }
+                self.end("stopped by command".into());
+            }
+            Command::Console(text) => {
+                self.typed.extend_from_slice(text.as_bytes());
+                self.typed.push(b'\n');
+            }
+            Command::FlipMemory(gpa, bit) => {
+                let done = self.guest.flip_memory_bit(gpa, bit);
+                log::warn!("test: bit {bit} of guest memory at {gpa:?} flipped: {done}");
+            }
+            Command::FlipRegister(name, bit) => {
+                let done = self.guest.flip_register_bit(&name, bit);
+                log::warn!("test: bit {bit} of {name} flipped: {done}");
+            }
+        }
+    }
+
+    /// The guest runs here no more; says why.
+    fn end(&mut self, reason: String) {
+        if self.ended.is_none() {
+            log::warn!("the guest ends here: {reason}");
+            monitor::halt_event(&reason);
+            self.ended = Some(reason);
+            self.report();
+        }
+    }
+
+    /// Sleeps until a device or a timer wants attention, at most until wall time `until_us`.
+    fn sleep(&mut self, until_us: Option<u64>) {
+        let peer = self.peer.as_ref().and_then(Peer::poll_at);
+        let wake = [until_us, peer].into_iter().flatten().min();
+        let us = wake.map_or(LONGEST_SLEEP_US, |at| at.saturating_sub(self.now_us)).min(LONGEST_SLEEP_US);
+        if us == 0 {
+            return;
+        }
+        let before = clock::cycles();
+        self.apic.arm_timer((us * TICKS_PER_US) as u32);
+        interrupts::wait();
+        self.apic.arm_timer(0);
+        self.figures.slept += clock::cycles() - before;
+    }
+}
+
+fn make_peer(config: &Config, guest: &Guest, nic: E1000, route: Route, now_us: u64) -> Option<Peer> {
+    let start = match config.role {
+        StartRole::Primary => Start::Primary,
+        StartRole::Backup => Start::Backup,
+        StartRole::Solo | StartRole::Stops => return None,
+    };
+    let (own, peer) = (config.log_address?, config.log_peer?);
+    // A machine that starts again is another one: its card stays, the moment differs.
+    let moment = clock::unix_time() << 32 ^ clock::cycles() ^ now_us << 8;
+    let node_id = moment.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+        ^ u64::from_le_bytes([nic.mac().0, [0; 6]].concat()[..8].try_into().ok()?);
+    let identity = Identity {
+        node: NodeId(node_id),
+        pair: config.pair.clone(),
+        build: env!("CARGO_PKG_VERSION").into(),
+        cpu_digest: guest.platform.cpuid_digest(),
+        cpu_name: cpu_name(),
+        counter: guest.counter_name().into(),
+        guest_memory: config.guest_memory,
+    };
+    let protocol = pollux_ft::Config {
+        heartbeat_interval: Span(config.heartbeat_us),
+        suspect_after: Span(config.suspect_us),
+        ack_timeout: Span(config.suspect_us * 3),
+        receive_buffer_bytes: config.log_buffer as usize,
+        ..pollux_ft::Config::default()
+    };
+    let node = Node::new(Time(now_us), start, protocol, identity).expect("options were checked");
+    let end = if start == Start::Primary { End::Listen } else { End::Connect };
+    Some(Peer { node, link: Link::new(nic, route, own, peer, end, node_id) })
+}
+
+fn cpu_name() -> String {
+    let brand = raw_cpuid::CpuId::new().get_processor_brand_string();
+    brand.as_ref().map_or("unnamed CPU", |brand| brand.as_str().trim()).into()
+}

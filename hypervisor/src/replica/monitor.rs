@@ -1,0 +1,130 @@
+//! The monitor on COM2: status and events out, one JSON object a line; commands in, a line each.
+
+use alloc::string::String;
+use core::fmt::Display;
+
+use super::json::Json;
+use crate::host::serial;
+use crate::memory::Gpa;
+
+/// Longest command line in bytes; longer ones are refused.
+const MAX_LINE: usize = 512;
+
+/// A command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Report status now.
+    Status,
+    /// Take this machine out of service in order.
+    Stop,
+    /// Type text at the guest's console.
+    Console(String),
+    /// Flip a bit of guest memory (test only).
+    FlipMemory(Gpa, u32),
+    /// Flip a bit of a guest register (test only).
+    FlipRegister(String, u32),
+}
+
+impl Command {
+    /// Reads a line.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn parse(line: &str) -> Result<Self, &'static str> {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match word {
+            "status" => Ok(Self::Status),
+            "stop" => Ok(Self::Stop),
+            "console" => Ok(Self::Console(rest.into())),
+            "flip-memory" => {
+                let (gpa, bit) = rest.split_once(' ').ok_or("flip-memory needs an address and a bit")?;
+                let gpa = match gpa.strip_prefix("0x") {
+                    Some(hex) => u64::from_str_radix(hex, 16),
+                    None => gpa.parse(),
+                };
+                let bit = bit.trim().parse().map_err(|_| "the bit is no number")?;
+                Ok(Self::FlipMemory(Gpa(gpa.map_err(|_| "the address is no number")?), bit))
+            }
+            "flip-register" => {
+                let (name, bit) = rest.split_once(' ').ok_or("flip-register needs a name and a bit")?;
+                Ok(Self::FlipRegister(name.into(), bit.trim().parse().map_err(|_| "the bit is no number")?))
+            }
+            _ => Err("unknown command; known: status, stop, console, flip-memory, flip-register"),
+        }
+    }
+
+    /// Whether the command damages the guest and is only for tests.
+    #[must_use]
+    pub fn is_for_tests(&self) -> bool {
+        matches!(self, Self::FlipMemory(..) | Self::FlipRegister(..))
+    }
+}
+
+/// Collects input lines.
+#[derive(Debug, Default)]
+pub struct Monitor {
+    line: alloc::vec::Vec<u8>,
+}
+
+impl Monitor {
+    /// The next complete command, if one has arrived.
+    pub fn poll(&mut self) -> Option<Result<Command, &'static str>> {
+        let mut byte = [0];
+        while serial::MONITOR.read(&mut byte) == 1 {
+            if byte[0] != b'\n' && byte[0] != b'\r' {
+                if self.line.len() <= MAX_LINE {
+                    self.line.push(byte[0]);
+                }
+                continue;
+            }
+            let line = core::mem::take(&mut self.line);
+            if line.is_empty() {
+                continue;
+            }
+            if line.len() > MAX_LINE {
+                return Some(Err("the command is too long"));
+            }
+            let parsed = core::str::from_utf8(&line).map_err(|_| "the command is not UTF-8");
+            return Some(parsed.and_then(Command::parse));
+        }
+        None
+    }
+}
+
+/// Sends a finished line.
+pub fn send(json: Json) {
+    serial::MONITOR.write(json.finish().as_bytes());
+}
+
+/// Reports an event with a text that explains it.
+pub fn event(name: &str, key: &str, text: &dyn Display) {
+    let mut json = Json::line("event");
+    json.text("event", name).text(key, &alloc::format!("{text}"));
+    send(json);
+}
+
+/// Reports that this machine halts, and why.
+pub fn halt_event(reason: &dyn Display) {
+    event("halt", "reason", reason);
+}
+
+/// Reports a panic, without using the heap.
+pub fn panic_event() {
+    serial::MONITOR.write(b"\n{\"t\":\"event\",\"event\":\"halt\",\"reason\":\"panic; see the log\"}\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_understood_or_refused() {
+        assert_eq!(Command::parse("status"), Ok(Command::Status));
+        assert_eq!(Command::parse("console a b"), Ok(Command::Console("a b".into())));
+        assert_eq!(Command::parse("flip-memory 0x10 3"), Ok(Command::FlipMemory(Gpa(16), 3)));
+        assert_eq!(Command::parse("flip-register rax 9"), Ok(Command::FlipRegister("rax".into(), 9)));
+        for bad in ["", "reboot", "flip-memory", "flip-memory x 1", "flip-memory 1 x", "flip-register rax"] {
+            assert!(Command::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Where the guest's outputs go: frames to the gate, console text to this machine's log and monitor.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::client::Client;
+use super::json::Json;
+use super::monitor;
+use crate::platform::{Outputs, PowerEvent};
+
+/// Longest console line that is kept together, in bytes.
+const MAX_LINE: usize = 256;
+
+/// Puts the guest's console output together to lines.
+#[derive(Debug, Default)]
+pub(super) struct Console {
+    line: Vec<u8>,
+}
+
+impl Console {
+    fn take(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if byte == b'\n' || self.line.len() == MAX_LINE {
+                let text = String::from_utf8_lossy(&self.line);
+                log::info!("guest: {text}");
+                let mut json = Json::line("console");
+                json.text("text", &text);
+                monitor::send(json);
+                self.line.clear();
+            }
+            if byte != b'\n' && byte != b'\r' {
+                self.line.push(byte);
+            }
+        }
+    }
+}
+
+/// The outputs of a guest that runs for the clients: frames go to the gate, which decides when they leave.
+pub(super) struct Live<'a> {
+    pub(super) client: Option<&'a mut Client>,
+    pub(super) console: &'a mut Console,
+    pub(super) now_us: u64,
+}
+
+impl Outputs for Live<'_> {
+    fn frame(&mut self, frame: &[u8]) {
+        if let Some(client) = &mut self.client {
+            client.transmit(frame, self.now_us);
+        }
+    }
+
+    fn console(&mut self, bytes: &[u8]) {
+        self.console.take(bytes);
+    }
+
+    fn power(&mut self, _: PowerEvent) {}
+}
+
+/// The outputs of a guest that follows a log: frames are collected for the gate, which retains them in case that this
+/// machine goes live; the console is the primary's affair.
+pub(super) struct Shadow<'a> {
+    pub(super) frames: &'a mut Vec<Vec<u8>>,
+}
+
+impl Outputs for Shadow<'_> {
+    fn frame(&mut self, frame: &[u8]) {
+        self.frames.push(frame.to_vec());
+    }
+
+    fn console(&mut self, _: &[u8]) {}
+
+    fn power(&mut self, _: PowerEvent) {}
+}

@@ -1,0 +1,144 @@
+//! What the running machine reports about itself.
+
+use pollux_ft::{Kind, Time};
+
+use super::json::Json;
+use super::outlet::Console;
+use super::{Duty, Replica, monitor};
+use crate::guest::EXIT_KINDS;
+use crate::host::clock;
+
+/// Wall time between two reports, in microseconds.
+const INTERVAL_US: u64 = 250_000;
+
+/// Counts that belong to no other part.
+#[derive(Debug, Default)]
+pub(super) struct Figures {
+    pub(super) console: Console,
+    /// Cycles that the machine slept.
+    pub(super) slept: u64,
+    pub(super) packets_in: u64,
+    pub(super) digests: u64,
+    pub(super) takeovers: u64,
+    /// Turns in which the guest had to wait for the twin.
+    pub(super) held_back: u64,
+    pub(super) transfer_pages: u64,
+    pub(super) transfer_bytes: u64,
+    pub(super) transfer_pause_us: u64,
+    pub(super) protected_since_us: Option<u64>,
+    next_report_us: u64,
+}
+
+impl Replica {
+    pub(super) fn report_if_due(&mut self) {
+        if self.now_us >= self.figures.next_report_us {
+            self.report();
+        }
+    }
+
+    /// Sends the status.
+    pub(super) fn report(&mut self) {
+        if !self.config.monitor {
+            return;
+        }
+        self.figures.next_report_us = self.now_us + INTERVAL_US;
+        let mut json = Json::line("status");
+        let protected_ms = self.figures.protected_since_us.map_or(0, |since| self.now_us.saturating_sub(since) / 1000);
+        json.text("name", &self.config.name)
+            .text("role", self.role_name())
+            .flag("protected", self.is_protected() && self.ended().is_none())
+            .number("protected_ms", protected_ms)
+            .text("guest_state", self.guest_state())
+            .number("position", self.guest.position())
+            .number("guest_ns", self.guest.now().0)
+            .number("wall_ms", self.now_us / 1000)
+            .number("host_ticks", clock::cycles() - self.figures.slept)
+            .number("guest_ticks", self.guest.ticks())
+            .number("packets_in", self.figures.packets_in)
+            .number("digests", self.figures.digests)
+            .number("takeovers", self.figures.takeovers)
+            .number("held_back", self.figures.held_back)
+            .text("counter", self.guest.counter_name())
+            .object("transfer", |json| {
+                json.number("bytes", self.figures.transfer_bytes)
+                    .number("pages", self.figures.transfer_pages)
+                    .millis("pause_ms", self.figures.transfer_pause_us);
+            });
+        json.object("exits", |json| {
+            for (name, count) in EXIT_KINDS.iter().zip(self.guest.exits().0) {
+                json.number(name, count);
+            }
+        });
+        self.report_gate(&mut json);
+        self.report_log(&mut json);
+        self.report_errors(&mut json);
+        monitor::send(json);
+    }
+
+    fn guest_state(&self) -> &'static str {
+        match self.duty() {
+            Duty::Wait => "off",
+            _ if self.guest.is_halted() => "halted",
+            _ => "running",
+        }
+    }
+
+    fn report_gate(&self, json: &mut Json) {
+        let Some(gate) = self.client.as_ref().map(super::client::Client::gate) else { return };
+        let statistics = gate.statistics();
+        json.object("gate", |json| {
+            json.number("held", gate.held() as u64)
+                .number("held_bytes", gate.held_bytes() as u64)
+                .number("oldest_us", gate.oldest_age(self.now_us).unwrap_or(0))
+                .number("max_us", statistics.hold_time_max_us)
+                .number("median_us", statistics.hold_time_quantile_us(500).unwrap_or(0))
+                .number("released", statistics.released)
+                .number("dropped", statistics.dropped_closed);
+        });
+    }
+
+    fn report_log(&self, json: &mut Json) {
+        let Some(peer) = &self.peer else { return };
+        let (stats, lag) = (peer.node.stats(), peer.node.lag(Time(self.now_us)));
+        json.number("term", peer.node.term().0)
+            .number("lag_entries", lag.entries)
+            .number("lag_ticks", lag.ticks)
+            .number("lag_us", lag.time.0);
+        json.object("log", |json| {
+            for kind in Kind::ALL {
+                let count = stats.of(kind);
+                json.object(kind.name(), |json| {
+                    json.number("n", count.entries).number("bytes", count.bytes).number("data", count.data);
+                });
+            }
+        });
+        let wire = peer.link.wire_bytes();
+        json.number("wire_tx", wire.sent).number("wire_rx", wire.received).number("heartbeat_bytes", wire.heartbeats);
+        json.number("batches", stats.batches).number("acks_received", stats.acks_received);
+    }
+
+    fn report_errors(&self, json: &mut Json) {
+        json.object("errors", |json| {
+            let net = self.guest.platform.net_stats();
+            json.number("guest_queues_malformed", self.guest.platform.malformed_queues());
+            json.number("guest_rx_overflow", net.overflow)
+                .number("guest_rx_not_ready", net.not_ready)
+                .number("guest_rx_bad_size", net.bad_size)
+                .number("guest_tx_refused", net.bad_sent);
+            if let Some(client) = &self.client {
+                json.number("guest_frames_refused", client.errors().refused);
+            }
+            if let Some(peer) = &self.peer {
+                let stats = peer.node.stats();
+                json.number("log_refused_seal", stats.refused_seal)
+                    .number("log_refused_content", stats.refused_content)
+                    .number("log_refused_order", stats.refused_order)
+                    .number("log_refused_unexpected", stats.refused_unexpected)
+                    .number("heartbeats_malformed", stats.heartbeats_malformed)
+                    .number("pairings_refused", stats.refused_pairings)
+                    .number("log_full", stats.log_full)
+                    .number("own_pauses", stats.own_pauses);
+            }
+        });
+    }
+}

@@ -1,0 +1,200 @@
+//! The exact-stop property test on the machine itself (`role=stops`): the same guest runs twice and is stopped at the
+//! same thousands of random positions. Each stop must land exactly, and the guest must look the same both times.
+//!
+//! The second run is disturbed: it makes extra stops in between and takes the wall clock's interrupts, neither of which
+//! may leave a trace.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use xxhash_rust::xxh64::xxh64;
+
+use crate::config::Config;
+use crate::guest::{Guest, Stop};
+use crate::host::clock::WallClock;
+use crate::host::{interrupts, logger};
+use crate::memory::{Gpa, PAGE_SIZE};
+use crate::platform::{GuestTime, Outputs, PowerEvent};
+
+/// Ticks between two stops are below one of these, in turn: neighbours, one loop, far away.
+const GAPS: [u64; 4] = [4, 60, 5_000, 400_000];
+/// Memory is hashed at every so many stops; the machine's state at each.
+const MEMORY_EVERY: u64 = 50;
+
+/// A splitmix64 generator: small, seeded, and good enough to choose stops.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+/// Console output goes to the log once; frames go nowhere.
+struct Sink<'a> {
+    line: &'a mut Vec<u8>,
+    quiet: bool,
+}
+
+impl Outputs for Sink<'_> {
+    fn frame(&mut self, _: &[u8]) {}
+
+    fn console(&mut self, bytes: &[u8]) {
+        for &byte in bytes.iter().filter(|_| !self.quiet) {
+            if byte == b'\n' {
+                log::info!("guest: {}", core::str::from_utf8(self.line).unwrap_or("?").trim_end());
+                self.line.clear();
+            } else if self.line.len() < 200 {
+                self.line.push(byte);
+            }
+        }
+    }
+
+    fn power(&mut self, _: PowerEvent) {}
+}
+
+/// What the guest looked like at a stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    position: u64,
+    machine: u64,
+    memory: Option<u64>,
+}
+
+/// Why the test failed.
+enum Failure {
+    /// A run ended somewhere else than at its stop.
+    Ended { target: u64, position: u64, stop: Stop },
+    /// The guest waits for an interrupt that nothing will send.
+    Asleep { position: u64 },
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ended { target, position, stop } => {
+                write!(f, "the run to {target} ended at {position} with {stop:?}")
+            }
+            Self::Asleep { position } => write!(f, "the guest sleeps for ever at {position}"),
+        }
+    }
+}
+
+/// Runs the test on `guest` and prints the verdict, a line that begins with `stops: PASS` or `stops: FAIL`. Never returns.
+pub fn run(mut guest: Guest, config: &Config) -> ! {
+    let verdict = compare(&mut guest, config);
+    match verdict {
+        Ok(summary) => logger::raw(format_args!("stops: PASS {summary}")),
+        Err(reason) => logger::raw(format_args!(
+            "stops: FAIL {reason}; reproduce with stops={} seed={}",
+            config.stops, config.seed
+        )),
+    }
+    loop {
+        interrupts::wait();
+    }
+}
+
+fn compare(guest: &mut Guest, config: &Config) -> Result<alloc::string::String, alloc::string::String> {
+    let start = Snapshot::take(guest);
+    let first = record(guest, config, None).map_err(|failure| alloc::format!("first run: {failure}"))?;
+    start.restore(guest);
+    let clock = WallClock::start();
+    let second = record(guest, config, Some(clock)).map_err(|failure| alloc::format!("second run: {failure}"))?;
+    if let Some(index) = (0..first.len()).find(|&index| first[index] != second[index]) {
+        return Err(alloc::format!("stop {index} differs: {:?} against {:?}", first[index], second[index]));
+    }
+    let last = first.last().map_or(0, |seen| seen.position);
+    let exits: u64 = guest.exits().0.iter().sum();
+    Ok(alloc::format!(
+        "{} stops exact and equal in two runs, {last} ticks each, {exits} exits, seed {}, exits by kind {:?}",
+        first.len(),
+        config.seed,
+        guest.exits().0
+    ))
+}
+
+fn record(guest: &mut Guest, config: &Config, disturbed: Option<WallClock>) -> Result<Vec<Seen>, Failure> {
+    let mut clock = disturbed;
+    let mut random = Random(config.seed);
+    let mut noise = Random(!config.seed);
+    let mut seen = Vec::with_capacity(config.stops as usize);
+    let mut line = Vec::new();
+    for round in 0..config.stops {
+        let gap = 1 + random.below(GAPS[round as usize % GAPS.len()]);
+        let target = guest.position() + gap;
+        let mut sink = Sink { line: &mut line, quiet: clock.is_some() };
+        if clock.is_some() && gap > 1 {
+            let between = guest.position() + 1 + noise.below(gap - 1);
+            go(guest, between, &mut sink, &mut clock)?;
+        }
+        go(guest, target, &mut sink, &mut clock)?;
+        let memory = (round % MEMORY_EVERY == 0).then(|| hash_memory(guest));
+        seen.push(Seen { position: guest.position(), machine: guest.hash(), memory });
+    }
+    Ok(seen)
+}
+
+/// Runs to exactly `target`; a guest that sleeps is woken by its own next deadline.
+fn go(guest: &mut Guest, target: u64, sink: &mut Sink<'_>, clock: &mut Option<WallClock>) -> Result<(), Failure> {
+    loop {
+        match guest.run(target, sink) {
+            Stop::Target if guest.position() == target && guest.is_settled() => return Ok(()),
+            Stop::Host | Stop::Output => {
+                interrupts::take_fired();
+                if let Some(clock) = clock {
+                    clock.poll();
+                }
+            }
+            Stop::Halted => {
+                let position = guest.position();
+                let deadline = guest.platform.next_deadline().ok_or(Failure::Asleep { position })?;
+                let (time, rate) = (deadline.max(guest.now()), guest.platform.clock().rate());
+                // Not before the current guest time: cannot fail.
+                let _ = guest.steer_clock(GuestTime(time.0), rate);
+            }
+            stop => return Err(Failure::Ended { target, position: guest.position(), stop }),
+        }
+    }
+}
+
+fn hash_memory(guest: &Guest) -> u64 {
+    guest.memory.slice(Gpa(0), guest.memory.len()).map_or(0, |ram| xxh64(ram, 0))
+}
+
+/// The guest as it was: state and all pages that are not zero.
+struct Snapshot {
+    machine: Vec<u8>,
+    pages: Vec<(Gpa, Vec<u8>)>,
+}
+
+impl Snapshot {
+    fn take(guest: &mut Guest) -> Self {
+        let machine = guest.save();
+        let mut pages = Vec::new();
+        for gpa in (0..guest.memory.len()).step_by(PAGE_SIZE as usize).map(Gpa) {
+            if let Ok(page) = guest.memory.slice(gpa, PAGE_SIZE)
+                && page.iter().any(|&byte| byte != 0)
+            {
+                pages.push((gpa, page.to_vec()));
+            }
+        }
+        Self { machine, pages }
+    }
+
+    fn restore(&self, guest: &mut Guest) {
+        let len = guest.memory.len();
+        if let Ok(ram) = guest.memory.slice_mut(Gpa(0), len) {
+            ram.fill(0);
+        }
+        for (gpa, page) in &self.pages {
+            // The pages came from this memory.
+            let _ = guest.memory.write(*gpa, page);
+        }
+        guest.load(&self.machine).expect("a state that was just saved loads");
+    }
+}
