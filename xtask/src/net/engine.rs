@@ -1,0 +1,334 @@
+//! The thread of the networks: one loop over all sockets, timers and commands.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use fastrand::Rng;
+use mio::event::Event;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Registry, Token, Waker};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+
+use super::capture::Capture;
+use super::counters::FabricCounters;
+use super::delay::DelayQueue;
+use super::forward::{Forwarder, Tokens};
+use super::lan::{Destination, HOST, HostEnd, Lan, Way};
+use super::link::LinkChange;
+use super::port::Port;
+use super::tap::Tap;
+use super::{CaptureConfig, FabricConfig, Host, LinkStatus, LinkTarget, Network, PortPaths, SLOTS};
+
+const WAKER: Token = Token(0);
+const TIMER: Token = Token(1);
+const TAP: Token = Token(2);
+const INBOUND: usize = 8;
+const OUTBOUND: usize = INBOUND + 2 * SLOTS;
+const FORWARDER: Tokens = Tokens { listener: Token(32), udp: Token(33), connections: 64 };
+
+/// Frames taken from one port before the others have their turn.
+const BATCH: usize = 64;
+/// How long captured frames may stay in memory.
+const FLUSH: Duration = Duration::from_millis(200);
+/// Longer than any frame, so that oversized ones are recognised.
+const BUFFER: usize = 4096;
+
+/// What the owner of the fabric can ask for.
+pub enum Command {
+    SetLink(LinkTarget, LinkChange, Sender<()>),
+    Links(Sender<Vec<LinkStatus>>),
+    Counters(Sender<FabricCounters>),
+    SetCapture(Option<CaptureConfig>, Sender<Result<()>>),
+    Stop,
+}
+
+/// All state of the thread.
+pub struct Engine {
+    poll: Poll,
+    waker: Arc<Waker>,
+    timer: TimerFd,
+    armed: Option<Duration>,
+    inbox: Receiver<Command>,
+    start: Instant,
+    now: Duration,
+    rng: Rng,
+    queue: DelayQueue<Destination>,
+    lans: [Lan; 2],
+    buffer: Box<[u8; BUFFER]>,
+    flush_at: Duration,
+    service: Option<SocketAddr>,
+    udp: Option<SocketAddr>,
+}
+
+impl Engine {
+    /// Opens everything; no frame moves yet.
+    pub fn new(config: &FabricConfig, paths: &[[PortPaths; SLOTS]; 2], inbox: Receiver<Command>) -> Result<Self> {
+        let poll = Poll::new().context("cannot create an event queue")?;
+        let registry = poll.registry();
+        let waker = Arc::new(Waker::new(registry, WAKER).context("cannot create a waker")?);
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
+            .context("cannot create a timer")?;
+        registry
+            .register(&mut SourceFd(&timer.as_fd().as_raw_fd()), TIMER, Interest::READABLE)
+            .context("cannot poll the timer")?;
+        let host = match &config.host {
+            Host::None => HostEnd::None,
+            Host::Forwarder(forward) => {
+                HostEnd::Forwarder(Box::new(Forwarder::new(forward, config.seed, registry, FORWARDER)?))
+            }
+            Host::Tap(name) => HostEnd::Tap(Tap::open(name, registry, TAP)?),
+        };
+        let (service, udp) = match &host {
+            HostEnd::Forwarder(forwarder) => (Some(forwarder.address()?), forwarder.udp_address()?),
+            _ => (None, None),
+        };
+        let [client, log] = paths;
+        let [client_capture, log_capture] = captures(config.capture.as_ref())?;
+        let lans = [
+            Lan::new(Network::Client, bind(client, Network::Client, registry)?, host, client_capture),
+            Lan::new(Network::Log, bind(log, Network::Log, registry)?, HostEnd::None, log_capture),
+        ];
+        Ok(Self {
+            poll,
+            waker,
+            timer,
+            armed: None,
+            inbox,
+            start: Instant::now(),
+            now: Duration::ZERO,
+            rng: Rng::with_seed(config.seed),
+            queue: DelayQueue::new(),
+            lans,
+            buffer: Box::new([0; BUFFER]),
+            flush_at: FLUSH,
+            service,
+            udp,
+        })
+    }
+
+    /// Wakes the thread after a command.
+    pub fn waker(&self) -> Arc<Waker> {
+        self.waker.clone()
+    }
+
+    /// Where the forwarder accepts TCP.
+    pub fn service(&self) -> Option<SocketAddr> {
+        self.service
+    }
+
+    /// Where the forwarder accepts UDP.
+    pub fn udp(&self) -> Option<SocketAddr> {
+        self.udp
+    }
+
+    /// Serves until it is told to stop.
+    pub fn run(mut self) -> Result<()> {
+        let mut events = Events::with_capacity(256);
+        loop {
+            let timeout = self.prepare()?;
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                other => other.context("cannot wait for events")?,
+            }
+            self.now = self.start.elapsed();
+            // First what is due, so that nothing that comes in now overtakes it.
+            self.deliver_due();
+            let mut asked = false;
+            for event in &events {
+                asked |= event.token() == WAKER;
+                self.dispatch(event);
+            }
+            if asked && !self.obey() {
+                return Ok(());
+            }
+            self.receive();
+            self.forward();
+            self.flush_captures(self.now >= self.flush_at);
+        }
+    }
+
+    /// Arms the timer for delayed frames, and tells how long to wait at most for the rest.
+    fn prepare(&mut self) -> Result<Option<Duration>> {
+        let busy = self.lans.iter().any(|lan| {
+            lan.slots.iter().any(|port| port.readable) || matches!(&lan.host, HostEnd::Tap(tap) if tap.readable)
+        });
+        if busy {
+            return Ok(Some(Duration::ZERO));
+        }
+        let now = self.start.elapsed();
+        let due = self.queue.next_due();
+        if due.is_some_and(|due| due <= now) {
+            return Ok(Some(Duration::ZERO));
+        }
+        if due != self.armed {
+            if let Some(due) = due {
+                let wait = TimeSpec::from_duration(due - now);
+                self.timer
+                    .set(Expiration::OneShot(wait), TimerSetTimeFlags::empty())
+                    .context("cannot set the timer")?;
+            }
+            self.armed = due;
+        }
+        let forwarder = match &self.lans[0].host {
+            HostEnd::Forwarder(forwarder) => forwarder.deadline(),
+            _ => None,
+        };
+        let captures = self.lans.iter().any(|lan| lan.capture.is_some()).then_some(self.flush_at);
+        let next = [forwarder, captures].into_iter().flatten().min();
+        Ok(next.map(|next| next.saturating_sub(now)))
+    }
+
+    fn dispatch(&mut self, event: &Event) {
+        let registry = self.poll.registry();
+        match event.token() {
+            WAKER | TIMER => {}
+            TAP => {
+                if let HostEnd::Tap(tap) = &mut self.lans[0].host {
+                    tap.readable = true;
+                }
+            }
+            Token(token @ INBOUND..OUTBOUND) => {
+                let index = token - INBOUND;
+                self.lans[index / SLOTS].slots[index % SLOTS].readable = true;
+            }
+            Token(token) if (OUTBOUND..OUTBOUND + 2 * SLOTS).contains(&token) => {
+                let index = token - OUTBOUND;
+                self.lans[index / SLOTS].flush(index % SLOTS, self.now, registry);
+            }
+            _ => {
+                if let HostEnd::Forwarder(forwarder) = &mut self.lans[0].host {
+                    forwarder.event(event);
+                }
+            }
+        }
+    }
+
+    fn deliver_due(&mut self) {
+        while let Some(parcel) = self.queue.pop_due(self.now) {
+            let (lan, egress) = parcel.to;
+            self.lans[lan].arrive(egress, &parcel.frame, self.now, self.poll.registry());
+        }
+    }
+
+    /// Takes a batch of frames from every port that has some.
+    fn receive(&mut self) {
+        let mut way = Way { now: self.now, rng: &mut self.rng, queue: &mut self.queue, registry: self.poll.registry() };
+        let buffer = &mut self.buffer[..];
+        for lan in &mut self.lans {
+            for slot in 0..SLOTS {
+                for _ in 0..BATCH {
+                    if !lan.slots[slot].readable {
+                        break;
+                    }
+                    let Some(length) = lan.slots[slot].receive(buffer) else { break };
+                    lan.enter(slot, &buffer[..length], &mut way);
+                }
+            }
+            for _ in 0..BATCH {
+                let HostEnd::Tap(tap) = &mut lan.host else { break };
+                if !tap.readable {
+                    break;
+                }
+                let Some(length) = tap.receive(buffer) else { break };
+                lan.enter(HOST, &buffer[..length], &mut way);
+            }
+        }
+    }
+
+    /// Lets the forwarder work, and takes its frames.
+    fn forward(&mut self) {
+        let registry = self.poll.registry();
+        let lan = &mut self.lans[0];
+        if let HostEnd::Forwarder(forwarder) = &mut lan.host {
+            forwarder.poll(self.now, registry);
+        }
+        let mut way = Way { now: self.now, rng: &mut self.rng, queue: &mut self.queue, registry };
+        loop {
+            let HostEnd::Forwarder(forwarder) = &mut lan.host else { return };
+            let Some(frame) = forwarder.pop() else { return };
+            lan.enter(HOST, &frame, &mut way);
+            if let HostEnd::Forwarder(forwarder) = &mut lan.host {
+                forwarder.recycle(frame);
+            }
+        }
+    }
+
+    fn flush_captures(&mut self, due: bool) {
+        if due {
+            self.flush_at = self.now + FLUSH;
+            self.lans.iter_mut().filter_map(|lan| lan.capture.as_mut()).for_each(Capture::flush);
+        }
+    }
+
+    /// Does what was asked for; false if that is to stop. Those who asked may have gone: nobody minds.
+    fn obey(&mut self) -> bool {
+        while let Ok(command) = self.inbox.try_recv() {
+            match command {
+                Command::SetLink(target, change, reply) => {
+                    let (network, slot) = match target {
+                        LinkTarget::Network(network) => (network, None),
+                        LinkTarget::Slot(network, slot) => (network, Some(slot)),
+                    };
+                    self.lans[network.index()].set_link(slot, &change);
+                    let _ = reply.send(());
+                }
+                Command::Links(reply) => {
+                    let _ = reply.send(self.lans.iter().flat_map(Lan::links).collect());
+                }
+                Command::Counters(reply) => {
+                    let _ = reply.send(self.counters());
+                }
+                Command::SetCapture(config, reply) => {
+                    let _ = reply.send(self.set_capture(config.as_ref()));
+                }
+                Command::Stop => {
+                    self.flush_captures(true);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn counters(&self) -> FabricCounters {
+        let forward = match &self.lans[0].host {
+            HostEnd::Forwarder(forwarder) => Some(forwarder.counters()),
+            _ => None,
+        };
+        FabricCounters { networks: self.lans.each_ref().map(Lan::counters), forward }
+    }
+
+    fn set_capture(&mut self, config: Option<&CaptureConfig>) -> Result<()> {
+        self.flush_captures(true);
+        for (lan, capture) in self.lans.iter_mut().zip(captures(config)?) {
+            lan.capture = capture;
+        }
+        Ok(())
+    }
+}
+
+fn captures(config: Option<&CaptureConfig>) -> Result<[Option<Capture<std::fs::File>>; 2]> {
+    let Some(config) = config else { return Ok([None, None]) };
+    let create = |network: Network| {
+        Capture::create(&config.dir.join(format!("{}.pcap", network.name())), config.max_bytes).map(Some)
+    };
+    Ok([create(Network::Client)?, create(Network::Log)?])
+}
+
+fn bind(paths: &[PortPaths; SLOTS], network: Network, registry: &Registry) -> Result<[Port; SLOTS]> {
+    let ports = paths
+        .iter()
+        .enumerate()
+        .map(|(slot, paths)| {
+            let index = network.index() * SLOTS + slot;
+            Port::bind(paths.clone(), registry, Token(INBOUND + index), Token(OUTBOUND + index))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let Ok(ports) = ports.try_into() else { bail!("one port for each slot") };
+    Ok(ports)
+}

@@ -1,0 +1,343 @@
+//! The forwarder: a host in user space on the client network, 10.0.2.2, that joins local TCP connections and UDP
+//! datagrams to the guest.
+
+mod announce;
+mod connection;
+mod device;
+mod recovery;
+mod udp;
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use mio::event::Event;
+use mio::net::TcpListener;
+use mio::{Interest, Registry, Token};
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::socket::tcp::{Socket, State};
+use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, IpEndpoint};
+
+use super::counters::ForwardCounters;
+use super::frame::{Header, Mac};
+use super::{ForwardConfig, HOST_ADDRESS};
+use announce::{Listener, News};
+use connection::{Connection, Standing, stack_socket};
+use device::Queues;
+use recovery::{Recovery, StackClock};
+use udp::UdpForward;
+
+/// The host's MAC address: locally administered.
+const HOST_MAC: Mac = Mac([0x52, 0x54, 0x00, 0x0a, 0x02, 0x02]);
+/// Connections forwarded at a time; more wait in the kernel's backlog.
+pub const MAX_CONNECTIONS: usize = 128;
+/// Sockets without a client that still acknowledge the guest's last words; the oldest is given up for a new one.
+const MAX_LINGERING: usize = 64;
+/// Rounds of moving bytes in one turn.
+const ROUNDS: usize = 16;
+/// Ports that connections come from. All are used before one is used again, so that the guest has forgotten it.
+const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 32_768..=65_535;
+
+/// Event tokens of the forwarder.
+#[derive(Debug, Clone, Copy)]
+pub struct Tokens {
+    /// The TCP listener.
+    pub listener: Token,
+    /// The UDP socket.
+    pub udp: Token,
+    /// The first of the connections' tokens; all above are the forwarder's.
+    pub connections: usize,
+}
+
+/// The host in user space.
+pub struct Forwarder {
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    queues: Queues,
+    clock: StackClock,
+    recovery: Recovery,
+    ear: Listener,
+    guest: IpEndpoint,
+    listener: TcpListener,
+    acceptable: bool,
+    udp: Option<UdpForward>,
+    tokens: Tokens,
+    connections: HashMap<usize, Connection>,
+    next_connection: usize,
+    next_port: u16,
+    lingering: Vec<SocketHandle>,
+    counters: ForwardCounters,
+    /// When the stack wants to be called without any event; none if never.
+    deadline: Option<Duration>,
+    dirty: bool,
+}
+
+impl Forwarder {
+    /// Binds the local ports.
+    pub fn new(config: &ForwardConfig, seed: u64, registry: &Registry, tokens: Tokens) -> Result<Self> {
+        let mut listener = TcpListener::bind(config.tcp.into()).with_context(|| match config.tcp.port() {
+            0 => "cannot listen on a free TCP port".to_owned(),
+            _ => format!("cannot listen on TCP {}: is another rig running?", config.tcp),
+        })?;
+        registry.register(&mut listener, tokens.listener, Interest::READABLE).context("cannot poll the TCP port")?;
+        let guest = endpoint(*config.guest.ip(), config.guest.port());
+        let guest_udp = endpoint(*config.guest.ip(), config.guest_udp);
+        let udp =
+            config.udp.map(|address| UdpForward::bind(address.into(), guest_udp, registry, tokens.udp)).transpose()?;
+        let (clock, mut queues) = (StackClock::default(), Queues::default());
+        Ok(Self {
+            interface: interface(seed, &clock, &mut queues)?,
+            sockets: SocketSet::new(Vec::new()),
+            queues,
+            clock,
+            recovery: Recovery::default(),
+            ear: Listener::new(*config.guest.ip()),
+            guest,
+            listener,
+            acceptable: true,
+            udp,
+            tokens,
+            connections: HashMap::new(),
+            next_connection: 0,
+            next_port: *LOCAL_PORTS.start(),
+            lingering: Vec::new(),
+            counters: ForwardCounters::default(),
+            deadline: None,
+            dirty: true,
+        })
+    }
+
+    /// Where TCP is accepted.
+    pub fn address(&self) -> Result<SocketAddr> {
+        self.listener.local_addr().context("the TCP port has no address")
+    }
+
+    /// Where UDP is accepted.
+    pub fn udp_address(&self) -> Result<Option<SocketAddr>> {
+        self.udp.as_ref().map(UdpForward::address).transpose()
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> ForwardCounters {
+        ForwardCounters {
+            open: self.connections.len() as u64,
+            udp_dropped: self.udp.as_ref().map_or(0, |udp| udp.dropped),
+            ..self.counters
+        }
+    }
+
+    /// Notes an event at one of the forwarder's sockets.
+    pub fn event(&mut self, event: &Event) {
+        self.dirty = true;
+        let token = event.token();
+        if token == self.tokens.listener {
+            self.acceptable = true;
+        } else if token == self.tokens.udp {
+            if let Some(udp) = &mut self.udp {
+                udp.readable = true;
+            }
+        } else if let Some(connection) = self.connections.get_mut(&token.0) {
+            connection.readable |= event.is_readable();
+            connection.writable |= event.is_writable();
+            if event.is_error() {
+                connection.fail();
+            }
+        }
+    }
+
+    /// Takes a frame from the network; false if too many wait.
+    pub fn receive(&mut self, header: &Header, frame: &[u8], now: Duration) -> bool {
+        match self.ear.look(header, frame) {
+            Some(News::Heard) => self.recovery.heard(now),
+            Some(News::Announced) => self.recovery.announced(),
+            None => {}
+        }
+        self.dirty = true;
+        self.queues.push(frame)
+    }
+
+    /// A frame for the network. Give it back to [`Self::recycle`].
+    pub fn pop(&mut self) -> Option<Vec<u8>> {
+        self.queues.pop()
+    }
+
+    /// Takes back a buffer.
+    pub fn recycle(&mut self, buffer: Vec<u8>) {
+        self.queues.recycle(buffer);
+    }
+
+    /// When [`Self::poll`] wants to be called without any event.
+    pub fn deadline(&self) -> Option<Duration> {
+        if self.dirty { Some(Duration::ZERO) } else { self.deadline }
+    }
+
+    /// Moves everything that can move.
+    pub fn poll(&mut self, now: Duration, registry: &Registry) {
+        if !self.dirty && self.deadline.is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        self.dirty = true;
+        for _ in 0..ROUNDS {
+            if !self.round(now, registry) {
+                self.dirty = false;
+                break;
+            }
+        }
+        self.recover(now);
+        let stack = self.interface.poll_at(self.clock.at(now), &self.sockets).map(|at| self.clock.when(at));
+        self.deadline = [stack, self.recovery.deadline()].into_iter().flatten().min();
+    }
+
+    /// One round: from the clients, through the stack, to the clients. True if another one may move more.
+    fn round(&mut self, now: Duration, registry: &Registry) -> bool {
+        let mut moved = self.accept(now, registry);
+        for connection in self.connections.values_mut() {
+            moved |= connection.pump_to_guest(self.sockets.get_mut(connection.handle));
+        }
+        if let Some(udp) = &mut self.udp {
+            udp.pump_to_guest(&mut self.sockets);
+            moved |= udp.readable;
+        }
+        self.interface.poll(self.clock.at(now), &mut self.queues, &mut self.sockets);
+        for connection in self.connections.values_mut() {
+            moved |= connection.pump_to_client(self.sockets.get_mut(connection.handle));
+        }
+        if let Some(udp) = &mut self.udp {
+            udp.pump_to_clients(&mut self.sockets);
+        }
+        moved | self.reap() | self.queues.has_input()
+    }
+
+    fn accept(&mut self, now: Duration, registry: &Registry) -> bool {
+        let mut accepted = false;
+        while self.acceptable && self.connections.len() < MAX_CONNECTIONS {
+            let mut stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.acceptable = false;
+                    break;
+                }
+                // A client that has gone already. Others may wait; for want of descriptors, the next event helps.
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
+                Err(_) => break,
+            };
+            let mut socket = stack_socket();
+            let port = self.local_port();
+            if socket.connect(self.interface.context(), self.guest, port).is_err() {
+                // The guest's address was refused by the stack; dropping the stream tells the client.
+                continue;
+            }
+            while self.connections.contains_key(&(self.tokens.connections + self.next_connection)) {
+                self.next_connection = (self.next_connection + 1) % (2 * MAX_CONNECTIONS);
+            }
+            let token = self.tokens.connections + self.next_connection;
+            self.next_connection = (self.next_connection + 1) % (2 * MAX_CONNECTIONS);
+            if registry.register(&mut stream, Token(token), Interest::READABLE | Interest::WRITABLE).is_err() {
+                continue;
+            }
+            let handle = self.sockets.add(socket);
+            self.connections.insert(token, Connection::new(stream, handle, now));
+            self.counters.accepted += 1;
+            accepted = true;
+        }
+        accepted
+    }
+
+    /// The next local port that no socket uses. There are far more ports than sockets.
+    fn local_port(&mut self) -> u16 {
+        let used: Vec<u16> = self
+            .connections
+            .values()
+            .map(|connection| connection.handle)
+            .chain(self.lingering.iter().copied())
+            .filter_map(|handle| self.sockets.get::<Socket<'_>>(handle).local_endpoint())
+            .map(|endpoint| endpoint.port)
+            .collect();
+        loop {
+            let port = self.next_port;
+            self.next_port = if port == *LOCAL_PORTS.end() { *LOCAL_PORTS.start() } else { port + 1 };
+            if !used.contains(&port) {
+                return port;
+            }
+        }
+    }
+
+    /// Parts with connections that have ended. True if any has: a reset may have to go out, and there is room.
+    fn reap(&mut self) -> bool {
+        let ended: Vec<_> = self
+            .connections
+            .iter()
+            .map(|(&token, connection)| (token, connection.standing(self.sockets.get(connection.handle))))
+            .filter(|(_, standing)| *standing != Standing::Open)
+            .collect();
+        for &(token, standing) in &ended {
+            let Some(connection) = self.connections.remove(&token) else { continue };
+            let handle = connection.handle;
+            match standing {
+                Standing::ResetByGuest => {
+                    self.counters.reset_by_guest += 1;
+                    connection.reset_client();
+                }
+                Standing::ResetByClient => {
+                    self.counters.reset_by_client += 1;
+                    self.sockets.get_mut::<Socket<'_>>(handle).abort();
+                }
+                Standing::Finished | Standing::Open => {}
+            }
+            self.lingering.push(handle);
+        }
+        let sockets = &mut self.sockets;
+        // A closed socket keeps its remote end until its reset has gone out.
+        self.lingering.retain(|&handle| {
+            let socket = sockets.get::<Socket<'_>>(handle);
+            let done = socket.state() == State::Closed && socket.remote_endpoint().is_none();
+            if done {
+                sockets.remove(handle);
+            }
+            !done
+        });
+        let excess = self.lingering.len().saturating_sub(MAX_LINGERING);
+        for handle in self.lingering.drain(..excess) {
+            sockets.remove(handle);
+        }
+        !ended.is_empty()
+    }
+
+    /// Sends again what the guest may have missed, if it is time to.
+    fn recover(&mut self, now: Duration) {
+        let (mut in_flight, mut stalled) = (false, false);
+        for connection in self.connections.values_mut() {
+            let (owed, late) = connection.owed(self.sockets.get(connection.handle), now);
+            in_flight |= owed;
+            stalled |= late;
+        }
+        if !self.recovery.check(now, in_flight, stalled) {
+            return;
+        }
+        self.counters.nudges += 1;
+        self.clock.jump();
+        if let Some(frame) = self.ear.reminder(HOST_MAC, HOST_ADDRESS) {
+            self.queues.push(&frame);
+        }
+        self.interface.poll(self.clock.at(now), &mut self.queues, &mut self.sockets);
+        self.dirty = true;
+    }
+}
+
+fn endpoint(address: Ipv4Addr, port: u16) -> IpEndpoint {
+    IpEndpoint::new(IpAddress::Ipv4(address), port)
+}
+
+fn interface(seed: u64, clock: &StackClock, queues: &mut Queues) -> Result<Interface> {
+    let mut config = Config::new(EthernetAddress(HOST_MAC.0).into());
+    config.random_seed = seed;
+    let mut interface = Interface::new(config, queues, clock.at(Duration::ZERO));
+    let mut result = Ok(());
+    interface.update_ip_addrs(|addresses| {
+        result = addresses.push(IpCidr::new(IpAddress::Ipv4(HOST_ADDRESS), 24));
+    });
+    result.ok().context("the stack has no room for an address")?;
+    Ok(interface)
+}

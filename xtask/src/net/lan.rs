@@ -1,0 +1,187 @@
+//! One network: ports, links and the switch that joins them.
+
+use std::fs::File;
+use std::time::Duration;
+
+use fastrand::Rng;
+use mio::Registry;
+
+use super::capture::Capture;
+use super::counters::{NetworkCounters, PortCounters};
+use super::delay::DelayQueue;
+use super::forward::Forwarder;
+use super::frame::Header;
+use super::link::{LinkChange, LinkSettings, Transit};
+use super::port::{Port, SendFailure};
+use super::switch::Switch;
+use super::tap::Tap;
+use super::{LinkStatus, Network, SLOTS};
+
+/// The number of the clients' port, after those of the slots.
+pub const HOST: usize = SLOTS;
+const PORTS: usize = SLOTS + 1;
+
+/// What is attached to the clients' port.
+pub enum HostEnd {
+    /// Nothing; the switch does not have this port.
+    None,
+    /// A host in user space.
+    Forwarder(Box<Forwarder>),
+    /// The kernel.
+    Tap(Tap),
+}
+
+/// A delayed frame's destination: index of the network, port.
+pub type Destination = (usize, usize);
+
+/// What frames need on their way, besides the network itself.
+pub struct Way<'a> {
+    /// Time since the fabric's start. Everything due by then must have left the queue.
+    pub now: Duration,
+    /// Decides about loss and the like.
+    pub rng: &'a mut Rng,
+    /// Takes the frames that arrive later.
+    pub queue: &'a mut DelayQueue<Destination>,
+    /// For sockets that have to be watched.
+    pub registry: &'a Registry,
+}
+
+/// A network.
+pub struct Lan {
+    network: Network,
+    switch: Switch,
+    link: LinkSettings,
+    cables: [LinkSettings; PORTS],
+    /// The machines' ports.
+    pub slots: [Port; SLOTS],
+    /// The clients' port.
+    pub host: HostEnd,
+    counters: [PortCounters; PORTS],
+    /// Records every legal frame as it enters the switch, before loss and delay.
+    pub capture: Option<Capture<File>>,
+    /// When the latest frame from one port arrives at another: the next one comes no earlier.
+    latest: [[Duration; PORTS]; PORTS],
+}
+
+impl Lan {
+    /// A network with perfect links.
+    pub fn new(network: Network, slots: [Port; SLOTS], host: HostEnd, capture: Option<Capture<File>>) -> Self {
+        let ports = if matches!(host, HostEnd::None) { SLOTS } else { PORTS };
+        Self {
+            network,
+            switch: Switch::new(ports),
+            link: LinkSettings::default(),
+            cables: [LinkSettings::default(); PORTS],
+            slots,
+            host,
+            counters: [PortCounters::default(); PORTS],
+            capture,
+            latest: [[Duration::ZERO; PORTS]; PORTS],
+        }
+    }
+
+    /// Changes the network's link, or the cable of a slot.
+    pub fn set_link(&mut self, slot: Option<usize>, change: &LinkChange) {
+        match slot {
+            Some(slot) => self.cables[slot].apply(change),
+            None => self.link.apply(change),
+        }
+    }
+
+    /// The network's link, then the slots' cables.
+    pub fn links(&self) -> impl Iterator<Item = LinkStatus> {
+        let network = self.network;
+        let whole = [(None, self.link)].into_iter();
+        let cables = self.cables.into_iter().take(SLOTS).enumerate().map(|(slot, cable)| (Some(slot), cable));
+        whole.chain(cables).map(move |(slot, settings)| LinkStatus { network, slot, settings })
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> NetworkCounters {
+        let [slots @ .., host] = self.counters;
+        let not_captured = self.capture.as_ref().map_or(0, |capture| capture.skipped);
+        NetworkCounters { network: self.network, slots, host, not_captured }
+    }
+
+    /// A frame comes in at a port.
+    pub fn enter(&mut self, ingress: usize, frame: &[u8], way: &mut Way<'_>) {
+        let counters = &mut self.counters[ingress];
+        let Some(header) = Header::parse(frame) else {
+            counters.dropped.malformed += 1;
+            return;
+        };
+        let transit = match self.cables[ingress].cross(Transit::default(), way.rng) {
+            Ok(transit) => transit,
+            Err(refusal) => return counters.dropped.refuse(refusal),
+        };
+        counters.sent_frames += 1;
+        counters.sent_bytes += frame.len() as u64;
+        if let Some(capture) = &mut self.capture {
+            capture.record(frame);
+        }
+        let ports = self.switch.forward(ingress, &header);
+        for egress in (0..PORTS).filter(|&port| ports.contains(port)) {
+            let crossed = self.link.cross(transit, way.rng).and_then(|t| self.cables[egress].cross(t, way.rng));
+            match crossed {
+                Ok(transit) => self.dispatch((ingress, egress), transit, frame, way),
+                Err(refusal) => self.counters[egress].dropped.refuse(refusal),
+            }
+        }
+    }
+
+    fn dispatch(&mut self, (ingress, egress): (usize, usize), transit: Transit, frame: &[u8], way: &mut Way<'_>) {
+        let mut due = way.now + transit.delay;
+        if !transit.overtaken {
+            let latest = &mut self.latest[ingress][egress];
+            due = due.max(*latest);
+            *latest = due;
+        }
+        for _ in 0..=u8::from(transit.twice) {
+            if due <= way.now {
+                self.deliver(egress, frame, way.now, way.registry);
+            } else if !way.queue.push(due, (self.network.index(), egress), frame.to_owned()) {
+                self.counters[egress].dropped.queue_full += 1;
+            }
+        }
+    }
+
+    /// A delayed frame arrives, unless the link was cut meanwhile.
+    pub fn arrive(&mut self, egress: usize, frame: &[u8], now: Duration, registry: &Registry) {
+        if self.link.up && self.cables[egress].up {
+            self.deliver(egress, frame, now, registry);
+        } else {
+            self.counters[egress].dropped.down += 1;
+        }
+    }
+
+    fn deliver(&mut self, egress: usize, frame: &[u8], now: Duration, registry: &Registry) {
+        let sent = if let Some(port) = self.slots.get_mut(egress) {
+            port.send(frame, now, registry)
+        } else {
+            let taken = match (&mut self.host, Header::parse(frame)) {
+                (HostEnd::Forwarder(forwarder), Some(header)) => forwarder.receive(&header, frame, now),
+                (HostEnd::Tap(tap), _) => tap.send(frame),
+                _ => false,
+            };
+            if taken { Ok(()) } else { Err(SendFailure::QueueFull) }
+        };
+        let counters = &mut self.counters[egress];
+        match sent {
+            Ok(()) => {
+                counters.received_frames += 1;
+                counters.received_bytes += frame.len() as u64;
+            }
+            Err(SendFailure::Absent) => counters.dropped.absent += 1,
+            Err(SendFailure::QueueFull) => counters.dropped.queue_full += 1,
+        }
+    }
+
+    /// A slow machine has room again.
+    pub fn flush(&mut self, slot: usize, now: Duration, registry: &Registry) {
+        let lost = self.slots[slot].flush(now, registry);
+        let counters = &mut self.counters[slot];
+        counters.dropped.absent += lost;
+        // They were counted as delivered when they were queued.
+        counters.received_frames = counters.received_frames.saturating_sub(lost);
+    }
+}

@@ -1,0 +1,293 @@
+//! The rig's networks in user space: two learning switches, links that can be made bad, captures, and the way from
+//! the clients on this desk to the guest.
+//!
+//! Everything runs in one thread. Machines are attached by QEMU's `-netdev dgram` over Unix sockets, one Ethernet
+//! frame per datagram, and may come and go at any time. Clients come either through the forwarder (local TCP and UDP
+//! ports, no privileges) or through a kernel tap interface (root).
+//!
+//! `link`, `switch`, `delay`, `capture`, `frame` and `forward::recovery` are pure; sockets are touched only by
+//! `port`, `tap`, `forward` and `engine`.
+
+mod capture;
+mod counters;
+mod delay;
+mod engine;
+mod forward;
+mod frame;
+mod lan;
+mod link;
+mod port;
+mod switch;
+mod tap;
+#[cfg(test)]
+mod tests;
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+pub use counters::{Drops, FabricCounters, ForwardCounters, NetworkCounters, PortCounters};
+pub use link::{LinkChange, LinkSettings};
+
+use engine::{Command, Engine};
+
+/// Number of machine slots; every slot has one port in each network.
+pub const SLOTS: usize = 2;
+
+/// One of the rig's two networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// The client NICs of the machines, and the clients.
+    Client,
+    /// The log NICs of the machines.
+    Log,
+}
+
+impl Network {
+    /// Both networks, in the order of [`Network::index`].
+    pub const ALL: [Self; 2] = [Self::Client, Self::Log];
+
+    /// `client` or `log`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Log => "log",
+        }
+    }
+
+    fn index(self) -> usize {
+        match self {
+            Self::Client => 0,
+            Self::Log => 1,
+        }
+    }
+}
+
+/// Which cable a [`LinkChange`] is about. A frame from one slot to another crosses the sender's cable, the network and
+/// the receiver's cable; delays add up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkTarget {
+    /// All traffic of a network; crossed once by every frame.
+    Network(Network),
+    /// The cable between one slot's NIC and the switch.
+    Slot(Network, usize),
+}
+
+/// The two socket paths of a port, as QEMU's `-netdev dgram` takes them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortPaths {
+    /// `local.path`: bound by QEMU, which unlinks a stale one first.
+    pub local: PathBuf,
+    /// `remote.path`: bound by the switch.
+    pub remote: PathBuf,
+}
+
+impl PortPaths {
+    /// The argument of `-netdev` for this port. Commas in paths are doubled as QEMU wants it.
+    pub fn netdev(&self, id: &str) -> String {
+        let escape = |path: &Path| path.display().to_string().replace(',', ",,");
+        format!(
+            "dgram,id={id},local.type=unix,local.path={},remote.type=unix,remote.path={}",
+            escape(&self.local),
+            escape(&self.remote)
+        )
+    }
+}
+
+/// How clients reach the client network.
+#[derive(Debug, Clone)]
+pub enum Host {
+    /// Nobody but the machines is on the client network.
+    None,
+    /// Local ports are forwarded to the guest by a host in user space.
+    Forwarder(ForwardConfig),
+    /// A kernel interface of this name, created if it is absent and given [`HOST_ADDRESS`]; needs root.
+    Tap(String),
+}
+
+/// The address of the clients' host on the client network, a /24.
+pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+
+/// What the forwarder listens to and where it leads.
+#[derive(Debug, Clone)]
+pub struct ForwardConfig {
+    /// Local TCP address; port 0 takes any free one, see [`Fabric::service`].
+    pub tcp: SocketAddrV4,
+    /// Local UDP address, if wanted.
+    pub udp: Option<SocketAddrV4>,
+    /// Where TCP connections lead.
+    pub guest: SocketAddrV4,
+    /// The guest's port for forwarded UDP datagrams.
+    pub guest_udp: u16,
+}
+
+impl ForwardConfig {
+    /// Forwards `127.0.0.1:port` to the guest's usual service, 10.0.2.15:6379.
+    pub fn on_port(port: u16) -> Self {
+        Self {
+            tcp: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port),
+            udp: None,
+            guest: SocketAddrV4::new(Ipv4Addr::new(10, 0, 2, 15), 6379),
+            guest_udp: 7,
+        }
+    }
+}
+
+/// Where captures go and how large they may become.
+#[derive(Debug, Clone)]
+pub struct CaptureConfig {
+    /// Directory of `client.pcap` and `log.pcap`; both are overwritten.
+    pub dir: PathBuf,
+    /// Bound of each file; what comes later is not recorded but counted.
+    pub max_bytes: u64,
+}
+
+impl CaptureConfig {
+    /// Captures into `dir`, at most 256 MiB per network.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), max_bytes: 256 << 20 }
+    }
+}
+
+/// How a fabric is set up.
+#[derive(Debug, Clone)]
+pub struct FabricConfig {
+    /// Where the sockets live; it must exist. When the paths get too long for Unix sockets, a temporary directory is
+    /// used instead: always ask [`Fabric::port`].
+    pub sockets: PathBuf,
+    /// How clients get in.
+    pub host: Host,
+    /// Captures from the first frame on.
+    pub capture: Option<CaptureConfig>,
+    /// Seed of loss, jitter, duplication and reordering.
+    pub seed: u64,
+}
+
+/// One cable or network and its settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// The network.
+    pub network: Network,
+    /// The slot whose cable it is; none for the network as a whole.
+    pub slot: Option<usize>,
+    /// How it behaves.
+    pub settings: LinkSettings,
+}
+
+/// The running networks. Dropping it ends the thread and removes the sockets.
+#[derive(Debug)]
+pub struct Fabric {
+    commands: Sender<Command>,
+    waker: Arc<mio::Waker>,
+    thread: Option<JoinHandle<Result<()>>>,
+    paths: [[PortPaths; SLOTS]; 2],
+    service: Option<SocketAddr>,
+    udp: Option<SocketAddr>,
+    _fallback: Option<tempfile::TempDir>,
+}
+
+impl Fabric {
+    /// Binds all sockets and starts the thread.
+    ///
+    /// # Errors
+    /// A port or socket in use, a tap that cannot be made, a capture file that cannot be written.
+    pub fn start(config: FabricConfig) -> Result<Self> {
+        let (dir, fallback) = port::socket_directory(&config.sockets)?;
+        let paths = Network::ALL.map(|network| [0, 1].map(|slot| port::paths(&dir, network, slot)));
+        let (commands, inbox) = mpsc::channel();
+        let engine = Engine::new(&config, &paths, inbox)?;
+        let (waker, service, udp) = (engine.waker(), engine.service(), engine.udp());
+        let thread = std::thread::Builder::new()
+            .name("fabric".into())
+            .spawn(move || engine.run())
+            .context("cannot start the thread of the networks")?;
+        Ok(Self { commands, waker, thread: Some(thread), paths, service, udp, _fallback: fallback })
+    }
+
+    /// The local TCP address that leads to the guest; none without a forwarder.
+    pub fn service(&self) -> Option<SocketAddr> {
+        self.service
+    }
+
+    /// The local UDP address that leads to the guest, if one was asked for.
+    pub fn udp(&self) -> Option<SocketAddr> {
+        self.udp
+    }
+
+    /// The sockets of a slot's port in a network.
+    ///
+    /// # Panics
+    /// If `slot` is not below [`SLOTS`].
+    pub fn port(&self, network: Network, slot: usize) -> &PortPaths {
+        &self.paths[network.index()][slot]
+    }
+
+    /// Changes a link. Frames that are already under way keep their delay, but do not cross a link that is down.
+    ///
+    /// # Errors
+    /// Values out of range (see [`LinkChange`]), an unknown slot, or a thread that has ended.
+    pub fn set_link(&self, target: LinkTarget, change: &LinkChange) -> Result<()> {
+        if let LinkTarget::Slot(_, slot) = target {
+            ensure!(slot < SLOTS, "there is no slot {slot}");
+        }
+        change.check()?;
+        self.ask(|reply| Command::SetLink(target, change.clone(), reply))
+    }
+
+    /// All links: for each network itself, then its slots.
+    pub fn links(&self) -> Result<Vec<LinkStatus>> {
+        self.ask(Command::Links)
+    }
+
+    /// Everything counted since the start.
+    pub fn counters(&self) -> Result<FabricCounters> {
+        self.ask(Command::Counters)
+    }
+
+    /// Starts capturing anew, or ends it.
+    ///
+    /// # Errors
+    /// Files that cannot be written; a running capture then goes on.
+    pub fn set_capture(&self, capture: Option<CaptureConfig>) -> Result<()> {
+        self.ask(|reply| Command::SetCapture(capture, reply))?
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T> {
+        let ended = || anyhow!("the thread of the networks has ended");
+        let (reply, answer) = mpsc::channel();
+        self.commands.send(command(reply)).map_err(|_| ended())?;
+        self.waker.wake().context("cannot wake the thread of the networks")?;
+        answer.recv().map_err(|_| ended())
+    }
+
+    /// Ends the thread and tells how it went. Dropping does the same in silence.
+    ///
+    /// # Errors
+    /// Whatever ended the thread before it was asked to end.
+    pub fn stop(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        // Either may fail if the thread has ended by itself; joining tells why.
+        let _ = self.commands.send(Command::Stop);
+        let _ = self.waker.wake();
+        match thread.join() {
+            Ok(result) => result,
+            Err(_) => bail!("the thread of the networks panicked"),
+        }
+    }
+}
+
+impl Drop for Fabric {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}

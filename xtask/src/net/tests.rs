@@ -1,0 +1,1 @@
+//! Whole fabrics between fake machines.
