@@ -3,7 +3,7 @@
 use super::{HaltReason, LossReason, Node};
 use crate::decide::{self, Claim, Standing};
 use crate::heartbeat::{Datagram, Heartbeat};
-use crate::types::{NodeId, Role, Seq, Span, Time};
+use crate::types::{NodeId, Role, Span, Time};
 
 impl Node {
     /// A datagram arrived. Anything but a heartbeat of this pair is counted and forgotten.
@@ -73,7 +73,6 @@ impl Node {
         }
         self.heartbeat_counter += 1;
         self.stats.heartbeats_sent += 1;
-        let seq = if self.role.is_primary() { self.send.last } else { self.replay.last };
         let beat = Heartbeat {
             pair: self.pair,
             node: self.identity.node,
@@ -83,7 +82,7 @@ impl Node {
             role: self.role,
             session: self.session,
             linked: self.link.is_up() && self.paired,
-            seq: if self.role == Role::Joining { Seq(0) } else { seq },
+            seq: self.newest(),
             position: self.position,
             time: now,
         };

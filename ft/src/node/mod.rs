@@ -20,7 +20,7 @@ use crate::pairing::Identity;
 use crate::replay_log::ReplayLog;
 use crate::send_log::SendLog;
 use crate::stats::Stats;
-use crate::types::{NodeId, Position, Role, SessionId, Term, Time};
+use crate::types::{NodeId, Position, Role, Seq, SessionId, Term, Time};
 use alloc::collections::VecDeque;
 
 /// How a machine starts.
@@ -64,13 +64,13 @@ pub struct Node {
     send: SendLog,
     state_sent: bool,
     loss: LossReason,
-    power_off: Option<crate::types::Seq>,
+    power_off: Option<Seq>,
     /// Backup: the log, whether all state arrived, bytes of state not yet taken by the caller.
     replay: ReplayLog,
     state_received: bool,
     load_bytes: usize,
     ack_due: Option<Time>,
-    acked_applied: crate::types::Seq,
+    acked_applied: Seq,
     primary_left: bool,
     actions: VecDeque<Action>,
     stats: Stats,
@@ -114,7 +114,7 @@ impl Node {
             state_received: false,
             load_bytes: 0,
             ack_due: None,
-            acked_applied: crate::types::Seq(0),
+            acked_applied: Seq(0),
             primary_left: false,
             actions: VecDeque::new(),
             stats: Stats::default(),
@@ -143,6 +143,12 @@ impl Node {
     #[must_use]
     pub fn peer(&self) -> Option<NodeId> {
         self.peer.map(|peer| peer.node)
+    }
+
+    /// The newest log entry that this node appended (primary) or holds (backup).
+    #[must_use]
+    pub fn newest(&self) -> Seq {
+        if self.role.is_primary() { self.send.last } else { self.replay.last }
     }
 
     /// What was counted so far.
