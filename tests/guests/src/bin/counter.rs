@@ -1,0 +1,154 @@
+//! A server of a small part of the Redis protocol on TCP port 6379.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use pollux_boot::BootInfo;
+use pollux_guests::net::{Host, now};
+use pollux_guests::options::Options;
+use pollux_guests::session::{Server, Session};
+use pollux_guests::{clock, lapic, println, runtime};
+use smoltcp::iface::SocketHandle;
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+
+const PORT: u16 = 6379;
+/// Bytes of a connection's buffer in each direction.
+const BUFFER_BYTES: usize = 8 * 1024;
+/// Most connections at a time. One more listens.
+const MAX_CONNECTIONS: usize = 128;
+
+struct Connection {
+    handle: SocketHandle,
+    session: Session,
+}
+
+struct Counter {
+    host: Host,
+    server: Server,
+    /// Connections in use; the last one listens.
+    connections: Vec<Connection>,
+    /// Connections to be used again.
+    idle: Vec<Connection>,
+    /// Unix time when the TSC was zero, in microseconds.
+    epoch: u64,
+}
+
+pollux_boot::entry!(main);
+
+fn main(info: &'static BootInfo) -> ! {
+    runtime::init(info);
+    let options = match Options::parse(info.command_line) {
+        Ok(options) => options,
+        Err(key) => panic!("option {key} is malformed"),
+    };
+    lapic::init(!options.xapic);
+    let epoch = clock::unix_seconds() * 1_000_000 - clock::microseconds();
+    let host = match Host::new(&options, true) {
+        Ok(host) => host,
+        Err(error) => panic!("network: {error}"),
+    };
+    let mut counter = Counter { host, server: Server::default(), connections: Vec::new(), idle: Vec::new(), epoch };
+    counter.listen();
+    let (address, _) = options.ip;
+    println!("counter: listening on {address}:{PORT}");
+    loop {
+        counter.step();
+    }
+}
+
+impl Counter {
+    /// Receives all there is, answers, sends, and waits when there was nothing to do.
+    fn step(&mut self) {
+        let now = now();
+        let mut received = false;
+        while self.host.receive_one(now) {
+            received = true;
+            self.listen();
+        }
+        self.serve();
+        self.host.send(now);
+        if !received {
+            self.host.wait(now);
+        }
+    }
+
+    /// Sees to it that one connection listens, so that a burst of new clients finds one each.
+    fn listen(&mut self) {
+        let sockets = &mut self.host.sockets;
+        let listens = |connection: &Connection| sockets.get::<Socket<'_>>(connection.handle).state() == State::Listen;
+        if self.connections.last().is_some_and(listens) {
+            return;
+        }
+        let connection = match self.idle.pop() {
+            Some(connection) => connection,
+            None if self.connections.len() <= MAX_CONNECTIONS => {
+                let buffer = || SocketBuffer::new(vec![0; BUFFER_BYTES]);
+                let mut socket = Socket::new(buffer(), buffer());
+                socket.set_nagle_enabled(false);
+                socket.set_ack_delay(None);
+                Connection { handle: sockets.add(socket), session: Session::default() }
+            }
+            // Full: new clients are refused until one leaves.
+            None => return,
+        };
+        let socket = sockets.get_mut::<Socket<'_>>(connection.handle);
+        // An idle socket is closed, and the port is not 0: it can listen.
+        let _ = socket.listen(PORT);
+        self.connections.push(connection);
+    }
+
+    /// Feeds every connection's input to its session and its replies to the connection.
+    fn serve(&mut self) {
+        let mut index = 0;
+        while let Some(connection) = self.connections.get_mut(index) {
+            let socket = self.host.sockets.get_mut::<Socket<'_>>(connection.handle);
+            let epoch = self.epoch;
+            serve(socket, &mut connection.session, &mut self.server, epoch);
+            if socket.state() == State::Closed {
+                // Not `swap_remove`: the one that listens stays last.
+                let mut connection = self.connections.remove(index);
+                connection.session.reset();
+                self.idle.push(connection);
+            } else {
+                index += 1;
+            }
+        }
+        self.listen();
+    }
+}
+
+/// Serves one connection as far as its buffers allow.
+fn serve(socket: &mut Socket<'_>, session: &mut Session, server: &mut Server, epoch: u64) {
+    loop {
+        if session.has_backlog() {
+            session.feed(&[], server, || epoch + clock::microseconds());
+        } else if socket.can_recv() && session.wants_input() {
+            let fed = socket.recv(|bytes| {
+                session.feed(bytes, server, || epoch + clock::microseconds());
+                (bytes.len(), ())
+            });
+            if fed.is_err() {
+                break;
+            }
+        }
+        if session.pending().is_empty() || !socket.can_send() {
+            break;
+        }
+        match socket.send_slice(session.pending()) {
+            Ok(count) => session.sent(count),
+            Err(_) => break,
+        }
+    }
+    match socket.state() {
+        // The client has said its last word, and all of it is answered.
+        State::CloseWait if session.pending().is_empty() && !socket.can_recv() => socket.close(),
+        State::Established if session.is_closing() && session.pending().is_empty() => socket.close(),
+        // Closed by us: what the client still says is dropped, and the port can be used at once.
+        State::TimeWait => socket.abort(),
+        _ => {}
+    }
+}

@@ -1,0 +1,276 @@
+//! A guest to be stopped anywhere: all kinds of instructions and events, in pseudo-random order, for ever.
+//!
+//! `seed=` chooses the order. Without `xapic` the local APIC is used by MSRs where it can be; with it, by MMIO.
+#![no_std]
+#![no_main]
+#![allow(unsafe_code)]
+
+extern crate alloc;
+
+use alloc::boxed::Box;
+use core::arch::asm;
+use core::hint::black_box;
+
+use pollux_boot::BootInfo;
+use pollux_guests::options::Options;
+use pollux_guests::random::Random;
+use pollux_guests::virtio::PciTransport;
+use pollux_guests::{cpu, interrupts, lapic, pages, println, runtime};
+
+const SOFTWARE_VECTOR: u8 = 0x60;
+const UART_SCRATCH: u16 = 0x3ff;
+const KERNEL_GS_BASE: u32 = 0xc000_0102;
+const PAT: u32 = 0x277;
+
+/// What the steps work on.
+struct State {
+    random: Random,
+    memory: Box<[u64; 1024]>,
+    /// A virtio device's common configuration, if there is one.
+    device: Option<u64>,
+    /// Results, so that nothing is computed in vain.
+    sum: u64,
+}
+
+type Step = fn(&mut State);
+
+const STEPS: [Step; 19] = [
+    spin,
+    spin,
+    recurse,
+    page_faults,
+    divide_error,
+    invalid_opcode,
+    software_interrupts,
+    string_move,
+    string_store,
+    string_scan,
+    local_apic,
+    device,
+    ports,
+    string_ports,
+    identify,
+    model_registers,
+    halt,
+    flags,
+    floating_point,
+];
+
+pollux_boot::entry!(main);
+
+fn main(info: &'static BootInfo) -> ! {
+    runtime::init(info);
+    let options = match Options::parse(info.command_line) {
+        Ok(options) => options,
+        Err(key) => panic!("option {key} is malformed"),
+    };
+    cpu::enable_sse();
+    lapic::init(!options.xapic);
+    pages::init();
+    // `div ecx` and `ud2` are two bytes long: go on behind them.
+    interrupts::set_handler(0, |frame| frame.rip += 2);
+    interrupts::set_handler(6, |frame| frame.rip += 2);
+    for vector in [3, SOFTWARE_VECTOR] {
+        interrupts::set_handler(vector, |frame| frame.rax = frame.rax.rotate_left(7) ^ frame.rip);
+    }
+    interrupts::set_handler(lapic::TIMER_VECTOR, |_| lapic::end_of_interrupt());
+    println!("stops: running");
+    let random = Random::new(options.seed);
+    let device = PciTransport::find_net(None).ok().map(|transport| transport.common_config());
+    let mut state = State { random, memory: Box::new([0; 1024]), device, sum: 0 };
+    loop {
+        let step = state.random.below(STEPS.len() as u64) as usize;
+        STEPS[step](&mut state);
+        state.sum = black_box(state.sum);
+    }
+}
+
+/// Register-only loops, now and then with interrupts on and the timer running.
+fn spin(state: &mut State) {
+    let count = 1 + state.random.below(2000);
+    let interrupts = state.random.below(4) == 0;
+    if interrupts {
+        lapic::arm_timer(cpu::rdtsc() + state.random.below(3 * count));
+        x86_64::instructions::interrupts::enable();
+    }
+    // SAFETY: changes only the registers named.
+    unsafe {
+        asm!("2:", "add {1}, {0}", "rol {1}, 3", "imul {1}, {1}, 77", "dec {0}", "jnz 2b",
+            inout(reg) count => _, inout(reg) state.sum, options(nomem, nostack));
+    }
+    x86_64::instructions::interrupts::disable();
+}
+
+/// Calls and returns.
+fn recurse(state: &mut State) {
+    #[inline(never)]
+    fn descend(state: &mut State, depth: u64) -> u64 {
+        let index = (state.sum % 1024) as usize;
+        state.memory[index] = state.memory[index].wrapping_add(depth);
+        if depth == 0 { index as u64 } else { black_box(descend(state, depth - 1)) ^ depth }
+    }
+    let depth = state.random.below(50);
+    state.sum ^= descend(state, depth);
+}
+
+/// Touches pages that are absent, by reads, writes and a copy over a page's end.
+fn page_faults(state: &mut State) {
+    let page = state.random.below(pages::PAGES as u64 - 1);
+    let at = pages::WINDOW + page * 4096;
+    let near_end = at + 4096 - 1 - state.random.below(40);
+    // SAFETY: the window's pages exist, or come into being on the fault; nothing else uses them.
+    unsafe {
+        let value = (at as *const u64).read_volatile();
+        ((at + 8) as *mut u64).write_volatile(value.wrapping_add(state.sum));
+        asm!("rep movsb", inout("rcx") 64u64 => _, inout("rdi") near_end => _,
+            inout("rsi") state.memory.as_ptr() => _, options(nostack));
+    }
+    pages::unmap(page as usize);
+    pages::unmap(page as usize + 1);
+}
+
+fn divide_error(state: &mut State) {
+    // SAFETY: the handler goes on behind the instruction.
+    unsafe {
+        asm!("div ecx", in("ecx") 0, inout("eax") state.sum as u32 => _, inout("edx") 0 => _, options(nomem));
+    }
+}
+
+fn invalid_opcode(_: &mut State) {
+    // SAFETY: as for `divide_error`.
+    unsafe { asm!("ud2", options(nomem)) };
+}
+
+fn software_interrupts(state: &mut State) {
+    // SAFETY: the handlers change RAX only. No red zone on this target.
+    unsafe {
+        asm!("int3", "int {vector}", vector = const SOFTWARE_VECTOR, inout("rax") state.sum);
+    }
+}
+
+fn string_move(state: &mut State) {
+    let count = state.random.below(3000);
+    let (from, to) = (state.random.below(1024), state.random.below(1024));
+    let memory = state.memory.as_mut_ptr().cast::<u8>();
+    // SAFETY: 1024 + 3000 bytes are within the 8192 of the memory; the copy may overlap itself.
+    unsafe {
+        asm!("rep movsb", inout("rcx") count => _, inout("rsi") memory.add(from as usize) => _,
+            inout("rdi") memory.add(to as usize) => _, options(nostack));
+    }
+}
+
+fn string_store(state: &mut State) {
+    let count = state.random.below(1024);
+    // SAFETY: at most 1024 words are written.
+    unsafe {
+        asm!("rep stosq", inout("rcx") count => _, inout("rdi") state.memory.as_mut_ptr() => _,
+            in("rax") state.sum, options(nostack));
+    }
+}
+
+fn string_scan(state: &mut State) {
+    let mut rest = 8192u64;
+    // SAFETY: reads at most the 8192 bytes of the memory.
+    unsafe {
+        asm!("repne scasb", inout("rcx") rest, inout("rdi") state.memory.as_ptr() => _,
+            in("al") state.sum as u8, options(nostack, readonly));
+    }
+    state.sum = state.sum.wrapping_add(rest);
+}
+
+fn local_apic(state: &mut State) {
+    state.sum ^= u64::from(lapic::read(lapic::TIMER_CURRENT));
+    lapic::write(lapic::TPR, state.random.below(2) as u32 * 0x10);
+    state.sum ^= u64::from(lapic::read(lapic::TPR));
+}
+
+/// Memory-mapped registers, with various instructions and widths.
+fn device(state: &mut State) {
+    let Some(common) = state.device else { return };
+    let value: u64;
+    // SAFETY: the feature selector and the feature bits of the device, which nobody drives.
+    unsafe {
+        asm!(
+            "mov dword ptr [{common}], {select:e}",
+            "mov {value:e}, [{common} + 4]",
+            "mov dword ptr [{common}], 0",
+            "movzx {other:e}, byte ptr [{common} + 20]",
+            "add {value}, {other}",
+            "movzx {other:e}, word ptr [{common} + 18]",
+            "add {value}, {other}",
+            common = in(reg) common, select = in(reg) state.random.below(2) as u32,
+            value = out(reg) value, other = out(reg) _, options(nostack)
+        );
+    }
+    state.sum = state.sum.wrapping_add(value);
+}
+
+fn ports(state: &mut State) {
+    // SAFETY: the UART's scratch register, which nothing else uses.
+    unsafe { cpu::outb(UART_SCRATCH, state.sum as u8) };
+    state.sum = state.sum.rotate_left(8) ^ u64::from(cpu::inb(UART_SCRATCH));
+}
+
+fn string_ports(state: &mut State) {
+    let count = state.random.below(8);
+    let memory = state.memory.as_mut_ptr();
+    // SAFETY: the scratch register again, and a few bytes of the memory.
+    unsafe {
+        asm!("rep outsb", inout("rcx") count => _, inout("rsi") memory => _, in("dx") UART_SCRATCH, options(nostack));
+        asm!("rep insb", inout("rcx") count => _, inout("rdi") memory => _, in("dx") UART_SCRATCH, options(nostack));
+    }
+}
+
+fn identify(state: &mut State) {
+    let leaf = cpu::cpuid(state.random.below(8) as u32, 0);
+    state.sum = state.sum.wrapping_add(u64::from(leaf.eax ^ leaf.ebx ^ leaf.ecx ^ leaf.edx)) ^ cpu::rdtsc();
+}
+
+fn model_registers(state: &mut State) {
+    // SAFETY: the base that SWAPGS would bring, which is never executed.
+    unsafe { cpu::wrmsr(KERNEL_GS_BASE, state.sum >> 20) };
+    state.sum ^= cpu::rdmsr(KERNEL_GS_BASE) ^ cpu::rdmsr(PAT);
+}
+
+/// Halts until the timer fires, soon or at once.
+fn halt(state: &mut State) {
+    let delay = 10_000 + state.random.below(100_000);
+    lapic::arm_timer(cpu::rdtsc() + delay);
+    cpu::wait_for_interrupt();
+}
+
+/// Interrupt shadows and ways to change the flags.
+fn flags(state: &mut State) {
+    // SAFETY: every change is undone; SS is loaded with the selector that it holds; interrupts have handlers.
+    unsafe {
+        asm!("sti", "nop", "cli", "sti", "cli", options(nomem, nostack));
+        asm!("mov {0:e}, ss", "mov ss, {0:e}", "inc {0:e}", out(reg) _, options(nomem, nostack));
+        asm!("pushfq", "pop {0}", "xor {0}, 0x8d5", "push {0}", "popfq", "pushfq", "pop {0}",
+            "and {0}, 0xfffffffffffffbff", "push {0}", "popfq", out(reg) _, options(nomem));
+        asm!(
+            "mov {frame}, rsp", "mov {word:e}, ss", "push {word}", "push {frame}", "pushfq",
+            "mov {word:e}, cs", "push {word}", "lea {word}, [rip + 2f]", "push {word}", "iretq", "2:",
+            frame = out(reg) _, word = out(reg) _, options(nomem)
+        );
+        asm!("lock xadd [{0}], {1}", "lock cmpxchg [{0}], {1}", "bsf {1}, {1}", "bswap {1}",
+            in(reg) state.memory.as_mut_ptr(), inout(reg) state.sum, inout("rax") 0u64 => _, options(nostack));
+    }
+}
+
+/// x87 and SSE2.
+fn floating_point(state: &mut State) {
+    let memory = state.memory.as_mut_ptr();
+    // SAFETY: SSE is enabled; this target's code uses neither x87 nor vector registers. 48 bytes of the memory are used.
+    unsafe {
+        asm!(
+            "fldpi", "fild qword ptr [{0}]", "fmulp", "fabs", "fsqrt", "fld1", "faddp", "fstp qword ptr [{0} + 8]",
+            in(reg) memory, options(nostack)
+        );
+        asm!(
+            "movdqu xmm0, [{0}]", "movdqu xmm1, [{0} + 16]", "paddq xmm0, xmm1", "pshufd xmm2, xmm0, 0x1b",
+            "pmuludq xmm2, xmm1", "pxor xmm0, xmm2", "cvtsi2sd xmm3, {1}", "sqrtpd xmm3, xmm3", "movdqu [{0} + 16], xmm0",
+            "movupd [{0} + 32], xmm3", "movq {1}, xmm0",
+            in(reg) memory, inout(reg) state.sum, options(nostack)
+        );
+    }
+}

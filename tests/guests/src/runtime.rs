@@ -1,0 +1,57 @@
+//! Start, end and heap of every guest.
+#![allow(unsafe_code)]
+
+use core::panic::PanicInfo;
+
+use linked_list_allocator::LockedHeap;
+use pollux_boot::BootInfo;
+
+use crate::{clock, cpu, interrupts, serial};
+
+#[global_allocator]
+static HEAP: LockedHeap = LockedHeap::empty();
+
+/// Most memory given to the heap.
+const MAX_HEAP: u64 = 64 << 20;
+
+/// Sets up interrupts, clock and heap. Called once, first thing.
+pub fn init(info: &'static BootInfo) {
+    interrupts::init();
+    clock::init();
+    let largest = info.memory.usable().filter(|region| region.end() <= 1 << 32).max_by_key(|region| region.len);
+    if let Some(region) = largest {
+        // SAFETY: the memory map says that nobody uses this RAM, it is mapped, and nobody else is given it.
+        unsafe { HEAP.lock().init(region.start as *mut u8, region.len.min(MAX_HEAP) as usize) };
+    }
+}
+
+/// Switches the machine off, or at least stops it.
+pub fn power_off() -> ! {
+    // SAFETY: PM1a control, SLP_EN with SLP_TYP 0 (ACPI 4.8.3.2.1); devices are not touched otherwise.
+    unsafe { cpu::outw(0x604, 0x2000) };
+    halt()
+}
+
+/// Resets the machine.
+pub fn reset() -> ! {
+    // SAFETY: the reset control register, then the keyboard controller's reset line.
+    unsafe {
+        cpu::outb(0xcf9, 6);
+        cpu::outb(0x64, 0xfe);
+    }
+    halt()
+}
+
+/// Stops for ever, with interrupts off.
+pub fn halt() -> ! {
+    loop {
+        x86_64::instructions::interrupts::disable();
+        x86_64::instructions::hlt();
+    }
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    serial::print_fatal(format_args!("guest: {info}\n"));
+    power_off()
+}
