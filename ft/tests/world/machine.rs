@@ -234,6 +234,10 @@ impl Machine {
 
     fn run_backup(&mut self, world: &mut World, now: Time) {
         let limit = self.node.run_limit().unwrap().0;
+        if self.node.next_record().is_some() || self.guest.position < limit {
+            let early = self.node.went_live(now, Position(self.guest.position));
+            assert!(early.is_err(), "live before the log is drained");
+        }
         let mut budget = world.rng.below(40);
         loop {
             let target = self.node.next_record().map_or(limit, |record| record.position.0);
