@@ -6,6 +6,7 @@ mod checks;
 mod doctor;
 mod interrupt;
 mod needs;
+mod net;
 mod process;
 mod progress;
 mod rig;

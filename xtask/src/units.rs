@@ -20,6 +20,15 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(value / 1e9).map_err(|_| format!("`{text}` is too long"))
 }
 
+/// A duration as [`parse_duration`] reads it, in the largest unit that makes it whole, down to nanoseconds.
+pub fn format_duration(duration: Duration) -> String {
+    let nanoseconds = duration.as_nanos();
+    let units =
+        [(3_600_000_000_000, "h"), (60_000_000_000, "m"), (1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us")];
+    let whole = units.into_iter().find(|(unit, _)| nanoseconds != 0 && nanoseconds.is_multiple_of(*unit));
+    whole.map_or_else(|| format!("{nanoseconds}ns"), |(unit, name)| format!("{}{name}", nanoseconds / unit))
+}
+
 /// Reads a size in bytes: `67108864`, `512K`, `64M`, `1G` (powers of 1024).
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let (number, unit) = split_unit(text);
@@ -78,6 +87,13 @@ mod tests {
         assert_eq!(parse_duration("0"), Ok(Duration::ZERO));
         for bad in ["", "5", "ms", "-1s", "1y", "1.2.3s", "s5", "1e5s", "99999999999999999999999999h"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations_round_trip() {
+        for text in ["500us", "5ms", "90s", "2m", "1h", "7ns", "0ns"] {
+            assert_eq!(format_duration(parse_duration(text).unwrap()), text);
         }
     }
 

@@ -49,7 +49,7 @@ impl Desk {
 
     fn start(&self, arguments: &[&str]) -> Rig {
         let output = fs::File::create(self.directory.path().join("output")).unwrap();
-        let mut command = self.qemu(free_port(), arguments);
+        let mut command = self.qemu(0, arguments);
         command.stdout(output.try_clone().unwrap()).stderr(output);
         Rig { process: command.spawn().unwrap(), directory: self.rig_directory() }
     }
@@ -118,10 +118,6 @@ fn wait_until(mut condition: impl FnMut() -> bool, state: impl Fn() -> String) {
     }
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
 }
@@ -152,9 +148,14 @@ fn a_pair_lives_through_kills() {
     rig.wait_for(["primary", "dead"], false);
     assert!(!desk.rig(&["kill", "backup"]).status.success());
 
+    assert!(desk.rig(&["link", "log", "delay=5ms", "loss=1%"]).status.success());
+    assert!(desk.rig(&["capture", "on"]).status.success());
+    assert!(rig.directory.join("log.pcap").is_file());
+
     let status: Value = serde_json::from_slice(&desk.rig(&["status", "--json"]).stdout).unwrap();
     assert_eq!(status["takeovers"].as_array().unwrap().len(), 2);
     assert_eq!(status["machines"][0]["malformed"], 1);
+    assert_eq!(status["links"][1]["state"], "up delay=5ms loss=1%");
     let pids = rig.pids();
     assert!(desk.rig(&["stop"]).status.success());
     assert_eq!(rig.roles(), ["dead", "dead"]);
@@ -225,7 +226,7 @@ fn what_cannot_be_is_refused() {
     let desk = Desk::new();
     let rig = desk.start(&[]);
     rig.wait_for(["primary", "backup"], true);
-    let second = desk.qemu(free_port(), &[]).output().unwrap();
+    let second = desk.qemu(0, &[]).output().unwrap();
     assert!(!second.status.success() && text(&second).contains("another rig runs in"), "{}", text(&second));
     for (arguments, reason) in [
         (&["link", "log", "delay=5"][..], "lacks a unit"),
@@ -242,7 +243,7 @@ fn what_cannot_be_is_refused() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let busy = other.qemu(listener.local_addr().unwrap().port(), &[]).output().unwrap();
     assert!(!busy.status.success() && text(&busy).contains("cannot use port"), "{}", text(&busy));
-    let old = other.qemu(free_port(), &[]).env("FAKE_VERSION", "6.2.0").output().unwrap();
+    let old = other.qemu(0, &[]).env("FAKE_VERSION", "6.2.0").output().unwrap();
     assert!(!old.status.success() && text(&old).contains("version 6.2.0 is too old"), "{}", text(&old));
     assert!(text(&other.rig(&["status"])).contains("no rig in"));
 }

@@ -9,7 +9,6 @@ use super::report::{Figure, Wanted, quantile};
 use super::rig::{BenchRig, pause};
 use crate::rig::control::Request;
 use crate::rig::monitor::Status;
-use crate::rig::network::Network;
 
 /// Measures one or more figures.
 type Measure = fn() -> Result<Vec<Figure>>;
@@ -92,7 +91,7 @@ fn latency() -> Result<Vec<Figure>> {
     let mut medians = Vec::new();
     let delays = ["0", "500us", "5ms", "20ms"];
     for delay in delays {
-        rig.ask(&Request::Link { network: Network::Log, changes: vec![format!("delay={delay}")] })?;
+        rig.ask(&Request::Link { network: "log".to_owned(), changes: vec![format!("delay={delay}")] })?;
         pause(SETTLE)?;
         let times = load(rig.service(), 1, WINDOW)?.0;
         medians.push(quantile(&times, 0.5).context("no answer")? * 1e3);

@@ -36,7 +36,7 @@ impl BenchRig {
         let directory = tempfile::Builder::new().prefix("pollux-bench-").tempdir().context("temporary directory")?;
         let log = std::fs::File::create(directory.path().join("rig.out")).context("temporary file")?;
         let mut command = Command::new(std::env::current_exe().context("cannot find myself")?);
-        command.args(["qemu", "--headless", "--port", &free_port()?.to_string(), "--dir"]).arg(directory.path());
+        command.args(["qemu", "--headless", "--port", "0", "--dir"]).arg(directory.path());
         command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut process = Process::spawn(&mut command)?;
         let deadline = Instant::now() + PROTECTION_LIMIT;
@@ -116,12 +116,6 @@ pub fn pause(time: Duration) -> Result<()> {
         std::thread::sleep(POLL.min(end.saturating_duration_since(Instant::now())));
     }
     Ok(())
-}
-
-/// A port that nobody uses at the moment.
-fn free_port() -> Result<u16> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("no free port")?;
-    Ok(listener.local_addr()?.port())
 }
 
 fn last_words(directory: &Path) -> String {

@@ -8,7 +8,6 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::control::{Client, Request};
-use super::network::Network;
 use super::run::latest_link;
 use crate::interrupt;
 use crate::units::parse_duration;
@@ -53,11 +52,17 @@ enum Verb {
     },
     /// Change a network's links
     Link {
-        /// Which
-        network: Network,
+        /// log, client, or one machine's cable such as log:castor
+        #[arg(value_name = "log|client[:MACHINE]")]
+        network: String,
         /// delay=5ms jitter=1ms loss=1% duplicate=1% reorder=1% down up
         #[arg(required = true)]
         changes: Vec<String>,
+    },
+    /// Write what is on the networks to client.pcap and log.pcap
+    Capture {
+        /// Start anew, or end
+        switch: Switch,
     },
     /// Show the guest's console and send it what is typed; or send it one line
     Console {
@@ -74,6 +79,12 @@ enum Verb {
     },
     /// End the rig
     Stop,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -101,6 +112,7 @@ pub fn run(arguments: RigArgs) -> Result<()> {
             if wait { wait_for_protection(&mut client, timeout) } else { Ok(()) }
         }
         Verb::Link { network, changes } => say(&mut client, &Request::Link { network, changes }),
+        Verb::Capture { switch } => say(&mut client, &Request::Capture { on: switch == Switch::On }),
         Verb::Console { line: Some(line) } => say(&mut client, &console_request(&line)),
         Verb::Console { line: None } => console(&mut client, &directory),
         Verb::Command { target, words } => say(&mut client, &Request::Command { target, text: words.join(" ") }),

@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 
 use super::Event;
 use super::monitor::read_line;
-use super::network::Network;
 use super::snapshot::Snapshot;
 
 /// The most connections at a time.
@@ -35,10 +34,15 @@ pub enum Request {
     StartBackup,
     /// Change a network.
     Link {
-        /// Which.
-        network: Network,
+        /// `log`, `client`, or one machine's cable such as `log:castor`.
+        network: String,
         /// Such as `delay=5ms` or `down`.
         changes: Vec<String>,
+    },
+    /// Start or end writing `client.pcap` and `log.pcap`.
+    Capture {
+        /// Start, or end.
+        on: bool,
     },
     /// Send a line to a hypervisor's monitor.
     Command {
@@ -175,7 +179,7 @@ mod tests {
         assert_eq!(json(&Request::Status), r#"{"do":"status"}"#);
         assert_eq!(json(&Request::StartBackup), r#"{"do":"start-backup"}"#);
         assert_eq!(json(&Request::Kill { target: "primary".into() }), r#"{"do":"kill","target":"primary"}"#);
-        let link = Request::Link { network: Network::Log, changes: vec!["down".into()] };
+        let link = Request::Link { network: "log".into(), changes: vec!["down".into()] };
         assert_eq!(json(&link), r#"{"do":"link","network":"log","changes":["down"]}"#);
     }
 

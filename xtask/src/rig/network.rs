@@ -1,67 +1,54 @@
 //! The rig's view of its two networks; the switch behind them is `crate::net`.
 
-use std::path::{Path, PathBuf};
+use std::fmt::Write;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
-use clap::ValueEnum;
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::Slot;
-use crate::units::parse_duration;
+use super::options::{GUEST_ADDRESS, GUEST_PORT};
+use super::{SLOTS, Slot};
+use crate::net::{CaptureConfig, Fabric, FabricConfig, ForwardConfig, Host, LinkSettings, LinkTarget, PortPaths};
+pub use crate::net::{FabricCounters, LinkChange, Network};
+use crate::units::{format_duration, parse_duration};
 
-/// One of a rig's two networks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Network {
-    /// The clients' side.
-    Client,
-    /// The logging channel.
-    Log,
+/// What can be changed, for messages.
+const WORDS: &str = "delay=5ms, jitter=1ms, loss=1%, duplicate=1%, reorder=1%, down, up";
+
+/// Reads `log`, `client`, or one machine's cable such as `log:castor`.
+pub fn parse_target(text: &str) -> Result<LinkTarget> {
+    let (name, machine) = text.split_once(':').map_or((text, None), |(name, machine)| (name, Some(machine)));
+    let network = Network::ALL.into_iter().find(|network| network.name() == name);
+    let network =
+        network.with_context(|| format!("`{text}` is no link: they are log, client, log:castor and so on"))?;
+    Ok(match machine {
+        None => LinkTarget::Network(network),
+        Some(machine) => LinkTarget::Slot(network, machine.parse::<Slot>().map_err(anyhow::Error::msg)?.index()),
+    })
 }
 
-/// A change of a network's links; what is none stays as it is.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct LinkChange {
-    /// Connected or cut.
-    pub up: Option<bool>,
-    /// One way, in each direction.
-    pub delay: Option<Duration>,
-    /// Added to the delay at random, at most.
-    pub jitter: Option<Duration>,
-    /// Frames lost, 0 to 1.
-    pub loss: Option<f64>,
-    /// Frames sent twice, 0 to 1.
-    pub duplicate: Option<f64>,
-    /// Frames that overtake others, 0 to 1.
-    pub reorder: Option<f64>,
-}
-
-impl LinkChange {
-    /// Reads words such as `delay=5ms loss=1% down`.
-    pub fn parse(words: &[String]) -> Result<Self> {
-        ensure!(
-            !words.is_empty(),
-            "nothing to change: give delay=5ms, jitter=1ms, loss=1%, duplicate=1%, reorder=1%, down or up"
-        );
-        let mut change = Self::default();
-        for word in words {
-            let seconds = |text| parse_duration(text).map_err(anyhow::Error::msg);
-            let before = change.clone();
-            match word.split_once('=') {
-                None if word == "up" => change.up = Some(true),
-                None if word == "down" => change.up = Some(false),
-                Some(("delay", text)) => change.delay = Some(seconds(text)?),
-                Some(("jitter", text)) => change.jitter = Some(seconds(text)?),
-                Some(("loss", text)) => change.loss = Some(parse_share(text)?),
-                Some(("duplicate", text)) => change.duplicate = Some(parse_share(text)?),
-                Some(("reorder", text)) => change.reorder = Some(parse_share(text)?),
-                _ => bail!("`{word}` is none of delay=5ms, jitter=1ms, loss=1%, duplicate=1%, reorder=1%, down, up"),
-            }
-            ensure!(before.up.is_none() || change.up == before.up, "`up` and `down` contradict each other");
+/// Reads words such as `delay=5ms loss=1% down`.
+pub fn parse_change(words: &[String]) -> Result<LinkChange> {
+    ensure!(!words.is_empty(), "nothing to change: give some of {WORDS}");
+    let mut change = LinkChange::default();
+    for word in words {
+        let time = |text| parse_duration(text).map_err(anyhow::Error::msg);
+        let up_before = change.up;
+        match word.split_once('=') {
+            None if word == "up" => change.up = Some(true),
+            None if word == "down" => change.up = Some(false),
+            Some(("delay", text)) => change.delay = Some(time(text)?),
+            Some(("jitter", text)) => change.jitter = Some(time(text)?),
+            Some(("loss", text)) => change.loss = Some(parse_share(text)?),
+            Some(("duplicate", text)) => change.duplicate = Some(parse_share(text)?),
+            Some(("reorder", text)) => change.reorder = Some(parse_share(text)?),
+            _ => bail!("`{word}` is none of {WORDS}"),
         }
-        Ok(change)
+        ensure!(up_before.is_none() || change.up == up_before, "`up` and `down` contradict each other");
     }
+    Ok(change)
 }
 
 /// Reads `1%` or `0.5%`.
@@ -73,18 +60,35 @@ fn parse_share(text: &str) -> Result<f64> {
     }
 }
 
-/// A network at one moment.
+/// The settings in the words that would make them.
+fn describe(settings: &LinkSettings) -> String {
+    let mut text = if settings.up { "up" } else { "down" }.to_owned();
+    for (name, time) in [("delay", settings.delay), ("jitter", settings.jitter)] {
+        if time > Duration::ZERO {
+            // Writing to a string cannot fail.
+            let _ = write!(text, " {name}={}", format_duration(time));
+        }
+    }
+    for (name, share) in [("loss", settings.loss), ("duplicate", settings.duplicate), ("reorder", settings.reorder)] {
+        if share > 0.0 {
+            let _ = write!(text, " {name}={}%", share * 100.0);
+        }
+    }
+    text
+}
+
+/// A link at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LinkSnapshot {
-    /// Which.
-    pub network: Network,
-    /// Its settings in words, as they could be given to `rig link`.
+    /// `log`, `client`, or one machine's cable such as `log:castor`.
+    pub name: String,
+    /// Its settings, as they could be given to `rig link`.
     pub state: String,
-    /// Frames forwarded.
+    /// Frames that machines, forwarder or tap sent into it.
     pub frames: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Frames lost on purpose or refused.
+    /// Frames lost on purpose, refused, or for nobody.
     pub dropped: u64,
 }
 
@@ -95,7 +99,7 @@ pub struct NetworkConfig<'a> {
     pub sockets: &'a Path,
     /// Where captures go, if any.
     pub captures: Option<&'a Path>,
-    /// The local TCP port that leads to the guest.
+    /// The local TCP port that leads to the guest; 0 takes any free one.
     pub port: u16,
     /// The local UDP port that leads to the guest's UDP port 7.
     pub udp: Option<u16>,
@@ -108,29 +112,86 @@ pub struct NetworkConfig<'a> {
 /// Both networks.
 #[derive(Debug)]
 pub struct Networks {
-    sockets: PathBuf,
+    /// None only after [`Networks::end`].
+    fabric: Option<Fabric>,
 }
 
 impl Networks {
     /// Starts the switch.
     pub fn start(config: &NetworkConfig<'_>) -> Result<Self> {
-        Ok(Self { sockets: config.sockets.to_owned() })
+        let host = match config.tap {
+            Some(name) => Host::Tap(name.to_owned()),
+            None => Host::Forwarder(ForwardConfig {
+                udp: config.udp.map(|port| SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)),
+                ..ForwardConfig::on_port(config.port)
+            }),
+        };
+        let sockets = config.sockets.to_owned();
+        let capture = config.captures.map(CaptureConfig::new);
+        Ok(Self { fabric: Some(Fabric::start(FabricConfig { sockets, host, capture, seed: config.seed })?) })
+    }
+
+    /// Where clients reach the guest.
+    pub fn service(&self) -> SocketAddr {
+        let forwarded = self.fabric.as_ref().and_then(Fabric::service);
+        forwarded.unwrap_or_else(|| SocketAddr::from((GUEST_ADDRESS, GUEST_PORT)))
+    }
+
+    /// Where clients reach the guest's UDP port 7, if that was asked for.
+    pub fn udp(&self) -> Option<SocketAddr> {
+        self.fabric.as_ref().and_then(Fabric::udp)
     }
 
     /// The emulator's and the switch's socket of a port.
-    pub fn port(&self, network: Network, slot: Slot) -> (PathBuf, PathBuf) {
-        let name = format!("{network:?}-{}", slot.index()).to_lowercase();
-        (self.sockets.join(format!("{name}-a")), self.sockets.join(format!("{name}-b")))
+    pub fn port(&self, network: Network, slot: Slot) -> Result<PortPaths> {
+        Ok(self.fabric()?.port(network, slot.index()).clone())
     }
 
-    /// Changes a network.
-    pub fn set_link(&self, _network: Network, _change: &LinkChange) -> Result<()> {
-        bail!("not connected to a switch")
+    /// Changes a link.
+    pub fn set_link(&self, target: LinkTarget, change: &LinkChange) -> Result<()> {
+        self.fabric()?.set_link(target, change)
     }
 
-    /// Both networks as they are.
-    pub fn snapshot(&self) -> Vec<LinkSnapshot> {
-        Vec::new()
+    /// Starts capturing anew into `directory`, or ends it.
+    pub fn capture(&self, directory: Option<&Path>) -> Result<()> {
+        self.fabric()?.set_capture(directory.map(CaptureConfig::new))
+    }
+
+    /// Everything counted so far; an error means that the networks have ended.
+    pub fn counters(&self) -> Result<FabricCounters> {
+        self.fabric()?.counters()
+    }
+
+    /// Ends them; an error is what ended them before.
+    pub fn end(&mut self) -> Result<()> {
+        self.fabric.take().map_or(Ok(()), Fabric::stop)
+    }
+
+    fn fabric(&self) -> Result<&Fabric> {
+        self.fabric.as_ref().context("the networks have ended")
+    }
+
+    /// The networks as they are, and those cables of machines that were changed.
+    pub fn links(&self, counters: &FabricCounters) -> Result<Vec<LinkSnapshot>> {
+        let changed = |settings: &LinkSettings| *settings != LinkSettings::default();
+        let links = self.fabric()?.links()?.into_iter();
+        let shown = links.filter(|link| link.slot.is_none() || changed(&link.settings)).map(|link| {
+            let network = counters.networks.iter().find(|counters| counters.network == link.network);
+            let port = network.map(|network| match link.slot.and_then(|slot| network.slots.get(slot)) {
+                Some(port) => *port,
+                None => network.total(),
+            });
+            let port = port.unwrap_or_default();
+            let machine = link.slot.and_then(|slot| SLOTS.get(slot)).map(|slot| format!(":{}", slot.name()));
+            LinkSnapshot {
+                name: link.network.name().to_owned() + machine.as_deref().unwrap_or_default(),
+                state: describe(&link.settings),
+                frames: port.sent_frames,
+                bytes: port.sent_bytes,
+                dropped: port.dropped.total(),
+            }
+        });
+        Ok(shown.collect())
     }
 }
 
@@ -139,7 +200,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<LinkChange> {
-        LinkChange::parse(&text.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        parse_change(&text.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
     }
 
     #[test]
@@ -157,5 +218,23 @@ mod tests {
         {
             assert!(parse(bad).is_err(), "{bad}");
         }
+        for bad in ["", "wan", "log:", "log:helen", "castor"] {
+            assert!(parse_target(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn links_have_names() {
+        assert_eq!(parse_target("log").unwrap(), LinkTarget::Network(Network::Log));
+        assert_eq!(parse_target("client:pollux").unwrap(), LinkTarget::Slot(Network::Client, 1));
+    }
+
+    #[test]
+    fn settings_are_told_in_the_words_that_make_them() {
+        let words = "up delay=5ms jitter=500us loss=1% reorder=0.5%";
+        let mut settings = LinkSettings::default();
+        settings.apply(&parse(words).unwrap());
+        assert_eq!(describe(&settings), words);
+        assert_eq!(describe(&LinkSettings::default()), "up");
     }
 }

@@ -1,13 +1,14 @@
 //! The hypervisor's command line for each machine of a rig.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use super::{SLOTS, Slot};
 use crate::units::format_size;
 
 /// The guest's address on the client network.
-pub const GUEST_ADDRESS: &str = "10.0.2.15";
+pub const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 /// The guest's port that clients are led to.
 pub const GUEST_PORT: u16 = 6379;
 /// What a guest is told unless `--guest-args` says otherwise.

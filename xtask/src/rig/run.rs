@@ -35,8 +35,8 @@ pub struct RunArgs {
     /// Where rig.json and the logs go [default: a fresh directory under target/rig]
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// The local TCP port that leads to the guest
-    #[arg(long, default_value_t = 7777, value_parser = clap::value_parser!(u16).range(1..))]
+    /// The local TCP port that leads to the guest; 0 takes any free one
+    #[arg(long, default_value_t = 7777)]
     port: u16,
     /// A local UDP port that leads to the guest's UDP port 7
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::monitor::{Claim, Status, Takeover};
-use super::network::LinkSnapshot;
+use super::network::{FabricCounters, LinkSnapshot};
 use super::rates::Rates;
 use super::roles::Role;
 
@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub takeovers: Vec<TakeoverEntry>,
     /// The networks.
     pub links: Vec<LinkSnapshot>,
+    /// What the switch has counted.
+    pub network: Option<FabricCounters>,
     /// The last things that happened.
     pub notices: Vec<Notice>,
 }

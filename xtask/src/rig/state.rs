@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::time::{Duration, Instant};
@@ -16,8 +15,8 @@ use super::emulator::{Cable, MachineSpec};
 use super::logs::tail;
 use super::machine::Machine;
 use super::monitor::{Line, Takeover};
-use super::network::{LinkChange, Network, NetworkConfig, Networks};
-use super::options::{CommandLine, GUEST_ADDRESS, GUEST_PORT, Part};
+use super::network::{Network, NetworkConfig, Networks, parse_change, parse_target};
+use super::options::{CommandLine, Part};
 use super::roles::{self, Facts, Role};
 use super::snapshot::{MachineSnapshot, Notice, Snapshot, TakeoverEntry};
 use super::{Config, Event, HYPERVISOR_MIB, SLOTS, Slot, probe};
@@ -26,6 +25,8 @@ use super::{Config, Event, HYPERVISOR_MIB, SLOTS, Slot, probe};
 const QUEUE: usize = 1024;
 /// Events handled in one step, so that a flood of them does not keep us from the rest.
 const BATCH: usize = 256;
+/// How often the networks are asked whether they are still there.
+const NETWORK_CHECK: Duration = Duration::from_secs(1);
 /// Things that happened, kept for those who ask.
 const MAX_NOTICES: usize = 200;
 /// The guest's console may fill a disk no further than this, in bytes.
@@ -45,6 +46,7 @@ struct Place {
 pub struct Rig {
     places: Vec<Place>,
     networks: Networks,
+    networks_checked: Instant,
     private: PrivateDirectory,
     directory: Directory,
     config: Config,
@@ -80,10 +82,7 @@ impl Rig {
         })?;
         let (sender, events) = mpsc::sync_channel(QUEUE);
         control::serve(&private.path().join("control"), sender.clone())?;
-        let service = match config.tap {
-            Some(_) => format!("{GUEST_ADDRESS}:{GUEST_PORT}"),
-            None => format!("127.0.0.1:{}", config.port),
-        };
+        let service = networks.service();
         let slots = if config.solo { &SLOTS[..1] } else { &SLOTS[..] };
         let places = slots.iter().map(|&slot| new_place(slot, directory.path())).collect::<Result<Vec<_>>>()?;
         let console = File::create(directory.path().join("console.log")).context("cannot write console.log")?;
@@ -92,6 +91,7 @@ impl Rig {
             roles: vec![Role::Dead; places.len()],
             places,
             networks,
+            networks_checked: now,
             private,
             directory,
             config,
@@ -99,7 +99,7 @@ impl Rig {
             sender,
             generation: 0,
             started: now,
-            service,
+            service: service.to_string(),
             protected: false,
             protection_changed: now,
             first_protected: None,
@@ -116,8 +116,8 @@ impl Rig {
             rig.start_machine(index, part)?;
         }
         rig.update()?;
-        if rig.config.probe && rig.config.tap.is_none() {
-            probe::start(SocketAddr::from((Ipv4Addr::LOCALHOST, rig.config.port)), rig.sender.clone());
+        if rig.config.probe {
+            probe::start(service, rig.sender.clone());
         }
         Ok(rig)
     }
@@ -140,6 +140,13 @@ impl Rig {
             let place = &mut self.places[index];
             if let Some(how) = place.machine.as_mut().map(Machine::ended).transpose()?.flatten() {
                 self.bury(index, how);
+            }
+        }
+        if self.networks_checked.elapsed() >= NETWORK_CHECK {
+            self.networks_checked = Instant::now();
+            if let Err(ended) = self.networks.counters() {
+                self.networks.end().context("the networks failed")?;
+                return Err(ended);
             }
         }
         self.update()
@@ -226,6 +233,8 @@ impl Rig {
                 rates: machine.and_then(Machine::rates),
             }
         });
+        // Networks that have ended end the rig in its next step.
+        let counters = self.networks.counters().ok();
         Snapshot {
             service: self.service.clone(),
             directory: self.directory.path().to_owned(),
@@ -236,7 +245,8 @@ impl Rig {
             first_answer_s: self.first_answer.as_ref().map(Duration::as_secs_f64),
             machines: machines.collect(),
             takeovers: self.takeovers.clone(),
-            links: self.networks.snapshot(),
+            links: counters.as_ref().and_then(|counters| self.networks.links(counters).ok()).unwrap_or_default(),
+            network: counters,
             notices: self.notices.clone(),
         }
     }
@@ -244,9 +254,9 @@ impl Rig {
     fn start_machine(&mut self, index: usize, part: Part) -> Result<()> {
         let place = &self.places[index];
         let (slot, name) = (place.slot, place.slot.name());
-        let cable = |network, mac| {
-            let (local, remote) = self.networks.port(network, slot);
-            Cable { local, remote, mac }
+        let cable = |network, mac| -> Result<Cable> {
+            let paths = self.networks.port(network, slot)?;
+            Ok(Cable { local: paths.local, remote: paths.remote, mac })
         };
         self.generation += 1;
         let monitor = self.private.path().join(format!("{name}-monitor"));
@@ -259,8 +269,8 @@ impl Rig {
             serial: &place.serial,
             monitor: &monitor,
             nic: self.config.nic,
-            client: cable(Network::Client, slot.client_mac()),
-            log: cable(Network::Log, slot.log_mac()),
+            client: cable(Network::Client, slot.client_mac())?,
+            log: cable(Network::Log, slot.log_mac())?,
         })?;
         let complaints = self.directory.path().join(format!("{name}.emulator.log"));
         let machine = Machine::start(slot, self.generation, command, &monitor, complaints, &self.sender)?;
@@ -313,7 +323,8 @@ impl Rig {
             Request::Status => Response { ok: true, message: String::new(), status: Some(Box::new(self.snapshot())) },
             Request::Kill { target } => self.kill(&target).into(),
             Request::StartBackup => self.start_backup().into(),
-            Request::Link { network, changes } => self.change_link(network, &changes).into(),
+            Request::Link { network, changes } => self.change_link(&network, &changes).into(),
+            Request::Capture { on } => self.capture(on).into(),
             Request::Command { target, text } => self.command(&target, &text).into(),
             Request::Stop => {
                 self.stop = true;
@@ -322,12 +333,20 @@ impl Rig {
         }
     }
 
-    fn change_link(&mut self, network: Network, changes: &[String]) -> Result<String> {
-        self.networks.set_link(network, &LinkChange::parse(changes)?)?;
-        let name = if network == Network::Log { "log" } else { "client" };
+    fn change_link(&mut self, name: &str, changes: &[String]) -> Result<String> {
+        self.networks.set_link(parse_target(name)?, &parse_change(changes)?)?;
         let text = format!("link {name}: {}", changes.join(" "));
         self.notice(text.clone());
         Ok(text)
+    }
+
+    fn capture(&mut self, on: bool) -> Result<String> {
+        let directory = self.directory.path();
+        self.networks.capture(on.then_some(directory))?;
+        Ok(match on {
+            true => format!("capturing into client.pcap and log.pcap in {}", directory.display()),
+            false => "capturing has ended".to_owned(),
+        })
     }
 
     fn command(&mut self, target: &str, text: &str) -> Result<String> {
@@ -418,7 +437,7 @@ impl Rig {
         });
         let file = RigFile {
             service: self.service.clone(),
-            udp: self.config.udp.map(|port| format!("127.0.0.1:{port}")),
+            udp: self.networks.udp().map(|address| address.to_string()),
             machines: machines.collect(),
             protected: self.protected,
             control: Some(self.private.path().join("control")),
@@ -439,8 +458,10 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         self.places.clear();
-        if let Err(error) = self.directory.close() {
-            eprintln!("warning: {error:#}");
+        for result in [self.networks.end(), self.directory.close()] {
+            if let Err(error) = result {
+                eprintln!("warning: {error:#}");
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::rig::monitor::Status;
+use crate::rig::network::LinkSnapshot;
 use crate::rig::rates::Rates;
 use crate::rig::roles::Role;
 use crate::rig::snapshot::{MachineSnapshot, Notice, Snapshot, TakeoverEntry};
@@ -138,10 +139,9 @@ fn top(rates: &BTreeMap<String, f64>, unit: &str) -> String {
 
 /// The networks, a line each.
 pub fn links(snapshot: &Snapshot) -> Vec<String> {
-    let line = |link: &crate::rig::network::LinkSnapshot| {
-        let name = format!("{:?}", link.network).to_lowercase();
+    let line = |link: &LinkSnapshot| {
         let (frames, bytes) = (format_count(link.frames as f64), format_count(link.bytes as f64));
-        format!("link {name:<6} {}, {frames} frames, {bytes}B, {} dropped", link.state, link.dropped)
+        format!("link {:<6} {}, {frames} frames, {bytes}B, {} dropped", link.name, link.state, link.dropped)
     };
     snapshot.links.iter().map(line).collect()
 }
@@ -205,6 +205,7 @@ pub(super) mod tests {
             ],
             takeovers: vec![TakeoverEntry { at_s: 40.0, name: "pollux".into(), times }],
             links: Vec::new(),
+            network: None,
             notices: vec![Notice { at_s: 40.0, text: "pollux took over".into() }],
         }
     }
