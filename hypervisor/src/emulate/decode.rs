@@ -10,7 +10,7 @@ use super::walk::AccessKind;
 use super::{Bytes, Fault, GENERAL_PROTECTION, MAX_INSTRUCTION, UNDEFINED, is_64_bit};
 use crate::cpu::Mode;
 use crate::cpu::registers::{Registers, Segment};
-use crate::memory::{Gpa, GuestMemory, PAGE_SIZE};
+use crate::memory::{GuestMemory, PAGE_SIZE};
 
 /// A MOV to or from CR8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +104,7 @@ impl<'a> Fetch<'a> {
         let gpa = self.space.translate(memory, linear, AccessKind::Fetch)?;
         let wanted = (MAX_INSTRUCTION - self.bytes.as_slice().len()) as u64;
         let here = wanted.min(PAGE_SIZE - linear % PAGE_SIZE);
-        let bytes = memory.slice(gpa, here).map_err(|_| Fault::FetchOutsideMemory(Gpa(gpa.0)))?;
+        let bytes = memory.slice(gpa, here).map_err(|_| Fault::FetchOutsideMemory(gpa))?;
         self.bytes.extend(bytes);
         Ok(())
     }
@@ -121,8 +121,7 @@ impl<'a> Fetch<'a> {
                 self.bytes.truncate(instruction.len());
                 Ok((instruction, self.bytes))
             }
-            // Longer than 15 bytes. See: APM volume 2, 8.2.14.
-            Err(DecoderError::NoMoreBytes) => Err(GENERAL_PROTECTION),
+            // More than 15 bytes would be #GP, but the CPU refuses such an instruction before anything can exit.
             Err(_) => Err(UNDEFINED),
         }
     }
