@@ -55,6 +55,8 @@ pub struct Connection {
     pub handle: SocketHandle,
     /// The kernel may have bytes, an end or an error for us.
     pub readable: bool,
+    /// The client's end, or an error, has been signalled: it comes after the bytes, and is not signalled again.
+    pub ending: bool,
     /// The kernel may take bytes.
     pub writable: bool,
     client_ended: bool,
@@ -73,6 +75,7 @@ impl Connection {
             stream,
             handle,
             readable: true,
+            ending: false,
             writable: true,
             client_ended: false,
             guest_ended: false,
@@ -87,15 +90,20 @@ impl Connection {
         self.client_failed = true;
     }
 
+    /// Whether the client may have bytes that the stack has room for.
+    pub fn can_pump_to_guest(&self, socket: &Socket<'_>) -> bool {
+        self.readable && !self.client_ended && socket.can_send()
+    }
+
     /// Moves bytes from the client to the stack. True if anything changed.
     pub fn pump_to_guest(&mut self, socket: &mut Socket<'_>) -> bool {
         let mut moved = false;
-        while self.readable && !self.client_ended && socket.can_send() {
-            let (stream, readable) = (&mut self.stream, &mut self.readable);
+        while self.can_pump_to_guest(socket) {
+            let (stream, readable, ending) = (&mut self.stream, &mut self.readable, self.ending);
             let result = socket.send(|buffer| match stream.read(buffer) {
                 Ok(count) => {
-                    // A short read has emptied the kernel's buffer; an end comes with an event of its own.
-                    *readable = count == buffer.len() || count == 0;
+                    // A short read has emptied the kernel's buffer. See: epoll(7), questions and answers.
+                    *readable = count == buffer.len() || ending;
                     (count, Ok(count))
                 }
                 Err(error) => (0, Err(error)),

@@ -140,6 +140,7 @@ impl Forwarder {
             }
         } else if let Some(connection) = self.connections.get_mut(&token.0) {
             connection.readable |= event.is_readable();
+            connection.ending |= event.is_read_closed();
             connection.writable |= event.is_writable();
             if event.is_error() {
                 connection.fail();
@@ -202,7 +203,10 @@ impl Forwarder {
         }
         self.interface.poll(self.clock.at(now), &mut self.queues, &mut self.sockets);
         for connection in self.connections.values_mut() {
-            moved |= connection.pump_to_client(self.sockets.get_mut(connection.handle));
+            let socket = self.sockets.get_mut(connection.handle);
+            moved |= connection.pump_to_client(socket);
+            // The guest may just have answered the connection's first segment, or made room.
+            moved |= connection.can_pump_to_guest(socket);
         }
         if let Some(udp) = &mut self.udp {
             udp.pump_to_clients(&mut self.sockets);

@@ -1,1 +1,0 @@
-//! Whole fabrics between fake machines.

@@ -1,0 +1,263 @@
+//! Clients of the forwarder and a guest behind it.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::guest::{BYE, ECHO, Guest, RESET};
+use super::*;
+use crate::net::{LinkTarget, Network};
+
+const CLIENT: LinkTarget = LinkTarget::Network(Network::Client);
+
+fn start(port: u16) -> (TempDir, Fabric, Guest) {
+    let dir = tempfile::tempdir().unwrap();
+    let fabric = fabric(&dir, Host::Forwarder(forward_to(port)));
+    let guest = Guest::boot(&fabric, 0, port);
+    (dir, fabric, guest)
+}
+
+fn connect(fabric: &Fabric) -> TcpStream {
+    let stream = TcpStream::connect(fabric.service().unwrap()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+fn exchange(stream: &mut TcpStream, message: &[u8]) {
+    stream.write_all(message).unwrap();
+    let mut answer = vec![0; message.len()];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, message);
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn open(fabric: &Fabric) -> u64 {
+    fabric.counters().unwrap().forward.unwrap().open
+}
+
+#[test]
+fn a_connection_survives_silence_and_takeover() {
+    let (_dir, fabric, guest) = start(ECHO);
+    let mut stream = connect(&fabric);
+    exchange(&mut stream, b"before");
+    guest.silent(true);
+    stream.write_all(b"during").unwrap();
+    // A newcomer meanwhile has to wait, not to fail.
+    let mut late = connect(&fabric);
+    late.write_all(b"late").unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    let back = Instant::now();
+    guest.move_to(1);
+    guest.silent(false);
+    for (stream, expected) in [(&mut stream, b"during".as_slice()), (&mut late, b"late")] {
+        let mut answer = vec![0; expected.len()];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, expected);
+    }
+    // Without the jump at the announcement, the next attempt of the stack is seconds away.
+    assert!(back.elapsed() < Duration::from_millis(700), "{:?}", back.elapsed());
+    exchange(&mut stream, b"after");
+    let counters = fabric.counters().unwrap();
+    assert!(counters.networks[0].slots[1].received_frames > 0);
+    assert_eq!(counters.forward.unwrap().reset_by_guest, 0);
+}
+
+#[test]
+fn nobody_announces_but_the_guest_is_back() {
+    let (_dir, fabric, guest) = start(ECHO);
+    let mut stream = connect(&fabric);
+    exchange(&mut stream, b"before");
+    guest.silent(true);
+    stream.write_all(b"during").unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    guest.silent(false);
+    let back = Instant::now();
+    stream.read_exact(&mut [0; 6]).unwrap();
+    assert!(back.elapsed() < Duration::from_millis(1500), "{:?}", back.elapsed());
+}
+
+#[test]
+fn ten_megabytes_survive_loss() {
+    const SIZE: usize = 10_000_000;
+    let (_dir, fabric, _guest) = start(ECHO);
+    let mut stream = connect(&fabric);
+    exchange(&mut stream, b"x");
+    fabric.set_link(CLIENT, &loss(0.01)).unwrap();
+    let mut rng = fastrand::Rng::with_seed(9);
+    let data: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(SIZE).collect();
+    let mut sender = stream.try_clone().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            sender.write_all(&data).unwrap();
+            sender.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut answer = Vec::with_capacity(SIZE);
+        stream.read_to_end(&mut answer).unwrap();
+        assert!(answer == data, "{} bytes of {SIZE}", answer.len());
+    });
+    assert!(fabric.counters().unwrap().networks[0].total().dropped.lost > 50);
+    wait_until("the connection ends", || open(&fabric) == 0);
+}
+
+#[test]
+fn a_client_that_does_not_read_is_waited_for() {
+    let (_dir, fabric, _guest) = start(ECHO);
+    let (mut stream, mut other) = (connect(&fabric), connect(&fabric));
+    // More than all the buffers on both ways hold: writing stops, and nothing piles up in between.
+    stream.set_nonblocking(true).unwrap();
+    let (mut written, mut last) = (0usize, Instant::now());
+    while last.elapsed() < Duration::from_millis(300) {
+        match stream.write(&[7; 65_536]) {
+            Ok(count) => (written, last) = (written + count, Instant::now()),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        assert!(written < 100_000_000, "no back-pressure");
+    }
+    exchange(&mut other, b"not disturbed");
+    stream.set_nonblocking(false).unwrap();
+    let mut answer = vec![0; written];
+    stream.read_exact(&mut answer).unwrap();
+    assert!(answer.iter().all(|&byte| byte == 7));
+}
+
+#[test]
+fn the_client_ends_first() {
+    let (_dir, fabric, _guest) = start(ECHO);
+    let mut stream = connect(&fabric);
+    stream.write_all(b"last words").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer, b"last words");
+    wait_until("the connection ends", || open(&fabric) == 0);
+}
+
+#[test]
+fn the_guest_ends_first() {
+    let (_dir, fabric, guest) = start(BYE);
+    let mut stream = connect(&fabric);
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer, b"bye");
+    for _ in 0..10 {
+        stream.write_all(&[1; 1000]).unwrap();
+    }
+    wait_until("the guest reads on", || guest.bytes_read() == 10_000);
+    assert_eq!(open(&fabric), 1);
+    drop(stream);
+    wait_until("the connection ends", || open(&fabric) == 0);
+}
+
+#[test]
+fn a_reset_by_the_guest_reaches_the_client() {
+    let (_dir, fabric, _guest) = start(RESET);
+    let mut stream = connect(&fabric);
+    stream.write_all(b"x").unwrap();
+    assert_eq!(stream.read(&mut [0; 10]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    wait_until("the reset is counted", || fabric.counters().unwrap().forward.unwrap().reset_by_guest == 1);
+}
+
+#[test]
+fn a_refused_connection_is_reset() {
+    let dir = tempfile::tempdir().unwrap();
+    let fabric = fabric(&dir, Host::Forwarder(forward_to(1)));
+    let _guest = Guest::boot(&fabric, 0, ECHO);
+    let mut stream = connect(&fabric);
+    assert_eq!(stream.read(&mut [0; 10]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_reset_by_the_client_reaches_the_guest() {
+    let (_dir, fabric, _guest) = start(ECHO);
+    // More often than the guest has sockets: each one has to come free.
+    for _ in 0..200 {
+        let mut stream = connect(&fabric);
+        exchange(&mut stream, b"x");
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        setsockopt(&stream, sockopt::Linger, &linger).unwrap();
+    }
+    wait_until("all are reset", || fabric.counters().unwrap().forward.unwrap().reset_by_client == 200);
+    exchange(&mut connect(&fabric), b"x");
+}
+
+#[test]
+fn many_connections_at_a_time() {
+    let (_dir, fabric, _guest) = start(ECHO);
+    std::thread::scope(|scope| {
+        for client in 0..64u8 {
+            let fabric = &fabric;
+            scope.spawn(move || {
+                let mut stream = connect(fabric);
+                for round in 0..20u8 {
+                    exchange(&mut stream, &[client ^ round; 3000]);
+                }
+            });
+        }
+    });
+    wait_until("all end", || open(&fabric) == 0);
+    assert_eq!(fabric.counters().unwrap().forward.unwrap().accepted, 64);
+}
+
+#[test]
+fn more_than_fit_take_turns() {
+    let (_dir, fabric, _guest) = start(ECHO);
+    let mut streams: Vec<_> = (0..140).map(|_| connect(&fabric)).collect();
+    exchange(&mut streams[0], b"x");
+    wait_until("128 are open", || open(&fabric) == 128);
+    streams.drain(..20);
+    for stream in &mut streams {
+        exchange(stream, b"x");
+    }
+    assert_eq!(open(&fabric), 120);
+}
+
+#[test]
+fn many_short_connections() {
+    let (_dir, fabric, _guest) = start(ECHO);
+    for number in 0..1000u32 {
+        exchange(&mut connect(&fabric), &number.to_be_bytes());
+    }
+    wait_until("all end", || open(&fabric) == 0);
+}
+
+#[test]
+fn datagrams_find_their_way_back() {
+    let (_dir, fabric, _guest) = start(ECHO);
+    let to = fabric.udp().unwrap();
+    let clients: Vec<_> = (0..100).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    for (number, client) in clients.iter().enumerate() {
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.send_to(&[number as u8; 1472], to).unwrap();
+        let mut answer = [0; 2000];
+        let (length, from) = client.recv_from(&mut answer).unwrap();
+        assert_eq!((length, from), (1472, to));
+        assert!(answer[..length].iter().all(|&byte| byte == number as u8));
+    }
+    clients[0].send_to(&[0; 1473], to).unwrap();
+    wait_until("it is dropped", || fabric.counters().unwrap().forward.unwrap().udp_dropped == 1);
+}
+
+#[test]
+fn a_port_in_use_is_reported() {
+    let (_dir, fabric, _guest) = start(ECHO);
+    let dir = tempfile::tempdir().unwrap();
+    let taken = ForwardConfig::on_port(fabric.service().unwrap().port());
+    let error = Fabric::start(config(&dir, Host::Forwarder(taken))).unwrap_err();
+    let text = format!("{error:#}");
+    assert!(text.contains("another rig") && text.contains("in use"), "{text}");
+}

@@ -1,0 +1,42 @@
+//! Whole fabrics between fake machines.
+
+mod forwarding;
+mod guest;
+mod switching;
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::{Fabric, FabricConfig, ForwardConfig, Host, LinkChange};
+
+/// Long enough for a busy desk, short enough to notice a hang.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn config(dir: &TempDir, host: Host) -> FabricConfig {
+    FabricConfig { sockets: dir.path().to_owned(), host, capture: None, seed: 1 }
+}
+
+/// Forwards any free TCP and UDP port to a service of the guest.
+fn forward_to(port: u16) -> ForwardConfig {
+    let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+    let guest = SocketAddrV4::new(Ipv4Addr::new(10, 0, 2, 15), port);
+    ForwardConfig { udp: Some(any), guest, ..ForwardConfig::on_port(0) }
+}
+
+fn fabric(dir: &TempDir, host: Host) -> Fabric {
+    Fabric::start(config(dir, host)).unwrap()
+}
+
+fn loss(share: f64) -> LinkChange {
+    LinkChange { loss: Some(share), ..LinkChange::default() }
+}
+
+fn up(up: bool) -> LinkChange {
+    LinkChange { up: Some(up), ..LinkChange::default() }
+}
+
+fn delay(millis: u64) -> LinkChange {
+    LinkChange { delay: Some(Duration::from_millis(millis)), ..LinkChange::default() }
+}
