@@ -11,7 +11,7 @@ use crate::mmio::Registers;
 /// Why the guest's address was not announced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AnnounceError {
-    /// The gate is closed: a backup must not draw the guest's traffic to itself.
+    /// The gate is closed, or retains: a backup must not draw the guest's traffic to itself.
     Closed,
     /// The NIC has no room now; try again.
     Full,
@@ -20,7 +20,7 @@ pub enum AnnounceError {
 impl fmt::Display for AnnounceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Closed => f.write_str("a machine whose gate is closed must not announce the guest"),
+            Self::Closed => f.write_str("a machine whose gate lets nothing out must not announce the guest"),
             Self::Full => f.write_str("the transmit ring is full"),
         }
     }
@@ -46,7 +46,7 @@ impl<D: FrameSink + FrameSource> ClientNic<D> {
         Self { nic, gate }
     }
 
-    /// A frame of the guest: to be held, sent or dropped as the gate's mode says. See [`Gate::forward`]. Frames sent
+    /// A frame of the guest: to be held, retained, sent or dropped as the gate's mode says. See [`Gate::forward`]. Frames sent
     /// at once are queued: call [`flush`](Self::flush) after the batch.
     pub fn guest_transmit(&mut self, frame: &[u8], now_us: u64) -> Result<HoldOutcome, HoldError> {
         self.gate.forward(frame, &mut self.nic, now_us)
@@ -70,7 +70,7 @@ impl<D: FrameSink + FrameSource> ClientNic<D> {
     /// Tells switches (and with `ip` also hosts) that the guest's `mac` is reached here, at once.
     /// See [`announcement`].
     pub fn announce(&mut self, mac: MacAddress, ip: Option<Ipv4Addr>) -> Result<(), AnnounceError> {
-        if self.gate.mode() == GateMode::Closed {
+        if matches!(self.gate.mode(), GateMode::Closed | GateMode::Retained) {
             return Err(AnnounceError::Closed);
         }
         let sent = self.nic.send(&announcement(mac, ip));
@@ -89,13 +89,18 @@ impl<D: FrameSink + FrameSource> ClientNic<D> {
     }
 
     /// See [`Gate::seal`].
-    pub fn seal(&mut self, seq: u64) {
-        self.gate.seal(seq);
+    pub fn seal(&mut self, mark: u64) {
+        self.gate.seal(mark);
     }
 
     /// See [`Gate::acked`]. Call [`transmit_ready`](Self::transmit_ready) afterwards.
     pub fn acked(&mut self, seq: u64) {
         self.gate.acked(seq);
+    }
+
+    /// See [`Gate::released`].
+    pub fn released(&mut self, mark: u64) {
+        self.gate.released(mark);
     }
 
     /// **For teaching and tests only.** See [`Gate::break_output_rule`].
@@ -176,6 +181,25 @@ mod tests {
         client.set_mode(GateMode::Open);
         assert_eq!(client.announce(MAC, None), Ok(()));
         assert_eq!(client.nic().sent, [announcement(MAC, None).to_vec()]);
+    }
+
+    #[test]
+    fn a_backup_is_silent_until_it_goes_live() {
+        let mut client = ClientNic::new(Wire::with_room(8), Gate::new(8, 10_000));
+        client.set_mode(GateMode::Retained);
+        client.break_output_rule(true);
+        for mark in [10, 20] {
+            assert_eq!(client.guest_transmit(&[mark; 60], 0), Ok(HoldOutcome::Held));
+            client.seal(mark.into());
+        }
+        client.released(10);
+        assert_eq!(client.announce(MAC, None), Err(AnnounceError::Closed));
+        assert_eq!(client.transmit_ready(0), 0);
+        assert!(client.nic().sent.is_empty());
+        client.set_mode(GateMode::Open);
+        assert_eq!(client.transmit_ready(0), 1);
+        assert_eq!(client.announce(MAC, None), Ok(()));
+        assert_eq!(client.nic().sent, [vec![20; 60], announcement(MAC, None).to_vec()]);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! * [`E1000`] drives the 82540EM (QEMU, Bochs) and the 82574L. It is a `smoltcp::phy::Device` and has a
 //!   cheaper interface for batches beside it.
-//! * [`gate`] holds the guest's frames until the twin has acknowledged the log up to them: the output rule.
+//! * [`gate`] holds the guest's frames until the twin has acknowledged the log up to them: the output rule. A backup's
+//!   retains them until the primary has sent them.
 //! * [`ClientNic`] joins the two so that a frame of the guest reaches the wire through the gate and in no other way.
 //!
 //! Descriptor rings ([`ring`]) are kept apart from register access ([`mmio`]): everything but the volatile accesses

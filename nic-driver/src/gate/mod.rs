@@ -5,8 +5,12 @@
 //! [`Gate::transmit_ready`] hands ready frames to the NIC in the order in which they came. The guest never waits, but
 //! [`Gate::is_full`] tells the primary to stop it for a while rather than to lose a frame.
 //!
-//! The gate is pure: no clock, no NIC of its own. It believes the sequence numbers it is given; that an
-//! acknowledgement comes from the twin's memory, and covers no more than was sent, is for the protocol to ensure.
+//! A backup's guest makes the same frames. Its gate keeps them ([`GateMode::Retained`]), and what the primary may not
+//! have sent leaves if this machine goes live. The same mechanism serves: [`Gate::seal`] marks frames, here with the
+//! guest's position, and when [`Gate::released`] names a mark, the frames up to it are forgotten instead of sent.
+//!
+//! The gate is pure: no clock, no NIC of its own. It believes the marks it is given; that an acknowledgement comes
+//! from the twin's memory, and covers no more than was sent, is for the protocol to ensure.
 
 mod statistics;
 mod store;
@@ -27,8 +31,11 @@ pub const RESERVED_FRAMES: usize = 256;
 /// What happens to the guest's frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GateMode {
-    /// Backup: frames are dropped and counted. They are the primary's to send.
+    /// No part in the pair: frames are dropped and counted.
     Closed,
+    /// Backup: frames are kept, and nothing leaves. They are the primary's to send, but those that it is not known to
+    /// have sent belong to whoever goes live.
+    Retained,
     /// Protected: frames wait until the log up to them is acknowledged.
     Held,
     /// Unprotected: frames leave at once.
@@ -38,7 +45,7 @@ pub enum GateMode {
 /// What became of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HoldOutcome {
-    /// It is held, unsealed.
+    /// It is held (or retained), unsealed.
     Held,
     /// It is queued and may leave at the next [`Gate::transmit_ready`].
     Ready,
@@ -68,18 +75,19 @@ impl fmt::Display for HoldError {
 
 impl core::error::Error for HoldError {}
 
-/// The frames up to a count, covered by one `Output` entry.
+/// The frames up to a count, covered by one mark.
 #[derive(Debug, Clone, Copy)]
 struct Seal {
-    seq: u64,
-    /// Frames ever queued when the entry was made.
+    mark: u64,
+    /// Frames ever queued when the mark was given.
     end: u64,
 }
 
 /// The queue of held frames. See the [module](self).
 ///
-/// Positions in the queue are counts of frames ever queued: `left <= acked <= sealed <= queued`, except that the
-/// broken rule (see [`break_output_rule`](Self::break_output_rule)) lets `left` run ahead.
+/// Positions in the queue are counts of frames ever queued: `left <= acked <= sealed <= queued`, except that `left`
+/// runs ahead with the broken rule (see [`break_output_rule`](Self::break_output_rule)) and where retained frames are
+/// forgotten.
 #[derive(Debug)]
 pub struct Gate {
     mode: GateMode,
@@ -88,17 +96,19 @@ pub struct Gate {
     capacity_bytes: usize,
     /// Frames ever queued.
     queued: u64,
-    /// Frames ever queued that are no longer: sent, or dropped when the gate was closed.
+    /// Frames ever queued that are no longer: sent, forgotten, or dropped when the gate was closed.
     left: u64,
     /// Frames up to here are covered by a seal.
     sealed: u64,
-    /// Frames up to here may leave.
+    /// Frames up to here may leave, or are forgotten in [`GateMode::Retained`].
     acked: u64,
+    /// Frames up to here were retained before they could leave.
+    retained: u64,
     /// Seals that are not acknowledged, oldest first.
     seals: VecDeque<Seal>,
-    /// Greatest sequence number sealed in this period of [`GateMode::Held`].
+    /// Greatest mark sealed since the mode changed.
     last_seal: Option<u64>,
-    /// Greatest sequence number acknowledged in this period.
+    /// Greatest mark acknowledged, or known to be released, since then.
     last_ack: Option<u64>,
     rule_broken: bool,
     statistics: GateStatistics,
@@ -120,6 +130,7 @@ impl Gate {
             left: 0,
             sealed: 0,
             acked: 0,
+            retained: 0,
             seals: VecDeque::with_capacity(frames),
             last_seal: None,
             last_ack: None,
@@ -133,20 +144,24 @@ impl Gate {
         self.mode
     }
 
-    /// Changes the mode.
+    /// Changes the mode; marks start anew. To the same mode it does nothing.
     ///
-    /// * To `Open`: everything held may leave, in order.
-    /// * To `Held`: frames still queued from `Open` may leave, as they precede the protected period; sequence numbers
-    ///   start anew. Later frames wait for theirs.
-    /// * To `Closed`: everything held is dropped and counted, so the next mode starts with nothing held.
+    /// * To `Open`: everything held or retained may leave, in order.
+    /// * To `Held`: frames still queued from `Open`, or retained, may leave, as they precede the protected period.
+    ///   Later frames wait for their acknowledgements.
+    /// * To `Closed` or `Retained`: everything in the gate is dropped and counted, so that the new period starts with
+    ///   nothing. A backup that loads another state goes through `Closed`.
     pub fn set_mode(&mut self, mode: GateMode) {
         if mode == self.mode {
             return;
         }
-        if mode == GateMode::Closed {
+        if matches!(mode, GateMode::Closed | GateMode::Retained) {
             self.statistics.dropped_closed += self.store.len() as u64;
             self.store.clear();
             self.left = self.queued;
+        }
+        if self.mode == GateMode::Retained {
+            self.retained = self.queued;
         }
         self.seals.clear();
         self.sealed = self.queued;
@@ -156,13 +171,14 @@ impl Gate {
         self.mode = mode;
     }
 
-    /// **For teaching and tests only**: while `on`, frames leave without waiting for the twin. Then a client can see
-    /// an output whose cause is lost when the primary dies: the anomaly that the output rule prevents.
+    /// **For teaching and tests only**: while `on`, held frames leave without waiting for the twin. Then a client can
+    /// see an output whose cause is lost when the primary dies: the anomaly that the output rule prevents.
     pub fn break_output_rule(&mut self, on: bool) {
         self.rule_broken = on;
     }
 
-    /// Takes a frame of the guest.
+    /// Takes a frame of the guest. In [`GateMode::Retained`] there is always room: the oldest frames are forgotten for
+    /// it and counted. A backup whose capacities are those of the primary forgets none that the primary still holds.
     pub fn hold(&mut self, frame: &[u8], now_us: u64) -> Result<HoldOutcome, HoldError> {
         if let Err(error) = check_length(frame.len()) {
             self.statistics.invalid += 1;
@@ -172,9 +188,13 @@ impl Gate {
             self.statistics.dropped_closed += 1;
             return Ok(HoldOutcome::Dropped);
         }
-        if !self.store.push(frame, now_us) {
-            self.statistics.overflowed += 1;
-            return Err(HoldError::Overflow);
+        while !self.store.push(frame, now_us) {
+            if self.mode != GateMode::Retained || self.store.len() == 0 {
+                self.statistics.overflowed += 1;
+                return Err(HoldError::Overflow);
+            }
+            self.forget_oldest();
+            self.statistics.retained_forgotten += 1;
         }
         self.queued += 1;
         if self.mode == GateMode::Open {
@@ -197,43 +217,51 @@ impl Gate {
         self.hold(frame, now_us)
     }
 
-    /// How many frames no `Output` entry covers. If there are any in mode `Held`, the caller makes an entry and
-    /// [`seal`](Self::seal)s them.
+    /// How many frames no mark covers. If there are any, in mode `Held` the caller makes an `Output` entry and
+    /// [`seal`](Self::seal)s them with its number, in mode `Retained` it does so with the guest's position.
     pub fn unsealed(&self) -> usize {
         (self.queued - self.sealed.max(self.left)) as usize
     }
 
-    /// The `Output` entry with sequence number `seq` covers all unsealed frames.
+    /// The mark covers all unsealed frames. In mode `Held` it is the sequence number of their `Output` entry; in mode
+    /// `Retained` a position of the guest at or after the making of the last of them: one too late may double a frame
+    /// at a takeover, one too early would lose it.
     ///
-    /// Panics if `seq` is less than an earlier one of this protected period: a bug of ours that could release frames
-    /// early. Without unsealed frames it does nothing else.
-    pub fn seal(&mut self, seq: u64) {
-        assert!(self.last_seal.is_none_or(|last| last <= seq), "log sequence number {seq} decreased");
-        self.last_seal = Some(seq);
+    /// Panics if `mark` is less than an earlier one since the mode changed: a bug of ours that could release frames
+    /// early, or lose them. Without unsealed frames it does nothing else.
+    pub fn seal(&mut self, mark: u64) {
+        assert!(self.last_seal.is_none_or(|last| last <= mark), "mark {mark} decreased");
+        self.last_seal = Some(mark);
         if self.unsealed() == 0 {
             return;
         }
         self.sealed = self.queued;
-        if self.last_ack.is_some_and(|acked| seq <= acked) {
+        if self.last_ack.is_some_and(|acked| mark <= acked) {
             self.acked = self.sealed;
+            self.forget_released();
             return;
         }
         match self.seals.back_mut() {
-            Some(last) if last.seq == seq => last.end = self.sealed,
-            _ => self.seals.push_back(Seal { seq, end: self.sealed }),
+            Some(last) if last.mark == mark => last.end = self.sealed,
+            _ => self.seals.push_back(Seal { mark, end: self.sealed }),
         }
     }
 
-    /// The twin holds the log up to and including `seq`. Numbers that are not greater than an earlier one change
-    /// nothing.
+    /// The twin holds the log up to and including `seq`: frames sealed up to there may leave. Numbers that are not
+    /// greater than an earlier one change nothing, nor does a call in a mode other than `Held`.
     pub fn acked(&mut self, seq: u64) {
-        if self.mode != GateMode::Held || self.last_ack.is_some_and(|last| seq <= last) {
-            return;
+        if self.mode == GateMode::Held {
+            self.acknowledge(seq);
         }
-        self.last_ack = Some(seq);
-        while let Some(seal) = self.seals.front().filter(|seal| seal.seq <= seq) {
-            self.acked = seal.end;
-            self.seals.pop_front();
+    }
+
+    /// The primary is known to have sent the frames that its guest made up to and including position `mark`: those
+    /// sealed up to there, now or later, are forgotten. Marks that are not greater than an earlier one change nothing,
+    /// nor does a call in a mode other than `Retained`.
+    pub fn released(&mut self, mark: u64) {
+        if self.mode == GateMode::Retained {
+            self.acknowledge(mark);
+            self.forget_released();
         }
     }
 
@@ -251,7 +279,9 @@ impl Gate {
             match nic.send(frame) {
                 Ok(()) => {
                     released += 1;
-                    if self.mode == GateMode::Held {
+                    if self.left < self.retained {
+                        self.statistics.resent += 1;
+                    } else if self.mode == GateMode::Held {
                         self.statistics.record_hold_time(now_us.saturating_sub(held_at_us));
                     }
                 }
@@ -269,7 +299,7 @@ impl Gate {
         released
     }
 
-    /// How many frames are in the gate, ready ones included.
+    /// How many frames are in the gate, ready and retained ones included.
     pub fn held(&self) -> usize {
         self.store.len()
     }
@@ -285,9 +315,10 @@ impl Gate {
     }
 
     /// Whether the guest must be stopped until frames have left. There is still room for [`RESERVED_FRAMES`], so that
-    /// the virtio queue that is being processed can be finished.
+    /// the virtio queue that is being processed can be finished. Never in [`GateMode::Retained`].
     pub fn is_full(&self) -> bool {
-        self.store.len() >= self.capacity_frames || self.store.bytes() >= self.capacity_bytes
+        let full = self.store.len() >= self.capacity_frames || self.store.bytes() >= self.capacity_bytes;
+        full && self.mode != GateMode::Retained
     }
 
     /// What the gate has done.
@@ -297,6 +328,38 @@ impl Gate {
 
     /// Frames up to this count may leave.
     fn limit(&self) -> u64 {
-        if self.rule_broken { self.queued } else { self.acked }
+        match self.mode {
+            GateMode::Retained => self.left,
+            _ if self.rule_broken => self.queued,
+            _ => self.acked,
+        }
+    }
+
+    fn acknowledge(&mut self, mark: u64) {
+        if self.last_ack.is_some_and(|last| mark <= last) {
+            return;
+        }
+        self.last_ack = Some(mark);
+        while let Some(seal) = self.seals.front().filter(|seal| seal.mark <= mark) {
+            self.acked = seal.end;
+            self.seals.pop_front();
+        }
+    }
+
+    /// In mode `Retained`, what the primary has sent goes.
+    fn forget_released(&mut self) {
+        while self.mode == GateMode::Retained && self.left < self.acked {
+            self.forget_oldest();
+            self.statistics.retained_released += 1;
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        self.store.pop();
+        self.left += 1;
+        // A seal without frames would stay for as long as nothing is released.
+        while self.seals.front().is_some_and(|seal| seal.end <= self.left) {
+            self.seals.pop_front();
+        }
     }
 }

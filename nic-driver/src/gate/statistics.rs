@@ -8,7 +8,15 @@ pub const HOLD_BUCKETS: usize = 24;
 pub struct GateStatistics {
     /// Frames that left for the wire.
     pub released: u64,
-    /// Frames dropped because the gate was closed, or was being closed.
+    /// Those among them that had been retained: each is new to the client, or a copy, bit by bit, of what the former
+    /// primary sent.
+    pub resent: u64,
+    /// Retained frames forgotten because the primary is known to have sent them.
+    pub retained_released: u64,
+    /// Retained frames forgotten, oldest first, because there was no room. Other than zero: outputs may be lost at a
+    /// takeover, unless the primary's gate has no more room than this one.
+    pub retained_forgotten: u64,
+    /// Frames dropped because the gate was closed, or because a change of mode emptied it.
     pub dropped_closed: u64,
     /// Frames refused because they are no Ethernet frames.
     pub invalid: u64,

@@ -1,5 +1,7 @@
 //! The gate against a model that states the rule.
 
+mod retained;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -44,6 +46,7 @@ enum Step {
     Guest { len: usize, forward: bool },
     Seal { advance: u64 },
     Ack { seq: u64 },
+    Released { mark: u64 },
     Transmit { room: usize },
     Mode(GateMode),
 }
@@ -53,18 +56,25 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (14usize..=MAX_FRAME, any::<bool>()).prop_map(|(len, forward)| Step::Guest { len, forward }),
         3 => (0u64..3).prop_map(|advance| Step::Seal { advance }),
         3 => (0u64..60).prop_map(|seq| Step::Ack { seq }),
+        1 => (0u64..60).prop_map(|mark| Step::Released { mark }),
         3 => (0usize..6).prop_map(|room| Step::Transmit { room }),
-        1 => prop_oneof![Just(GateMode::Closed), Just(GateMode::Held), Just(GateMode::Open)].prop_map(Step::Mode),
+        1 => mode().prop_map(Step::Mode),
     ]
 }
 
+fn mode() -> impl Strategy<Value = GateMode> {
+    prop_oneof![Just(GateMode::Closed), Just(GateMode::Retained), Just(GateMode::Held), Just(GateMode::Open)]
+}
+
 /// What the model knows of a frame that is neither sent nor dropped.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Pending {
     number: u64,
     len: usize,
     /// May leave whatever is acknowledged: from, or freed by, a period without protection.
     free: bool,
+    /// Came while nothing could leave.
+    retained: bool,
     seal: Option<u64>,
 }
 
@@ -76,19 +86,31 @@ struct Model {
     seq: u64,
     acked: Option<u64>,
     dropped: u64,
+    forgotten: u64,
+    resent: u64,
     sent: Vec<u64>,
 }
 
 impl Model {
     fn may_leave(&self, frame: &Pending) -> bool {
-        frame.free || frame.seal.is_some_and(|seal| self.acked.is_some_and(|acked| seal <= acked))
+        let covered = || frame.seal.is_some_and(|seal| self.acked.is_some_and(|acked| seal <= acked));
+        self.mode != GateMode::Retained && (frame.free || covered())
+    }
+
+    /// In mode `Retained`, what the primary has sent is forgotten.
+    fn forget(&mut self) {
+        if self.mode == GateMode::Retained {
+            let (before, acked) = (self.pending.len(), self.acked);
+            self.pending.retain(|frame| frame.seal.is_none_or(|seal| acked < Some(seal)));
+            self.forgotten += (before - self.pending.len()) as u64;
+        }
     }
 
     fn set_mode(&mut self, mode: GateMode) {
         if mode == self.mode {
             return;
         }
-        if mode == GateMode::Closed {
+        if mode == GateMode::Closed || mode == GateMode::Retained {
             self.dropped += self.pending.len() as u64;
             self.pending.clear();
         }
@@ -104,6 +126,7 @@ impl Model {
             let front = self.pending.remove(0);
             prop_assert_eq!(front.number, number, "order");
             prop_assert!(self.may_leave(&front), "frame {} left before its time", number);
+            self.resent += u64::from(front.retained);
             self.sent.push(number);
         }
         Ok(())
@@ -115,8 +138,16 @@ proptest! {
     fn nothing_leaves_early_is_lost_or_doubled(steps in proptest::collection::vec(step(), 1..200)) {
         let mut gate = Gate::new(64, 40_000);
         let mut wire = Wire::with_room(0);
-        let mut model =
-            Model { mode: GateMode::Closed, pending: vec![], seq: 0, acked: None, dropped: 0, sent: vec![] };
+        let mut model = Model {
+            mode: GateMode::Closed,
+            pending: vec![],
+            seq: 0,
+            acked: None,
+            dropped: 0,
+            forgotten: 0,
+            resent: 0,
+            sent: vec![],
+        };
         let mut count = 0;
         let mut seen = 0;
         for (now, step) in steps.into_iter().enumerate() {
@@ -138,7 +169,8 @@ proptest! {
                         let free = model.mode == GateMode::Open;
                         prop_assert_ne!(outcome, HoldOutcome::Dropped);
                         prop_assert_eq!(outcome == HoldOutcome::Held, !free);
-                        model.pending.push(Pending { number: count, len, free, seal: None });
+                        let retained = model.mode == GateMode::Retained;
+                        model.pending.push(Pending { number: count, len, free, retained, seal: None });
                     }
                     count += 1;
                 }
@@ -148,6 +180,7 @@ proptest! {
                     for frame in model.pending.iter_mut().filter(|frame| frame.seal.is_none()) {
                         frame.seal = Some(model.seq);
                     }
+                    model.forget();
                     prop_assert_eq!(gate.unsealed(), 0);
                 }
                 Step::Ack { seq } => {
@@ -155,6 +188,13 @@ proptest! {
                     if model.mode == GateMode::Held {
                         model.acked = model.acked.max(Some(seq));
                     }
+                }
+                Step::Released { mark } => {
+                    gate.released(mark);
+                    if model.mode == GateMode::Retained {
+                        model.acked = model.acked.max(Some(mark));
+                    }
+                    model.forget();
                 }
                 Step::Transmit { room } => {
                     wire.room = room;
@@ -180,7 +220,8 @@ proptest! {
             prop_assert_eq!(gate.unsealed(), unsealed);
         }
         // Everything comes out in the end, whole.
-        gate.set_mode(if gate.mode() == GateMode::Held { GateMode::Open } else { gate.mode() });
+        let live = matches!(gate.mode(), GateMode::Held | GateMode::Retained);
+        gate.set_mode(if live { GateMode::Open } else { gate.mode() });
         model.set_mode(gate.mode());
         wire.room = usize::MAX;
         gate.transmit_ready(&mut wire, u64::MAX);
@@ -188,7 +229,10 @@ proptest! {
         prop_assert!(model.pending.is_empty());
         prop_assert_eq!(gate.statistics().dropped_closed, model.dropped);
         prop_assert_eq!(gate.statistics().released, model.sent.len() as u64);
-        prop_assert_eq!(model.sent.len() as u64 + model.dropped, count);
+        prop_assert_eq!(gate.statistics().resent, model.resent);
+        prop_assert_eq!(gate.statistics().retained_released, model.forgotten);
+        prop_assert_eq!(gate.statistics().retained_forgotten, 0, "there was room");
+        prop_assert_eq!(model.sent.len() as u64 + model.dropped + model.forgotten, count);
         for sent in &wire.sent {
             prop_assert_eq!(sent, &frame(number(sent), sent.len()));
         }
