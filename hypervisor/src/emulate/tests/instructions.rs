@@ -347,6 +347,18 @@ fn instructions_cross_pages() {
 }
 
 #[test]
+fn rip_has_32_bits_outside_of_64_bit_mode() {
+    // mov al, [ebx] ending at the last address of a segment that begins in RAM.
+    let mut rig = Rig::flat();
+    rig.mode.segments.cs.base = CODE + 2;
+    rig.registers.rip = 0xFFFF_FFFE;
+    rig.registers.gpr[gpr::RBX] = DATA;
+    rig.put(CODE, &[0x8A, 0x03]);
+    assert_eq!(rig.step(), Ok(Emulated::Retired));
+    assert_eq!(rig.registers.rip, 0);
+}
+
+#[test]
 fn cr8_moves() {
     let mut rig = Rig::long();
     let mut decoded = |code: &[u8]| {

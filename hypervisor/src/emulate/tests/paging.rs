@@ -192,6 +192,22 @@ fn user_rights_come_from_the_privilege_level() {
     assert_eq!(rig.run(&[0x89, 0x03]), Ok(Emulated::Retired));
     rig.drop_to_user();
     assert_eq!(page_fault(rig.run(&[0x89, 0x03])), (7, SMALL));
+    // Virtual-8086 mode has user rights whatever the stack segment says: mov [bx], ax at the first address.
+    let mut rig = Rig::real();
+    rig.entry(0x1000, 0x2000 | 7);
+    rig.put(0x2000 + 4 * 8, &[0x07, 0x80, 0, 0]);
+    rig.put(0x2000 + 4 * 9, &[0x03, 0x90, 0, 0]);
+    (rig.mode.cr0, rig.mode.cr3) = (CR0_PE | CR0_PG, 0x1000);
+    rig.registers.rflags |= 1 << 17;
+    rig.registers.gpr[gpr::RBX] = DATA;
+    assert_eq!(page_fault(rig.run(&[0x89, 0x07])), (7, DATA));
+    // SMAP does not apply while RFLAGS.AC is set.
+    let mut rig = Rig::long();
+    rig.mode.cr4 |= CR4_SMAP;
+    rig.registers.gpr[gpr::RBX] = DATA;
+    assert_eq!(page_fault(rig.run(&[0x89, 0x03])), (3, DATA));
+    rig.registers.rflags |= 1 << 18;
+    assert_eq!(rig.run(&[0x89, 0x03]), Ok(Emulated::Retired));
 }
 
 #[test]
