@@ -171,7 +171,10 @@ impl Lan {
                 counters.received_frames += 1;
                 counters.received_bytes += frame.len() as u64;
             }
-            Err(SendFailure::Absent) => counters.dropped.absent += 1,
+            Err(SendFailure::Absent) => {
+                counters.dropped.absent += 1;
+                self.switch.forget(egress);
+            }
             Err(SendFailure::QueueFull) => counters.dropped.queue_full += 1,
         }
     }

@@ -59,6 +59,12 @@ impl Switch {
         }
     }
 
+    /// Forgets who was heard at a port, as switches do when a cable is pulled: whoever is known only there is looked
+    /// for everywhere.
+    pub fn forget(&mut self, port: usize) {
+        self.owners.retain(|_, owner| *owner != port);
+    }
+
     fn learn(&mut self, ingress: usize, source: Mac) {
         if source.is_group() {
             return;
@@ -97,6 +103,16 @@ mod tests {
         switch.forward(0, &frame(A, ALL));
         switch.forward(1, &frame(A, ALL));
         assert_eq!(switch.forward(2, &frame(B, A)), PortSet::only(1));
+    }
+
+    #[test]
+    fn addresses_of_a_dead_port_are_looked_for_everywhere() {
+        let mut switch = Switch::new(3);
+        switch.forward(0, &frame(A, ALL));
+        switch.forward(2, &frame(B, ALL));
+        switch.forget(0);
+        assert_eq!(switch.forward(2, &frame(B, A)), PortSet::first(2));
+        assert_eq!(switch.forward(1, &frame(A, B)), PortSet::only(2));
     }
 
     #[test]

@@ -20,7 +20,7 @@ fn start(port: u16) -> (TempDir, Fabric, Guest) {
     (dir, fabric, guest)
 }
 
-fn connect(fabric: &Fabric) -> TcpStream {
+pub(super) fn connect(fabric: &Fabric) -> TcpStream {
     let stream = TcpStream::connect(fabric.service().unwrap()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -28,7 +28,7 @@ fn connect(fabric: &Fabric) -> TcpStream {
     stream
 }
 
-fn exchange(stream: &mut TcpStream, message: &[u8]) {
+pub(super) fn exchange(stream: &mut TcpStream, message: &[u8]) {
     stream.write_all(message).unwrap();
     let mut answer = vec![0; message.len()];
     stream.read_exact(&mut answer).unwrap();
@@ -86,6 +86,17 @@ fn nobody_announces_but_the_guest_is_back() {
     let back = Instant::now();
     stream.read_exact(&mut [0; 6]).unwrap();
     assert!(back.elapsed() < Duration::from_millis(1500), "{:?}", back.elapsed());
+}
+
+#[test]
+fn a_new_guest_elsewhere_is_found_without_an_announcement() {
+    let dir = tempfile::tempdir().unwrap();
+    let fabric = fabric(&dir, Host::Forwarder(forward_to(ECHO)));
+    for slot in [0, 1, 0] {
+        let guest = Guest::boot_quietly(&fabric, slot, ECHO);
+        exchange(&mut connect(&fabric), b"x");
+        drop(guest);
+    }
 }
 
 #[test]

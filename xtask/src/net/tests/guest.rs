@@ -47,10 +47,18 @@ struct Control {
 impl Guest {
     /// Boots on a slot with sockets that serve `port`.
     pub fn boot(fabric: &Fabric, slot: usize, port: u16) -> Self {
+        let guest = Self::start((0..SLOTS).map(|slot| Wire::open(fabric, slot)).collect(), port);
+        guest.move_to(slot);
+        guest
+    }
+
+    /// Boots on one machine, which dies with it, without a word to anybody.
+    pub fn boot_quietly(fabric: &Fabric, slot: usize, port: u16) -> Self {
+        Self::start(vec![Wire::open(fabric, slot)], port)
+    }
+
+    fn start(machines: Vec<Wire>, port: u16) -> Self {
         let control = Arc::new(Control::default());
-        control.slot.store(slot, Ordering::SeqCst);
-        control.announce.store(true, Ordering::SeqCst);
-        let machines = [0, 1].map(|slot| Wire::open(fabric, slot));
         let thread = std::thread::spawn({
             let control = control.clone();
             move || serve(machines, port, &control)
@@ -166,7 +174,7 @@ fn clock(start: Instant) -> smoltcp::time::Instant {
     smoltcp::time::Instant::from_micros((start.elapsed() * 5).as_micros() as i64)
 }
 
-fn serve(mut machines: [Wire; SLOTS], port: u16, control: &Control) {
+fn serve(mut machines: Vec<Wire>, port: u16, control: &Control) {
     let start = Instant::now();
     let mut interface = Interface::new(Config::new(EthernetAddress(MAC).into()), &mut machines[0], clock(start));
     let address = IpAddress::Ipv4(Ipv4Addr::new(10, 0, 2, 15));

@@ -2,6 +2,7 @@
 
 mod forwarding;
 mod guest;
+mod load;
 mod switching;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
