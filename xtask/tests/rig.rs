@@ -174,6 +174,8 @@ fn a_halted_machine_is_dead_and_can_come_back() {
     rig.wait_for(["primary", "dead"], false);
     assert!(desk.rig(&["start", "backup", "--wait"]).status.success());
     rig.wait_for(["primary", "backup"], true);
+    assert!(desk.rig(&["command", "pollux", "panic"]).status.success());
+    rig.wait_for(["primary", "dead"], false);
     assert!(desk.rig(&["console", "hello"]).status.success());
     let console = rig.directory.join("console.log");
     wait_until(|| fs::read_to_string(&console).unwrap() == "hello\n", || "console".to_owned());

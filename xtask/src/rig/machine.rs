@@ -13,6 +13,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use super::monitor::{self, Claim, Line, Status};
 use super::rates::{Rates, Sample};
@@ -38,6 +39,8 @@ pub struct Machine {
     heard: Instant,
     status: Option<Status>,
     samples: VecDeque<Sample>,
+    /// Why it said that it halts. A panicking hypervisor says so in an event and sends no status any more.
+    halted: Option<String>,
     /// Where the emulator complains.
     complaints: PathBuf,
     /// Lines that were not understood.
@@ -72,8 +75,8 @@ impl Machine {
             .context("cannot start a thread")?;
         let heard = Instant::now();
         let samples = VecDeque::new();
-        let (monitor, status, malformed) = (None, None, 0);
-        Ok(Self { process, generation, monitor, ended, heard, status, samples, complaints, malformed })
+        let (monitor, status, halted, malformed) = (None, None, None, 0);
+        Ok(Self { process, generation, monitor, ended, heard, status, samples, halted, complaints, malformed })
     }
 
     /// Its process.
@@ -101,7 +104,7 @@ impl Machine {
         let status = self.status.as_ref();
         Facts {
             alive: true,
-            claim: status.map(|status| status.role),
+            claim: if self.has_halted() { Some(Claim::Halted) } else { status.map(|status| status.role) },
             protected: status.is_some_and(|status| status.protected),
             silent: self.silence() > SILENCE,
         }
@@ -109,7 +112,12 @@ impl Machine {
 
     /// Whether the hypervisor says that it has halted.
     pub fn has_halted(&self) -> bool {
-        self.status.as_ref().is_some_and(|status| status.role == Claim::Halted)
+        self.halted.is_some() || self.status.as_ref().is_some_and(|status| status.role == Claim::Halted)
+    }
+
+    /// Why it has halted, if it has said so.
+    pub fn halt_reason(&self) -> Option<&str> {
+        self.halted.as_deref()
     }
 
     /// Takes note of a line; `false` when it belongs to an earlier process in this slot.
@@ -118,6 +126,12 @@ impl Machine {
             return false;
         }
         self.heard = Instant::now();
+        if let Line::Event(name, fields) = line
+            && name == "halt"
+        {
+            let reason = fields.get("reason").and_then(Value::as_str).unwrap_or("no reason given");
+            self.halted = Some(reason.to_owned());
+        }
         if let Line::Status(status) = line {
             self.samples.push_back(Sample::new(self.heard, status));
             while self.samples.get(1).is_some_and(|second| self.heard - second.at >= RATE_WINDOW) {
@@ -203,9 +217,13 @@ fn read_monitor(slot: Slot, generation: u64, listener: &UnixListener, ended: &At
     }
     let mut reader = BufReader::new(stream);
     while let Ok(Some(text)) = monitor::read_line(&mut reader) {
+        // A panicking hypervisor ends a line that may have been under way.
+        if text.is_empty() {
+            continue;
+        }
         let event = match monitor::parse(&text) {
             Ok(line) => Event::Monitor { slot, generation, line },
-            Err(error) => Event::Malformed { slot, generation, text, error: error.to_string() },
+            Err(error) => Event::Malformed { slot, generation, text, column: error.column(), error: error.to_string() },
         };
         if events.send(event).is_err() {
             return;

@@ -108,6 +108,8 @@ pub enum Event {
         generation: u64,
         /// The line.
         text: String,
+        /// Where it is wrong, from 1.
+        column: usize,
         /// What is wrong with it.
         error: String,
     },

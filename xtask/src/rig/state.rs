@@ -27,6 +27,8 @@ const QUEUE: usize = 1024;
 const BATCH: usize = 256;
 /// How often the networks are asked whether they are still there.
 const NETWORK_CHECK: Duration = Duration::from_secs(1);
+/// Why a machine halts when its guest ends properly.
+const POWERED_OFF: &str = "the guest powered off";
 /// Things that happened, kept for those who ask.
 const MAX_NOTICES: usize = 200;
 /// The guest's console may fill a disk no further than this, in bytes.
@@ -174,7 +176,9 @@ impl Rig {
         }
         let mut report = "no machine is left".to_owned();
         for place in &self.places {
-            let how = place.last_end.as_deref().unwrap_or("halted");
+            let halted =
+                place.machine.as_ref().and_then(Machine::halt_reason).map(|reason| format!("halted: {reason}"));
+            let how = halted.or_else(|| place.last_end.clone()).unwrap_or_else(|| "halted".to_owned());
             report += &format!("\n{}: {how}; the end of {}:\n", place.slot.name(), place.serial.display());
             report += &tail(&place.serial, 8).join("\n");
         }
@@ -294,11 +298,11 @@ impl Rig {
                     self.note_line(slot, line);
                 }
             }
-            Event::Malformed { slot, generation, text, error } => {
+            Event::Malformed { slot, generation, text, column, error } => {
                 if let Some(machine) = &mut self.places[slot.index()].machine {
                     machine.count_malformed(generation);
                     if machine.malformed == 1 {
-                        let text: String = text.chars().take(80).collect();
+                        let text: String = text.chars().skip(column.saturating_sub(40)).take(80).collect();
                         self.notice(format!("{}: its monitor says `{text}`: {error}", slot.name()));
                     }
                 }
@@ -381,14 +385,18 @@ impl Rig {
 
     fn note_line(&mut self, slot: Slot, line: Line) {
         match line {
-            Line::Status(status) => self.powered_off |= status.guest_state == "off",
+            Line::Status(_) => {}
             Line::Takeover(times) => {
                 self.notice(describe_takeover(slot, &times));
                 let entry =
                     TakeoverEntry { at_s: self.started.elapsed().as_secs_f64(), name: slot.name().to_owned(), times };
                 self.takeovers.push(entry);
             }
-            Line::Event(name, fields) => self.notice(format!("{}: {name}{}", slot.name(), describe_fields(&fields))),
+            Line::Event(name, fields) => {
+                let reason = fields.get("reason").and_then(Value::as_str).unwrap_or_default();
+                self.powered_off |= name == "halt" && reason == POWERED_OFF;
+                self.notice(format!("{}: {name}{}", slot.name(), describe_fields(&fields)));
+            }
             Line::Console(text) if self.roles[slot.index()] == Role::Primary => self.write_console(&text),
             Line::Console(_) => {}
         }

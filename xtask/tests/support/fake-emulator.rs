@@ -104,9 +104,13 @@ impl Machine {
             match line.split_once(' ') {
                 Some(("console", text)) => writeln!(stream, r#"{{"t":"console","text":"{text}\n"}}"#)?,
                 None if line == "halt" => self.role = "halted",
+                None if line == "panic" => {
+                    write!(stream, "{{\"t\":\"sta\n{{\"t\":\"event\",\"event\":\"halt\",\"reason\":\"panic\"}}\n")?;
+                    std::thread::sleep(Duration::from_secs(3600));
+                }
                 None if line == "power-off" => {
-                    writeln!(stream, r#"{{"t":"status","role":"halted","guest_state":"off"}}"#)?;
-                    std::process::exit(0);
+                    writeln!(stream, r#"{{"t":"event","event":"halt","reason":"the guest powered off"}}"#)?;
+                    self.role = "halted";
                 }
                 _ => writeln!(stream, r#"{{"t":"event","event":"unknown-command"}}"#)?,
             }
