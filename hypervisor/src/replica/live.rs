@@ -178,10 +178,15 @@ impl Replica {
                 self.seal_output();
             }
         }
-        if position > self.logged && self.now_us.saturating_sub(self.logged_us) >= HORIZON_US {
+        if self.needs_horizon() && self.now_us.saturating_sub(self.logged_us) >= HORIZON_US {
             // A full log gets its horizon later.
             let _ = self.log(EntryRef::Horizon);
         }
+    }
+
+    /// Whether the guest has gone on since the newest entry and somebody follows.
+    fn needs_horizon(&self) -> bool {
+        self.guest.position() > self.logged && self.peer.as_ref().is_some_and(|peer| peer.node.is_logging())
     }
 
     fn seal_output(&mut self) {
@@ -210,7 +215,7 @@ impl Replica {
     fn sleep_until_deadline(&mut self) {
         self.steering.note_sleep();
         let deadline = self.guest.platform.next_deadline().map(|deadline| self.steering.wall_of(deadline));
-        let horizon = (self.guest.position() > self.logged).then_some(self.logged_us + HORIZON_US);
+        let horizon = self.needs_horizon().then_some(self.logged_us + HORIZON_US);
         self.sleep([deadline, horizon].into_iter().flatten().min());
     }
 

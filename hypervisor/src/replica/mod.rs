@@ -257,7 +257,7 @@ impl Replica {
         let wake = [until_us, peer].into_iter().flatten().min();
         let us = wake.map_or(LONGEST_SLEEP_US, |at| at.saturating_sub(self.now_us)).min(LONGEST_SLEEP_US);
         if us == 0 {
-            return;
+            return interrupts::open_window();
         }
         let before = clock::cycles();
         self.apic.arm_timer((us * TICKS_PER_US) as u32);
