@@ -8,7 +8,7 @@ use super::client::{Counting, load};
 use super::report::{Figure, Wanted, quantile};
 use super::rig::{BenchRig, pause};
 use crate::rig::control::Request;
-use crate::rig::monitor::Status;
+use crate::rig::monitor::{Amount, Status};
 
 /// Measures one or more figures.
 type Measure = fn() -> Result<Vec<Figure>>;
@@ -140,16 +140,11 @@ fn log_frame() -> Result<Vec<Figure>> {
     let (before, after) = (packet(&first), packet(&last));
     let frames = after.n.saturating_sub(before.n) as f64;
     ensure!(frames > 0.0, "no frame was logged");
-    let payload = frame_bytes(&last).saturating_sub(frame_bytes(&first)) as f64;
-    ensure!(payload > 0.0, "the hypervisor does not report frame_bytes, the length of all logged frames");
-    let beyond = (after.bytes.saturating_sub(before.bytes) as f64 - payload) / frames;
+    // What an entry adds to its frame.
+    let added = |amount: Amount| amount.bytes.saturating_sub(amount.data);
+    let beyond = added(after).saturating_sub(added(before)) as f64 / frames;
     let note = format!("entry without the frame, over {frames:.0} frames");
     Ok(vec![Figure::new("log bytes per received frame", Wanted::AtMost(48.0), beyond, "B", note)])
-}
-
-/// Bytes of all logged frames, without what the log adds to them.
-fn frame_bytes(status: &Status) -> u64 {
-    status.more.get("frame_bytes").and_then(serde_json::Value::as_u64).unwrap_or(0)
 }
 
 /// Everything on the log link but heartbeats, per second of guest time.

@@ -36,6 +36,8 @@ pub struct Amount {
     pub n: u64,
     /// Their bytes on the wire.
     pub bytes: u64,
+    /// The part of these that came from outside, such as the frame of a packet.
+    pub data: u64,
 }
 
 /// The output gate.
@@ -223,8 +225,8 @@ mod tests {
                 "log":{"clock":{"n":3,"bytes":60},"packet":{"n":1}},"exits":{"io":7},"counter":"ticks","new":{"a":1}}"#,
         );
         assert_eq!((status.role, status.protected, status.position), (Claim::Primary, true, u64::MAX));
-        assert_eq!(status.log["clock"], Amount { n: 3, bytes: 60 });
-        assert_eq!(status.log["packet"], Amount { n: 1, bytes: 0 });
+        assert_eq!(status.log["clock"], Amount { n: 3, bytes: 60, data: 0 });
+        assert_eq!(status.log["packet"], Amount { n: 1, bytes: 0, data: 0 });
         assert_eq!(status.exits["io"], 7);
         assert!(status.more.contains_key("new"));
     }

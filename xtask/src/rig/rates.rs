@@ -82,7 +82,7 @@ mod tests {
     use crate::rig::monitor::Amount;
 
     fn sample(at: Instant, guest: u64, host: u64, io: u64) -> Sample {
-        let log = [("clock".to_owned(), Amount { n: 1, bytes: guest / 1000 })].into();
+        let log = [("clock".to_owned(), Amount { n: 1, bytes: guest / 1000, data: 0 })].into();
         let exits = [("io".to_owned(), io)].into();
         Sample::new(at, &Status { guest_ticks: guest, host_ticks: host, log, exits, ..Status::default() })
     }

@@ -166,7 +166,7 @@ pub(super) mod tests {
             role: Claim::Primary,
             guest_ticks: 12_345_000_000,
             guest_state: "running".into(),
-            log: [("packet".to_owned(), Amount { n: 3, bytes: 400 })].into(),
+            log: [("packet".to_owned(), Amount { n: 3, bytes: 400, data: 300 })].into(),
             digests: 17,
             counter: "ticks".into(),
             ..Status::default()
