@@ -77,6 +77,7 @@ impl Engine {
             .register(&mut SourceFd(&timer.as_fd().as_raw_fd()), TIMER, Interest::READABLE)
             .context("cannot poll the timer")?;
         let host = match &config.host {
+            #[cfg(test)]
             Host::None => HostEnd::None,
             Host::Forwarder(forward) => {
                 HostEnd::Forwarder(Box::new(Forwarder::new(forward, config.seed, registry, FORWARDER)?))

@@ -23,7 +23,7 @@ mod tap;
 mod tests;
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
@@ -31,7 +31,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-pub use counters::{Drops, FabricCounters, ForwardCounters, NetworkCounters, PortCounters};
+pub use counters::FabricCounters;
 pub use link::{LinkChange, LinkSettings};
 
 use engine::{Command, Engine};
@@ -88,22 +88,11 @@ pub struct PortPaths {
     pub remote: PathBuf,
 }
 
-impl PortPaths {
-    /// The argument of `-netdev` for this port. Commas in paths are doubled as QEMU wants it.
-    pub fn netdev(&self, id: &str) -> String {
-        let escape = |path: &Path| path.display().to_string().replace(',', ",,");
-        format!(
-            "dgram,id={id},local.type=unix,local.path={},remote.type=unix,remote.path={}",
-            escape(&self.local),
-            escape(&self.remote)
-        )
-    }
-}
-
 /// How clients reach the client network.
 #[derive(Debug, Clone)]
 pub enum Host {
     /// Nobody but the machines is on the client network.
+    #[cfg(test)]
     None,
     /// Local ports are forwarded to the guest by a host in user space.
     Forwarder(ForwardConfig),
