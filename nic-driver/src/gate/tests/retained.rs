@@ -210,6 +210,17 @@ fn released_before_they_are_made() {
     assert_eq!(gate.statistics().retained_released, 2);
 }
 
+/// A backup that never hears of a release, with a mark for each frame: the marks are bounded too.
+#[test]
+fn marks_go_with_their_frames() {
+    let mut gate = retaining(1000);
+    let room = 16 + RESERVED_FRAMES;
+    assert_eq!((gate.held(), gate.seals.len()), (room, room));
+    assert_eq!(gate.statistics().retained_forgotten, 1000 - room as u64);
+    gate.released(10 * 998);
+    assert_eq!((gate.held(), gate.seals.len()), (1, 1));
+}
+
 #[test]
 fn closing_drops_what_is_retained() {
     let mut gate = retaining(3);
