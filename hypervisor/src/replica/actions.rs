@@ -133,7 +133,7 @@ impl Replica {
             ));
         }
         log::info!("state complete at position {}: following the log", position.0);
-        self.set_gate(GateMode::Closed);
+        self.set_gate(GateMode::Retained);
         if let Some(peer) = &mut self.peer {
             peer.node.joined(Time(self.now_us));
         }

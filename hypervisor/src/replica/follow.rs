@@ -1,7 +1,6 @@
 //! The backup: replays the log, and takes over when it is told to.
 
 use alloc::format;
-use alloc::vec::Vec;
 
 use pollux_ft::{Control, Entry, Position, Record, Time};
 
@@ -30,9 +29,9 @@ impl Replica {
         let Some(target) = [next, limit].into_iter().flatten().min().filter(|&target| target > position) else {
             return self.log_is_empty(position);
         };
-        let mut frames = Vec::new();
-        let stop = self.guest.run(target.min(position + SLICE), &mut Shadow { frames: &mut frames });
-        self.retain(&frames);
+        let mut shadow = Shadow { client: self.client.as_mut(), now_us: self.now_us };
+        let stop = self.guest.run(target.min(position + SLICE), &mut shadow);
+        self.retain();
         let position = self.guest.position();
         if let Some(peer) = &mut self.peer {
             peer.node.progress(Position(position));
@@ -49,14 +48,13 @@ impl Replica {
     }
 
     /// Frames that the guest just made are kept until the primary is known to have sent them.
-    fn retain(&mut self, frames: &[Vec<u8>]) {
-        let position = self.guest.position();
+    fn retain(&mut self) {
         let released = self.peer.as_ref().map_or(0, |peer| peer.node.released().position.0);
         let Some(client) = &mut self.client else { return };
-        for frame in frames {
-            let _ = (position, client.transmit(frame, self.now_us));
+        if client.gate().unsealed() > 0 {
+            client.nic().seal(self.guest.position());
         }
-        let _ = released;
+        client.nic().released(released);
     }
 
     fn apply(&mut self, record: &Record) {

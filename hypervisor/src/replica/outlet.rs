@@ -56,15 +56,18 @@ impl Outputs for Live<'_> {
     fn power(&mut self, _: PowerEvent) {}
 }
 
-/// The outputs of a guest that follows a log: frames are collected for the gate, which retains them in case that this
-/// machine goes live; the console is the primary's affair.
+/// The outputs of a guest that follows a log: frames go to the gate, which retains them in case that this machine goes
+/// live; the console is the primary's affair.
 pub(super) struct Shadow<'a> {
-    pub(super) frames: &'a mut Vec<Vec<u8>>,
+    pub(super) client: Option<&'a mut Client>,
+    pub(super) now_us: u64,
 }
 
 impl Outputs for Shadow<'_> {
     fn frame(&mut self, frame: &[u8]) {
-        self.frames.push(frame.to_vec());
+        if let Some(client) = &mut self.client {
+            client.transmit(frame, self.now_us);
+        }
     }
 
     fn console(&mut self, _: &[u8]) {}

@@ -93,6 +93,8 @@ impl Replica {
                 .number("max_us", statistics.hold_time_max_us)
                 .number("median_us", statistics.hold_time_quantile_us(500).unwrap_or(0))
                 .number("released", statistics.released)
+                .number("resent", statistics.resent)
+                .number("forgotten", statistics.retained_forgotten)
                 .number("dropped", statistics.dropped_closed);
         });
     }
