@@ -169,7 +169,8 @@ impl Link {
     fn plan(&mut self, now: Instant) {
         self.dirty = false;
         let delay = self.interface.poll_at(now, &self.sockets).map(|at| at.total_micros().max(0) as u64);
-        let retry = (!self.connected && self.wanted && self.end == End::Connect).then_some(self.retry_at_us);
+        let idle = !self.sockets.get::<tcp::Socket<'_>>(self.stream).is_open();
+        let retry = (idle && self.wanted && self.end == End::Connect).then_some(self.retry_at_us);
         self.poll_at_us = [delay, retry].into_iter().flatten().min();
     }
 
