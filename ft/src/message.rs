@@ -248,6 +248,7 @@ mod tests {
             cpu_name: "cpu".into(),
             counter: "ticks".into(),
             guest_memory: 1 << 28,
+            guest_image: "guest".into(),
         };
         round_trip(&Message::Hello(Hello::Known { joining: true, term: Term(3), session: SessionId(8), identity }));
         round_trip(&Message::Hello(Hello::OtherVersion(77)));

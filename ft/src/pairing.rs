@@ -29,6 +29,8 @@ pub struct Identity {
     pub counter: String,
     /// Guest memory in bytes.
     pub guest_memory: u64,
+    /// The guest's image and command line for people to read, with a digest: both twins load it again at a reset.
+    pub guest_image: String,
 }
 
 impl Identity {
@@ -40,6 +42,7 @@ impl Identity {
         put_text(out, &self.cpu_name, MAX_TEXT);
         put_text(out, &self.counter, MAX_TEXT);
         out.extend_from_slice(&self.guest_memory.to_le_bytes());
+        put_text(out, &self.guest_image, MAX_TEXT);
     }
 
     pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -51,12 +54,13 @@ impl Identity {
             cpu_name: reader.text(MAX_TEXT)?,
             counter: reader.text(MAX_TEXT)?,
             guest_memory: reader.u64()?,
+            guest_image: reader.text(MAX_TEXT)?,
         })
     }
 
     /// Cuts the texts to what the wire carries, so that both sides compare the same.
     pub(crate) fn shorten(&mut self) {
-        for text in [&mut self.pair, &mut self.build, &mut self.cpu_name, &mut self.counter] {
+        for text in [&mut self.pair, &mut self.build, &mut self.cpu_name, &mut self.counter, &mut self.guest_image] {
             text.truncate(text.floor_char_boundary(MAX_TEXT));
         }
     }
@@ -79,6 +83,8 @@ pub enum Mismatch {
     Counter(String, String),
     /// Guest memory in bytes.
     Memory(u64, u64),
+    /// The guest's image or command line.
+    Image(String, String),
 }
 
 impl fmt::Display for Mismatch {
@@ -93,6 +99,7 @@ impl fmt::Display for Mismatch {
             }
             Self::Counter(a, b) => write!(f, "counter backends differ: {a} and {b}"),
             Self::Memory(a, b) => write!(f, "guest memory differs: {a} and {b} bytes"),
+            Self::Image(a, b) => write!(f, "guest images differ: {a} and {b}"),
         }
     }
 }
@@ -125,6 +132,10 @@ pub fn check(ours: &Identity, theirs: &Identity) -> Result<(), Mismatch> {
     if ours.guest_memory != theirs.guest_memory {
         return Err(Mismatch::Memory(ours.guest_memory, theirs.guest_memory));
     }
+    if ours.guest_image != theirs.guest_image {
+        let (a, b) = both(&ours.guest_image, &theirs.guest_image);
+        return Err(Mismatch::Image(a, b));
+    }
     Ok(())
 }
 
@@ -142,6 +153,7 @@ mod tests {
             cpu_name: "EPYC".into(),
             counter: "ticks".into(),
             guest_memory: 1 << 26,
+            guest_image: "g1".into(),
         }
     }
 
@@ -159,6 +171,7 @@ mod tests {
             ),
             (Identity { counter: "pmu".into(), ..identity(2) }, "ticks and pmu"),
             (Identity { guest_memory: 5, ..identity(2) }, "67108864 and 5"),
+            (Identity { guest_image: "g2".into(), ..identity(2) }, "g1 and g2"),
         ];
         for (theirs, want) in cases {
             let text = check(&ours, &theirs).unwrap_err().to_string();

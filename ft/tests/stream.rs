@@ -14,6 +14,7 @@ fn identity(node: u64) -> Identity {
         cpu_name: "model".into(),
         counter: "ticks".into(),
         guest_memory: 1 << 20,
+        guest_image: "guest".into(),
     }
 }
 

@@ -197,7 +197,7 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         const MIB: u64 = 1 << 20;
         let fail = |text: String| Err(ConfigError(text));
-        if self.guest_memory % (2 * MIB) != 0 || !(8 * MIB..=3072 * MIB).contains(&self.guest_memory) {
+        if !self.guest_memory.is_multiple_of(2 * MIB) || !(8 * MIB..=3072 * MIB).contains(&self.guest_memory) {
             return fail(format!(
                 "option 'guest-memory': {} MiB is not an even number of MiB between 8 and 3072",
                 self.guest_memory / MIB

@@ -9,7 +9,6 @@ use linked_list_allocator::LockedHeap;
 use pollux_boot::BootInfo;
 use pollux_hypervisor::config::{Config, StartRole};
 use pollux_hypervisor::counter::{Ticks, selftest};
-use pollux_hypervisor::cpu::registers::CpuState;
 use pollux_hypervisor::cpu::svm::{SvmVcpu, calibrate};
 use pollux_hypervisor::guest::Guest;
 use pollux_hypervisor::host::apic::Apic;
@@ -17,7 +16,7 @@ use pollux_hypervisor::host::clock::{self, WallClock};
 use pollux_hypervisor::host::memory::HostMemory;
 use pollux_hypervisor::host::{interrupts, logger, nic, serial};
 use pollux_hypervisor::memory::GuestMemory;
-use pollux_hypervisor::platform::{Platform, PlatformConfig, clock::RATE_ONE, loader};
+use pollux_hypervisor::platform::{Platform, PlatformConfig, clock::RATE_ONE, loader::GuestImage};
 use pollux_hypervisor::replica::{Parts, Replica, monitor};
 use pollux_hypervisor::stops;
 use pollux_nic::MacAddress;
@@ -75,7 +74,7 @@ fn start_memory(info: &BootInfo) -> HostMemory {
 }
 
 /// Makes CPU, memory and platform; checks the counter; loads the guest image unless the state will come from the twin.
-fn make_guest(info: &BootInfo, config: &Config, apic: &Apic, memory: &mut HostMemory) -> Guest {
+fn make_guest(info: &'static BootInfo, config: &Config, apic: &Apic, memory: &mut HostMemory) -> Guest {
     let left = memory.left();
     // SAFETY: what the firmware calls usable is RAM; the boot code maps it one to one.
     let Some(ram) = (unsafe { memory.take_zeroed(config.guest_memory, GUEST_ALIGN) }) else {
@@ -99,10 +98,10 @@ fn make_guest(info: &BootInfo, config: &Config, apic: &Apic, memory: &mut HostMe
         refuse(&"the counter 'ticks' is refused: its self-test failed (see the table above)");
     }
     let platform = make_platform(config);
-    let mut guest = Guest::new(Box::new(vcpu), Box::new(Ticks), guest_memory, platform, interrupts::let_in);
-    if config.role != StartRole::Backup {
-        load_image(info, config, &mut guest);
-    }
+    let (image, name) = find_image(info, config);
+    let mut guest = Guest::new(Box::new(vcpu), Box::new(Ticks), guest_memory, platform, image, interrupts::let_in);
+    // A backup tries it too, so that a bad image is found at the start and not at a reset; the state replaces it.
+    guest.restart().unwrap_or_else(|error| refuse(&format_args!("the guest image '{name}': {error}")));
     guest
 }
 
@@ -125,16 +124,15 @@ fn make_platform(config: &Config) -> Platform {
     Platform::new(&platform).unwrap_or_else(|error| refuse(&error))
 }
 
-fn load_image(info: &BootInfo, config: &Config, guest: &mut Guest) {
+/// The guest's image, which the boot loader passed as the first module, and its name.
+fn find_image(info: &'static BootInfo, config: &Config) -> (GuestImage<'static>, &'static str) {
     let Some(module) = info.modules.first() else {
         refuse(&"there is no guest image: the boot loader passed no module");
     };
     // SAFETY: the loader put the module into memory that the memory map does not call usable.
     let kernel = unsafe { slice::from_raw_parts(module.start as *const u8, module.len as usize) };
-    let image = loader::GuestImage { kernel, command_line: &config.guest_args, initrd: None };
-    let entry = loader::load(&image, &mut guest.memory)
-        .unwrap_or_else(|error| refuse(&format_args!("the guest image '{}': {error}", module.name)));
-    guest.set_cpu(&CpuState::pvh(entry.entry, entry.start_info));
+    let command_line: &'static str = Box::leak(config.guest_args.clone().into_boxed_str());
+    (GuestImage { kernel, command_line, initrd: None }, module.name)
 }
 
 /// Ends a start that cannot succeed: says why on the log and the monitor, and halts.

@@ -31,6 +31,7 @@ pub(crate) fn identity(node: u64) -> Identity {
         cpu_name: "model".into(),
         counter: "ticks".into(),
         guest_memory: PAGES as u64 * 4096,
+        guest_image: "guest".into(),
     }
 }
 

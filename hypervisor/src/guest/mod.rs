@@ -12,10 +12,13 @@ mod mmio;
 use alloc::string::String;
 use core::fmt;
 
+use xxhash_rust::xxh64::xxh64;
+
 use crate::counter::{Counter, Progress};
 use crate::cpu::registers::{CpuState, RFLAGS_IF};
 use crate::cpu::{Exit, Vcpu};
 use crate::memory::{Gpa, GuestMemory};
+use crate::platform::loader::{self, GuestImage, LoadError};
 use crate::platform::{GuestTime, Outputs, Platform, PowerEvent};
 use crate::state::{self, State, StateError, Visitor};
 
@@ -47,6 +50,8 @@ pub struct Guest {
     /// Devices.
     pub platform: Platform,
     progress: Progress,
+    /// What runs after a reset.
+    image: GuestImage<'static>,
     let_in: fn() -> bool,
     /// Where the guest stood when it came to this machine.
     loaded_at: u64,
@@ -96,6 +101,7 @@ impl Guest {
         counter: alloc::boxed::Box<dyn Counter>,
         memory: GuestMemory,
         platform: Platform,
+        image: GuestImage<'static>,
         let_in: fn() -> bool,
     ) -> Self {
         Self {
@@ -104,6 +110,7 @@ impl Guest {
             memory,
             platform,
             progress: Progress::at(0),
+            image,
             let_in,
             loaded_at: 0,
             halted: false,
@@ -286,10 +293,32 @@ impl Guest {
         state::hash(&mut MachineState::of(self))
     }
 
-    /// Replaces the CPU's state, for a guest that starts.
-    pub fn set_cpu(&mut self, cpu: &CpuState) {
-        self.halted = cpu.halted;
-        self.vcpu.load(cpu);
+    /// Starts the guest anew from its image, as after a reset: memory zeroed, devices and CPU in their first state.
+    /// The position and guest time go on. The guest stands at an exact stop.
+    ///
+    /// # Errors
+    /// When the image is malformed or does not fit.
+    pub fn restart(&mut self) -> Result<(), LoadError> {
+        assert!(self.settled, "a reset was applied away from an exact stop");
+        let len = self.memory.len();
+        self.memory.slice_mut(Gpa(0), len)?.fill(0);
+        let entry = loader::load(&self.image, &mut self.memory)?;
+        self.platform.reset();
+        self.vcpu.load(&CpuState::pvh(entry.entry, entry.start_info));
+        self.halted = false;
+        self.crash = None;
+        Ok(())
+    }
+
+    /// The image and its command line for people to read, with a digest.
+    #[must_use]
+    pub fn image_name(&self) -> String {
+        let digest = xxh64(self.image.kernel, xxh64(self.image.command_line.as_bytes(), 0));
+        alloc::format!(
+            "{} bytes with arguments \"{}\" ({digest:016x})",
+            self.image.kernel.len(),
+            self.image.command_line
+        )
     }
 
     /// Flips a bit of a general register, RIP or RFLAGS: a fault for tests. Returns whether there is such a register.

@@ -10,7 +10,7 @@ pub const COM1: u16 = 0x3F8;
 pub const COM2: u16 = 0x2F8;
 
 /// How often a full transmitter is asked again before a byte is given up: a serial line must never hang the machine.
-const SEND_TRIES: usize = 100_000;
+const SEND_TRIES: usize = 2_000_000;
 
 /// A serial line that may be absent: then writing does nothing and reading finds nothing.
 pub struct Serial(Mutex<Option<Uart16550<PioBackend>>>);

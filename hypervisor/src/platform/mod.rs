@@ -144,6 +144,20 @@ impl Platform {
         })
     }
 
+    /// Resets all devices, as the reset line does. Time goes on, and the RTC keeps its date.
+    pub fn reset(&mut self) {
+        self.msrs = Msrs::new();
+        self.lapic = Lapic::new();
+        self.ioapic = Ioapic::new();
+        self.pic = Pic::default();
+        self.pit = Pit::default();
+        self.uart = Uart::default();
+        self.power = Power::default();
+        self.config_address = ConfigAddress::default();
+        self.bridge = pci::host_bridge();
+        self.net = Transport::new(Net::new(self.net.device.mac()), NET_BAR, NET_PIN);
+    }
+
     /// Size of the guest's RAM in bytes.
     #[must_use]
     pub const fn memory_bytes(&self) -> u64 {

@@ -112,6 +112,7 @@ impl Replica {
 
     fn begin_load(&mut self) {
         log::info!("receiving the guest's state");
+        self.set_gate(GateMode::Closed);
         self.incoming.clear();
         let len = self.guest.memory.len();
         if let Ok(ram) = self.guest.memory.slice_mut(Gpa(0), len) {

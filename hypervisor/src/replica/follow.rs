@@ -14,6 +14,8 @@ use crate::platform::GuestTime;
 
 /// Ticks that a backup runs at most before it looks around.
 const SLICE: u64 = 1 << 24;
+/// Latest guest time that a log may name, in nanoseconds: 146 years.
+const MAX_GUEST_NS: u64 = 1 << 62;
 
 impl Replica {
     /// Applies the next entry or runs towards it; with nothing to do, sleeps or goes live.
@@ -59,6 +61,9 @@ impl Replica {
 
     fn apply(&mut self, record: &Record) {
         match &record.entry {
+            Entry::Clock { base_ns, .. } if *base_ns > MAX_GUEST_NS => {
+                return self.diverge(&format!("entry {}: guest time {base_ns} ns is absurd", record.seq.0));
+            }
             Entry::Clock { base_ns, rate } => {
                 if let Err(error) = self.guest.steer_clock(GuestTime(*base_ns), *rate) {
                     return self.diverge(&format!("entry {}: {error}", record.seq.0));
@@ -78,6 +83,12 @@ impl Replica {
                 self.figures.digests += 1;
             }
             Entry::Control(Control::PowerOff) => log::info!("the guest powered off"),
+            Entry::Control(Control::Reset) => {
+                if let Err(error) = self.guest.restart() {
+                    return self
+                        .diverge(&format!("entry {}: the guest cannot be started again: {error}", record.seq.0));
+                }
+            }
             Entry::Control(control) => {
                 return self.diverge(&format!("entry {}: {control:?} is not known here", record.seq.0));
             }

@@ -197,8 +197,7 @@ impl Link {
             return Change::Connected;
         }
         // Bytes that arrived before the end of the connection are still read.
-        let gone = !up && !(self.connected && socket.can_recv());
-        if self.connected && gone {
+        if self.connected && !up && !socket.can_recv() {
             self.connected = false;
             self.retry_at_us = now_us + RETRY_US;
             socket.abort();

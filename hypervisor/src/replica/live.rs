@@ -99,6 +99,9 @@ impl Replica {
 
     /// Applies everything that waits at this exact stop, each input logged before it is applied.
     fn apply_inputs(&mut self) -> Result<(), LogFull> {
+        if self.reset_due {
+            self.reset()?;
+        }
         self.steer()?;
         while let Some(frame) = self.client.as_mut().and_then(super::client::Client::next_frame) {
             let logged = self.log(EntryRef::PacketIn(&frame));
@@ -225,13 +228,24 @@ impl Replica {
             Stop::Halted => self.steering.note_sleep(),
             Stop::Power(PowerEvent::Off) => self.power_off("the guest powered off".into()),
             Stop::Power(PowerEvent::Reset) | Stop::Crashed => {
-                let reason = match self.guest.crash() {
-                    Some(crash) => format!("the guest crashed at position {}: {crash}", self.guest.position()),
-                    None => "the guest asked for a reset".into(),
-                };
-                self.power_off(reason);
+                match self.guest.crash() {
+                    Some(crash) => log::warn!("the guest crashed at position {}: {crash}", self.guest.position()),
+                    None => log::info!("the guest asked for a reset at position {}", self.guest.position()),
+                }
+                self.reset_due = true;
             }
         }
+    }
+
+    /// Starts the guest anew, on both machines at this position.
+    fn reset(&mut self) -> Result<(), LogFull> {
+        self.log(EntryRef::Control(Control::Reset))?;
+        self.reset_due = false;
+        self.figures.resets += 1;
+        if let Err(error) = self.guest.restart() {
+            self.end(format!("the guest cannot be started again: {error}"));
+        }
+        Ok(())
     }
 
     /// An orderly end: both machines stop, and nobody takes over.

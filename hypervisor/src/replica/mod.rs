@@ -106,6 +106,8 @@ pub struct Replica {
     logged_us: u64,
     /// Position from which the next digest is due.
     next_digest: u64,
+    /// The guest asked for a reset that is not logged yet.
+    reset_due: bool,
     /// Why the guest does not run any more.
     ended: Option<String>,
     /// The wall time of this turn of the loop, in microseconds.
@@ -142,6 +144,7 @@ impl Replica {
             logged: 0,
             logged_us: 0,
             next_digest: digest::INTERVAL,
+            reset_due: false,
             ended: None,
             now_us,
         }
@@ -286,6 +289,7 @@ fn make_peer(config: &Config, guest: &Guest, nic: E1000, route: Route, now_us: u
         cpu_name: cpu_name(),
         counter: guest.counter_name().into(),
         guest_memory: config.guest_memory,
+        guest_image: guest.image_name(),
     };
     let protocol = pollux_ft::Config {
         heartbeat_interval: Span(config.heartbeat_us),

@@ -20,6 +20,7 @@ pub(super) struct Figures {
     pub(super) packets_in: u64,
     pub(super) digests: u64,
     pub(super) takeovers: u64,
+    pub(super) resets: u64,
     /// Turns in which the guest had to wait for the twin.
     pub(super) held_back: u64,
     pub(super) transfer_pages: u64,
@@ -57,6 +58,7 @@ impl Replica {
             .number("packets_in", self.figures.packets_in)
             .number("digests", self.figures.digests)
             .number("takeovers", self.figures.takeovers)
+            .number("resets", self.figures.resets)
             .number("held_back", self.figures.held_back)
             .text("counter", self.guest.counter_name())
             .object("transfer", |json| {

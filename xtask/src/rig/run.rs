@@ -57,7 +57,7 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t = Accelerator::Auto)]
     accel: Accelerator,
     /// The model of the network cards
-    #[arg(long, value_enum, default_value_t = NicModel::E1000)]
+    #[arg(long, value_enum, default_value_t = NicModel::E1000e)]
     nic: NicModel,
     /// Make the client network this kernel interface instead of forwarding a port (root)
     #[arg(long, value_name = "NAME", conflicts_with = "udp")]

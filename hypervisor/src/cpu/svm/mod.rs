@@ -161,6 +161,9 @@ impl SvmVcpu {
         let control = &self.guest.control;
         match control.exit_code {
             exit::INTR | exit::NMI => Exit::Interrupted,
+            // All of guest memory is mapped, so the guest keeps its stack or its tables on a device: no event can be
+            // delivered there, and what hardware would do next is a triple fault.
+            exit::NESTED_PAGE_FAULT if control.exit_interrupt_info & vmcb::EVENT_VALID != 0 => Exit::Shutdown,
             exit::NESTED_PAGE_FAULT => Exit::Memory { gpa: Gpa(control.exit_info2) },
             exit::IO => Exit::Io(decode_io(control.exit_info1, control.exit_info2)),
             exit::CPUID => Exit::Cpuid,

@@ -79,6 +79,12 @@ impl Net {
         }
     }
 
+    /// The guest's MAC address.
+    #[must_use]
+    pub const fn mac(&self) -> [u8; 6] {
+        self.mac
+    }
+
     /// Counters since this machine took up the guest.
     #[must_use]
     pub const fn stats(&self) -> NetStats {
