@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::guest::{Guest, Stop};
 use crate::host::clock::WallClock;
 use crate::host::{interrupts, logger};
-use crate::memory::{Gpa, PAGE_SIZE};
+use crate::memory::Gpa;
 use crate::platform::{GuestTime, Outputs, PowerEvent};
 
 /// Ticks between two stops are below one of these, in turn: neighbours, one loop, far away.
@@ -175,22 +175,12 @@ struct Snapshot {
 impl Snapshot {
     fn take(guest: &mut Guest) -> Self {
         let machine = guest.save();
-        let mut pages = Vec::new();
-        for gpa in (0..guest.memory.len()).step_by(PAGE_SIZE as usize).map(Gpa) {
-            if let Ok(page) = guest.memory.slice(gpa, PAGE_SIZE)
-                && page.iter().any(|&byte| byte != 0)
-            {
-                pages.push((gpa, page.to_vec()));
-            }
-        }
+        let pages = guest.memory.used_pages().map(|(gpa, page)| (gpa, page.to_vec())).collect();
         Self { machine, pages }
     }
 
     fn restore(&self, guest: &mut Guest) {
-        let len = guest.memory.len();
-        if let Ok(ram) = guest.memory.slice_mut(Gpa(0), len) {
-            ram.fill(0);
-        }
+        guest.memory.clear();
         for (gpa, page) in &self.pages {
             // The pages came from this memory.
             let _ = guest.memory.write(*gpa, page);

@@ -300,8 +300,7 @@ impl Guest {
     /// When the image is malformed or does not fit.
     pub fn restart(&mut self) -> Result<(), LoadError> {
         assert!(self.settled, "a reset was applied away from an exact stop");
-        let len = self.memory.len();
-        self.memory.slice_mut(Gpa(0), len)?.fill(0);
+        self.memory.clear();
         let entry = loader::load(&self.image, &mut self.memory)?;
         self.platform.reset();
         self.vcpu.load(&CpuState::pvh(entry.entry, entry.start_info));

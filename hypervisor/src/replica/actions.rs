@@ -114,10 +114,7 @@ impl Replica {
         log::info!("receiving the guest's state");
         self.set_gate(GateMode::Closed);
         self.incoming.clear();
-        let len = self.guest.memory.len();
-        if let Ok(ram) = self.guest.memory.slice_mut(Gpa(0), len) {
-            ram.fill(0);
-        }
+        self.guest.memory.clear();
     }
 
     fn state_loaded(&mut self, position: Position, digest: u64) {

@@ -51,12 +51,8 @@ fn hash_slice(memory: &GuestMemory, slice: u32) -> u64 {
     memory.slice(Gpa(start), len).map_or(0, |bytes| xxh64(bytes, 0))
 }
 
-/// A hash of the whole guest, for a state that was transferred.
+/// A hash of the whole guest, for a state that was transferred. Zero pages have no part in it.
 pub fn of_all(guest: &mut Guest) -> u64 {
-    let memory = memory_of(guest);
+    let memory = guest.memory.used_pages().fold(0_u64, |sum, (gpa, page)| sum.wrapping_add(xxh64(page, gpa.0)));
     guest.hash() ^ memory.rotate_left(1)
-}
-
-fn memory_of(guest: &Guest) -> u64 {
-    guest.memory.slice(Gpa(0), guest.memory.len()).map_or(0, |bytes| xxh64(bytes, 0))
 }

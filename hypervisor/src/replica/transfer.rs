@@ -6,7 +6,7 @@ use pollux_ft::{AppendError, Position};
 use pollux_nic::GateMode;
 
 use super::{Replica, digest};
-use crate::memory::{Gpa, PAGE_SIZE};
+use crate::memory::{Gpa, PAGE_SIZE, is_zero};
 
 /// Pages in one message at most.
 const RUN: u64 = 16;
@@ -104,8 +104,4 @@ fn run_of_pages(guest: &crate::guest::Guest, start: Gpa) -> &[u8] {
     let Ok(bytes) = guest.memory.slice(start, pages * PAGE_SIZE) else { return &[] };
     let used = bytes.chunks(PAGE_SIZE as usize).take_while(|page| !is_zero(page)).count();
     &bytes[..used * PAGE_SIZE as usize]
-}
-
-fn is_zero(page: &[u8]) -> bool {
-    page.chunks_exact(8).all(|word| word == [0; 8])
 }
