@@ -78,7 +78,8 @@ pub struct Link {
     wanted: bool,
     retry_at_us: u64,
     local_port: u16,
-    heartbeat_bytes: u64,
+    heartbeats_sent: u64,
+    heartbeats_received: u64,
     // Set by anything that gives the network stack work.
     dirty: bool,
     poll_at_us: Option<u64>,
@@ -120,7 +121,8 @@ impl Link {
             wanted: false,
             retry_at_us: 0,
             local_port,
-            heartbeat_bytes: 0,
+            heartbeats_sent: 0,
+            heartbeats_received: 0,
             dirty: true,
             poll_at_us: None,
         }
@@ -257,7 +259,7 @@ impl Link {
         let socket = self.sockets.get_mut::<udp::Socket<'_>>(self.datagrams);
         while let Ok((bytes, from)) = socket.recv() {
             if from.endpoint.addr == IpAddress::Ipv4(self.peer) {
-                self.heartbeat_bytes += bytes.len() as u64 + UDP_HEADERS;
+                self.heartbeats_received += bytes.len() as u64 + UDP_HEADERS;
                 take(bytes);
             }
         }
@@ -267,7 +269,7 @@ impl Link {
     pub fn send_datagram(&mut self, bytes: &[u8]) {
         let socket = self.sockets.get_mut::<udp::Socket<'_>>(self.datagrams);
         if socket.send_slice(bytes, IpEndpoint::new(IpAddress::Ipv4(self.peer), HEARTBEAT_PORT)).is_ok() {
-            self.heartbeat_bytes += bytes.len() as u64 + UDP_HEADERS;
+            self.heartbeats_sent += bytes.len() as u64 + UDP_HEADERS;
             self.dirty = true;
         }
     }
@@ -276,9 +278,11 @@ impl Link {
     #[must_use]
     pub fn wire_bytes(&self) -> WireBytes {
         let card = self.nic.statistics();
-        let total = card.rx.bytes + card.tx.bytes;
-        let heartbeats = self.heartbeat_bytes.min(total);
-        WireBytes { sent: card.tx.bytes, received: card.rx.bytes, heartbeats }
+        WireBytes {
+            sent: card.tx.bytes.saturating_sub(self.heartbeats_sent),
+            received: card.rx.bytes.saturating_sub(self.heartbeats_received),
+            heartbeats: self.heartbeats_sent + self.heartbeats_received,
+        }
     }
 }
 

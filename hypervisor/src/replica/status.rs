@@ -93,12 +93,16 @@ impl Replica {
                 .number("held_bytes", gate.held_bytes() as u64)
                 .number("oldest_us", gate.oldest_age(self.now_us).unwrap_or(0))
                 .number("max_us", statistics.hold_time_max_us)
-                .number("median_us", statistics.hold_time_quantile_us(500).unwrap_or(0))
                 .number("released", statistics.released)
                 .number("resent", statistics.resent)
                 .number("forgotten", statistics.retained_forgotten)
                 .number("dropped", statistics.dropped_closed);
         });
+    }
+
+    fn gate_median_us(&self) -> u64 {
+        let gate = self.client.as_ref().map(super::client::Client::gate);
+        gate.and_then(|gate| gate.statistics().hold_time_quantile_us(500)).unwrap_or(0)
     }
 
     fn report_log(&self, json: &mut Json) {
@@ -118,6 +122,7 @@ impl Replica {
         });
         let wire = peer.link.wire_bytes();
         json.number("wire_tx", wire.sent).number("wire_rx", wire.received).number("heartbeat_bytes", wire.heartbeats);
+        json.number("gate_median_us", self.gate_median_us());
         json.number("batches", stats.batches).number("acks_received", stats.acks_received);
     }
 

@@ -136,14 +136,15 @@ fn log_frame() -> Result<Vec<Figure>> {
     load(rig.service(), CLIENTS, WINDOW)?;
     pause(Duration::from_secs(1))?;
     let last = rig.primary()?;
-    let packet = |status: &Status| status.log.get("packet").copied().unwrap_or_default();
-    let (before, after) = (packet(&first), packet(&last));
-    let frames = after.n.saturating_sub(before.n) as f64;
-    ensure!(frames > 0.0, "no frame was logged");
-    // What an entry adds to its frame.
-    let added = |amount: Amount| amount.bytes.saturating_sub(amount.data);
-    let beyond = added(after).saturating_sub(added(before)) as f64 / frames;
-    let note = format!("entry without the frame, over {frames:.0} frames");
+    let frames = |status: &Status| status.log.get("packet").map_or(0, |packets| packets.n);
+    let received = frames(&last).saturating_sub(frames(&first)) as f64;
+    ensure!(received > 0.0, "no frame was logged");
+    // All entries, of every kind, without the frames themselves.
+    let added = |status: &Status| -> u64 {
+        status.log.values().map(|amount: &Amount| amount.bytes.saturating_sub(amount.data)).sum()
+    };
+    let beyond = added(&last).saturating_sub(added(&first)) as f64 / received;
+    let note = format!("entries of all kinds without the frames, over {received:.0} frames");
     Ok(vec![Figure::new("log bytes per received frame", Wanted::AtMost(48.0), beyond, "B", note)])
 }
 
@@ -152,8 +153,12 @@ fn log_rate(name: &str, guest: &str, wanted: f64) -> Result<Vec<Figure>> {
     let (first, last) = observe(guest)?;
     let wire = |status: &Status| status.wire_tx.saturating_add(status.wire_rx);
     let bits = wire(&last).saturating_sub(wire(&first)) as f64 * 8.0;
-    let seconds = last.guest_ns.saturating_sub(first.guest_ns) as f64 / 1e9;
-    let note = format!("both ways, over {seconds:.1} s of guest time");
+    let guest = last.guest_ns.saturating_sub(first.guest_ns) as f64 / 1e9;
+    let wall = last.wall_ms.saturating_sub(first.wall_ms) as f64 / 1e3;
+    // Guest time stands still while nothing wakes the guest; it is the wall's when it goes on.
+    let (seconds, clock) = if guest > 0.0 { (guest, "guest") } else { (wall, "wall") };
+    ensure!(seconds > 0.0, "no time went by");
+    let note = format!("both ways, over {seconds:.1} s of {clock} time");
     Ok(vec![Figure::new(name, Wanted::AtMost(wanted), bits / 1e3 / seconds, "kbit/s", note)])
 }
 

@@ -83,7 +83,7 @@ impl BenchRig {
         let first = self.primary()?;
         pause(apart)?;
         let last = self.primary()?;
-        if first.name != last.name || last.guest_ns <= first.guest_ns {
+        if first.name != last.name || last.wall_ms <= first.wall_ms {
             bail!("the primary made no progress: {}", last_words(self.directory.path()));
         }
         Ok((first, last))
