@@ -1,6 +1,7 @@
 //! An IPv4 host on the network device.
 
 use alloc::vec::Vec;
+use core::sync::atomic::{Ordering, fence};
 
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
@@ -80,6 +81,9 @@ impl Host {
             }
             self.arm(cpu::rdtsc() + clock::microseconds_to_ticks(delay.total_micros()));
         }
+        // The device must see how far the used ring was read before the last look at it, else it may find that no interrupt is
+        // wanted while we find nothing new (virtio 2.7.14). A later frame would not interrupt either.
+        fence(Ordering::SeqCst);
         if !self.nic.has_received() {
             cpu::wait_for_interrupt();
         }

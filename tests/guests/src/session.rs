@@ -19,6 +19,8 @@ pub struct Server {
     pub store: Store,
     /// Commands executed.
     pub commands: u64,
+    /// Connections in use.
+    pub clients: usize,
 }
 
 /// A client's connection.
@@ -231,7 +233,9 @@ fn reply_config(out: &mut Vec<u8>, name: &[u8]) {
 }
 
 fn reply_info(out: &mut Vec<u8>, server: &Server) {
-    let mut text = Vec::from(&b"# Server\r\nserver_name:pollux-counter\r\n# Stats\r\ntotal_commands_processed:"[..]);
+    let mut text = Vec::from(&b"# Server\r\nserver_name:pollux-counter\r\n# Clients\r\nconnected_clients:"[..]);
+    push_integer(&mut text, server.clients as i64);
+    text.extend_from_slice(b"\r\n# Stats\r\ntotal_commands_processed:");
     push_integer(&mut text, server.commands as i64);
     text.extend_from_slice(b"\r\n# Memory\r\nused_memory:");
     push_integer(&mut text, server.store.bytes() as i64);

@@ -103,6 +103,7 @@ impl Counter {
 
     /// Feeds every connection's input to its session and its replies to the connection.
     fn serve(&mut self) {
+        self.server.clients = self.connections.len().saturating_sub(1);
         let mut index = 0;
         while let Some(connection) = self.connections.get_mut(index) {
             let socket = self.host.sockets.get_mut::<Socket<'_>>(connection.handle);
