@@ -27,6 +27,15 @@ struct LogFull;
 impl Replica {
     /// One turn: apply what waits, or run the guest, or sleep.
     pub(super) fn live_step(&mut self) {
+        // Before anything else: a state that is sent must not leave out what the guest has just asked for.
+        if let Some(event) = self.power_due
+            && self.power(event).is_err()
+        {
+            return self.sleep(Some(self.now_us + 1000));
+        }
+        if self.ended.is_some() {
+            return;
+        }
         if self.transfer.is_some() && self.guest.is_settled() {
             self.transfer_step();
             if self.transfer.is_some() {
@@ -99,9 +108,6 @@ impl Replica {
 
     /// Applies everything that waits at this exact stop, each input logged before it is applied.
     fn apply_inputs(&mut self) -> Result<(), LogFull> {
-        if self.reset_due {
-            self.reset()?;
-        }
         self.steer()?;
         while let Some(frame) = self.client.as_mut().and_then(super::client::Client::next_frame) {
             let logged = self.log(EntryRef::PacketIn(&frame));
@@ -226,37 +232,39 @@ impl Replica {
         match stop {
             Stop::Target | Stop::Host | Stop::Output => {}
             Stop::Halted => self.steering.note_sleep(),
-            Stop::Power(PowerEvent::Off) => self.power_off("the guest powered off".into()),
+            Stop::Power(PowerEvent::Off) => self.power_due = Some(PowerEvent::Off),
             Stop::Power(PowerEvent::Reset) | Stop::Crashed => {
                 match self.guest.crash() {
                     Some(crash) => log::warn!("the guest crashed at position {}: {crash}", self.guest.position()),
                     None => log::info!("the guest asked for a reset at position {}", self.guest.position()),
                 }
-                self.reset_due = true;
+                self.power_due = Some(PowerEvent::Reset);
             }
         }
     }
 
-    /// Starts the guest anew, on both machines at this position.
-    fn reset(&mut self) -> Result<(), LogFull> {
-        self.log(EntryRef::Control(Control::Reset))?;
-        self.reset_due = false;
-        self.figures.resets += 1;
-        if let Err(error) = self.guest.restart() {
-            self.end(format!("the guest cannot be started again: {error}"));
-        }
-        Ok(())
-    }
-
-    /// An orderly end: both machines stop, and nobody takes over.
-    fn power_off(&mut self, reason: alloc::string::String) {
+    /// Turns the guest off or starts it anew, on both machines at this position.
+    fn power(&mut self, event: PowerEvent) -> Result<(), LogFull> {
         self.mark_progress();
-        // With a full log the twin finds the guest off by itself, at the same position.
-        let _ = self.log(EntryRef::Control(Control::PowerOff));
+        let control = match event {
+            PowerEvent::Off => Control::PowerOff,
+            PowerEvent::Reset => Control::Reset,
+        };
+        self.log(EntryRef::Control(control))?;
+        self.power_due = None;
         if let Some(peer) = &mut self.peer {
             peer.node.flush(Time(self.now_us));
         }
         self.push_peer();
-        self.end(reason);
+        match event {
+            PowerEvent::Off => self.end("the guest powered off".into()),
+            PowerEvent::Reset => {
+                self.figures.resets += 1;
+                if let Err(error) = self.guest.restart() {
+                    self.end(format!("the guest cannot be started again: {error}"));
+                }
+            }
+        }
+        Ok(())
     }
 }

@@ -38,6 +38,7 @@ use crate::host::apic::Apic;
 use crate::host::clock::{self, WallClock};
 use crate::host::interrupts;
 use crate::host::nic::Route;
+use crate::platform::PowerEvent;
 
 /// Longest time that the machine sleeps without looking around, in microseconds.
 const LONGEST_SLEEP_US: u64 = 1_000_000;
@@ -106,8 +107,8 @@ pub struct Replica {
     logged_us: u64,
     /// Position from which the next digest is due.
     next_digest: u64,
-    /// The guest asked for a reset that is not logged yet.
-    reset_due: bool,
+    /// The guest asked for this, and it is not logged yet.
+    power_due: Option<PowerEvent>,
     /// Why the guest does not run any more.
     ended: Option<String>,
     /// The wall time of this turn of the loop, in microseconds.
@@ -144,7 +145,7 @@ impl Replica {
             logged: 0,
             logged_us: 0,
             next_digest: digest::INTERVAL,
-            reset_due: false,
+            power_due: None,
             ended: None,
             now_us,
         }

@@ -54,6 +54,10 @@ pub struct Gate {
     pub max_us: u64,
     /// Frames sent so far.
     pub released: u64,
+    /// Frames that were retained as backup and sent when going live: the client may see them twice.
+    pub resent: u64,
+    /// Frames that a backup forgot for lack of room.
+    pub forgotten: u64,
     /// Frames dropped so far.
     pub dropped: u64,
 }

@@ -21,7 +21,7 @@ const PROBED_GUEST: &str = "counter";
 /// The main loop looks at least so often after its children and the keyboard.
 const STEP: Duration = Duration::from_millis(20);
 /// Guest memory that makes sense.
-const MEMORY_RANGE: std::ops::RangeInclusive<u64> = 4 << 20..=3 << 30;
+const MEMORY_RANGE: std::ops::RangeInclusive<u64> = 8 << 20..=3 << 30;
 
 /// Options of a rig.
 #[derive(Debug, Args)]
@@ -81,8 +81,8 @@ pub struct RunArgs {
 
 fn parse_memory(text: &str) -> Result<u64, String> {
     let bytes = parse_size(text)?;
-    if !bytes.is_multiple_of(1 << 20) || !MEMORY_RANGE.contains(&bytes) {
-        return Err(format!("`{text}` is not a whole number of MiB from 4M to 3G"));
+    if !bytes.is_multiple_of(2 << 20) || !MEMORY_RANGE.contains(&bytes) {
+        return Err(format!("`{text}` is not an even number of MiB from 8M to 3G"));
     }
     Ok(bytes)
 }
