@@ -1,1 +1,13 @@
-//! Placeholder
+//! What the end-to-end tests share: rigs driven from outside, a client, and a judge of what the client saw.
+//!
+//! The tests know a rig as any outside script does: by `rig.json`, the service's port, signals, and `cargo xtask rig`.
+//! They are run by `cargo xtask test rig`.
+
+pub mod emulator;
+pub mod history;
+pub mod load;
+pub mod resp;
+pub mod rig;
+pub mod seed;
+pub mod status;
+pub mod xtask;

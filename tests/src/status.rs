@@ -1,0 +1,99 @@
+//! What `cargo xtask rig status --json` says, as far as the tests look at it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+/// Everything about a rig.
+#[derive(Debug, Clone, Deserialize)]
+pub struct RigStatus {
+    /// Whether a backup follows the primary.
+    pub protected: bool,
+    /// The machines.
+    pub machines: Vec<Machine>,
+    /// All takeovers so far.
+    pub takeovers: Vec<Value>,
+    /// The last things that happened.
+    pub notices: Vec<Notice>,
+}
+
+/// A machine of it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Machine {
+    /// Its name.
+    pub name: String,
+    /// `primary`, `backup`, `joining` or `dead`.
+    pub role: String,
+    /// Its process.
+    pub pid: Option<i32>,
+    /// The file with its log.
+    pub serial: PathBuf,
+    /// What its hypervisor said last.
+    pub status: Option<Status>,
+}
+
+/// What a hypervisor says about itself.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Status {
+    /// The guest's position.
+    pub position: u64,
+    /// Wall clock since the machine's start in milliseconds: no two reports have the same.
+    pub wall_ms: u64,
+    /// State digests compared.
+    pub digests: u64,
+    /// By how many ticks the backup lags.
+    pub lag_ticks: u64,
+    /// The output gate.
+    pub gate: Gate,
+    /// Refused input and other errors by name.
+    pub errors: BTreeMap<String, u64>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// The output gate.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Gate {
+    /// Frames held now.
+    pub held: u64,
+    /// Frames sent so far.
+    pub released: u64,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Notice {
+    /// What.
+    pub text: String,
+}
+
+impl RigStatus {
+    /// The machine in `role`, or with that name.
+    #[must_use]
+    pub fn machine(&self, role: &str) -> Option<&Machine> {
+        self.machines.iter().find(|machine| machine.role == role || machine.name == role)
+    }
+
+    /// What the machine in `role` said last.
+    #[must_use]
+    pub fn of(&self, role: &str) -> Option<&Status> {
+        self.machine(role)?.status.as_ref()
+    }
+
+    /// The first notice that contains `text`.
+    #[must_use]
+    pub fn notice(&self, text: &str) -> Option<&str> {
+        self.notices.iter().map(|notice| notice.text.as_str()).find(|notice| notice.contains(text))
+    }
+}
+
+impl Status {
+    /// A counter that has no field here; 0 when there is none of this name.
+    #[must_use]
+    pub fn counter(&self, name: &str) -> u64 {
+        self.more.get(name).and_then(Value::as_u64).unwrap_or(0)
+    }
+}

@@ -1,0 +1,94 @@
+//! State digests: equal while all is well, and different soon after a bit has flipped.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use pollux_tests::load::Load;
+use pollux_tests::rig::Rig;
+
+/// Ticks between two digests, and bytes of memory in each. See hypervisor/src/replica/digest.rs.
+const INTERVAL: u64 = 1 << 25;
+const SLICE: u64 = 256 << 10;
+/// Small, so that its last slice has its turn soon.
+const MEMORY: u64 = 8 << 20;
+/// Far more than the bound takes on a busy desk.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// Waits until both have compared `more` further digests; none may differ.
+fn wait_digests(rig: &mut Rig, more: u64) -> Result<()> {
+    let goal = rig.fresh("backup")?.digests + more;
+    rig.wait("digests are compared", LIMIT, |rig| {
+        let status = rig.status()?;
+        ensure!(status.notice("diverged").is_none(), "{:?}", status.notice("diverged"));
+        Ok(status.of("backup").filter(|backup| backup.digests >= goal).map(drop))
+    })
+}
+
+#[test]
+fn digests_of_a_serving_guest_stay_equal() -> Result<()> {
+    let mut rig = Rig::protected("digests-counter", "counter", &[])?;
+    let service = rig.service()?;
+    let loads = (0..4).map(|_| Load::start(&service, "x", Instant::now())).collect::<Result<Vec<_>>>()?;
+    wait_digests(&mut rig, 4)?;
+    for load in loads {
+        ensure!(!load.stop()?.is_empty());
+    }
+    rig.stop()
+}
+
+/// Flips a bit in the backup's copy of a computing guest. Within `bound` ticks that must be found and stop the backup,
+/// while the primary goes on.
+fn flip_is_found(name: &str, command: &[&str], bound: u64) -> Result<()> {
+    let memory = format!("{}M", MEMORY >> 20);
+    let arguments = ["--guest-memory", &memory, "--hypervisor-option", "test-commands=on"];
+    let mut rig = Rig::protected(name, "compute", &arguments)?;
+    wait_digests(&mut rig, 2)?;
+    let victim = rig.file()?.machine("backup")?.name.clone();
+    rig.command("backup", command)?;
+    let log = format!("{victim}.log");
+    rig.wait("the bit is flipped", LIMIT, |rig| Ok(rig.read(&log).contains("flipped: true").then_some(())))?;
+    // The backup is never ahead of the primary: the bit was flipped before this position.
+    let after = rig.fresh("primary")?.position;
+    let notice =
+        rig.wait("the flipped bit is found", LIMIT, |rig| Ok(rig.status()?.notice("diverged").map(str::to_owned)))?;
+    let found = position_in(&notice).with_context(|| format!("no position in `{notice}`"))?;
+    println!("{notice}");
+    ensure!(found <= after + bound, "found at {found}, flipped before {after}: later than {bound} ticks");
+    rig.wait_role(&victim, "dead", LIMIT)?;
+    let before = rig.fresh("primary")?.position;
+    ensure!(rig.fresh("primary")?.position > before, "the primary stands still");
+    ensure!(!rig.file()?.protected);
+    // What is replaced is right again.
+    rig.start_backup()?;
+    rig.stop()
+}
+
+/// The number behind the word `position`, or `at`.
+fn position_in(notice: &str) -> Option<u64> {
+    ["position ", "at "].iter().find_map(|before| {
+        let rest = notice.split(before).nth(1)?;
+        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    })
+}
+
+#[test]
+fn a_flipped_bit_of_memory_is_found() -> Result<()> {
+    // Near the end, where the guest does not write: nothing else would make it right again.
+    let address = format!("{:#x}", MEMORY - 0x1234);
+    flip_is_found("flip-memory", &["flip-memory", &address, "3"], (MEMORY / SLICE + 1) * INTERVAL)
+}
+
+#[test]
+fn a_flipped_bit_of_a_register_is_found() -> Result<()> {
+    // The stack pointer is always in use.
+    flip_is_found("flip-register", &["flip-register", "rsp", "5"], 2 * INTERVAL)
+}
+
+#[test]
+fn bits_are_flipped_only_where_tests_are_allowed() -> Result<()> {
+    let mut rig = Rig::protected("flip-refused", "compute", &[])?;
+    rig.command("backup", &["flip-register", "rsp", "5"])?;
+    rig.wait("the command is refused", LIMIT, |rig| Ok(rig.status()?.notice("test-commands=on").map(drop)))?;
+    wait_digests(&mut rig, 2)?;
+    rig.stop()
+}

@@ -1,0 +1,120 @@
+//! A machine is killed, and its clients do not notice.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use pollux_tests::history::{self, Summary};
+use pollux_tests::load::Load;
+use pollux_tests::rig::Rig;
+use pollux_tests::seed;
+
+/// Kills of the primary; `POLLUX_KILLS` says otherwise.
+const KILLS: usize = 6;
+/// The suspicion takes a second; the rest is for a desk that is busy.
+const TAKEOVER_LIMIT: Duration = Duration::from_secs(20);
+
+/// Waits until the client has got `more` replies.
+fn wait_answers(rig: &mut Rig, load: &Load, more: usize) -> Result<()> {
+    let goal = load.answered() + more;
+    let look = |_: &Rig| {
+        ensure!(load.is_alive(), "the client's connection failed");
+        Ok((load.answered() >= goal).then_some(()))
+    };
+    rig.wait("the client gets replies", TAKEOVER_LIMIT, look)
+}
+
+fn judge(load: Load) -> Result<Summary> {
+    let summary = history::check(1, &load.stop().context("the client's only connection")?)?;
+    println!("{summary:?}");
+    ensure!(summary.unanswered == 0);
+    Ok(summary)
+}
+
+#[test]
+fn one_connection_survives_kill_after_kill() -> Result<()> {
+    let kills = std::env::var("POLLUX_KILLS").ok().map_or(Ok(KILLS), |text| text.parse())?;
+    let mut random = seed::random();
+    let mut rig = Rig::protected("kills", "counter", &[])?;
+    let load = Load::start(&rig.service()?, "x", Instant::now())?;
+    for number in 1..=kills {
+        wait_answers(&mut rig, &load, 1)?;
+        std::thread::sleep(Duration::from_micros(random.u64(0..1_500_000)));
+        let backup = rig.file()?.machine("backup")?.name.clone();
+        let before = load.answered();
+        let dead = rig.kill("primary")?;
+        rig.wait_role(&backup, "primary", TAKEOVER_LIMIT)?;
+        wait_answers(&mut rig, &load, 1)?;
+        println!("kill {number}: {dead} after {before} replies, {backup} went on");
+        rig.start_backup()?;
+    }
+    wait_answers(&mut rig, &load, 10)?;
+    let summary = judge(load)?;
+    ensure!(summary.last == i64::try_from(summary.answered).ok());
+    let status = rig.status()?;
+    ensure!(status.takeovers.len() == kills, "{} takeovers after {kills} kills", status.takeovers.len());
+    ensure!(status.notice("diverged").is_none(), "{:?}", status.notice("diverged"));
+    rig.stop()
+}
+
+#[test]
+fn a_new_backup_may_be_started_before_the_takeover() -> Result<()> {
+    let mut rig = Rig::protected("eager", "counter", &[])?;
+    let (service, epoch) = (rig.service()?, Instant::now());
+    let loads: Vec<_> = (0..3).map(|_| Load::start(&service, "x", epoch)).collect::<Result<_>>()?;
+    wait_answers(&mut rig, &loads[0], 1)?;
+    let dead = rig.kill("primary")?;
+    rig.wait_role(&dead, "dead", TAKEOVER_LIMIT)?;
+    rig.start_backup()?;
+    wait_answers(&mut rig, &loads[0], 1)?;
+    let mut increments = Vec::new();
+    for load in loads {
+        increments.extend(load.stop()?);
+    }
+    println!("{:?}", history::check(1, &increments)?);
+    rig.stop()
+}
+
+#[test]
+fn a_benchmark_sees_no_error_during_a_kill() -> Result<()> {
+    let available = Command::new("redis-benchmark").arg("--version").stdout(Stdio::null()).status();
+    if available.is_err() {
+        println!("SKIPPED: redis-benchmark is not installed (cargo xtask doctor --yes)");
+        return Ok(());
+    }
+    let mut rig = Rig::protected("benchmark", "counter", &[])?;
+    let service = rig.service()?;
+    let (address, port) = service.split_once(':').context("service")?;
+    let mut benchmark = Command::new("redis-benchmark");
+    benchmark.args(["-h", address, "-p", port, "-c", "16", "-n", "8000", "-t", "incr,get,set", "--csv"]);
+    let mut benchmark = benchmark.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    std::thread::sleep(Duration::from_millis(seed::random().u64(300..1000)));
+    ensure!(benchmark.try_wait()?.is_none(), "the benchmark was over before the kill: make it longer");
+    rig.kill("primary")?;
+    rig.wait("the benchmark ends", Duration::from_secs(90), |_| Ok(benchmark.try_wait()?))
+        .inspect_err(|_| drop(benchmark.kill()))?;
+    let output = benchmark.wait_with_output()?;
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    println!("{text}");
+    ensure!(output.status.success(), "redis-benchmark: {}", output.status);
+    ensure!(!text.contains("rror"), "redis-benchmark complains");
+    ensure!(rig.status()?.takeovers.len() == 1);
+    rig.stop()
+}
+
+#[test]
+fn nobody_notices_that_the_backup_dies() -> Result<()> {
+    let mut rig = Rig::protected("backup-dies", "counter", &[])?;
+    let load = Load::start(&rig.service()?, "x", Instant::now())?;
+    wait_answers(&mut rig, &load, 10)?;
+    rig.kill("backup")?;
+    rig.wait_file("unprotected", TAKEOVER_LIMIT, |file| !file.protected)?;
+    wait_answers(&mut rig, &load, 10)?;
+    rig.start_backup()?;
+    wait_answers(&mut rig, &load, 10)?;
+    let summary = judge(load)?;
+    // Output waits for acks until the backup is given up, after a second.
+    ensure!(summary.longest_wait < Duration::from_secs(3), "a reply took {:?}", summary.longest_wait);
+    ensure!(rig.status()?.takeovers.is_empty());
+    rig.stop()
+}
