@@ -96,6 +96,8 @@ fn host_steps(filter: Option<&str>) -> Vec<Step> {
         step("lints, host", &host),
         step("lints, bare metal", &metal),
         tests,
+        // Their programs only build for bare metal; what they are made of is tested here.
+        step("unit tests, guests", &["test", "-p", GUESTS, "--lib"]),
         // Apart, as for a rig: a shared build would give both the features of either.
         step("hypervisor", &["build", "--release", "-p", HYPERVISOR, "--target", METAL]),
         step("guests", &["build", "--release", "-p", GUESTS, "--target", METAL]),
