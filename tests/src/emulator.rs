@@ -1,6 +1,6 @@
 //! One machine in QEMU without a rig, from the same description as a rig's.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -60,7 +60,7 @@ impl Machine {
                 command.arg(value);
             }
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(directory.join("emulator.log"))?);
         let child = command.spawn().context("cannot start QEMU")?;
         Ok(Self { child, serial, _sockets: sockets, _monitor: monitor })
     }
