@@ -1,7 +1,8 @@
 //! State digests: a hash of CPU and platform, and of one slice of memory after the other.
 //!
-//! A bit that differs in CPU or platform shows at the next digest, [`INTERVAL`] ticks later at most; one in memory when
-//! its slice's turn comes, after `memory / SLICE × INTERVAL` ticks at most.
+//! One is due after [`INTERVAL`] ticks, and after [`INTERVAL_US`] for a guest that runs but gets nowhere near that. A bit
+//! that differs in CPU or platform shows at the next digest, one in memory when its slice's turn comes, after
+//! `memory / SLICE` digests at most.
 
 use xxhash_rust::xxh64::xxh64;
 
@@ -10,8 +11,23 @@ use crate::memory::{Gpa, GuestMemory};
 
 /// Ticks between two digests while the guest runs.
 pub const INTERVAL: u64 = 1 << 25;
+/// Wall time between two digests of a guest that runs slowly, in microseconds.
+pub const INTERVAL_US: u64 = 1_000_000;
 /// Bytes of memory in one slice.
 pub const SLICE: u64 = 256 << 10;
+
+/// When the primary makes the next digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NextDigest {
+    /// The slice whose turn it is.
+    pub slice: u32,
+    /// Where the last digest was made.
+    pub after: u64,
+    /// Due at this position …
+    pub position: u64,
+    /// … or from this wall time on when the guest has run at all, in microseconds.
+    pub at_us: u64,
+}
 
 /// What the guest looks like at a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,11 +41,15 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// The digest of `guest` with the slice whose turn it is at its position.
-    pub fn of(guest: &mut Guest) -> Self {
-        let slices = guest.memory.len().div_ceil(SLICE);
-        let slice = (guest.position() / INTERVAL % slices) as u32;
+    /// The digest of `guest` with this slice of its memory.
+    pub fn of(guest: &mut Guest, slice: u32) -> Self {
         Self { machine: guest.hash(), slice, memory: hash_slice(&guest.memory, slice) }
+    }
+
+    /// The slice whose turn comes after this one's.
+    pub fn next_slice(&self, guest: &Guest) -> u32 {
+        let slices = guest.memory.len().div_ceil(SLICE) as u32;
+        (self.slice + 1) % slices
     }
 
     /// What differs between `self`, which was logged, and `own`.

@@ -74,7 +74,7 @@ impl Replica {
             Entry::Horizon | Entry::Output => {}
             Entry::Digest { machine, slice, memory } => {
                 let logged = Digest { machine: *machine, slice: *slice, memory: *memory };
-                let own = Digest::of(&mut self.guest);
+                let own = Digest::of(&mut self.guest, *slice);
                 if let Some(what) = logged.difference(&own) {
                     let position = record.position.0;
                     return self
@@ -117,7 +117,7 @@ impl Replica {
         let rate = self.guest.platform.clock().rate();
         self.steering = Steering::start(drained_us, position, self.guest.now(), rate);
         self.now_us = drained_us;
-        (self.logged, self.logged_us, self.next_digest) = (position, drained_us, position);
+        (self.logged, self.logged_us) = (position, drained_us);
         self.open_gate();
         let live_us = self.clock.now_us();
         self.figures.takeovers += 1;

@@ -5,7 +5,7 @@ use alloc::format;
 use pollux_ft::{AppendError, Control, EntryRef, Position, Seq, Time};
 
 use super::Replica;
-use super::digest::{self, Digest};
+use super::digest::{self, Digest, NextDigest};
 use super::outlet::Live;
 use crate::guest::Stop;
 use crate::platform::PowerEvent;
@@ -81,7 +81,7 @@ impl Replica {
             return self.guest.next_stop();
         }
         let seal = self.unsealed_since.map_or(u64::MAX, |since| since + OUTPUT_DELAY);
-        let digest = if self.is_protected() { self.next_digest } else { u64::MAX };
+        let digest = if self.is_protected() { self.next_digest.position } else { u64::MAX };
         [position + SLICE, seal, digest].into_iter().filter(|&target| target > position).min().unwrap_or(position + 1)
     }
 
@@ -89,6 +89,7 @@ impl Replica {
         self.client.as_ref().is_some_and(super::client::Client::has_ingress)
             || !self.typed.is_empty()
             || self.steering.is_due(self.now_us)
+            || self.digest_is_due()
     }
 
     /// Logs an entry at the guest's position. `None` when there is nobody to log for.
@@ -159,14 +160,26 @@ impl Replica {
         self.client.as_ref().is_some_and(super::client::Client::has_ingress) || !self.typed.is_empty()
     }
 
+    /// Whether the guest has run far or long enough for the next digest.
+    fn digest_is_due(&self) -> bool {
+        let (position, due) = (self.guest.position(), &self.next_digest);
+        self.is_protected() && (position >= due.position || (position > due.after && self.now_us >= due.at_us))
+    }
+
     fn log_digest(&mut self) -> Result<(), LogFull> {
-        if self.guest.position() < self.next_digest || !self.is_protected() {
+        if !self.digest_is_due() {
             return Ok(());
         }
-        let digest = Digest::of(&mut self.guest);
+        let digest = Digest::of(&mut self.guest, self.next_digest.slice);
         self.log(EntryRef::Digest { machine: digest.machine, slice: digest.slice, memory: digest.memory })?;
         self.figures.digests += 1;
-        self.next_digest = (self.guest.position() / digest::INTERVAL + 1) * digest::INTERVAL;
+        let position = self.guest.position();
+        self.next_digest = NextDigest {
+            slice: digest.next_slice(&self.guest),
+            after: position,
+            position: position + digest::INTERVAL,
+            at_us: self.now_us + digest::INTERVAL_US,
+        };
         Ok(())
     }
 

@@ -26,6 +26,7 @@ use pollux_nic::MacAddress;
 use pollux_nic::e1000::E1000;
 
 use self::client::Client;
+use self::digest::NextDigest;
 use self::link::{End, Link};
 use self::monitor::{Command, Monitor};
 use self::peer::Peer;
@@ -105,8 +106,8 @@ pub struct Replica {
     logged: u64,
     /// When it was logged, in microseconds.
     logged_us: u64,
-    /// Position from which the next digest is due.
-    next_digest: u64,
+    /// When the next digest is due.
+    next_digest: NextDigest,
     /// The guest asked for this, and it is not logged yet.
     power_due: Option<PowerEvent>,
     /// Why the guest does not run any more.
@@ -144,7 +145,7 @@ impl Replica {
             unsealed_since: None,
             logged: 0,
             logged_us: 0,
-            next_digest: digest::INTERVAL,
+            next_digest: NextDigest::default(),
             power_due: None,
             ended: None,
             now_us,

@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use pollux_ft::{AppendError, Position};
 use pollux_nic::GateMode;
 
-use super::{Replica, digest};
+use super::Replica;
+use super::digest::{self, NextDigest};
 use crate::memory::{Gpa, PAGE_SIZE, is_zero};
 
 /// Pages in one message at most.
@@ -93,7 +94,7 @@ impl Replica {
         );
         self.logged = logged;
         self.logged_us = now;
-        self.next_digest = logged;
+        self.next_digest = NextDigest::default();
         self.push_peer();
     }
 }
