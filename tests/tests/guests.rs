@@ -1,0 +1,241 @@
+//! Properties of replay and of the gate, each shown by a guest made for it.
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use pollux_tests::rig::Rig;
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// For tests that cut the twins off from each other for a while and do not want a takeover.
+const PATIENT: &str = "suspect=8000ms";
+
+/// A client of a guest's UDP port 7.
+struct Udp {
+    socket: UdpSocket,
+}
+
+impl Udp {
+    /// A port that is free, to be given to a rig.
+    fn free_port() -> Result<String> {
+        Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port().to_string())
+    }
+
+    fn connect(rig: &Rig) -> Result<Self> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.connect(rig.file()?.udp.context("no UDP port in rig.json")?)?;
+        Ok(Self { socket })
+    }
+
+    fn send(&self, text: &str) -> Result<()> {
+        Ok(self.socket.send(text.as_bytes()).map(drop)?)
+    }
+
+    /// The next answer, if there is one within `limit`.
+    fn receive(&self, limit: Duration) -> Result<Option<String>> {
+        self.socket.set_read_timeout(Some(limit))?;
+        let mut buffer = [0; 2048];
+        match self.socket.recv(&mut buffer) {
+            Ok(length) => Ok(Some(String::from_utf8_lossy(&buffer[..length]).into_owned())),
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Asks until there is an answer: datagrams may be lost, as when the guest's only buffer is in use.
+    fn ask(&self, text: &str) -> Result<String> {
+        for _ in 0..100 {
+            self.send(text)?;
+            if let Some(answer) = self.receive(Duration::from_millis(300))? {
+                return Ok(answer);
+            }
+        }
+        bail!("no answer to `{text}`")
+    }
+}
+
+/// The hash of all that the guest observed, and how much that is. Asked from a fresh port, where no answer to an earlier
+/// question can arrive.
+fn hash(rig: &Rig) -> Result<(String, u64)> {
+    let answer = Udp::connect(rig)?.ask("hash?")?;
+    ensure!(!answer.contains("TORN"), "{answer}");
+    let (hash, count) = answer.trim().split_once(' ').with_context(|| format!("`{answer}` is no hash"))?;
+    Ok((hash.to_owned(), count.parse()?))
+}
+
+fn not_diverged(rig: &Rig) -> Result<()> {
+    let status = rig.status()?;
+    ensure!(status.notice("diverged").is_none(), "{:?}", status.notice("diverged"));
+    Ok(())
+}
+
+/// Waits until the backup has compared `more` further digests. They are made every 2^25 ticks, which takes half a minute
+/// when the guest does nothing but leave itself.
+fn wait_digests(rig: &mut Rig, more: u64) -> Result<()> {
+    let goal = rig.fresh("backup")?.digests + more;
+    rig.wait("digests are compared", 3 * LIMIT, |rig| {
+        not_diverged(rig)?;
+        Ok(rig.status()?.of("backup").filter(|backup| backup.digests >= goal).map(drop))
+    })
+}
+
+fn kill_primary(rig: &mut Rig) -> Result<()> {
+    let dead = rig.kill("primary")?;
+    rig.wait_role(if dead == "castor" { "pollux" } else { "castor" }, "primary", LIMIT).map(drop)
+}
+
+#[test]
+fn a_guest_that_polls_its_buffer_sees_whole_frames_and_the_same_on_both() -> Result<()> {
+    let port = Udp::free_port()?;
+    let mut rig = Rig::protected("poll-rx", "poll-rx", &["--udp", &port])?;
+    let client = Udp::connect(&rig)?;
+    for number in 0..300 {
+        client.send(&format!("{number} {}", "x".repeat(number * 4)))?;
+        let _ = client.receive(Duration::from_millis(20))?;
+    }
+    let (_, count) = hash(&rig)?;
+    ensure!(count >= 50, "the guest saw {count} frames only");
+    wait_digests(&mut rig, 3)?;
+    kill_primary(&mut rig)?;
+    let (_, later) = hash(&rig)?;
+    ensure!(later > count, "the guest forgot {count} frames: {later}");
+    ensure!(!rig.read("console.log").contains("TORN"));
+    not_diverged(&rig)?;
+    rig.stop()
+}
+
+#[test]
+fn what_differs_between_machines_is_the_same_on_both() -> Result<()> {
+    let port = Udp::free_port()?;
+    let mut rig = Rig::protected("nondet", "nondet", &["--udp", &port])?;
+    let (first, count) = hash(&rig)?;
+    wait_digests(&mut rig, 1)?;
+    let (second, more) = hash(&rig)?;
+    ensure!(first != second && more > count);
+    kill_primary(&mut rig)?;
+    let (_, later) = hash(&rig)?;
+    ensure!(later > more, "the guest's observations went back from {more} to {later}");
+    // A new pair compares a digest at once.
+    rig.start_backup()?;
+    rig.wait("a digest is compared", 3 * LIMIT, |rig| {
+        not_diverged(rig)?;
+        Ok(rig.status()?.of("backup").filter(|backup| backup.digests > 0).map(drop))
+    })?;
+    rig.stop()
+}
+
+/// Cuts the log for a moment in which `look` is called.
+fn while_cut<T>(rig: &mut Rig, look: impl FnOnce(&mut Rig) -> Result<T>) -> Result<T> {
+    rig.link("log", &["down"])?;
+    let found = look(rig);
+    rig.link("log", &["up"])?;
+    found
+}
+
+#[test]
+fn the_guest_runs_on_while_its_output_is_held() -> Result<()> {
+    let port = Udp::free_port()?;
+    let mut rig = Rig::protected("held", "poll-rx", &["--udp", &port, "--hypervisor-option", PATIENT])?;
+    let client = Udp::connect(&rig)?;
+    hash(&rig)?;
+    let before = rig.fresh("primary")?;
+    let held = while_cut(&mut rig, |rig| {
+        client.send("held")?;
+        let held = rig.wait("a frame is held", LIMIT, |rig| {
+            Ok(rig.status()?.of("primary").filter(|primary| primary.gate.held > 0).cloned())
+        })?;
+        ensure!(client.receive(Duration::from_millis(1))?.is_none(), "the reply left without an ack");
+        Ok(held)
+    })?;
+    ensure!(held.position > before.position + 1000, "the guest stood still: {} {}", before.position, held.position);
+    ensure!(client.receive(LIMIT)?.as_deref() == Some("held"), "the reply did not leave after the ack");
+    ensure!(rig.file()?.protected);
+    not_diverged(&rig)?;
+    rig.stop()
+}
+
+#[test]
+fn a_backup_without_log_executes_nothing() -> Result<()> {
+    let mut rig = Rig::protected("no-log", "compute", &["--hypervisor-option", PATIENT])?;
+    for _ in 0..3 {
+        // Made in this order, so that a backup ahead of the primary would show.
+        let backup = rig.fresh("backup")?.position;
+        let primary = rig.fresh("primary")?.position;
+        ensure!(backup <= primary, "the backup is at {backup}, the primary at {primary}");
+    }
+    let before = rig.fresh("primary")?.position;
+    let (first, second) = while_cut(&mut rig, |rig| {
+        // What it holds is soon executed.
+        std::thread::sleep(Duration::from_millis(500));
+        Ok((rig.fresh("backup")?.position, rig.fresh("backup")?.position))
+    })?;
+    ensure!(first == second, "without log the backup went from {first} to {second}");
+    rig.wait("the backup goes on", LIMIT, |rig| {
+        Ok(rig.status()?.of("backup").filter(|backup| backup.position > second).map(drop))
+    })?;
+    ensure!(rig.fresh("primary")?.position > before);
+    wait_digests(&mut rig, 2)?;
+    ensure!(rig.file()?.protected);
+    rig.stop()
+}
+
+/// Lets a machine have the processor a tenth of the time only, until dropped.
+struct Brake {
+    machine: Pid,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Brake {
+    fn new(machine: Pid) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                for (signal, ms) in [(Signal::SIGSTOP, 45), (Signal::SIGCONT, 5)] {
+                    // It may have ended: the test will notice.
+                    let _ = kill(machine, signal);
+                    std::thread::sleep(Duration::from_millis(ms));
+                }
+            }
+        });
+        Self { machine, stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Brake {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+        let _ = kill(self.machine, Signal::SIGCONT);
+    }
+}
+
+#[test]
+fn an_ack_says_received_not_executed() -> Result<()> {
+    let port = Udp::free_port()?;
+    let mut rig = Rig::protected("acks", "poll-rx", &["--udp", &port, "--hypervisor-option", PATIENT])?;
+    let client = Udp::connect(&rig)?;
+    client.ask("hello")?;
+    let _brake = Brake::new(Pid::from_raw(rig.file()?.machine("backup")?.pid.context("no process")?));
+    // The lag takes a while to build up.
+    for round in 1..=20 {
+        let before = rig.fresh("primary")?.position;
+        let text = format!("round {round}");
+        while client.ask(&text)? != text {}
+        // The reply was made after `before`, and it is here: its entry was acked. Was it executed?
+        let executed = rig.fresh("backup")?.position;
+        println!("{text}: the reply was made after {before}, later the backup was at {executed}");
+        if executed < before {
+            return Ok(());
+        }
+    }
+    bail!("the backup had always executed what it had acked")
+}
