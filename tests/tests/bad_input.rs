@@ -150,10 +150,16 @@ fn a_hostile_guest_uses_any_instruction_on_devices() -> Result<()> {
     survives("mmio-instructions", &["--solo"])
 }
 
+/// The emulated CPU lets the guest set them and then refuses to enter it.
 #[test]
-#[ignore = "known bug: the hypervisor panics at the invalid exit that follows"]
-fn a_hostile_guest_sets_reserved_bits_of_cr4() -> Result<()> {
-    survives("cr4-reserved", &["--solo"])
+fn a_guest_with_reserved_bits_in_cr4_is_restarted() -> Result<()> {
+    let arguments = format!("{IP} case=cr4-reserved");
+    let mut rig = Rig::start("cr4", "hostile", &["--guest-args", &arguments, "--solo"])?;
+    rig.wait("the crash is reported", START_LIMIT, |rig| {
+        Ok(rig.read("castor.log").contains("the CPU refuses the guest's state").then_some(()))
+    })?;
+    ensure!(!rig.read("castor.log").contains("PANIC"), "{}", rig.report());
+    rig.stop()
 }
 
 /// Frames of all lengths full of nonsense, with beginnings that let them pass the first checks.

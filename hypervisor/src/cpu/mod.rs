@@ -55,7 +55,7 @@ pub enum Exit {
     Undefined,
     /// Triple fault.
     Shutdown,
-    /// The CPU refused the guest state: a bug of ours.
+    /// The CPU refuses to go on with the guest's state, such as reserved bits that it let the guest set in CR4.
     Invalid,
     /// An exit that this hypervisor does not know: a bug of ours. The vendor's code for it.
     Unknown(u64),

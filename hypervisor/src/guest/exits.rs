@@ -77,7 +77,7 @@ impl Guest {
                 out.power(PowerEvent::Reset);
                 Done::Crash("triple fault".into())
             }
-            Exit::Invalid => panic!("the CPU refused the guest's state at position {}", self.position()),
+            Exit::Invalid => Done::Crash("the CPU refuses the guest's state".into()),
             Exit::Unknown(code) => panic!("unknown exit {code:#x} at position {}", self.position()),
         };
         self.finish(done)

@@ -179,7 +179,7 @@ impl SvmVcpu {
             exit::READ_CR8 | exit::WRITE_CR8 => Exit::Cr8,
             exit::VMRUN | exit::VMLOAD..=exit::SKINIT | exit::MONITOR | exit::MWAIT | exit::INVLPGA => Exit::Undefined,
             exit::SHUTDOWN => Exit::Shutdown,
-            exit::INVALID => Exit::Invalid,
+            exit::INVALID | exit::INVALID_SHORT => Exit::Invalid,
             code => Exit::Unknown(code),
         }
     }

@@ -69,6 +69,8 @@ pub mod exit {
     pub const XSETBV: u64 = 0x8D;
     pub const NESTED_PAGE_FAULT: u64 = 0x400;
     pub const INVALID: u64 = u64::MAX;
+    /// QEMU 7.2 stores [`INVALID`] as a number of 32 bits.
+    pub const INVALID_SHORT: u64 = u32::MAX as u64;
 }
 
 /// `interrupt_control`: a virtual interrupt is pending.
