@@ -244,7 +244,7 @@ fn wrong_arguments_are_explained() -> Result<()> {
     let directory = directory.to_str().context("path")?;
     let cases: [(&[&str], &str); 9] = [
         (&["qemu", "--guest", "nobody", "--dir", directory], "nobody"),
-        (&["qemu", "--guest-memory", "1M"], "4M to 3G"),
+        (&["qemu", "--guest-memory", "1M"], "8M to 3G"),
         (&["qemu", "--accel", "kvm"], "kvm"),
         (
             &["qemu", "--hypervisor", "/nowhere/at-all", "--guest", "/bin/sh", "--dir", directory, "--port", "0"],

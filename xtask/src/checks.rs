@@ -107,7 +107,7 @@ fn host_steps(filter: Option<&str>) -> Vec<Step> {
 /// The tests start rigs by this very program. One at a time: two emulators fill two cores.
 fn rig_step(filter: Option<&str>) -> Result<Step> {
     let mut command = artefacts::cargo();
-    command.args(["test", "-p", END_TO_END, "--"]).args(filter).arg("--test-threads=1");
+    command.args(["test", "-p", END_TO_END, "--no-fail-fast", "--"]).args(filter).arg("--test-threads=1");
     command.env("POLLUX_XTASK", std::env::current_exe().context("cannot find myself")?);
     command.env("POLLUX_RIG_PARENT", rig::directory::default_parent());
     Ok(Step { name: "end-to-end tests", command })
