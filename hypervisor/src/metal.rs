@@ -14,7 +14,7 @@ use pollux_hypervisor::guest::Guest;
 use pollux_hypervisor::host::apic::Apic;
 use pollux_hypervisor::host::clock::{self, WallClock};
 use pollux_hypervisor::host::memory::HostMemory;
-use pollux_hypervisor::host::{interrupts, logger, nic, serial};
+use pollux_hypervisor::host::{interrupts, logger, nic, pci, serial};
 use pollux_hypervisor::memory::GuestMemory;
 use pollux_hypervisor::platform::{Platform, PlatformConfig, clock::RATE_ONE, loader::GuestImage};
 use pollux_hypervisor::replica::{Parts, Replica, monitor};
@@ -52,7 +52,10 @@ fn main(info: &'static BootInfo) -> ! {
     let clock = WallClock::start();
     let mut open = |bdf, mac| {
         // SAFETY: the configuration names each card once.
-        unsafe { nic::open(bdf, mac, &apic, &mut memory) }.unwrap_or_else(|error| refuse(&error))
+        unsafe { nic::open(bdf, mac, &apic, &mut memory) }.unwrap_or_else(|error| {
+            pci::scan(|found| log::info!("PCI {}: {:04x}:{:04x}", found.bdf, found.vendor, found.id));
+            refuse(&error)
+        })
     };
     let client = config.client_nic.map(|bdf| open(bdf, Some(MacAddress(config.guest_mac))));
     let log = config.log_nic.map(|bdf| open(bdf, None));

@@ -23,12 +23,6 @@ impl Fired {
     const TIMER: u32 = 1 << 16;
     const MSI: u32 = 1 << 17;
 
-    /// The APIC timer fired.
-    #[must_use]
-    pub fn timer(self) -> bool {
-        self.0 & Self::TIMER != 0
-    }
-
     /// Interrupt line `line` of the 8259 pair fired.
     #[must_use]
     pub fn line(self, line: u8) -> bool {

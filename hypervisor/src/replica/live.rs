@@ -51,7 +51,7 @@ impl Replica {
             return self.sleep(Some(self.now_us + 1000));
         }
         self.mark_progress();
-        if self.guest.is_halted() && !self.can_wake() {
+        if self.guest.is_halted() && !self.guest.can_wake() {
             return self.sleep_until_deadline();
         }
         let target = self.target();
@@ -77,7 +77,7 @@ impl Replica {
     /// Where to stop next: right ahead when something waits, else at the next thing that is due.
     fn target(&self) -> u64 {
         let position = self.guest.position();
-        if !self.guest.is_settled() && (self.input_waits() || self.transfer.is_some()) {
+        if !self.guest.is_settled() && (self.wants_stop() || self.transfer.is_some()) {
             return self.guest.next_stop();
         }
         let seal = self.unsealed_since.map_or(u64::MAX, |since| since + OUTPUT_DELAY);
@@ -85,11 +85,14 @@ impl Replica {
         [position + SLICE, seal, digest].into_iter().filter(|&target| target > position).min().unwrap_or(position + 1)
     }
 
+    /// Whether something waits for an exact stop of a guest that runs.
+    fn wants_stop(&self) -> bool {
+        self.input_waits() || self.steering.is_due(self.now_us) || self.digest_is_due()
+    }
+
+    /// Whether something from outside waits for an exact stop.
     fn input_waits(&self) -> bool {
-        self.client.as_ref().is_some_and(super::client::Client::has_ingress)
-            || !self.typed.is_empty()
-            || self.steering.is_due(self.now_us)
-            || self.digest_is_due()
+        self.client.as_ref().is_some_and(super::client::Client::has_ingress) || !self.typed.is_empty()
     }
 
     /// Logs an entry at the guest's position. `None` when there is nobody to log for.
@@ -143,7 +146,7 @@ impl Replica {
         let due = if asleep {
             let deadline = self.guest.platform.next_deadline();
             let wakes = deadline.is_some_and(|deadline| self.steering.wall_of(deadline) <= self.now_us);
-            wakes || (self.input_waits_for_sleeper() && self.steering.is_due_at_wake(self.now_us, now))
+            wakes || (self.input_waits() && self.steering.is_due_at_wake(self.now_us, now))
         } else {
             self.steering.is_due(self.now_us)
         };
@@ -154,10 +157,6 @@ impl Replica {
         self.log(EntryRef::Clock { base_ns: steer.base.0, rate: steer.rate })?;
         self.guest.steer_clock(steer.base, steer.rate).unwrap_or_else(|error| panic!("steering: {error}"));
         Ok(())
-    }
-
-    fn input_waits_for_sleeper(&self) -> bool {
-        self.client.as_ref().is_some_and(super::client::Client::has_ingress) || !self.typed.is_empty()
     }
 
     /// Whether the guest has run far or long enough for the next digest.
@@ -227,11 +226,6 @@ impl Replica {
             // Nobody to wait for: the protocol opens the gate by an action of its own.
             None => client.release(self.now_us),
         }
-    }
-
-    /// Whether a halted guest has an interrupt to wake for.
-    fn can_wake(&self) -> bool {
-        self.guest.can_wake()
     }
 
     fn sleep_until_deadline(&mut self) {
