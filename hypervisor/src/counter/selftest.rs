@@ -28,6 +28,8 @@ const LOOP: [u8; 9] = [0x40, 0x01, 0xC3, 0x89, 0x1E, 0x00, 0x20, 0xEB, 0xF7];
 const LOOP_LEN: u64 = 4;
 /// mov di, 0x3000; mov cx, 100; rep stosb; hlt
 const REP: [u8; 9] = [0xBF, 0x00, 0x30, 0xB9, 100, 0, 0xF3, 0xAA, HLT];
+/// sti; inc ax, three times; hlt
+const AFTER_STI: [u8; 5] = [0xFB, 0x40, 0x40, 0x40, HLT];
 
 /// Random stops that are tried.
 const STOPS: u64 = 500;
@@ -104,6 +106,7 @@ pub fn run(vcpu: &mut dyn Vcpu, counter: &dyn Counter, memory: &mut GuestMemory,
         check(name, 0, bench.exit_cost(code));
     }
     check("delivering an interrupt counts", 0, bench.interrupt_cost());
+    check("instructions between STI and an interrupt", 1, bench.after_sti());
     if let Ok(used) = bench.memory.slice_mut(Gpa(0), USED) {
         used.fill(0);
     }
@@ -224,16 +227,36 @@ impl Bench<'_> {
         }
     }
 
-    /// Two NOPs, an interrupt whose handler is a HLT: the ticks beyond the two.
-    fn interrupt_cost(&mut self) -> u64 {
+    /// Places code, and a HLT as the handler of the test interrupt.
+    fn place_with_handler(&mut self, code: &[u8]) {
         let _ = self.memory.write(Gpa(HANDLER), &[HLT]);
         let _ = self.memory.write(Gpa(u64::from(VECTOR) * 4), &(HANDLER as u32).to_le_bytes());
-        self.place(&[NOP; 64]);
+        self.place(code);
+    }
+
+    /// Two NOPs, an interrupt whose handler is a HLT: the ticks beyond the two.
+    fn interrupt_cost(&mut self) -> u64 {
+        self.place_with_handler(&[NOP; 64]);
         self.vcpu.registers_mut().rflags = RFLAGS_FIXED | RFLAGS_IF;
         let (None, 2) = self.run(2) else { return NONSENSE };
         self.vcpu.offer_interrupt(Some(VECTOR));
         match self.run(1000) {
             (Some(Exit::Hlt), ticks) if self.vcpu.registers().rip == HANDLER => ticks,
+            _ => NONSENSE,
+        }
+    }
+
+    /// An interrupt waits while the guest stands behind STI, and a host interrupt ends the next entry before anything
+    /// ran: the instructions that still come before the guest's handler. The guest counts them in AX.
+    fn after_sti(&mut self) -> u64 {
+        self.place_with_handler(&AFTER_STI);
+        // The stop's own interrupt is not let in: it is the host's that the next entry meets.
+        if self.vcpu.enter(Limit::Exact(1)).exit != Exit::Interrupted {
+            return NONSENSE;
+        }
+        self.vcpu.offer_interrupt(Some(VECTOR));
+        match self.run(1000) {
+            (Some(Exit::Hlt), _) if self.vcpu.registers().rip == HANDLER => self.vcpu.registers().gpr[gpr::RAX],
             _ => NONSENSE,
         }
     }

@@ -280,12 +280,18 @@ impl Vcpu for SvmVcpu {
             Limit::None => 0,
             Limit::Exact(ticks) => (ticks + self.calibration.lead).min(TIMER_MAX) as u32,
         };
+        let before = (self.in_shadow(), self.registers.rip);
         let (exit, raw) = self.enter_raw(timer);
+        let ticks = raw - self.calibration.overhead;
         let taken = offered.is_some() && self.guest.control.interrupt_control & vmcb::V_IRQ == 0;
         if taken {
             self.offered = None;
         }
-        Entered { exit, ticks: raw - self.calibration.overhead, interrupt_taken: taken }
+        // Nothing ran, nothing was delivered: what the emulated CPU did not restore it has not saved either.
+        if ticks == 0 && !taken && before == (true, self.registers.rip) {
+            self.set_shadow(true);
+        }
+        Entered { exit, ticks, interrupt_taken: taken }
     }
 
     fn registers(&self) -> &Registers {
