@@ -1,5 +1,6 @@
-//! Guest-physical memory behind checked accesses.
+//! Guest-physical memory behind checked accesses, and which of its pages have changed.
 
+use alloc::vec::Vec;
 use core::fmt;
 
 /// Size of a page in bytes.
@@ -43,6 +44,7 @@ impl fmt::Display for OutsideMemory {
 /// The guest never runs while this is borrowed: there is one vCPU and one loop.
 pub struct GuestMemory {
     ram: &'static mut [u8],
+    dirty: Option<PageSet>,
 }
 
 impl GuestMemory {
@@ -52,7 +54,37 @@ impl GuestMemory {
     /// When the length is no multiple of the page size (a bug of the caller).
     pub fn new(ram: &'static mut [u8]) -> Self {
         assert!((ram.len() as u64).is_multiple_of(PAGE_SIZE), "guest memory is not a whole number of pages");
-        Self { ram }
+        Self { ram, dirty: None }
+    }
+
+    /// Notes from here on which pages are written through this type, and through [`mark_dirty`](Self::mark_dirty).
+    /// None is dirty at first.
+    pub fn track(&mut self) {
+        self.dirty = Some(PageSet::new(self.pages()));
+    }
+
+    /// Ends the tracking.
+    pub fn stop_tracking(&mut self) {
+        self.dirty = None;
+    }
+
+    /// The page at `gpa` was written by the guest itself. Without effect when nothing is tracked.
+    pub fn mark_dirty(&mut self, gpa: Gpa) {
+        if let Some(dirty) = &mut self.dirty {
+            dirty.insert(gpa.0 / PAGE_SIZE);
+        }
+    }
+
+    /// The pages written since the tracking began or since the last call. `None` when nothing is tracked.
+    pub fn take_dirty(&mut self) -> Option<PageSet> {
+        let clean = PageSet::new(self.pages());
+        self.dirty.as_mut().map(|dirty| core::mem::replace(dirty, clean))
+    }
+
+    /// Number of pages.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.len() / PAGE_SIZE
     }
 
     /// Zeroed memory of `len` bytes for tests on the host.
@@ -88,6 +120,11 @@ impl GuestMemory {
     /// When any of them is not guest RAM.
     pub fn slice_mut(&mut self, gpa: Gpa, len: u64) -> Result<&mut [u8], OutsideMemory> {
         let range = self.range(gpa, len)?;
+        if let Some(dirty) = &mut self.dirty
+            && len > 0
+        {
+            (gpa.0 / PAGE_SIZE..=(gpa.0 + len - 1) / PAGE_SIZE).for_each(|page| dirty.insert(page));
+        }
         Ok(&mut self.ram[range])
     }
 
@@ -112,9 +149,12 @@ impl GuestMemory {
 
     /// Fills all of memory with zeros. Pages that are zero already are only read, which is cheaper.
     pub fn clear(&mut self) {
-        for page in self.ram.chunks_mut(PAGE_SIZE as usize) {
+        for (number, page) in self.ram.chunks_mut(PAGE_SIZE as usize).enumerate() {
             if !is_zero(page) {
                 page.fill(0);
+                if let Some(dirty) = &mut self.dirty {
+                    dirty.insert(number as u64);
+                }
             }
         }
     }
@@ -133,6 +173,68 @@ impl GuestMemory {
     }
 }
 
+/// A set of page numbers below a bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PageSet {
+    words: Vec<u64>,
+    bound: u64,
+    len: u64,
+}
+
+impl PageSet {
+    /// An empty set of numbers below `bound`.
+    #[must_use]
+    pub fn new(bound: u64) -> Self {
+        Self { words: alloc::vec![0; bound.div_ceil(64) as usize], bound, len: 0 }
+    }
+
+    /// How many pages are in the set.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds a page. One beyond the bound is not guest memory: it is left out.
+    pub fn insert(&mut self, page: u64) {
+        if page < self.bound {
+            let (word, bit) = (&mut self.words[(page / 64) as usize], 1 << (page % 64));
+            self.len += u64::from(*word & bit == 0);
+            *word |= bit;
+        }
+    }
+
+    /// Takes a page out; returns whether it was in.
+    pub fn remove(&mut self, page: u64) -> bool {
+        let Some(word) = self.words.get_mut((page / 64) as usize) else { return false };
+        let bit = 1 << (page % 64);
+        let was_in = *word & bit != 0;
+        *word &= !bit;
+        self.len -= u64::from(was_in);
+        was_in
+    }
+
+    /// The lowest page not below `from`.
+    #[must_use]
+    pub fn first_from(&self, from: u64) -> Option<u64> {
+        let start = (from / 64) as usize;
+        let mut mask = u64::MAX << (from % 64);
+        for (index, word) in self.words.iter().enumerate().skip(start) {
+            let found = word & mask;
+            if found != 0 {
+                return Some(index as u64 * 64 + u64::from(found.trailing_zeros()));
+            }
+            mask = u64::MAX;
+        }
+        None
+    }
+}
+
 /// Whether all of `bytes` are zero. Looks at 64 bytes at a time.
 #[must_use]
 pub fn is_zero(bytes: &[u8]) -> bool {
@@ -147,6 +249,7 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn zero_pages_are_told_from_used_ones() {
@@ -163,6 +266,48 @@ mod tests {
             assert!(is_zero(&bytes));
             bytes[at] = 1;
             assert!(!is_zero(&bytes));
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_dirty() {
+        let mut memory = GuestMemory::for_test(8 * 4096);
+        assert_eq!(memory.take_dirty(), None);
+        memory.write(Gpa(0), &[1]).unwrap();
+        memory.track();
+        memory.write(Gpa(2 * 4096 - 1), &[1, 2]).unwrap();
+        memory.write(Gpa(4 * 4096), &[]).unwrap();
+        assert!(memory.write(Gpa(8 * 4096 - 1), &[1, 2]).is_err());
+        memory.mark_dirty(Gpa(6 * 4096 + 5));
+        let dirty = |memory: &mut GuestMemory| {
+            let mut set = memory.take_dirty().unwrap();
+            let pages: Vec<_> = (0..8).filter(|&page| set.remove(page)).collect();
+            assert!(set.is_empty());
+            pages
+        };
+        assert_eq!(dirty(&mut memory), [1, 2, 6]);
+        memory.clear();
+        assert_eq!(dirty(&mut memory), [0, 1, 2]);
+        memory.stop_tracking();
+        assert_eq!(memory.take_dirty(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_page_set_is_a_set(pages in prop::collection::vec((0u64..200, any::<bool>()), 0..100), from in 0u64..220) {
+            let mut set = PageSet::new(200);
+            let mut model = alloc::collections::BTreeSet::new();
+            for (page, insert) in pages {
+                if insert {
+                    set.insert(page);
+                    model.insert(page);
+                } else {
+                    prop_assert_eq!(set.remove(page), model.remove(&page));
+                }
+            }
+            set.insert(200);
+            prop_assert_eq!(set.len(), model.len() as u64);
+            prop_assert_eq!(set.first_from(from), model.range(from..).next().copied());
         }
     }
 

@@ -30,6 +30,8 @@ const LOOP_LEN: u64 = 4;
 const REP: [u8; 9] = [0xBF, 0x00, 0x30, 0xB9, 100, 0, 0xF3, 0xAA, HLT];
 /// sti; inc ax, three times; hlt
 const AFTER_STI: [u8; 5] = [0xFB, 0x40, 0x40, 0x40, HLT];
+/// mov [0x2000], ax; mov [0x3000], ax; hlt
+const STORES: [u8; 7] = [0xA3, 0x00, 0x20, 0xA3, 0x00, 0x30, HLT];
 
 /// Random stops that are tried.
 const STOPS: u64 = 500;
@@ -107,6 +109,7 @@ pub fn run(vcpu: &mut dyn Vcpu, counter: &dyn Counter, memory: &mut GuestMemory,
     }
     check("delivering an interrupt counts", 0, bench.interrupt_cost());
     check("instructions between STI and an interrupt", 1, bench.after_sti());
+    check("stores to 2 pages, twice: pages seen written", 4, bench.pages_written());
     if let Ok(used) = bench.memory.slice_mut(Gpa(0), USED) {
         used.fill(0);
     }
@@ -259,5 +262,21 @@ impl Bench<'_> {
             (Some(Exit::Hlt), _) if self.vcpu.registers().rip == HANDLER => self.vcpu.registers().gpr[gpr::RAX],
             _ => NONSENSE,
         }
+    }
+
+    /// The second time shows whether a page that was told once is told again.
+    fn pages_written(&mut self) -> u64 {
+        self.vcpu.track_writes(true);
+        let mut pages = 0;
+        for _ in 0..2 {
+            self.place(&STORES);
+            if self.run(u64::MAX) != (Some(Exit::Hlt), 2) {
+                pages = NONSENSE;
+                break;
+            }
+            self.vcpu.take_written(&mut |_| pages += 1);
+        }
+        self.vcpu.track_writes(false);
+        pages
     }
 }

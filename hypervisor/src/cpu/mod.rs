@@ -8,6 +8,8 @@ pub mod svm;
 
 use registers::{CpuMsrs, CpuState, Registers, Segments};
 
+use crate::memory::Gpa;
+
 /// How far one entry may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
@@ -25,7 +27,7 @@ pub enum Exit {
     /// An access to guest-physical memory that is not mapped.
     Memory {
         /// Where.
-        gpa: crate::memory::Gpa,
+        gpa: Gpa,
     },
     /// IN, OUT, INS or OUTS.
     Io(IoExit),
@@ -149,6 +151,12 @@ pub trait Vcpu {
 
     /// Replaces them. EFER.LMA is the CPU's own and stays.
     fn set_msrs(&mut self, msrs: &CpuMsrs);
+
+    /// Begins to notice which pages the guest writes to, or ends it.
+    fn track_writes(&mut self, on: bool);
+
+    /// Calls `written` with each page that the guest wrote since the last call, or since tracking began.
+    fn take_written(&mut self, written: &mut dyn FnMut(Gpa));
 
     /// The whole state.
     fn save(&mut self) -> CpuState;

@@ -17,7 +17,7 @@ use xxhash_rust::xxh64::xxh64;
 use crate::counter::{Counter, Progress};
 use crate::cpu::registers::{CpuState, RFLAGS_IF};
 use crate::cpu::{Exit, Vcpu};
-use crate::memory::{Gpa, GuestMemory};
+use crate::memory::{Gpa, GuestMemory, PageSet};
 use crate::platform::loader::{self, GuestImage, LoadError};
 use crate::platform::{GuestTime, Outputs, Platform, PowerEvent};
 use crate::state::{self, State, StateError, Visitor};
@@ -286,6 +286,25 @@ impl Guest {
         self.settled = true;
         self.crash = None;
         Ok(())
+    }
+
+    /// Begins to notice which pages of memory change, whoever writes them.
+    pub fn track_memory(&mut self) {
+        self.vcpu.track_writes(true);
+        self.memory.track();
+    }
+
+    /// Ends it.
+    pub fn stop_tracking(&mut self) {
+        self.vcpu.track_writes(false);
+        self.memory.stop_tracking();
+    }
+
+    /// The pages that changed since tracking began or since the last call; none when nothing is tracked.
+    pub fn take_dirty(&mut self) -> PageSet {
+        let memory = &mut self.memory;
+        self.vcpu.take_written(&mut |gpa| memory.mark_dirty(gpa));
+        memory.take_dirty().unwrap_or_else(|| PageSet::new(0))
     }
 
     /// Hash of CPU, platform and position.

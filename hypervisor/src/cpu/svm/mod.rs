@@ -71,7 +71,7 @@ pub struct SvmVcpu {
     guest: Box<Vmcb>,
     host: Box<Vmcb>,
     _host_save: Box<Page>,
-    _nested_paging: NestedPaging,
+    nested_paging: NestedPaging,
     _io: Box<IoPermissions>,
     _msr: Box<MsrPermissions>,
     timer: *mut u32,
@@ -122,7 +122,7 @@ impl SvmVcpu {
             guest,
             host,
             _host_save: host_save,
-            _nested_paging: nested_paging,
+            nested_paging,
             _io: io,
             _msr: msr,
             timer: apic.timer_register(),
@@ -367,6 +367,16 @@ impl Vcpu for SvmVcpu {
         save.sysenter_cs = msrs.sysenter_cs;
         save.sysenter_esp = msrs.sysenter_esp;
         save.sysenter_eip = msrs.sysenter_eip;
+    }
+
+    fn track_writes(&mut self, on: bool) {
+        self.nested_paging.track(on);
+        self.guest.control.tlb_control = vmcb::TLB_FLUSH_ALL;
+    }
+
+    fn take_written(&mut self, written: &mut dyn FnMut(Gpa)) {
+        self.nested_paging.take_dirty(written);
+        self.guest.control.tlb_control = vmcb::TLB_FLUSH_ALL;
     }
 
     fn save(&mut self) -> CpuState {

@@ -4,12 +4,15 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use crate::memory::{Gpa, PAGE_SIZE};
+
 /// Page-table entry: present, writable, user (nested walks are user accesses).
 const PRESENT_WRITE_USER: u64 = 0b111;
 /// Page-directory entry: maps a 2 MiB page.
 const LARGE: u64 = 1 << 7;
+/// Page-table entry: the CPU wrote to the page. See: APM volume 2, 15.25.10.
+const DIRTY: u64 = 1 << 6;
 
-const PAGE: u64 = 4096;
 const LARGE_PAGE: u64 = 2 << 20;
 const PER_TABLE: u64 = 512;
 
@@ -20,10 +23,19 @@ const _: () = assert!(size_of::<Table>() == 4096);
 
 /// Tables that map guest-physical 0 to the end of guest memory, and nothing else. All of it is mapped up front, so that
 /// a nested page fault always means a device.
+///
+/// Large pages are used wherever base and length allow. While the guest's writes are [tracked](Self::track), every page
+/// of 4 KiB has an entry of its own, whose dirty bit says that it was written.
 pub struct NestedPaging {
     root: Box<Table>,
-    // The tables below the root, kept where the entries point.
-    _tables: Vec<Box<Table>>,
+    /// The table that the root's only entry points to, kept where it is.
+    _pointers: Box<Table>,
+    /// One for each GiB, with an entry for each 2 MiB.
+    directories: Vec<Box<Table>>,
+    /// One for each 2 MiB, or none while they are not needed. A memory that large pages cannot map needs them always.
+    pages: Vec<Option<Box<Table>>>,
+    base: u64,
+    len: u64,
 }
 
 fn table() -> Box<Table> {
@@ -36,35 +48,52 @@ fn address(table: &Table) -> u64 {
 }
 
 impl NestedPaging {
-    /// Maps guest-physical `0 .. len` to host-physical `base ..`; `len` in whole pages, at most 512 GiB. Uses large
-    /// pages wherever `base` and `len` allow.
+    /// Maps guest-physical `0 .. len` to host-physical `base ..`; `len` in whole pages, at most 512 GiB.
     #[must_use]
     pub fn new(base: u64, len: u64) -> Self {
-        let mut root = table();
-        let mut pointers = table();
-        let mut tables = Vec::new();
-        for gib in 0..len.div_ceil(PER_TABLE * LARGE_PAGE) {
-            let mut directory = table();
-            for index in 0..PER_TABLE {
-                let gpa = (gib * PER_TABLE + index) * LARGE_PAGE;
-                if gpa >= len {
-                    break;
-                }
-                directory.0[index as usize] = if gpa + LARGE_PAGE <= len && base.is_multiple_of(LARGE_PAGE) {
-                    (base + gpa) | LARGE | PRESENT_WRITE_USER
-                } else {
-                    let pages = small_pages(base + gpa, (len - gpa).min(LARGE_PAGE));
-                    let entry = address(&pages) | PRESENT_WRITE_USER;
-                    tables.push(pages);
-                    entry
-                };
-            }
-            pointers.0[gib as usize] = address(&directory) | PRESENT_WRITE_USER;
-            tables.push(directory);
+        let (mut root, mut pointers) = (table(), table());
+        let directories: Vec<_> = (0..len.div_ceil(PER_TABLE * LARGE_PAGE)).map(|_| table()).collect();
+        for (pointer, directory) in pointers.0.iter_mut().zip(&directories) {
+            *pointer = address(directory) | PRESENT_WRITE_USER;
         }
         root.0[0] = address(&pointers) | PRESENT_WRITE_USER;
-        tables.push(pointers);
-        Self { root, _tables: tables }
+        let pages = (0..len.div_ceil(LARGE_PAGE)).map(|_| None).collect();
+        let mut paging = Self { root, _pointers: pointers, directories, pages, base, len };
+        paging.map(false);
+        paging
+    }
+
+    /// Writes the directories, with large pages where that is possible and `fine` does not forbid it.
+    fn map(&mut self, fine: bool) {
+        for index in 0..self.pages.len() {
+            let gpa = index as u64 * LARGE_PAGE;
+            let large = gpa + LARGE_PAGE <= self.len && self.base.is_multiple_of(LARGE_PAGE);
+            let (entry, pages) = if large && !fine {
+                ((self.base + gpa) | LARGE | PRESENT_WRITE_USER, None)
+            } else {
+                let pages = small_pages(self.base + gpa, (self.len - gpa).min(LARGE_PAGE));
+                (address(&pages) | PRESENT_WRITE_USER, Some(pages))
+            };
+            self.directories[index / PER_TABLE as usize].0[index % PER_TABLE as usize] = entry;
+            self.pages[index] = pages;
+        }
+    }
+
+    /// Begins to notice the guest's writes, or ends it. The CPU must forget what it has cached of these tables.
+    pub fn track(&mut self, on: bool) {
+        self.map(on);
+    }
+
+    /// Calls `written` with each page that the guest wrote since the last call, or since the tracking began. The CPU
+    /// must forget what it has cached of these tables, or it will not note the next write.
+    pub fn take_dirty(&mut self, written: &mut dyn FnMut(Gpa)) {
+        for (index, pages) in self.pages.iter_mut().enumerate() {
+            let Some(pages) = pages else { continue };
+            for (page, entry) in pages.0.iter_mut().enumerate().filter(|(_, entry)| **entry & DIRTY != 0) {
+                *entry &= !DIRTY;
+                written(Gpa(index as u64 * LARGE_PAGE + page as u64 * PAGE_SIZE));
+            }
+        }
     }
 
     /// Physical address of the root table, for the nested CR3.
@@ -76,8 +105,8 @@ impl NestedPaging {
 
 fn small_pages(base: u64, len: u64) -> Box<Table> {
     let mut pages = table();
-    for index in 0..len / PAGE {
-        pages.0[index as usize] = (base + index * PAGE) | PRESENT_WRITE_USER;
+    for index in 0..len / PAGE_SIZE {
+        pages.0[index as usize] = (base + index * PAGE_SIZE) | PRESENT_WRITE_USER;
     }
     pages
 }
@@ -106,6 +135,29 @@ mod tests {
             table = found;
         }
         None
+    }
+
+    /// What the CPU does at a write.
+    fn write(paging: &mut NestedPaging, gpa: u64) {
+        let pages = paging.pages[(gpa / LARGE_PAGE) as usize].as_mut().expect("small pages");
+        pages.0[(gpa % LARGE_PAGE / PAGE_SIZE) as usize] |= DIRTY;
+    }
+
+    #[test]
+    fn written_pages_are_told_once() {
+        let mut paging = NestedPaging::new(0x4000_0000, 0x40_5000);
+        paging.track(true);
+        for gpa in [0, 0x1F_FFFF, 0x20_0000, 0x40_4000, 0x40_4008] {
+            assert_eq!(translate(&paging, gpa), Some(0x4000_0000 + gpa));
+            write(&mut paging, gpa);
+        }
+        let mut dirty = Vec::new();
+        paging.take_dirty(&mut |gpa| dirty.push(gpa.0));
+        assert_eq!(dirty, [0, 0x1F_F000, 0x20_0000, 0x40_4000]);
+        paging.take_dirty(&mut |gpa| panic!("{gpa:?} was told before"));
+        paging.track(false);
+        assert_eq!(translate(&paging, 0x20_0000), Some(0x4020_0000));
+        assert!(paging.pages[..2].iter().all(Option::is_none), "large pages again");
     }
 
     #[test]
