@@ -107,6 +107,8 @@ fn nobody_notices_that_the_backup_dies() -> Result<()> {
     let mut rig = Rig::protected("backup-dies", "counter", &[])?;
     let load = Load::start(&rig.service()?, "x", Instant::now())?;
     wait_answers(&mut rig, &load, 10)?;
+    let console = rig.read("console.log");
+    ensure!(console.lines().any(|line| line == "counter: listening on 10.0.2.15:6379"), "{console}");
     rig.kill("backup")?;
     rig.wait_file("unprotected", TAKEOVER_LIMIT, |file| !file.protected)?;
     wait_answers(&mut rig, &load, 10)?;

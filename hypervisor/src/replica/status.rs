@@ -43,6 +43,7 @@ impl Replica {
             return;
         }
         self.figures.next_report_us = self.now_us + INTERVAL_US;
+        self.figures.console.show();
         let mut json = Json::line("status");
         let protected_ms = self.figures.protected_since_us.map_or(0, |since| self.now_us.saturating_sub(since) / 1000);
         json.text("name", &self.config.name)

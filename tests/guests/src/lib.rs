@@ -6,6 +6,7 @@
 
 extern crate alloc;
 
+pub mod ballast;
 pub mod observe;
 pub mod options;
 pub mod random;

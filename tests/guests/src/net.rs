@@ -6,7 +6,7 @@ use core::sync::atomic::{Ordering, fence};
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
 use smoltcp::socket::udp;
-use smoltcp::time::Instant;
+use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, IpCidr, IpEndpoint};
 
 use crate::nic::Nic;
@@ -73,9 +73,10 @@ impl Host {
         Self::on(Nic::new(interrupts.then_some(NIC_VECTOR))?, options)
     }
 
-    /// Waits, interrupts off, until a frame comes or a socket has something to do.
-    pub fn wait(&mut self, now: Instant) {
-        if let Some(delay) = self.interface.poll_delay(now, &self.sockets) {
+    /// Waits, interrupts off, until a frame comes or a socket has something to do, but not longer than `longest`.
+    pub fn wait(&mut self, now: Instant, longest: Option<Duration>) {
+        let socket = self.interface.poll_delay(now, &self.sockets);
+        if let Some(delay) = socket.into_iter().chain(longest).min() {
             if delay.total_micros() == 0 {
                 return;
             }

@@ -15,6 +15,10 @@ pub struct Options<'a> {
     pub seed: u64,
     /// `case=name`
     pub case: &'a str,
+    /// `fill=size`: memory beyond the heap that is filled, in bytes; K, M and G are understood.
+    pub fill: u64,
+    /// `rewrite=size`: how many bytes of it are written anew each second.
+    pub rewrite: u64,
     /// `xapic`: keep to the local APIC's MMIO even when there is x2APIC.
     pub xapic: bool,
 }
@@ -26,6 +30,8 @@ impl Default for Options<'_> {
             gateway: Ipv4Addr::new(10, 0, 2, 2),
             seed: 1,
             case: "",
+            fill: 0,
+            rewrite: 0,
             xapic: false,
         }
     }
@@ -45,8 +51,10 @@ impl<'a> Options<'a> {
                 ("gw", Some(value)) => parsed.gateway = value.parse().map_err(|_| key)?,
                 ("seed", Some(value)) => parsed.seed = value.parse().map_err(|_| key)?,
                 ("case", Some(value)) => parsed.case = value,
+                ("fill", Some(value)) => parsed.fill = size(value).ok_or(key)?,
+                ("rewrite", Some(value)) => parsed.rewrite = size(value).ok_or(key)?,
                 ("xapic", None) => parsed.xapic = true,
-                ("ip" | "gw" | "seed" | "case" | "xapic", _) => return Err(key),
+                ("ip" | "gw" | "seed" | "case" | "fill" | "rewrite" | "xapic", _) => return Err(key),
                 _ => {}
             }
         }
@@ -60,6 +68,18 @@ fn cidr(text: &str) -> Option<(Ipv4Addr, u8)> {
     Some((address.parse().ok()?, len))
 }
 
+fn size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(['K', 'M', 'G']);
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,12 +87,14 @@ mod tests {
     #[test]
     fn options_and_defaults() {
         assert_eq!(Options::parse("other=1 quiet"), Ok(Options::default()));
-        let line = "ip=192.168.7.2/30 gw=192.168.7.1 seed=99 case=ring-loop xapic";
+        let line = "ip=192.168.7.2/30 gw=192.168.7.1 seed=99 case=ring-loop fill=3M rewrite=17 xapic";
         let expected = Options {
             ip: (Ipv4Addr::new(192, 168, 7, 2), 30),
             gateway: Ipv4Addr::new(192, 168, 7, 1),
             seed: 99,
             case: "ring-loop",
+            fill: 3 << 20,
+            rewrite: 17,
             xapic: true,
         };
         assert_eq!(Options::parse(line), Ok(expected));
@@ -80,7 +102,7 @@ mod tests {
 
     #[test]
     fn malformed_options_are_named() {
-        for line in ["ip=10.0.0.1", "ip=10.0.0.1/33", "ip", "gw=x", "seed=-1", "xapic=1"] {
+        for line in ["ip=10.0.0.1", "ip=10.0.0.1/33", "ip", "gw=x", "seed=-1", "fill=M", "rewrite=5MM", "xapic=1"] {
             let key = line.split('=').next().unwrap();
             assert_eq!(Options::parse(line), Err(key), "{line}");
         }

@@ -2,9 +2,11 @@
 #![allow(unsafe_code)]
 
 use core::panic::PanicInfo;
+use core::slice;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use linked_list_allocator::LockedHeap;
-use pollux_boot::BootInfo;
+use pollux_boot::{BootInfo, Region};
 
 use crate::{clock, cpu, interrupts, serial};
 
@@ -18,11 +20,24 @@ const MAX_HEAP: u64 = 64 << 20;
 pub fn init(info: &'static BootInfo) {
     interrupts::init();
     clock::init();
-    let largest = info.memory.usable().filter(|region| region.end() <= 1 << 32).max_by_key(|region| region.len);
-    if let Some(region) = largest {
+    if let Some(region) = largest_region(info) {
         // SAFETY: the memory map says that nobody uses this RAM, it is mapped, and nobody else is given it.
         unsafe { HEAP.lock().init(region.start as *mut u8, region.len.min(MAX_HEAP) as usize) };
     }
+}
+
+fn largest_region(info: &BootInfo) -> Option<Region> {
+    info.memory.usable().filter(|region| region.end() <= 1 << 32).max_by_key(|region| region.len)
+}
+
+/// The memory behind the heap, `len` bytes of it or what there is. Called once.
+pub fn memory_beyond_heap(info: &BootInfo, len: u64) -> &'static mut [u8] {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    assert!(!TAKEN.swap(true, Ordering::Relaxed), "the memory behind the heap is given out once");
+    let Some(region) = largest_region(info) else { return &mut [] };
+    let len = len.min(region.len.saturating_sub(MAX_HEAP));
+    // SAFETY: as in `init`; the heap ends where this begins, and it is given out once.
+    unsafe { slice::from_raw_parts_mut((region.start + MAX_HEAP) as *mut u8, len as usize) }
 }
 
 /// Switches the machine off, or at least stops it.

@@ -1,4 +1,4 @@
-//! A server of a small part of the Redis protocol on TCP port 6379.
+//! A server of a small part of the Redis protocol on TCP port 6379. Asked to, it rewrites memory meanwhile.
 #![no_std]
 #![no_main]
 
@@ -8,18 +8,22 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use pollux_boot::BootInfo;
+use pollux_guests::ballast::Ballast;
 use pollux_guests::net::{Host, now};
 use pollux_guests::options::Options;
 use pollux_guests::session::{Server, Session};
 use pollux_guests::{clock, lapic, println, runtime};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::time::Duration;
 
 const PORT: u16 = 6379;
 /// Bytes of a connection's buffer in each direction.
 const BUFFER_BYTES: usize = 8 * 1024;
 /// Most connections at a time. One more listens.
 const MAX_CONNECTIONS: usize = 128;
+/// How often memory is rewritten, at least.
+const BALLAST_STEP: Duration = Duration::from_millis(1);
 
 struct Connection {
     handle: SocketHandle,
@@ -35,6 +39,7 @@ struct Counter {
     idle: Vec<Connection>,
     /// Unix time when the TSC was zero, in microseconds.
     epoch: u64,
+    ballast: Ballast<'static>,
 }
 
 pollux_boot::entry!(main);
@@ -51,7 +56,11 @@ fn main(info: &'static BootInfo) -> ! {
         Ok(host) => host,
         Err(error) => panic!("network: {error}"),
     };
-    let mut counter = Counter { host, server: Server::default(), connections: Vec::new(), idle: Vec::new(), epoch };
+    let memory = runtime::memory_beyond_heap(info, options.fill);
+    println!("counter: {} bytes filled, {} rewritten each second", memory.len(), options.rewrite);
+    let ballast = Ballast::new(memory, options.rewrite, clock::microseconds());
+    let (connections, idle) = (Vec::new(), Vec::new());
+    let mut counter = Counter { host, server: Server::default(), connections, idle, epoch, ballast };
     counter.listen();
     let (address, _) = options.ip;
     println!("counter: listening on {address}:{PORT}");
@@ -71,8 +80,9 @@ impl Counter {
         }
         self.serve();
         self.host.send(now);
+        self.ballast.step(clock::microseconds());
         if !received {
-            self.host.wait(now);
+            self.host.wait(now, self.ballast.is_busy().then_some(BALLAST_STEP));
         }
     }
 
