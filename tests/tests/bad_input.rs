@@ -14,11 +14,12 @@ use pollux_tests::xtask::{self, Artefacts};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// All of the guest `hostile`, but for those with tests of their own below.
-const HOSTILE_CASES: [&str; 23] = [
+const HOSTILE_CASES: [&str; 24] = [
     "msr",
     "ports",
     "mmio",
     "mmio-unaligned",
+    "mmio-instructions",
     "control-registers",
     "pci-absent",
     "bar-over-ram",
@@ -142,12 +143,6 @@ fn a_hostile_guest_harms_only_itself() -> Result<()> {
         survives(case, &["--solo"])?;
     }
     Ok(())
-}
-
-#[test]
-#[ignore = "known bug: SSE moves on device memory are not emulated, the guest crashes"]
-fn a_hostile_guest_uses_any_instruction_on_devices() -> Result<()> {
-    survives("mmio-instructions", &["--solo"])
 }
 
 /// The emulated CPU lets the guest set them and then refuses to enter it.

@@ -5,6 +5,7 @@
 
 pub mod registers;
 pub mod svm;
+pub mod vectors;
 
 use registers::{CpuMsrs, CpuState, Registers, Segments};
 

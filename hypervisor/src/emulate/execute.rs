@@ -17,7 +17,10 @@ impl Execution<'_> {
         if let Some(form) = super::strings::form(self.instruction.code()) {
             return self.string(form);
         }
-        self.execute_simple()?;
+        match self.vector_move() {
+            Some(done) => done?,
+            None => self.execute_simple()?,
+        }
         Ok(Emulated::Retired)
     }
 

@@ -42,11 +42,11 @@ pub fn string_io(cpu: &mut CpuView<'_>, bus: &mut dyn PortBus, io: &IoExit) -> R
 
 /// Everything but the transfer: the registers after it, how far it got and the element in memory, if there is one.
 fn prepare(
-    cpu: &CpuView<'_>,
+    cpu: &mut CpuView<'_>,
     bus: &mut dyn PortBus,
     io: &IoExit,
 ) -> Result<(Registers, Emulated, Option<Span>), Fault> {
-    let mut execution = Execution::fetch(cpu.mode, cpu.registers, bus)?;
+    let mut execution = Execution::fetch(cpu, bus)?;
     if form(execution.instruction.code()) != Some((io.input, io.size)) {
         return Err(execution.unsupported());
     }

@@ -87,8 +87,7 @@ impl<'a> AddressSpace<'a> {
         let fault = if name == SegmentName::Ss { STACK } else { GENERAL_PROTECTION };
         let last = u64::from(size) - 1;
         if self.long {
-            let has_base = matches!(name, SegmentName::Fs | SegmentName::Gs);
-            let linear = if has_base { segment.base.wrapping_add(offset) } else { offset };
+            let linear = self.base(name).wrapping_add(offset);
             let canonical = is_canonical(linear) && is_canonical(linear.wrapping_add(last));
             return if canonical { Ok(linear) } else { Err(fault) };
         }
@@ -99,6 +98,12 @@ impl<'a> AddressSpace<'a> {
             return Err(fault);
         }
         Ok(segment.base.wrapping_add(offset) & 0xFFFF_FFFF)
+    }
+
+    /// Where the segment begins.
+    pub(super) fn base(&self, name: SegmentName) -> u64 {
+        let ignored = self.long && !matches!(name, SegmentName::Fs | SegmentName::Gs);
+        if ignored { 0 } else { self.segment(name).base }
     }
 
     fn segment(&self, name: SegmentName) -> &'a Segment {

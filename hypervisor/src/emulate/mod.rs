@@ -21,12 +21,15 @@ mod linear;
 pub mod mmio;
 mod operand;
 mod strings;
+mod vectors;
 pub mod walk;
 
 #[cfg(test)]
 mod tests;
 
 use core::fmt;
+
+pub use vectors::Vectors;
 
 use crate::cpu::registers::{CR0_PE, EFER_LMA, Registers, Segment};
 use crate::cpu::{Exception, Mode};
@@ -38,12 +41,13 @@ const RFLAGS_VM: u64 = 1 << 17;
 const RFLAGS_AC: u64 = 1 << 18;
 
 /// What an instruction sees of the CPU.
-#[derive(Debug)]
 pub struct CpuView<'a> {
     /// Registers; changed only when the instruction succeeds.
     pub registers: &'a mut Registers,
     /// How instructions and addresses are understood.
     pub mode: &'a Mode,
+    /// Vector registers; changed only when the instruction succeeds.
+    pub vectors: &'a mut dyn Vectors,
 }
 
 /// Where memory operands lead.

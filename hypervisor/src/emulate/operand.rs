@@ -3,6 +3,7 @@
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::linear::{AddressSpace, SegmentName, Span};
+use super::vectors::Vectors;
 use super::walk::AccessKind;
 use super::{Bus, Bytes, Fault, alu};
 use crate::cpu::Mode;
@@ -15,6 +16,7 @@ pub(super) struct Execution<'a> {
     pub(super) space: AddressSpace<'a>,
     pub(super) instruction: Instruction,
     pub(super) bytes: Bytes,
+    pub(super) vectors: &'a mut dyn Vectors,
     pub(super) bus: &'a mut dyn Bus,
 }
 
@@ -98,7 +100,7 @@ impl Execution<'_> {
             | OpKind::Immediate32to64 => Ok(Place::Immediate(self.instruction.immediate(operand))),
             OpKind::Memory => {
                 let size = self.memory_size()?;
-                let offset = self.offset(operand)?.wrapping_add(displacement) & alu::mask(self.address_size());
+                let offset = self.memory_offset(operand, displacement)?;
                 let segment = segment_name(self.instruction.memory_segment()).ok_or(self.unsupported())?;
                 Ok(Place::Memory(self.space.span(self.bus.memory(), segment, offset, size, kind)?))
             }
@@ -112,6 +114,11 @@ impl Execution<'_> {
             size @ (1 | 2 | 4 | 8) => Ok(size as u8),
             _ => Err(self.unsupported()),
         }
+    }
+
+    /// Offset in its segment of what lies `displacement` bytes after the start of a memory operand.
+    pub(super) fn memory_offset(&self, operand: u32, displacement: u64) -> Result<u64, Fault> {
+        Ok(self.offset(operand)?.wrapping_add(displacement) & alu::mask(self.address_size()))
     }
 
     /// Offset of a memory operand in its segment.

@@ -3,6 +3,7 @@
 use super::exits::Done;
 use super::{Guest, Noting};
 use crate::cpu::IoExit;
+use crate::cpu::vectors::LiveVectors;
 use crate::emulate::{Bus, CpuView, Fault, io, mmio};
 use crate::memory::{Gpa, GuestMemory};
 use crate::platform::{GuestTime, Platform, Size};
@@ -66,7 +67,7 @@ impl Guest {
     ) -> Done {
         let now = self.now();
         let mode = self.vcpu.mode();
-        let mut cpu = CpuView { registers: self.vcpu.registers_mut(), mode: &mode };
+        let mut cpu = CpuView { registers: self.vcpu.registers_mut(), mode: &mode, vectors: &mut LiveVectors };
         let mut bus = PlatformBus { platform: &mut self.platform, memory: &mut self.memory, out, now };
         match step(&mut cpu, &mut bus) {
             Ok(_) => Done::Moved,

@@ -4,10 +4,11 @@ mod instructions;
 mod paging;
 mod properties;
 mod strings;
+mod vectors;
 
 use alloc::vec::Vec;
 
-use super::{Bus, CpuView, Emulated, Fault, io, mmio};
+use super::{Bus, CpuView, Emulated, Fault, Vectors, io, mmio};
 use crate::cpu::registers::{CR0_PE, CR0_PG, EFER_LMA, EFER_LME, RFLAGS_FIXED, Registers, Segment, Segments};
 use crate::cpu::{IoExit, Mode};
 use crate::memory::{Gpa, GuestMemory};
@@ -76,6 +77,21 @@ struct Rig {
     bus: TestBus,
     registers: Registers,
     mode: Mode,
+    vectors: TestVectors,
+}
+
+/// Vector registers.
+#[derive(Default)]
+struct TestVectors([u128; 16]);
+
+impl Vectors for TestVectors {
+    fn get(&self, index: usize) -> u128 {
+        self.0[index]
+    }
+
+    fn set(&mut self, index: usize, value: u128) {
+        self.0[index] = value;
+    }
 }
 
 impl Rig {
@@ -83,7 +99,8 @@ impl Rig {
         let memory = GuestMemory::for_test(RAM as usize);
         let registers = Registers { rip: CODE, rflags: RFLAGS_FIXED, ..Registers::default() };
         let (reads, writes, port_reads, port_writes) = Default::default();
-        Self { bus: TestBus { memory, reads, writes, port_reads, port_writes }, registers, mode }
+        let bus = TestBus { memory, reads, writes, port_reads, port_writes };
+        Self { bus, registers, mode, vectors: TestVectors::default() }
     }
 
     /// Real mode, all segments at 0.
@@ -146,13 +163,13 @@ impl Rig {
     }
 
     fn step(&mut self) -> Result<Emulated, Fault> {
-        let mut cpu = CpuView { registers: &mut self.registers, mode: &self.mode };
+        let mut cpu = CpuView { registers: &mut self.registers, mode: &self.mode, vectors: &mut self.vectors };
         mmio::step(&mut cpu, &mut self.bus)
     }
 
     fn string_io(&mut self, port: u16, size: u8, input: bool) -> Result<Emulated, Fault> {
         let exit = IoExit { port, size, input, string: true, next_rip: 0 };
-        let mut cpu = CpuView { registers: &mut self.registers, mode: &self.mode };
+        let mut cpu = CpuView { registers: &mut self.registers, mode: &self.mode, vectors: &mut self.vectors };
         io::string_io(&mut cpu, &mut self.bus, &exit)
     }
 
