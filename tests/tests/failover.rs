@@ -1,9 +1,11 @@
 //! A machine is killed, and its clients do not notice.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::unistd::geteuid;
 use pollux_tests::history::{self, Summary};
 use pollux_tests::load::Load;
 use pollux_tests::rig::Rig;
@@ -54,6 +56,23 @@ fn one_connection_survives_kill_after_kill() -> Result<()> {
     let status = rig.status()?;
     ensure!(status.takeovers.len() == kills, "{} takeovers after {kills} kills", status.takeovers.len());
     ensure!(status.notice("diverged").is_none(), "{:?}", status.notice("diverged"));
+    rig.stop()
+}
+
+/// Its retransmission timers, not those of the rig's forwarder, decide when the client goes on.
+#[test]
+fn the_kernels_own_tcp_survives_a_kill() -> Result<()> {
+    if !geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
+        println!("SKIPPED: a tap interface needs root and /dev/net/tun");
+        return Ok(());
+    }
+    let mut rig = Rig::protected("tap", "counter", &["--tap", "pollux-test"])?;
+    let load = Load::start(&rig.service()?, "x", Instant::now())?;
+    wait_answers(&mut rig, &load, 10)?;
+    rig.kill("primary")?;
+    wait_answers(&mut rig, &load, 10)?;
+    judge(load)?;
+    ensure!(rig.status()?.takeovers.len() == 1);
     rig.stop()
 }
 
