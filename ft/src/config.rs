@@ -1,7 +1,8 @@
 //! What can be tuned.
 
+use crate::mutation::Mutation;
 use crate::seal::MAX_SEALED;
-use crate::types::Span;
+use crate::types::{Span, Term};
 
 /// Times and sizes of a node. Both twins should use the same values.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +28,14 @@ pub struct Config {
     pub receive_buffer_bytes: usize,
     /// Bound on entries that are appended but not applied by the backup. Default 65536.
     pub max_entries: u64,
+    /// Whether there is an arbiter to ask for terms. Without one each question is granted at once, and a partition can
+    /// leave two machines live. Default false.
+    pub arbiter: bool,
+    /// The term that a machine started as primary bids for. Default 1; higher where the arbiter remembers more.
+    pub first_term: Term,
+    /// The rule to break.
+    #[cfg(feature = "mutations")]
+    pub mutation: Option<Mutation>,
 }
 
 impl Default for Config {
@@ -42,6 +51,10 @@ impl Default for Config {
             send_buffer_bytes: 512 * 1024,
             receive_buffer_bytes: 4 * 1024 * 1024,
             max_entries: 65536,
+            arbiter: false,
+            first_term: Term(1),
+            #[cfg(feature = "mutations")]
+            mutation: None,
         }
     }
 }
@@ -76,7 +89,24 @@ impl Config {
         if self.receive_buffer_bytes == 0 || self.max_entries < 16 {
             return Err("the log buffers are too small");
         }
+        if self.first_term == Term(0) {
+            return Err("terms start at 1");
+        }
         Ok(())
+    }
+
+    /// Whether `rule` is broken on purpose.
+    #[cfg(feature = "mutations")]
+    #[must_use]
+    pub fn broken(&self, rule: Mutation) -> bool {
+        self.mutation == Some(rule)
+    }
+
+    /// No rule is ever broken: the feature `mutations` is off.
+    #[cfg(not(feature = "mutations"))]
+    #[must_use]
+    pub const fn broken(&self, _: Mutation) -> bool {
+        false
     }
 }
 
@@ -90,6 +120,7 @@ mod tests {
         assert!(Config { heartbeat_interval: Span(0), ..Config::default() }.check().is_err());
         assert!(Config { suspect_after: Span(100), ..Config::default() }.check().is_err());
         assert!(Config { send_buffer_bytes: 1000, ..Config::default() }.check().is_err());
+        assert!(Config { first_term: Term(0), ..Config::default() }.check().is_err());
         assert!(Config { batch_bytes: MAX_SEALED, ..Config::default() }.check().is_err());
     }
 }

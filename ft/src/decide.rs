@@ -1,9 +1,24 @@
 //! The rules of the protocol as pure functions over small types.
 //!
 //! [`crate::node::Node`] asks them; a simulator or a model check can ask the very same ones. Nothing here has state.
+//!
+//! # Terms
+//!
+//! A machine runs the guest alone only in a term that is its own. The arbiter grants each term to one machine at most,
+//! by a test-and-set. Each session names the term that both its machines bid for when they lose each other:
+//! [`next_term`] of all that were bid for before. So of the two at most one goes on.
+//!
+//! * Nobody needs to ask while a pair is protected, nor a primary whose backup surely never had the complete state, nor
+//!   one whose backup itself said that it gave up ([`may_run_alone`]).
+//! * A backup gives up only as long as it has not asked ([`on_standing`]). From then on it waits for the answer, also
+//!   when it follows its primary again meanwhile ([`may_call_off`]); once the term is granted it goes live
+//!   ([`on_answer`]), even if the primary lives. So a granted term is never left lying about by a machine that lives,
+//!   and a primary that is refused can halt: the winner goes on.
+//! * A primary that asked and then hears that the backup gave up needs the answer no more. It may have been granted:
+//!   the term is burnt, and the next session bids for a higher one ([`after_session`]).
 
 use crate::heartbeat::Heartbeat;
-use crate::types::{NodeId, Role, SessionId, Span, Term, Time};
+use crate::types::{NodeId, Position, Role, Seq, SessionId, Span, Term, Time};
 
 /// Who claims to run the guest, and since which term.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -16,10 +31,37 @@ pub struct Claim {
 
 /// Whether a primary must halt because it heard of another one.
 ///
-/// The newer term wins. Two machines started as primaries by mistake share a term: then the higher node id yields.
+/// The newer term wins. Two machines started as primaries by mistake, without an arbiter, share a term: then the higher
+/// node id yields.
 #[must_use]
 pub fn must_yield(ours: Claim, theirs: Claim) -> bool {
     theirs.node != ours.node && (theirs.term, ours.node) > (ours.term, theirs.node)
+}
+
+/// What a machine does that hears of a primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OnClaim {
+    /// Nothing on account of the claim.
+    Ignore,
+    /// Halt: our guest is out of date.
+    Yield,
+    /// The twin took the guest over that we handed to it: become its backup.
+    HandedOver,
+}
+
+/// Decides about a heartbeat of a primary. `by_twin`: it comes from the machine of our session.
+///
+/// The twin's new reign is all the proof a machine that hands over needs: its guest stands still, and what it released
+/// was acked, hence drained by the twin.
+#[must_use]
+pub fn on_claim(role: Role, ours: Claim, theirs: Claim, by_twin: bool) -> OnClaim {
+    if !role.is_primary() || !must_yield(ours, theirs) {
+        OnClaim::Ignore
+    } else if role == Role::HandingOver && by_twin && theirs.term > ours.term {
+        OnClaim::HandedOver
+    } else {
+        OnClaim::Yield
+    }
 }
 
 /// What a primary answers to a machine that wants to join.
@@ -27,7 +69,7 @@ pub fn must_yield(ours: Claim, theirs: Claim) -> bool {
 pub enum JoinVerdict {
     /// Begin the state transfer.
     Begin,
-    /// The old backup may still think that it is one; try again soon.
+    /// There is a backup, or the old one may still think that it is one; try again soon.
     Busy,
     /// This node runs no guest.
     NotPrimary,
@@ -44,9 +86,15 @@ pub fn on_join(role: Role, ours: Term, theirs: Term, gave_up: bool) -> JoinVerdi
         Role::Alone | Role::Detaching if theirs > ours => JoinVerdict::Outdated,
         Role::Alone => JoinVerdict::Begin,
         Role::Detaching if gave_up => JoinVerdict::Begin,
-        Role::Detaching | Role::Transferring | Role::Protected => JoinVerdict::Busy,
+        role if role.is_primary() => JoinVerdict::Busy,
         _ => JoinVerdict::NotPrimary,
     }
+}
+
+/// Whether a joiner that knows of term `ours` may follow a primary of term `theirs`, in a session that bids for `next`.
+#[must_use]
+pub fn may_follow(ours: Term, theirs: Term, next: Term) -> bool {
+    theirs >= ours && next > theirs
 }
 
 /// Whether the twin has been silent for so long that it is taken for dead.
@@ -63,6 +111,53 @@ pub fn was_stopped(now: Time, last_tick: Time, suspect_after: Span) -> bool {
     now.since(last_tick) > Span(suspect_after.0 / 2)
 }
 
+/// Whether entries are logged: there is, or may be, a backup that needs them.
+#[must_use]
+pub fn is_logging(role: Role, state_sent: bool) -> bool {
+    match role {
+        Role::Transferring => state_sent,
+        Role::Protected | Role::Detaching => true,
+        _ => false,
+    }
+}
+
+/// Whether the guest's output must wait for acks. While the state is still being sent no backup can take over, and
+/// output may leave.
+#[must_use]
+pub fn holds_output(role: Role, state_sent: bool) -> bool {
+    is_logging(role, state_sent) || role == Role::HandingOver
+}
+
+/// Whether frames of `output` may leave a primary whose backup holds the log up to `received`: the output rule.
+#[must_use]
+pub fn may_release(output: Seq, received: Seq) -> bool {
+    output <= received
+}
+
+/// Whether a machine in this role acks what it receives: only a backup with the complete state may, as only that one
+/// could take over.
+#[must_use]
+pub fn may_ack(role: Role) -> bool {
+    role.is_backup()
+}
+
+/// How far a backup may run its guest: to the next entry, else to the newest position that the log names.
+#[must_use]
+pub fn may_run_to(next_entry: Option<Position>, limit: Position) -> Position {
+    next_entry.unwrap_or(limit)
+}
+
+/// Whether a broken stream ends the session in this role. The backup of a primary that hands over closes it when it
+/// goes live: once the hand-over is acked only silence says that it failed.
+#[must_use]
+pub fn needs_stream(role: Role, handover_acked: bool) -> bool {
+    match role {
+        Role::Transferring | Role::Protected => true,
+        Role::HandingOver => !handover_acked,
+        _ => false,
+    }
+}
+
 /// What a primary knows of the backup that it lost touch with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LostBackup {
@@ -72,21 +167,39 @@ pub struct LostBackup {
     pub gave_up: bool,
     /// Nothing was heard of it for the time to suspicion.
     pub silent: bool,
+    /// It lives and is about to take over, see [`contends`].
+    pub contends: bool,
+    /// The next term is ours.
+    pub term_granted: bool,
 }
 
 /// Whether a primary may open its gate and go on without a backup.
 ///
-/// While a complete backup is alive and has not given up, it may take over at any time with what it holds: output
-/// that it does not hold must stay inside. The arbiter is to be asked here.
+/// A complete backup that has not given up may take over at any time with what it holds, unless the term is ours:
+/// output that it does not hold must stay inside.
 #[must_use]
 pub fn may_run_alone(lost: LostBackup) -> bool {
-    !lost.may_be_complete || lost.gave_up || lost.silent
+    !lost.may_be_complete || lost.gave_up || lost.term_granted
+}
+
+/// Whether a primary bids for the next term. A backup that is heard will give up by itself when it hears that it was
+/// let go of, unless it is about to take over. Without an arbiter (`exclusive` is false: a bid proves nothing) that one
+/// is left alone, too: it will make itself heard.
+#[must_use]
+pub fn may_bid_alone(lost: LostBackup, exclusive: bool) -> bool {
+    !may_run_alone(lost) && (lost.silent || (lost.contends && exclusive))
 }
 
 /// Whether a heartbeat proves that the twin is no longer the backup of session `session` of primary `me`.
 #[must_use]
 pub fn gave_up(beat: &Heartbeat, me: NodeId, session: SessionId) -> bool {
     beat.role == Role::Joining && beat.peer == me && beat.session == session
+}
+
+/// Whether a heartbeat says that the backup of session `session` of primary `me` thinks that `me` is gone.
+#[must_use]
+pub fn contends(beat: &Heartbeat, me: NodeId, session: SessionId) -> bool {
+    beat.role == Role::Draining && beat.peer == me && beat.session == session
 }
 
 /// What a primary's heartbeat means to its backup.
@@ -108,8 +221,46 @@ pub fn standing(beat: &Heartbeat, me: NodeId, term: Term, session: SessionId) ->
     }
     let same = beat.term == term && beat.session == session && beat.peer == me;
     match beat.role {
-        Role::Transferring | Role::Protected if same => Standing::Wanted,
+        Role::Transferring | Role::Protected | Role::HandingOver if same => Standing::Wanted,
         _ => Standing::Dropped,
+    }
+}
+
+/// How far a machine has come with its bid for the next term.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Bid {
+    /// It did not ask.
+    None,
+    /// The arbiter was asked and has not answered.
+    Asked,
+    /// The term is granted.
+    Won,
+}
+
+/// What a backup does about its standing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OnStanding {
+    /// Nothing.
+    Ignore,
+    /// Go on following; a takeover may be called off.
+    Follow,
+    /// Throw the guest away and join again.
+    Abandon,
+    /// The arbiter was asked: its answer decides, whatever the primary says.
+    Contend,
+}
+
+/// Decides what a backup does that bids for `next` with `bid` and hears of a primary in term `theirs`.
+///
+/// A backup that was let go of frees its primary by giving up, but not while its question is open or won: the primary
+/// may have been refused already, and then nobody would go on. A primary that is in the term itself needs nothing.
+#[must_use]
+pub fn on_standing(standing: Standing, bid: Bid, next: Term, theirs: Term) -> OnStanding {
+    match standing {
+        Standing::Unknown => OnStanding::Ignore,
+        Standing::Wanted => OnStanding::Follow,
+        Standing::Dropped if bid == Bid::None || theirs >= next => OnStanding::Abandon,
+        Standing::Dropped => OnStanding::Contend,
     }
 }
 
@@ -120,7 +271,8 @@ pub struct BackupView {
     pub role: Role,
     /// Nothing was heard of the primary for the time to suspicion.
     pub primary_silent: bool,
-    /// The primary said in order that it stopped the guest for good on its machine.
+    /// The primary said in order that it stopped the guest for good on its machine, handed it over, or let go of us
+    /// when we had asked the arbiter already.
     pub primary_left: bool,
     /// The log holds the guest's own power-off: there is nothing to take over.
     pub powered_off: bool,
@@ -133,116 +285,80 @@ pub struct BackupView {
 /// Whether the backup starts to drain its log in order to go live.
 #[must_use]
 pub fn may_drain(view: BackupView) -> bool {
-    view.role == Role::Backup && (view.primary_silent || view.primary_left) && !view.powered_off
+    let gone = view.primary_silent || view.primary_left || view.term_granted;
+    view.role == Role::Backup && gone && !view.powered_off
+}
+
+/// Whether a sign of life of the primary calls the takeover off. A granted term is not given back: see the module.
+#[must_use]
+pub fn may_call_off(view: BackupView) -> bool {
+    view.role == Role::Draining && !view.primary_left && !view.term_granted
+}
+
+/// Whether the backup bids for the next term now. Not before the log is drained: until then nothing binds it.
+#[must_use]
+pub fn may_bid(view: BackupView) -> bool {
+    let gone = view.primary_silent || view.primary_left;
+    view.role == Role::Draining && gone && !view.powered_off && view.drained && !view.term_granted
 }
 
 /// Whether the backup may go live now.
 #[must_use]
 pub fn may_go_live(view: BackupView) -> bool {
-    view.role == Role::Draining
-        && (view.primary_silent || view.primary_left)
-        && !view.powered_off
-        && view.drained
-        && view.term_granted
+    view.role == Role::Draining && !view.powered_off && view.drained && view.term_granted
 }
 
-/// The term of the next reign.
+/// What the arbiter said about a term.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// It is ours.
+    Granted,
+    /// It is another machine's.
+    Taken,
+}
+
+/// What follows from an answer of the arbiter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OnAnswer {
+    /// Nothing: nobody waits for this answer any more.
+    Stale,
+    /// Start the guest.
+    Start,
+    /// Go on without the backup that was lost.
+    RunAlone,
+    /// Take over, come what may.
+    GoLive,
+    /// Halt: somebody else runs the guest, or will.
+    FailStop,
+}
+
+/// Decides about the arbiter's answer to a question for `answered`, for a machine that bids for `next` with `bid`.
+#[must_use]
+pub fn on_answer(role: Role, bid: Bid, next: Term, answered: Term, verdict: Verdict) -> OnAnswer {
+    if bid != Bid::Asked || answered != next {
+        return OnAnswer::Stale;
+    }
+    match (verdict, role) {
+        (Verdict::Taken, _) => OnAnswer::FailStop,
+        (Verdict::Granted, Role::Starting) => OnAnswer::Start,
+        (Verdict::Granted, Role::Detaching) => OnAnswer::RunAlone,
+        (Verdict::Granted, Role::Backup | Role::Draining) => OnAnswer::GoLive,
+        (Verdict::Granted, _) => OnAnswer::Stale,
+    }
+}
+
+/// The term to bid for behind `term`.
 #[must_use]
 pub fn next_term(term: Term) -> Term {
     Term(term.0.saturating_add(1))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::types::{Position, Seq};
-    use proptest::prelude::*;
-
-    fn beat(role: Role, term: u64, session: u64, peer: u64) -> Heartbeat {
-        Heartbeat {
-            pair: 0,
-            node: NodeId(1),
-            peer: NodeId(peer),
-            counter: 1,
-            term: Term(term),
-            role,
-            session: SessionId(session),
-            linked: true,
-            seq: Seq(0),
-            position: Position(0),
-            time: Time(0),
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn of_two_primaries_exactly_one_yields(a in (0u64..4, 0u64..4), b in (0u64..4, 0u64..4)) {
-            let claim = |(term, node)| Claim { term: Term(term), node: NodeId(node) };
-            let (x, y) = (must_yield(claim(a), claim(b)), must_yield(claim(b), claim(a)));
-            if a.1 == b.1 {
-                prop_assert!(!x && !y);
-            } else {
-                prop_assert!(x != y);
-                prop_assert!(a.0 == b.0 || x == (a.0 < b.0));
-            }
-        }
-    }
-
-    #[test]
-    fn only_a_node_that_runs_alone_takes_a_joiner() {
-        use JoinVerdict::{Begin, Busy, NotPrimary, Outdated};
-        let (one, two) = (Term(1), Term(2));
-        assert_eq!(on_join(Role::Alone, two, one, false), Begin);
-        assert_eq!(on_join(Role::Alone, one, two, false), Outdated);
-        assert_eq!(on_join(Role::Detaching, one, one, false), Busy);
-        assert_eq!(on_join(Role::Detaching, one, one, true), Begin);
-        assert_eq!(on_join(Role::Protected, one, one, false), Busy);
-        for role in [Role::Joining, Role::Loading, Role::Backup, Role::Draining, Role::Halted] {
-            assert_eq!(on_join(role, one, one, false), NotPrimary);
-        }
-    }
-
-    #[test]
-    fn a_backup_reads_its_standing() {
-        let of =
-            |role, term, session, peer| standing(&beat(role, term, session, peer), NodeId(2), Term(1), SessionId(5));
-        assert_eq!(of(Role::Protected, 1, 5, 2), Standing::Wanted);
-        assert_eq!(of(Role::Transferring, 1, 5, 2), Standing::Wanted);
-        assert_eq!(of(Role::Detaching, 1, 5, 2), Standing::Dropped);
-        assert_eq!(of(Role::Alone, 1, 5, 2), Standing::Dropped);
-        assert_eq!(of(Role::Protected, 1, 6, 3), Standing::Dropped);
-        assert_eq!(of(Role::Alone, 1, 4, 2), Standing::Unknown);
-        assert_eq!(of(Role::Alone, 2, 1, 2), Standing::Dropped);
-        assert_eq!(of(Role::Joining, 1, 5, 2), Standing::Unknown);
-    }
-
-    #[test]
-    fn going_live_needs_every_condition() {
-        let good = BackupView {
-            role: Role::Draining,
-            primary_silent: true,
-            primary_left: false,
-            powered_off: false,
-            drained: true,
-            term_granted: true,
-        };
-        assert!(may_go_live(good));
-        assert!(may_go_live(BackupView { primary_silent: false, primary_left: true, ..good }));
-        assert!(!may_go_live(BackupView { primary_silent: false, ..good }));
-        assert!(!may_go_live(BackupView { powered_off: true, ..good }));
-        assert!(!may_go_live(BackupView { drained: false, ..good }));
-        assert!(!may_go_live(BackupView { term_granted: false, ..good }));
-        assert!(!may_go_live(BackupView { role: Role::Loading, ..good }));
-        assert!(!may_drain(BackupView { role: Role::Loading, ..good }));
-        assert!(may_drain(BackupView { role: Role::Backup, ..good }));
-    }
-
-    #[test]
-    fn a_primary_waits_for_a_complete_backup_that_lives() {
-        let lost = LostBackup { may_be_complete: true, gave_up: false, silent: false };
-        assert!(!may_run_alone(lost));
-        assert!(may_run_alone(LostBackup { may_be_complete: false, ..lost }));
-        assert!(may_run_alone(LostBackup { gave_up: true, ..lost }));
-        assert!(may_run_alone(LostBackup { silent: true, ..lost }));
-    }
+/// What the next session bids for when one that bid for `next` ended and the primary goes on in its old term. Where the
+/// backup may have been complete, either machine may have asked for `next` and won it unawares: it is burnt.
+#[must_use]
+pub fn after_session(next: Term, may_be_complete: bool) -> Term {
+    if may_be_complete { next_term(next) } else { next }
 }
+
+#[cfg(test)]
+mod tests;

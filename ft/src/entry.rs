@@ -17,7 +17,7 @@ pub enum Control {
     PowerOff,
     /// The guest is reset; both twins reset it at this position.
     Reset,
-    /// Reserved: a planned change of roles.
+    /// The primary stopped its guest here: the backup goes live from this position on, and the log ends.
     SwitchOver,
 }
 

@@ -12,6 +12,7 @@
 //! | [`seal`], [`message`] | messages on the stream, and how they are protected |
 //! | [`heartbeat`] | signs of life, sent as datagrams |
 //! | [`pairing`] | may these two machines be twins? |
+//! | [`flow`] | how much a lagging backup slows the primary down |
 //!
 //! What is absent: nothing here reads a clock, draws a random number, or knows what a guest is.
 #![cfg_attr(not(test), no_std)]
@@ -23,9 +24,11 @@ pub mod batch;
 pub mod config;
 pub mod decide;
 pub mod entry;
+pub mod flow;
 pub mod heartbeat;
 mod link;
 pub mod message;
+mod mutation;
 pub mod node;
 pub mod pairing;
 mod replay_log;
@@ -36,7 +39,9 @@ pub mod types;
 pub mod wire;
 
 pub use config::Config;
+pub use decide::Verdict;
 pub use entry::{Control, Entry, EntryRef, Kind, Record};
+pub use mutation::Mutation;
 pub use node::{Action, AppendError, HaltReason, LossReason, Node, NotLive, Start};
 pub use pairing::Identity;
 pub use send_log::Lag;

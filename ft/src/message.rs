@@ -63,13 +63,22 @@ pub enum Message<'a> {
         session: SessionId,
         /// The primary's term.
         term: Term,
+        /// The term that both machines bid for when they lose each other.
+        next: Term,
     },
-    /// Guest memory; pages that are not sent are zero.
+    /// Guest memory. What was never sent is zero; what is sent again replaces what was sent before.
     Memory {
         /// Guest-physical address, a multiple of 4096.
         gpa: u64,
         /// Whole pages.
         data: &'a [u8],
+    },
+    /// Guest memory that is zero, though it was sent with a content before.
+    Zero {
+        /// Guest-physical address, a multiple of 4096.
+        gpa: u64,
+        /// Bytes, a multiple of 4096.
+        len: u64,
     },
     /// The next piece of the saved vCPU and platform.
     Machine(&'a [u8]),
@@ -114,6 +123,7 @@ impl<'a> Message<'a> {
             Self::Entries(_) => 8,
             Self::Ack { .. } => 9,
             Self::Bye(_) => 10,
+            Self::Zero { .. } => 11,
         }
     }
 
@@ -132,13 +142,18 @@ impl<'a> Message<'a> {
                 out.push(u8::from(*retry));
                 put_text(out, reason, MAX_REASON);
             }
-            Self::StateBegin { session, term } => {
+            Self::StateBegin { session, term, next } => {
                 put_varint(out, session.0);
                 put_varint(out, term.0);
+                put_varint(out, next.0);
             }
             Self::Memory { gpa, data } => {
                 put_varint(out, *gpa);
                 out.extend_from_slice(data);
+            }
+            Self::Zero { gpa, len } => {
+                put_varint(out, *gpa);
+                put_varint(out, *len);
             }
             Self::Machine(data) | Self::Entries(data) => out.extend_from_slice(data),
             Self::StateEnd { position, seq, digest } => {
@@ -184,7 +199,11 @@ impl<'a> Message<'a> {
                 }
             }),
             2 => Self::Refuse { retry: reader.bool()?, reason: reader.text(MAX_REASON)? },
-            3 => Self::StateBegin { session: SessionId(reader.varint()?), term: Term(reader.varint()?) },
+            3 => Self::StateBegin {
+                session: SessionId(reader.varint()?),
+                term: Term(reader.varint()?),
+                next: Term(reader.varint()?),
+            },
             4 => Self::memory(reader.varint()?, reader.rest())?,
             5 => Self::Machine(reader.rest()),
             6 => Self::StateEnd {
@@ -209,6 +228,7 @@ impl<'a> Message<'a> {
                     other => return Err(DecodeError::UnknownKind(other)),
                 })
             }
+            11 => Self::zero(reader.varint()?, reader.varint()?)?,
             other => return Err(DecodeError::UnknownKind(other)),
         };
         reader.finish()?;
@@ -223,6 +243,13 @@ impl<'a> Message<'a> {
             return Err(DecodeError::TooLong);
         }
         Ok(Self::Memory { gpa, data })
+    }
+
+    fn zero(gpa: u64, len: u64) -> Result<Self, DecodeError> {
+        if !gpa.is_multiple_of(4096) || len == 0 || !len.is_multiple_of(4096) {
+            return Err(DecodeError::BadValue("memory range"));
+        }
+        Ok(Self::Zero { gpa, len })
     }
 }
 
@@ -253,8 +280,9 @@ mod tests {
         round_trip(&Message::Hello(Hello::Known { joining: true, term: Term(3), session: SessionId(8), identity }));
         round_trip(&Message::Hello(Hello::OtherVersion(77)));
         round_trip(&Message::Refuse { retry: true, reason: "busy".into() });
-        round_trip(&Message::StateBegin { session: SessionId(4), term: Term(5) });
+        round_trip(&Message::StateBegin { session: SessionId(4), term: Term(5), next: Term(6) });
         round_trip(&Message::Memory { gpa: 0x5000, data: &[7; 8192] });
+        round_trip(&Message::Zero { gpa: 0x5000, len: 1 << 30 });
         round_trip(&Message::Machine(&[1, 2, 3]));
         round_trip(&Message::StateEnd { position: Position(1 << 50), seq: Seq(12), digest: 99 });
         round_trip(&Message::Joined(SessionId(4)));
@@ -272,12 +300,17 @@ mod tests {
             Message::Memory { gpa, data: &vec![0; len] }.encode(&mut payload);
             assert!(Message::decode(4, &payload).is_err(), "{gpa} {len}");
         }
+        for (gpa, len) in [(1, 4096), (0, 4095), (0, 0)] {
+            let mut payload = Vec::new();
+            Message::Zero { gpa, len }.encode(&mut payload);
+            assert!(Message::decode(11, &payload).is_err(), "{gpa} {len}");
+        }
     }
 
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(kind: u8, payload in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Message::decode(kind % 12, &payload);
+            let _ = Message::decode(kind % 13, &payload);
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The backup's side of the log: entries that are held, and how far the guest may run.
 
 use crate::batch::{Batch, Released};
+use crate::config::Config;
 use crate::entry::{Control, Entry, EntryRef, Record};
+use crate::mutation::Mutation;
 use crate::types::{Position, Seq};
 use crate::wire::DecodeError;
 use alloc::collections::VecDeque;
@@ -41,6 +43,7 @@ pub(crate) struct ReplayLog {
     limit: Position,
     pub(crate) released: Released,
     pub(crate) powered_off: bool,
+    pub(crate) handed_over: bool,
 }
 
 impl ReplayLog {
@@ -50,25 +53,26 @@ impl ReplayLog {
     }
 
     /// Buffers a batch, as a whole or not at all.
-    pub(crate) fn receive(&mut self, payload: &[u8]) -> Result<Taken, BatchError> {
+    pub(crate) fn receive(&mut self, config: &Config, payload: &[u8]) -> Result<Taken, BatchError> {
         let held = self.records.len();
-        let result = self.receive_entries(payload);
+        let result = self.receive_entries(config, payload);
         if result.is_err() {
             self.records.truncate(held);
         }
         result
     }
 
-    fn receive_entries(&mut self, payload: &[u8]) -> Result<Taken, BatchError> {
+    fn receive_entries(&mut self, config: &Config, payload: &[u8]) -> Result<Taken, BatchError> {
         let mut batch = Batch::open(payload)?;
         let in_order = batch.next_seq() == self.last.next() && batch.position() >= self.limit;
         if !in_order || batch.released().is_some_and(|new| new < self.released || new.seq > self.last) {
             return Err(BatchError::Order);
         }
         let mut taken = Taken::default();
-        let (mut bytes, mut last, mut powered_off) = (self.bytes, self.last, self.powered_off);
+        let (mut bytes, mut last) = (self.bytes, self.last);
+        let (mut powered_off, mut handed_over) = (self.powered_off, self.handed_over);
         while let Some((seq, position, entry)) = batch.next_entry()? {
-            if powered_off {
+            if powered_off || handed_over {
                 return Err(BatchError::Order);
             }
             last = seq;
@@ -82,16 +86,32 @@ impl ReplayLog {
                 }
                 EntryRef::Control(control) => {
                     taken.urgent = true;
-                    powered_off = control == Control::PowerOff;
+                    powered_off = control == Control::PowerOff && !config.broken(Mutation::PowerOffIgnored);
+                    handed_over = control == Control::SwitchOver;
                 }
+                EntryRef::PacketIn(_) if seq.0 % 8 == 0 && config.broken(Mutation::AckBeforeBuffering) => continue,
+                EntryRef::Digest { .. } if config.broken(Mutation::DigestNotCompared) => continue,
                 _ => {}
             }
             bytes += ENTRY_COST + entry.data_len();
             self.records.push_back(Record { seq, position, entry: entry.to_owned() });
+            if config.broken(Mutation::EntriesSwapped) {
+                self.swap_newest();
+            }
         }
-        (self.bytes, self.last, self.limit, self.powered_off) = (bytes, last, batch.position(), powered_off);
+        (self.bytes, self.last, self.limit) = (bytes, last, batch.position());
+        (self.powered_off, self.handed_over) = (powered_off, handed_over);
         self.released = batch.released().unwrap_or(self.released);
         Ok(taken)
+    }
+
+    /// Breaks a rule: the two newest records change places.
+    fn swap_newest(&mut self) {
+        if let Some(index) = self.records.len().checked_sub(2) {
+            let newest = core::mem::replace(&mut self.records[index + 1].entry, Entry::Horizon);
+            let before = core::mem::replace(&mut self.records[index].entry, newest);
+            self.records[index + 1].entry = before;
+        }
     }
 
     pub(crate) fn front(&self) -> Option<&Record> {
@@ -145,7 +165,7 @@ mod tests {
         let mut log = ReplayLog::resume(Seq(4), Position(50));
         assert_eq!((log.limit(), log.applied()), (Position(50), Seq(4)));
         let batch = payload(5, &[(60, EntryRef::PacketIn(&[1; 9])), (70, EntryRef::Output), (90, EntryRef::Horizon)]);
-        assert_eq!(log.receive(&batch), Ok(Taken { urgent: true, entries: 3 }));
+        assert_eq!(log.receive(&Config::default(), &batch), Ok(Taken { urgent: true, entries: 3 }));
         assert_eq!((log.limit(), log.last, log.applied()), (Position(90), Seq(7), Seq(4)));
         assert_eq!(log.bytes(), ENTRY_COST + 9);
         assert_eq!(log.pop().unwrap().seq, Seq(5));
@@ -157,11 +177,11 @@ mod tests {
         let mut log = ReplayLog::resume(Seq(4), Position(50));
         for (first, position) in [(6, 60), (4, 60), (5, 49)] {
             let batch = payload(first, &[(position, EntryRef::PacketIn(&[1]))]);
-            assert_eq!(log.receive(&batch), Err(BatchError::Order));
+            assert_eq!(log.receive(&Config::default(), &batch), Err(BatchError::Order));
         }
         let mut cut = payload(5, &[(60, EntryRef::PacketIn(&[1])), (61, EntryRef::PacketIn(&[2; 30]))]);
         cut.pop();
-        assert_eq!(log.receive(&cut), Err(BatchError::Content(DecodeError::Truncated)));
+        assert_eq!(log.receive(&Config::default(), &cut), Err(BatchError::Content(DecodeError::Truncated)));
         assert_eq!((log.last, log.limit(), log.bytes(), log.front()), (Seq(4), Position(50), 0, None));
     }
 
@@ -169,9 +189,12 @@ mod tests {
     fn nothing_follows_a_power_off() {
         let mut log = ReplayLog::resume(Seq(0), Position(0));
         let off = EntryRef::Control(Control::PowerOff);
-        assert_eq!(log.receive(&payload(1, &[(5, off), (6, EntryRef::Output)])), Err(BatchError::Order));
+        assert_eq!(
+            log.receive(&Config::default(), &payload(1, &[(5, off), (6, EntryRef::Output)])),
+            Err(BatchError::Order)
+        );
         assert!(!log.powered_off);
-        assert!(log.receive(&payload(1, &[(5, off)])).unwrap().urgent);
+        assert!(log.receive(&Config::default(), &payload(1, &[(5, off)])).unwrap().urgent);
         assert!(log.powered_off);
     }
 }

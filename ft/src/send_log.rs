@@ -2,6 +2,7 @@
 
 use crate::batch::{OpenBatch, Released};
 use crate::config::Config;
+use crate::decide;
 use crate::entry::{EntryRef, Kind};
 use crate::stats::Stats;
 use crate::types::{Position, Seq, Span, Time};
@@ -16,7 +17,7 @@ const MARKS: usize = 512;
 pub struct Lag {
     /// Entries that are logged but not applied by the backup.
     pub entries: u64,
-    /// Ticks from where the backup's guest stood at its last ack to the newest position logged.
+    /// Ticks from where the backup's guest stood at its last ack to where ours stands.
     pub ticks: u64,
     /// Age of the oldest batch that is not applied.
     pub time: Span,
@@ -117,9 +118,12 @@ impl SendLog {
     }
 
     /// Appends the open batch to `out`.
-    pub(crate) fn close(&mut self, now: Time, out: &mut Vec<u8>) {
-        let news = (self.released.seq > self.told).then_some(self.released);
-        self.told = self.released.seq;
+    /// `early` breaks a rule: the mark is the newest output sent.
+    pub(crate) fn close(&mut self, now: Time, out: &mut Vec<u8>, early: bool) {
+        let sent = self.outputs.iter().rev().find(|output| output.seq <= self.sent).copied();
+        let mark = if early { sent.unwrap_or(self.released) } else { self.released };
+        let news = (mark.seq > self.told).then_some(mark);
+        self.told = mark.seq;
         self.open.close(out, news);
         self.due = None;
         self.sent = self.last;
@@ -143,9 +147,10 @@ impl SendLog {
         received: Seq,
         applied: Seq,
         position: Position,
+        newest: Seq,
     ) -> Result<Option<Seq>, BadAck> {
         let forward = received >= self.received && applied >= self.applied && position >= self.applied_position;
-        if !forward || received > self.sent || applied > received || position > self.last_position {
+        if !forward || received > self.sent.max(newest) || applied > received || position > self.last_position {
             return Err(BadAck);
         }
         if received > self.received {
@@ -156,7 +161,7 @@ impl SendLog {
             self.marks.pop_front();
         }
         let before = self.released.seq;
-        while let Some(output) = self.outputs.pop_front_if(|output| output.seq <= received) {
+        while let Some(output) = self.outputs.pop_front_if(|output| decide::may_release(output.seq, received)) {
             self.released = output;
         }
         Ok((self.released.seq > before).then_some(self.released.seq))
@@ -178,10 +183,11 @@ impl SendLog {
         self.received
     }
 
-    pub(crate) fn lag(&self, now: Time) -> Lag {
+    /// The lag behind a guest that has run to `position`.
+    pub(crate) fn lag(&self, now: Time, position: Position) -> Lag {
         Lag {
             entries: self.unapplied(),
-            ticks: self.last_position.0.saturating_sub(self.applied_position.0),
+            ticks: self.last_position.max(position).0.saturating_sub(self.applied_position.0),
             time: self.marks.front().map_or(Span(0), |(_, sent)| now.since(*sent)),
         }
     }
@@ -203,16 +209,16 @@ mod tests {
         log.append(now, &config, &mut stats, Position(120), &EntryRef::PacketIn(&[1]));
         log.append(now, &config, &mut stats, Position(130), &EntryRef::Output);
         assert_eq!(log.due(), Some(now));
-        assert_eq!(log.ack(now, Seq(11), Seq(10), Position(100)), Err(BadAck), "nothing was sent yet");
-        log.close(now, &mut Vec::new());
-        assert_eq!(log.ack(now, Seq(10), Seq(10), Position(100)), Ok(None));
-        assert_eq!(log.ack(now, Seq(12), Seq(10), Position(100)), Ok(Some(Seq(11))));
+        assert_eq!(log.ack(now, Seq(11), Seq(10), Position(100), Seq(0)), Err(BadAck), "nothing was sent yet");
+        log.close(now, &mut Vec::new(), false);
+        assert_eq!(log.ack(now, Seq(10), Seq(10), Position(100), Seq(0)), Ok(None));
+        assert_eq!(log.ack(now, Seq(12), Seq(10), Position(100), Seq(0)), Ok(Some(Seq(11))));
         assert_eq!(log.waiting_since(), Some(now));
-        assert_eq!(log.ack(now, Seq(11), Seq(10), Position(100)), Err(BadAck), "an ack never goes back");
-        assert_eq!(log.ack(now, Seq(13), Seq(13), Position(130)), Ok(Some(Seq(13))));
+        assert_eq!(log.ack(now, Seq(11), Seq(10), Position(100), Seq(0)), Err(BadAck), "an ack never goes back");
+        assert_eq!(log.ack(now, Seq(13), Seq(13), Position(130), Seq(0)), Ok(Some(Seq(13))));
         assert_eq!(log.waiting_since(), None);
-        assert_eq!(log.lag(now), Lag::default());
-        assert_eq!(log.ack(now, Seq(14), Seq(13), Position(130)), Err(BadAck));
+        assert_eq!(log.lag(now, Position(0)), Lag::default());
+        assert_eq!(log.ack(now, Seq(14), Seq(13), Position(130), Seq(0)), Err(BadAck));
     }
 
     #[test]
@@ -233,11 +239,11 @@ mod tests {
         let (mut log, config, mut stats) = log();
         for step in [1000, 2000] {
             log.append(Time(step), &config, &mut stats, Position(100 + step), &EntryRef::Horizon);
-            log.close(Time(step), &mut Vec::new());
+            log.close(Time(step), &mut Vec::new(), false);
         }
-        assert_eq!(log.lag(Time(5000)), Lag { entries: 2, ticks: 2000, time: Span(4000) });
-        log.ack(Time(5000), Seq(12), Seq(11), Position(1100)).unwrap();
-        assert_eq!(log.lag(Time(5000)), Lag { entries: 1, ticks: 1000, time: Span(3000) });
+        assert_eq!(log.lag(Time(5000), Position(0)), Lag { entries: 2, ticks: 2000, time: Span(4000) });
+        log.ack(Time(5000), Seq(12), Seq(11), Position(1100), Seq(0)).unwrap();
+        assert_eq!(log.lag(Time(5000), Position(0)), Lag { entries: 1, ticks: 1000, time: Span(3000) });
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub struct Stats {
     pub log_full: u64,
     /// Bytes of state sent, as primary: payload of memory and machine messages.
     pub state_bytes: u64,
-    /// Pages sent, as primary.
+    /// Pages sent, as primary; one that is sent again counts again.
     pub state_pages: u64,
     /// State transfers begun, as primary.
     pub transfers: u64,
@@ -72,6 +72,16 @@ pub struct Stats {
     pub losses: u64,
     /// Times this node went live.
     pub takeovers: u64,
+    /// Times this node handed its guest over in order.
+    pub switch_overs: u64,
+    /// Questions to the arbiter.
+    pub terms_asked: u64,
+    /// Terms that became ours, with or without an arbiter.
+    pub terms_won: u64,
+    /// Questions that the arbiter answered with another machine's name.
+    pub terms_lost: u64,
+    /// Answers of the arbiter that nobody waited for any more.
+    pub answers_stale: u64,
     /// Takeovers called off because the primary was heard again.
     pub takeovers_cancelled: u64,
     /// Times this node noticed that it had been stopped itself.

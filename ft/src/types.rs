@@ -50,7 +50,7 @@ impl Seq {
     }
 }
 
-/// Number of a reign: raised by each go-live. 0 is a machine that never belonged to one.
+/// Number of a reign: whoever runs the guest alone won it first. 0 is a machine that never belonged to one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Term(pub u64);
 
@@ -74,30 +74,41 @@ pub struct SessionId(pub u64);
 /// What a node is at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
+    /// Has a guest that never ran and waits for the arbiter to grant its first term.
+    Starting,
     /// Runs the guest, no backup: output leaves at once.
     Alone,
-    /// Runs the guest, a backup is being made: output is held from the snapshot on.
+    /// Runs the guest, a backup is being made: output is held from the end of the state on.
     Transferring,
     /// Runs the guest, a backup follows: output waits for acks.
     Protected,
-    /// Runs the guest, the backup is out of reach but may still think that it is one: output stays held.
+    /// Runs the guest, the backup is out of reach but may still think that it is one: output stays held until it is
+    /// known that it does not, or the arbiter granted the next term.
     Detaching,
+    /// The guest stands still: it is to go on at the backup.
+    HandingOver,
     /// No guest; looks for a primary.
     Joining,
     /// Receives the state; not yet good for anything.
     Loading,
     /// Follows the log.
     Backup,
-    /// The primary fell silent: executes the rest of the log before going live.
+    /// The primary is gone: executes the rest of the log, wins the next term, goes live.
     Draining,
     /// Out of service.
     Halted,
 }
 
 impl Role {
-    /// Whether a machine in this role executes the guest ahead of everybody else.
+    /// Whether a machine in this role has the guest that clients talk to.
     #[must_use]
     pub const fn is_primary(self) -> bool {
+        self.runs_guest() || matches!(self, Self::HandingOver)
+    }
+
+    /// Whether a machine in this role executes the guest ahead of everybody else.
+    #[must_use]
+    pub const fn runs_guest(self) -> bool {
         matches!(self, Self::Alone | Self::Transferring | Self::Protected | Self::Detaching)
     }
 
@@ -118,6 +129,8 @@ impl Role {
             Self::Backup => 6,
             Self::Draining => 7,
             Self::Halted => 8,
+            Self::Starting => 9,
+            Self::HandingOver => 10,
         }
     }
 
@@ -132,6 +145,8 @@ impl Role {
             6 => Self::Backup,
             7 => Self::Draining,
             8 => Self::Halted,
+            9 => Self::Starting,
+            10 => Self::HandingOver,
             _ => return None,
         })
     }

@@ -10,12 +10,28 @@ use core::fmt;
 pub enum Action {
     /// Primary: frames of `Output` entries up to this one may leave.
     Release(Seq),
-    /// Primary: stop the guest, hold all output from here on, and feed the state with
-    /// [`Node::push_memory`](super::Node::push_memory), [`Node::push_machine`](super::Node::push_machine) and
-    /// [`Node::finish_state`](super::Node::finish_state). Then the guest may run on, output stays held.
+    /// Primary: feed the state. The guest may run meanwhile, its output leaves as before: send memory with
+    /// [`Node::push_memory`](super::Node::push_memory) and [`Node::push_zero`](super::Node::push_zero) in any number of
+    /// rounds, later messages replace earlier ones. In the end stop the guest, send the pages that changed since, the
+    /// machine with [`Node::push_machine`](super::Node::push_machine), and call
+    /// [`Node::finish_state`](super::Node::finish_state). Then the guest runs on, with its output held.
     BeginTransfer,
     /// Primary: a backup holds the state and follows.
     Protected,
+    /// Started as primary: the first term is granted, run the guest, its output may leave.
+    Started {
+        /// The term.
+        term: Term,
+    },
+    /// Obtain `term` for this machine at the arbiter, and hand the answer to
+    /// [`Node::arbiter_answered`](super::Node::arbiter_answered). Keep asking until there is one or this is withdrawn;
+    /// to ask again for a term that this machine already has must be granted again.
+    AskArbiter {
+        /// The term.
+        term: Term,
+    },
+    /// Stop asking the arbiter.
+    ArbiterNotNeeded,
     /// Primary: go on without a backup; all output held may leave, and an unfinished transfer ends.
     Unprotected {
         /// Why the backup is one no more.
@@ -30,6 +46,13 @@ pub enum Action {
         /// Whole pages.
         data: Vec<u8>,
     },
+    /// Backup: this range of guest memory is zero.
+    LoadZero {
+        /// Guest-physical address, a multiple of 4096; the range lies inside guest memory.
+        gpa: u64,
+        /// Bytes, a multiple of 4096.
+        len: u64,
+    },
     /// Backup: the next piece of the saved vCPU and platform.
     LoadMachine(Vec<u8>),
     /// Backup: the state is complete. Check it against `digest`, then call [`Node::joined`](super::Node::joined), or
@@ -41,13 +64,18 @@ pub enum Action {
         digest: u64,
     },
     /// Backup: the primary is gone. Apply all that is held, run to `last`, then call
-    /// [`Node::went_live`](super::Node::went_live).
+    /// [`Node::went_live`](super::Node::went_live) until it succeeds or the takeover is called off.
     TakeOver {
         /// The newest position the guest may run to.
         last: Position,
     },
     /// Backup: the primary was heard again; follow it as before.
     TakeOverCancelled,
+    /// Primary that handed over: the twin runs the guest now. Throw the guest and its held output away and join.
+    HandedOver {
+        /// The twin's term.
+        term: Term,
+    },
     /// Backup: the guest held here is worthless; throw it away and join again.
     Abandoned {
         /// Why.
@@ -119,6 +147,8 @@ pub enum HaltReason {
     PoweredOff,
     /// This machine was taken out of service in order.
     Stopped,
+    /// The arbiter gave this term to another machine, which runs the guest or will; start this one as its backup.
+    TermTaken(Term),
     /// Another primary exists, or existed, with this newer (or better) claim: our guest is out of date.
     Superseded(Term),
     /// Our guest is not the primary's; with details.
@@ -130,6 +160,9 @@ impl fmt::Display for HaltReason {
         match self {
             Self::PoweredOff => f.write_str("the guest powered off"),
             Self::Stopped => f.write_str("stopped in order"),
+            Self::TermTaken(term) => {
+                write!(f, "the arbiter gave term {} to another machine: start this one as its backup", term.0)
+            }
             Self::Superseded(term) => write!(f, "superseded by a primary of term {}", term.0),
             Self::Diverged(what) => write!(f, "diverged from the primary: {what}"),
         }
@@ -164,6 +197,8 @@ pub enum NotLive {
     NotTakingOver,
     /// Entries are left, or the guest does not stand at the end of the log.
     NotDrained,
+    /// The arbiter has not yet granted the next term.
+    NotGranted,
 }
 
 impl fmt::Display for NotLive {
@@ -171,6 +206,7 @@ impl fmt::Display for NotLive {
         f.write_str(match self {
             Self::NotTakingOver => "no takeover is under way",
             Self::NotDrained => "the log is not drained",
+            Self::NotGranted => "the arbiter has not granted the next term",
         })
     }
 }

@@ -2,12 +2,13 @@
 
 use super::{Action, HaltReason, LossReason, Node, NotLive};
 use crate::batch::Released;
-use crate::decide::{self, BackupView};
+use crate::decide::{self, BackupView, Bid, OnStanding};
 use crate::entry::{Control, Entry, Record};
 use crate::message::{Bye, Message};
+use crate::mutation::Mutation;
 use crate::replay_log::ReplayLog;
 use crate::send_log::SendLog;
-use crate::types::{Position, Role, Term, Time};
+use crate::types::{Position, Role, Seq, Term, Time};
 use alloc::string::ToString;
 
 impl Node {
@@ -21,7 +22,8 @@ impl Node {
     /// The newest position the guest may run to, entries before it applied. `None`: execute nothing.
     #[must_use]
     pub fn run_limit(&self) -> Option<Position> {
-        self.role.is_backup().then(|| self.replay.limit())
+        let beyond = if self.config.broken(Mutation::HorizonIgnored) { 1000 } else { 0 };
+        self.role.is_backup().then(|| Position(self.replay.limit().0 + beyond))
     }
 
     /// The newest `Output` entry whose frames the primary is known to have released: frames that our guest made up
@@ -42,7 +44,7 @@ impl Node {
         assert_eq!(record.position, position, "entry {:?} applied at the wrong position", record.seq);
         match record.entry {
             Entry::Digest { .. } => self.stats.digests += 1,
-            Entry::Control(Control::PowerOff) => {
+            Entry::Control(Control::PowerOff) if !self.config.broken(Mutation::PowerOffIgnored) => {
                 self.send_ack();
                 self.halt(HaltReason::PoweredOff);
                 return;
@@ -76,26 +78,29 @@ impl Node {
         self.halt(HaltReason::Diverged(details.to_string()));
     }
 
-    /// The log is drained and the guest stands at `position`: go live if the rules allow it. Only after `Ok` may
-    /// output leave this machine.
+    /// The log is drained and the guest stands at `position`: go live if the rules allow it. The first call asks the
+    /// arbiter; call again when it has answered. Only after `Ok` may output leave this machine.
     ///
     /// # Errors
-    /// When this node is not, or no longer, taking over.
+    /// When this node is not, or no longer, taking over, or the term is not granted yet.
     pub fn went_live(&mut self, now: Time, position: Position) -> Result<Term, NotLive> {
         if self.role != Role::Draining {
             return Err(NotLive::NotTakingOver);
         }
-        // The right to the next term is granted at once as long as there is no arbiter to ask.
-        let view = BackupView { term_granted: true, ..self.backup_view(now, position) };
+        let view = self.backup_view(now, position);
         if !view.drained {
             return Err(NotLive::NotDrained);
         }
-        if !decide::may_go_live(view) {
-            return Err(NotLive::NotTakingOver);
+        if self.bid == Bid::None && decide::may_bid(view) {
+            self.ask();
+        }
+        if !decide::may_go_live(self.backup_view(now, position)) {
+            let waits = self.bid == Bid::Asked;
+            return Err(if waits { NotLive::NotGranted } else { NotLive::NotTakingOver });
         }
         self.close_link(false);
+        self.enter_next_term();
         self.role = Role::Alone;
-        self.term = decide::next_term(self.term);
         self.position = position;
         self.send = SendLog::resume(self.replay.last, position);
         self.replay = ReplayLog::default();
@@ -108,11 +113,13 @@ impl Node {
     fn backup_view(&self, now: Time, position: Position) -> BackupView {
         BackupView {
             role: self.role,
-            primary_silent: decide::is_silent(now, self.last_heard, self.config.suspect_after),
+            primary_silent: decide::is_silent(now, self.last_heard, self.config.suspect_after)
+                || (self.role == Role::Draining && self.config.broken(Mutation::TakeoverNotCalledOff)),
             primary_left: self.primary_left,
             powered_off: self.replay.powered_off,
-            drained: self.replay.front().is_none() && position == self.replay.limit(),
-            term_granted: false,
+            drained: (self.replay.front().is_none() && position == self.replay.limit())
+                || self.config.broken(Mutation::LiveBeforeDrained),
+            term_granted: self.bid == Bid::Won || self.config.broken(Mutation::LiveWithoutArbiter),
         }
     }
 
@@ -126,9 +133,11 @@ impl Node {
         }
     }
 
-    /// The primary gave a sign of life. Draining has only executed what the log holds, so nothing is to be undone.
+    /// The primary gave a sign of life. Draining has only executed what the log holds, so nothing is to be undone; a
+    /// question to the arbiter stays open.
     pub(super) fn primary_heard(&mut self, now: Time) {
-        if self.role == Role::Draining && !self.primary_left {
+        let called_off = decide::may_call_off(self.backup_view(now, self.position));
+        if called_off && !self.config.broken(Mutation::TakeoverNotCalledOff) {
             self.role = Role::Backup;
             self.stats.takeovers_cancelled += 1;
             self.ack_within(now);
@@ -136,9 +145,29 @@ impl Node {
         }
     }
 
+    /// The next term is ours: goes live whatever the primary does, with the log as it is now.
+    pub(super) fn commit(&mut self, now: Time) {
+        self.close_link(false);
+        self.consider_takeover(now);
+    }
+
+    /// The primary said something that concerns our standing.
+    pub(super) fn take_standing(&mut self, now: Time, verdict: OnStanding) {
+        match verdict {
+            OnStanding::Ignore => {}
+            OnStanding::Follow => self.primary_heard(now),
+            OnStanding::Abandon => self.abandon(now, LossReason::Dropped),
+            OnStanding::Contend => {
+                self.primary_left = true;
+                self.commit(now);
+            }
+        }
+    }
+
     /// The guest held here is worthless: back to the start.
     pub(super) fn abandon(&mut self, now: Time, reason: LossReason) {
         self.close_link(false);
+        self.withdraw();
         self.role = Role::Joining;
         self.replay = ReplayLog::default();
         self.position = Position(0);
@@ -159,7 +188,8 @@ impl Node {
     }
 
     pub(super) fn send_ack(&mut self) {
-        let (received, applied) = (self.replay.last, self.replay.applied());
+        let beyond = u64::from(self.config.broken(Mutation::AckBeyondReceived));
+        let (received, applied) = (Seq(self.replay.last.0 + beyond), self.replay.applied());
         self.ack_due = None;
         self.acked_applied = applied;
         if self.link.is_up() {

@@ -1,8 +1,9 @@
 //! Heartbeats, silence and everything else that time brings.
 
 use super::{HaltReason, LossReason, Node};
-use crate::decide::{self, Claim, Standing};
+use crate::decide::{self, Bid, Claim, OnClaim};
 use crate::heartbeat::{Datagram, Heartbeat};
+use crate::mutation::Mutation;
 use crate::types::{NodeId, Role, Span, Time};
 
 impl Node {
@@ -16,14 +17,11 @@ impl Node {
             self.stats.heartbeats_ignored += 1;
             return;
         }
-        if self.role.is_primary() && beat.role.is_primary() {
-            let ours = Claim { term: self.term, node: self.identity.node };
-            if decide::must_yield(ours, Claim { term: beat.term, node: beat.node }) {
-                self.close_link(false);
-                return self.halt(HaltReason::Superseded(beat.term));
-            }
+        if beat.role.is_primary() && self.hear_claim(now, &beat) {
+            return;
         }
         match &mut self.peer {
+            Some(_) if self.config.broken(Mutation::AnyHeartbeatCounts) => {}
             Some(peer) if peer.node == beat.node && beat.counter > peer.counter => peer.counter = beat.counter,
             _ => {
                 self.stats.heartbeats_ignored += 1;
@@ -39,18 +37,34 @@ impl Node {
         }
     }
 
+    /// Whether another primary's claim ended our reign.
+    fn hear_claim(&mut self, now: Time, beat: &Heartbeat) -> bool {
+        let ours = Claim { term: self.term, node: self.identity.node };
+        let theirs = Claim { term: beat.term, node: beat.node };
+        match decide::on_claim(self.role, ours, theirs, self.peer() == Some(beat.node)) {
+            OnClaim::Ignore => return false,
+            OnClaim::HandedOver => self.handed_over(now, beat.term),
+            OnClaim::Yield if self.config.broken(Mutation::SupersededGoesOn) => return false,
+            OnClaim::Yield => {
+                self.close_link(false);
+                self.halt(HaltReason::Superseded(beat.term));
+            }
+        }
+        true
+    }
+
     fn backup_said(&mut self, now: Time, beat: &Heartbeat) {
         let me = self.identity.node;
         let gave_up = decide::gave_up(beat, me, self.session);
         let unlinked = beat.role.is_backup() && beat.session == self.session && beat.peer == me && !beat.linked;
         match self.role {
-            Role::Transferring | Role::Protected if gave_up => {
+            Role::Transferring | Role::Protected | Role::HandingOver if gave_up => {
                 self.lose_backup(now, LossReason::TwinUnlinked, true);
             }
-            Role::Transferring | Role::Protected if unlinked => {
+            role if unlinked && decide::needs_stream(role, self.handover_acked()) => {
                 self.lose_backup(now, LossReason::TwinUnlinked, false);
             }
-            Role::Detaching if gave_up => self.go_alone(now, self.loss.clone()),
+            Role::Detaching => self.consider_alone(now, gave_up, decide::contends(beat, me, self.session)),
             _ => {}
         }
     }
@@ -59,11 +73,8 @@ impl Node {
         if !matches!(self.role, Role::Loading | Role::Backup | Role::Draining) {
             return;
         }
-        match decide::standing(beat, self.identity.node, self.term, self.session) {
-            Standing::Dropped => self.abandon(now, LossReason::Dropped),
-            Standing::Wanted => self.primary_heard(now),
-            Standing::Unknown => {}
-        }
+        let standing = decide::standing(beat, self.identity.node, self.term, self.session);
+        self.take_standing(now, decide::on_standing(standing, self.bid, self.next, beat.term));
     }
 
     /// The next datagram to send to the twin.
@@ -128,9 +139,13 @@ impl Node {
     fn tick_silence(&mut self, now: Time) {
         let silent = decide::is_silent(now, self.last_heard, self.config.suspect_after);
         match self.role {
-            Role::Transferring | Role::Protected if silent => self.lose_backup(now, LossReason::Silent, false),
-            Role::Protected if self.acks_stopped(now) => self.lose_backup(now, LossReason::AcksStopped, false),
-            Role::Detaching if silent => self.go_alone(now, self.loss.clone()),
+            Role::Transferring | Role::Protected | Role::HandingOver if silent => {
+                self.lose_backup(now, LossReason::Silent, false);
+            }
+            Role::Protected | Role::HandingOver if self.acks_stopped(now) => {
+                self.lose_backup(now, LossReason::AcksStopped, false);
+            }
+            Role::Detaching => self.consider_alone(now, false, false),
             Role::Loading if silent => self.abandon(now, LossReason::Silent),
             Role::Backup => self.consider_takeover(now),
             _ => {}
@@ -161,14 +176,20 @@ impl Node {
         }
         let after = |time: Time, span: Span| Some(time.after(span));
         let suspect = self.config.suspect_after;
-        let in_session = !matches!(self.role, Role::Alone | Role::Joining | Role::Draining) && !self.replay.powered_off;
+        let in_session = match self.role {
+            Role::Transferring | Role::Protected | Role::HandingOver | Role::Loading => true,
+            // Behind these the caller and the arbiter are awaited, not the clock.
+            Role::Detaching => self.bid == Bid::None,
+            Role::Backup => !self.replay.powered_off,
+            _ => false,
+        };
         let candidates = [
             Some(self.next_heartbeat),
             self.send.due(),
             self.ack_due,
             if in_session { after(self.last_heard, suspect) } else { None },
             if self.link.is_up() && !self.paired { after(self.link.heard, suspect) } else { None },
-            if self.role == Role::Protected { self.acks_deadline() } else { None },
+            if matches!(self.role, Role::Protected | Role::HandingOver) { self.acks_deadline() } else { None },
         ];
         candidates.into_iter().flatten().min()
     }

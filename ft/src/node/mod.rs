@@ -10,12 +10,16 @@ mod backup;
 mod detect;
 mod primary;
 mod stream;
+mod switch_over;
+mod term;
 
 pub use action::{Action, AppendError, HaltReason, LossReason, NotLive};
 
 use crate::config::Config;
+use crate::decide::{self, Bid};
 use crate::heartbeat::pair_digest;
 use crate::link::{Link, LinkState};
+use crate::mutation::Mutation;
 use crate::pairing::Identity;
 use crate::replay_log::ReplayLog;
 use crate::send_log::SendLog;
@@ -48,6 +52,9 @@ pub struct Node {
     pair: u64,
     role: Role,
     term: Term,
+    /// The term that the machines of this session bid for, and how far our bid is.
+    next: Term,
+    bid: Bid,
     session: SessionId,
     peer: Option<Peer>,
     /// How far the guest has run here.
@@ -60,11 +67,13 @@ pub struct Node {
     next_heartbeat: Time,
     heartbeat_due: bool,
     heartbeat_counter: u64,
-    /// Primary: the log, whether all state was sent, why the backup is being let go, the guest's power-off.
+    /// Primary: the log, whether all state was sent, why the backup is being let go, the entries with which the guest
+    /// ends or goes over to the backup.
     send: SendLog,
     state_sent: bool,
     loss: LossReason,
     power_off: Option<Seq>,
+    handover: Option<Seq>,
     /// Backup: the log, whether all state arrived, bytes of state not yet taken by the caller.
     replay: ReplayLog,
     state_received: bool,
@@ -86,16 +95,18 @@ impl Node {
     pub fn new(now: Time, start: Start, config: Config, mut identity: Identity) -> Result<Self, &'static str> {
         config.check()?;
         identity.shorten();
-        let (role, term) = match start {
-            Start::Primary => (Role::Alone, Term(1)),
+        let (role, next) = match start {
+            Start::Primary => (Role::Starting, config.first_term),
             Start::Backup => (Role::Joining, Term(0)),
         };
-        Ok(Self {
+        let mut node = Self {
             pair: pair_digest(&identity.pair),
             config,
             identity,
             role,
-            term,
+            term: Term(0),
+            next,
+            bid: Bid::None,
             session: SessionId(0),
             peer: None,
             position: Position(0),
@@ -110,6 +121,7 @@ impl Node {
             state_sent: false,
             loss: LossReason::Silent,
             power_off: None,
+            handover: None,
             replay: ReplayLog::default(),
             state_received: false,
             load_bytes: 0,
@@ -118,7 +130,15 @@ impl Node {
             primary_left: false,
             actions: VecDeque::new(),
             stats: Stats::default(),
-        })
+        };
+        if start == Start::Primary {
+            node.ask();
+            if node.bid == Bid::Won {
+                node.enter_next_term();
+                node.role = Role::Alone;
+            }
+        }
+        Ok(node)
     }
 
     /// What this node is.
@@ -131,6 +151,12 @@ impl Node {
     #[must_use]
     pub fn term(&self) -> Term {
         self.term
+    }
+
+    /// The term that the machines of this session bid for when they lose each other.
+    #[must_use]
+    pub fn next_term(&self) -> Term {
+        self.next
     }
 
     /// The session this node is in, or the last one.
@@ -208,9 +234,7 @@ impl Node {
     /// The next thing to do.
     pub fn poll_action(&mut self) -> Option<Action> {
         let action = self.actions.pop_front()?;
-        if let Action::LoadMemory { data, .. } | Action::LoadMachine(data) = &action {
-            self.load_bytes -= data.len();
-        }
+        self.load_bytes -= stream::load_cost(&action);
         Some(action)
     }
 
@@ -222,7 +246,8 @@ impl Node {
     pub fn progress(&mut self, position: Position) {
         assert!(position >= self.position, "the guest went back from {:?} to {position:?}", self.position);
         if self.role.is_backup() {
-            let limit = self.replay.front().map_or(self.replay.limit(), |record| record.position);
+            let limit = decide::may_run_to(self.replay.front().map(|record| record.position), self.replay.limit());
+            let limit = if self.config.broken(Mutation::HorizonIgnored) { position } else { limit };
             assert!(position <= limit, "the guest ran to {position:?}, beyond {limit:?}");
         }
         self.position = position;
@@ -250,19 +275,9 @@ impl Node {
         }
     }
 
-    /// The stream broke, or we broke it because of what came along it.
-    fn link_lost(&mut self, now: Time, reason: LossReason) {
-        match self.role {
-            Role::Transferring | Role::Protected => self.lose_backup(now, reason, false),
-            Role::Loading => self.abandon(now, reason),
-            _ => {}
-        }
-        // The twin learns from the heartbeat that we are no longer connected.
-        self.next_heartbeat = now;
-    }
-
     fn halt(&mut self, reason: HaltReason) {
         if self.role != Role::Halted {
+            self.withdraw();
             self.role = Role::Halted;
             self.heartbeat_due = false;
             self.actions.push_back(Action::Halt { reason });

@@ -1,31 +1,34 @@
 //! The primary's side: the log, the state transfer, and the loss of the backup.
 
 use super::{Action, AppendError, HaltReason, LossReason, Node};
-use crate::decide::{self, LostBackup};
+use crate::decide::{self, Bid, LostBackup};
 use crate::entry::{Control, EntryRef, MAX_DATA, MAX_OVERHEAD};
 use crate::message::{MAX_CHUNK, MAX_MEMORY, Message};
+use crate::mutation::Mutation;
 use crate::seal::OVERHEAD;
 use crate::send_log::{Lag, SendLog};
 use crate::types::{Position, Role, Seq, SessionId, Time};
 
 /// Type and address of a message with state.
-const STATE_HEAD: usize = OVERHEAD + 10;
+const STATE_HEAD: usize = OVERHEAD + 20;
+
+/// Whether these are whole pages, at least one.
+fn is_pages(gpa: u64, len: u64) -> bool {
+    gpa.is_multiple_of(4096) && len.is_multiple_of(4096) && len > 0
+}
 
 impl Node {
     /// Whether the primary's output must wait for acks.
     #[must_use]
     pub fn holds_output(&self) -> bool {
-        self.role.is_primary() && self.role != Role::Alone
+        decide::holds_output(self.role, self.state_sent)
     }
 
     /// Whether entries are to be appended: there is, or may be, a backup that needs them.
     #[must_use]
     pub fn is_logging(&self) -> bool {
-        match self.role {
-            Role::Transferring => self.state_sent,
-            Role::Protected | Role::Detaching => true,
-            _ => false,
-        }
+        let released = self.role == Role::Detaching && self.config.broken(Mutation::DetachingReleases);
+        decide::is_logging(self.role, self.state_sent) && !released
     }
 
     /// Appends an entry at `position`. The answer to `Output` is the number that [`Action::Release`] will name.
@@ -37,7 +40,8 @@ impl Node {
     /// # Panics
     /// When `position` lies before an earlier entry's: a bug of ours.
     pub fn append(&mut self, now: Time, position: Position, entry: EntryRef<'_>) -> Result<Seq, AppendError> {
-        if !self.is_logging() || self.power_off.is_some() {
+        let hands_over = entry == EntryRef::Control(Control::SwitchOver);
+        if !self.is_logging() || self.power_off.is_some() || (hands_over && self.role != Role::Protected) {
             return Err(AppendError::NotLogging);
         }
         if entry.data_len() > MAX_DATA {
@@ -49,8 +53,13 @@ impl Node {
             return Err(AppendError::Full);
         }
         let seq = self.send.append(now, &self.config, &mut self.stats, position, &entry);
-        if entry == EntryRef::Control(Control::PowerOff) {
-            self.power_off = Some(seq);
+        if entry == EntryRef::Output && self.config.broken(Mutation::ReleaseBeforeAck) {
+            self.actions.push_back(Action::Release(seq));
+        }
+        match entry {
+            EntryRef::Control(Control::PowerOff) => self.power_off = Some(seq),
+            EntryRef::Control(Control::SwitchOver) => self.begin_hand_over(now, seq),
+            _ => {}
         }
         if self.send.due().is_some_and(|due| due <= now) || self.send.open_bytes() >= self.config.batch_bytes {
             self.flush(now);
@@ -79,7 +88,8 @@ impl Node {
         }
         let send = &mut self.send;
         let kind = Message::Entries(&[]).kind();
-        let size = self.link.send_with(&mut self.stats, kind, |out| send.close(now, out));
+        let early = self.config.broken(Mutation::ReleasedTooEarly);
+        let size = self.link.send_with(&mut self.stats, kind, |out| send.close(now, out, early));
         self.stats.batches += 1;
         self.stats.batch_bytes += size as u64;
     }
@@ -87,37 +97,64 @@ impl Node {
     /// How far the backup is behind.
     #[must_use]
     pub fn lag(&self, now: Time) -> Lag {
-        self.send.lag(now)
+        self.send.lag(now, self.position)
     }
 
     /// How many bytes of state are taken now.
     #[must_use]
     pub fn state_room(&self) -> usize {
-        if self.role != Role::Transferring || self.state_sent {
+        if !self.sends_state() {
             return 0;
         }
         self.config.send_buffer_bytes.saturating_sub(self.link.queued().len() + STATE_HEAD)
     }
 
-    /// Feeds whole pages at `gpa`, at most 16. Pages of zeros need not be sent: the backup starts with them.
+    fn sends_state(&self) -> bool {
+        self.role == Role::Transferring && !self.state_sent
+    }
+
+    /// Feeds whole pages at `gpa`, at most 16. Pages that were always zero need not be sent: the backup starts with
+    /// them. What was sent before for the same pages is replaced.
     ///
     /// # Errors
     /// [`AppendError::Full`] when [`Node::state_room`] is less than the data, [`AppendError::NotLogging`] when the
     /// transfer has ended, [`AppendError::BadData`] when these are not whole pages or too many.
     pub fn push_memory(&mut self, gpa: u64, data: &[u8]) -> Result<(), AppendError> {
-        if self.role != Role::Transferring || self.state_sent {
+        if !self.sends_state() {
             return Err(AppendError::NotLogging);
         }
-        let whole_pages = gpa.is_multiple_of(4096) && data.len().is_multiple_of(4096);
-        if !whole_pages || data.is_empty() || data.len() > MAX_MEMORY {
+        if !is_pages(gpa, data.len() as u64) || data.len() > MAX_MEMORY {
             return Err(AppendError::BadData);
         }
         if self.state_room() < data.len() {
             return Err(AppendError::Full);
         }
+        if self.stats.state_pages % 8 == 3 && self.config.broken(Mutation::PagesLeftOut) {
+            self.stats.state_pages += 1;
+            return Ok(());
+        }
         self.link.send(&mut self.stats, &Message::Memory { gpa, data });
         self.stats.state_bytes += data.len() as u64;
         self.stats.state_pages += (data.len() / 4096) as u64;
+        Ok(())
+    }
+
+    /// Says that `len` bytes at `gpa`, whole pages, became zero after they were fed with a content.
+    ///
+    /// # Errors
+    /// [`AppendError::Full`] when [`Node::state_room`] is 0, [`AppendError::NotLogging`] when the transfer has ended,
+    /// [`AppendError::BadData`] when these are not whole pages.
+    pub fn push_zero(&mut self, gpa: u64, len: u64) -> Result<(), AppendError> {
+        if !self.sends_state() {
+            return Err(AppendError::NotLogging);
+        }
+        if !is_pages(gpa, len) {
+            return Err(AppendError::BadData);
+        }
+        if self.state_room() == 0 {
+            return Err(AppendError::Full);
+        }
+        self.link.send(&mut self.stats, &Message::Zero { gpa, len });
         Ok(())
     }
 
@@ -126,7 +163,7 @@ impl Node {
     /// # Errors
     /// [`AppendError::NotLogging`] when the transfer has ended.
     pub fn push_machine(&mut self, data: &[u8]) -> Result<usize, AppendError> {
-        if self.role != Role::Transferring || self.state_sent {
+        if !self.sends_state() {
             return Err(AppendError::NotLogging);
         }
         let taken = data.len().min(self.state_room()).min(MAX_CHUNK);
@@ -137,12 +174,13 @@ impl Node {
         Ok(taken)
     }
 
-    /// All state was fed; the guest stands at `position` and may run on. `digest` is over the whole state.
+    /// All state was fed; the guest stands at `position` and may run on. From here on output is held and entries are
+    /// logged. `digest` is over the whole state.
     ///
     /// # Errors
     /// [`AppendError::NotLogging`] when the transfer has ended.
     pub fn finish_state(&mut self, position: Position, digest: u64) -> Result<(), AppendError> {
-        if self.role != Role::Transferring || self.state_sent {
+        if !self.sends_state() {
             return Err(AppendError::NotLogging);
         }
         let seq = self.send.last;
@@ -160,7 +198,8 @@ impl Node {
         self.last_heard = now;
         self.next_heartbeat = now;
         self.stats.transfers += 1;
-        self.link.send(&mut self.stats, &Message::StateBegin { session: self.session, term: self.term });
+        let (session, term, next) = (self.session, self.term, self.next);
+        self.link.send(&mut self.stats, &Message::StateBegin { session, term, next });
         self.actions.push_back(Action::BeginTransfer);
     }
 
@@ -173,7 +212,8 @@ impl Node {
     }
 
     pub(super) fn take_ack(&mut self, now: Time, received: Seq, applied: Seq, position: Position) -> bool {
-        let Ok(released) = self.send.ack(now, received, applied, position) else {
+        let newest = if self.config.broken(Mutation::AckBeyondReceived) { received } else { Seq(0) };
+        let Ok(released) = self.send.ack(now, received, applied, position, newest) else {
             return false;
         };
         self.stats.acks_received += 1;
@@ -193,24 +233,43 @@ impl Node {
     /// The session is over. `gave_up`: the backup itself said that it is none any more.
     pub(super) fn lose_backup(&mut self, now: Time, reason: LossReason, gave_up: bool) {
         self.close_link(false);
-        let silent = decide::is_silent(now, self.last_heard, self.config.suspect_after);
-        let lost = LostBackup { may_be_complete: self.state_sent, gave_up, silent };
-        if decide::may_run_alone(lost) {
-            self.go_alone(now, reason);
-        } else {
-            self.role = Role::Detaching;
-            self.loss = reason;
-            self.next_heartbeat = now;
+        self.role = Role::Detaching;
+        self.handover = None;
+        self.loss = reason;
+        self.next_heartbeat = now;
+        self.consider_alone(now, gave_up, false);
+    }
+
+    /// Goes on without the backup if the rules allow it, or asks for the term that allows it.
+    pub(super) fn consider_alone(&mut self, now: Time, gave_up: bool, contends: bool) {
+        let lost = LostBackup {
+            may_be_complete: self.state_sent && !self.config.broken(Mutation::AloneWithoutAsking),
+            gave_up,
+            silent: decide::is_silent(now, self.last_heard, self.config.suspect_after),
+            contends,
+            term_granted: self.bid == Bid::Won,
+        };
+        if self.bid == Bid::None && decide::may_bid_alone(lost, self.config.arbiter) {
+            self.ask();
+        }
+        if decide::may_run_alone(LostBackup { term_granted: self.bid == Bid::Won, ..lost }) {
+            self.go_alone(now);
         }
     }
 
-    pub(super) fn go_alone(&mut self, now: Time, reason: LossReason) {
+    pub(super) fn go_alone(&mut self, now: Time) {
+        if self.bid == Bid::Won {
+            self.enter_next_term();
+        } else {
+            self.withdraw();
+            self.next = decide::after_session(self.next, self.state_sent);
+        }
         self.role = Role::Alone;
         self.state_sent = false;
         self.send = SendLog::resume(self.send.last, self.send.last_position);
         self.next_heartbeat = now;
         self.stats.losses += 1;
-        self.actions.push_back(Action::Unprotected { reason });
+        self.actions.push_back(Action::Unprotected { reason: self.loss.clone() });
         if self.power_off.is_some() {
             self.halt(HaltReason::PoweredOff);
         }

@@ -3,11 +3,23 @@
 use super::{Action, HaltReason, LossReason, Node, Peer};
 use crate::decide::{self, JoinVerdict};
 use crate::message::{Bye, Hello, Message};
+use crate::mutation::Mutation;
 use crate::pairing::{self, Identity, Mismatch, PROTOCOL};
 use crate::replay_log::{BatchError, ReplayLog};
 use crate::types::{Role, SessionId, Term, Time};
 use alloc::string::{String, ToString};
-use alloc::vec::Vec;
+
+/// What state that waits for the caller counts beyond its data.
+const LOAD_COST: usize = size_of::<Action>();
+
+/// Bytes of the load buffer that an action takes.
+pub(super) fn load_cost(action: &Action) -> usize {
+    match action {
+        Action::LoadMemory { data, .. } | Action::LoadMachine(data) => data.len() + LOAD_COST,
+        Action::LoadZero { .. } => LOAD_COST,
+        _ => 0,
+    }
+}
 
 /// Why a message cannot be taken; the counters tell these apart.
 enum Refusal {
@@ -94,7 +106,9 @@ impl Node {
             Message::Entries(payload) if self.role.is_backup() || self.state_received => {
                 return self.take_entries(now, payload);
             }
-            Message::Ack { received, applied, position } if self.role == Role::Protected => {
+            Message::Ack { received, applied, position }
+                if matches!(self.role, Role::Protected | Role::HandingOver) =>
+            {
                 if !self.take_ack(now, received, applied, position) {
                     return Err(Refusal::Order);
                 }
@@ -124,7 +138,9 @@ impl Node {
         }
         match (self.role == Role::Joining, joining) {
             (true, true) => self.refuse("both machines want to be the backup", true),
-            (true, false) if term < self.term => self.refuse("the primary's reign is over", true),
+            (true, false) if term < self.term && !self.config.broken(Mutation::OldTermFollowed) => {
+                self.refuse("the primary's reign is over", true)
+            }
             (true, false) => {
                 self.peer = Some(Peer { node: theirs.node, counter: 0 });
                 // The new session has no number yet, and the old one is of no interest to this primary.
@@ -138,10 +154,14 @@ impl Node {
 
     fn take_joiner(&mut self, now: Time, term: Term, session: SessionId, theirs: &Identity) {
         let gave_up = self.peer() == Some(theirs.node) && session == self.session;
-        match decide::on_join(self.role, self.term, term, gave_up) {
+        let verdict = match decide::on_join(self.role, self.term, term, gave_up) {
+            JoinVerdict::Busy if self.config.broken(Mutation::JoinWhileBusy) => JoinVerdict::Begin,
+            verdict => verdict,
+        };
+        match verdict {
             JoinVerdict::Begin => {
                 if self.role == Role::Detaching {
-                    self.go_alone(now, self.loss.clone());
+                    self.go_alone(now);
                 }
                 if self.role == Role::Halted {
                     return self.refuse("the guest powered off", false);
@@ -151,7 +171,7 @@ impl Node {
                 self.send_hello(false);
                 self.begin_transfer(now);
             }
-            JoinVerdict::Busy => self.refuse("the primary still waits for its former backup", true),
+            JoinVerdict::Busy => self.refuse("the primary has a backup, or waits for its former one", true),
             JoinVerdict::NotPrimary => self.refuse("this machine is not a primary", true),
             JoinVerdict::Outdated => {
                 self.refuse("the backup belonged to a newer reign than this primary's", true);
@@ -180,27 +200,26 @@ impl Node {
 
     fn take_state(&mut self, now: Time, message: Message<'_>) -> Result<(), Refusal> {
         match (self.role, message) {
-            (Role::Joining, Message::StateBegin { session, term }) => {
-                if term < self.term || session == SessionId(0) {
+            (Role::Joining, Message::StateBegin { session, term, next }) => {
+                let may = decide::may_follow(self.term, term, next) || self.config.broken(Mutation::OldTermFollowed);
+                if !may || session == SessionId(0) {
                     return Err(Refusal::Order);
                 }
-                (self.role, self.session, self.term) = (Role::Loading, session, term);
+                (self.role, self.session) = (Role::Loading, session);
+                (self.term, self.next) = (term, next);
                 self.next_heartbeat = now;
                 self.actions.push_back(Action::BeginLoad);
             }
             (Role::Loading, _) if self.state_received => return Err(Refusal::Unexpected),
             (Role::Loading, Message::Memory { gpa, data }) => {
-                let end = gpa.checked_add(data.len() as u64).ok_or(Refusal::Content)?;
-                if end > self.identity.guest_memory {
-                    return Err(Refusal::Content);
-                }
-                let data = self.take_load(data);
-                self.actions.push_back(Action::LoadMemory { gpa, data });
+                self.check_range(gpa, data.len() as u64)?;
+                self.load(Action::LoadMemory { gpa, data: data.to_vec() });
             }
-            (Role::Loading, Message::Machine(data)) => {
-                let data = self.take_load(data);
-                self.actions.push_back(Action::LoadMachine(data));
+            (Role::Loading, Message::Zero { gpa, len }) => {
+                self.check_range(gpa, len)?;
+                self.load(Action::LoadZero { gpa, len });
             }
+            (Role::Loading, Message::Machine(data)) => self.load(Action::LoadMachine(data.to_vec())),
             (Role::Loading, Message::StateEnd { position, seq, digest }) => {
                 self.state_received = true;
                 self.replay = ReplayLog::resume(seq, position);
@@ -213,31 +232,39 @@ impl Node {
         Ok(())
     }
 
-    fn take_load(&mut self, data: &[u8]) -> Vec<u8> {
-        self.load_bytes += data.len();
-        data.to_vec()
+    fn check_range(&self, gpa: u64, len: u64) -> Result<(), Refusal> {
+        let inside = gpa.checked_add(len).is_some_and(|end| end <= self.identity.guest_memory);
+        if inside { Ok(()) } else { Err(Refusal::Content) }
+    }
+
+    fn load(&mut self, action: Action) {
+        self.load_bytes += load_cost(&action);
+        self.actions.push_back(action);
     }
 
     fn take_entries(&mut self, now: Time, payload: &[u8]) -> Result<(), Refusal> {
-        let taken = self.replay.receive(payload).map_err(|error| match error {
+        let taken = self.replay.receive(&self.config, payload).map_err(|error| match error {
             BatchError::Content(_) => Refusal::Content,
             BatchError::Order => Refusal::Order,
         })?;
         self.stats.received_entries += taken.entries;
         // While loading nothing is acked: a backup that cannot take over yet holds nothing.
-        if self.role == Role::Backup {
+        if decide::may_ack(self.role) {
             if taken.urgent {
                 self.send_ack();
             } else {
                 self.ack_within(now.after(self.config.ack_delay));
             }
         }
+        if self.replay.handed_over {
+            self.take_over_in_order(now);
+        }
         Ok(())
     }
 
     fn take_bye(&mut self, now: Time, bye: Bye) -> Result<(), Refusal> {
         match (self.role, bye) {
-            (Role::Transferring | Role::Protected, bye) => {
+            (Role::Transferring | Role::Protected | Role::HandingOver, bye) => {
                 let reason = match bye {
                     Bye::Leaving => LossReason::Left,
                     Bye::Diverged(what) => LossReason::Diverged(what),

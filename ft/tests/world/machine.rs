@@ -62,7 +62,7 @@ impl Machine {
         self.actions(world, index);
         match self.node.role() {
             Role::Transferring if self.transfer.is_some() => self.feed(),
-            role if role.is_primary() => self.run_primary(world, now),
+            role if role.runs_guest() => self.run_primary(world, now),
             Role::Backup | Role::Draining => self.run_backup(world, now),
             Role::Loading => self.check_state(world, now),
             _ => {}

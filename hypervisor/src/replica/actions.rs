@@ -54,12 +54,28 @@ impl Replica {
                 self.transfer = None;
                 self.open_gate();
             }
+            Action::Started { term } => {
+                log::info!("the guest starts in term {}", term.0);
+                self.open_gate();
+            }
+            // The node does not ask as long as it is told that there is no arbiter.
+            Action::AskArbiter { .. } | Action::ArbiterNotNeeded => {}
+            Action::HandedOver { term } => {
+                log::warn!("handed over: the twin runs the guest in term {}; joining it", term.0);
+                monitor::event("handed-over", "term", &term.0);
+                self.figures.protected_since_us = None;
+                self.set_gate(GateMode::Closed);
+            }
             Action::BeginLoad => self.begin_load(),
             Action::LoadMemory { gpa, data } => {
                 if let Err(error) = self.guest.memory.write(Gpa(gpa), &data) {
                     self.diverge(&format!("the state does not fit: {error}"));
                 }
             }
+            Action::LoadZero { gpa, len } => match self.guest.memory.slice_mut(Gpa(gpa), len) {
+                Ok(range) => range.fill(0),
+                Err(error) => self.diverge(&format!("the state does not fit: {error}")),
+            },
             Action::LoadMachine(data) => self.incoming.extend_from_slice(&data),
             Action::StateLoaded { position, digest } => self.state_loaded(position, digest),
             Action::TakeOver { last } => self.begin_takeover(last),
@@ -158,7 +174,7 @@ impl Replica {
             return "halted";
         }
         match self.peer.as_ref().map(|peer| peer.node.role()) {
-            None => "primary",
+            None | Some(Role::Starting) => "primary",
             Some(role) if role.is_primary() => "primary",
             Some(Role::Backup | Role::Draining) => "backup",
             Some(Role::Halted) => "halted",

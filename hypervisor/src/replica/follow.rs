@@ -2,7 +2,7 @@
 
 use alloc::format;
 
-use pollux_ft::{Control, Entry, Position, Record, Time};
+use pollux_ft::{Control, Entry, NotLive, Position, Record, Time};
 
 use super::digest::Digest;
 use super::json::Json;
@@ -89,9 +89,7 @@ impl Replica {
                         .diverge(&format!("entry {}: the guest cannot be started again: {error}", record.seq.0));
                 }
             }
-            Entry::Control(control) => {
-                return self.diverge(&format!("entry {}: {control:?} is not known here", record.seq.0));
-            }
+            Entry::Control(Control::SwitchOver) => log::info!("the primary hands the guest over"),
         }
         if let Some(peer) = &mut self.peer {
             peer.node.applied(Time(self.now_us), record.position);
@@ -111,6 +109,11 @@ impl Replica {
         let drained_us = self.clock.now_us();
         let term = match peer.node.went_live(Time(drained_us), Position(position)) {
             Ok(term) => term,
+            Err(NotLive::NotGranted) => {
+                self.takeover = Some(takeover);
+                self.do_actions();
+                return self.sleep(None);
+            }
             Err(error) => return log::warn!("not going live: {error}"),
         };
         // Guest time goes on from where the log ended.

@@ -18,8 +18,6 @@ const OUTPUT_DELAY: u64 = 20_000;
 const OUTPUT_FRAMES: usize = 16;
 /// Wall time after which a guest that has gone on without any entry gets a `Horizon`, in microseconds.
 const HORIZON_US: u64 = 50_000;
-/// Guest time in nanoseconds by which the backup may lag before the guest is slowed down.
-const MAX_LAG_NS: u128 = 1_000_000_000;
 
 /// The log took no more: the guest waits.
 struct LogFull;
@@ -43,9 +41,9 @@ impl Replica {
             }
             return;
         }
-        if self.is_held_back() {
+        if let Some(until_us) = self.held_back_until() {
             self.figures.held_back += 1;
-            return self.sleep(Some(self.now_us + 1000));
+            return self.sleep(Some(until_us));
         }
         if self.guest.is_settled() && self.apply_inputs().is_err() {
             return self.sleep(Some(self.now_us + 1000));
@@ -63,15 +61,30 @@ impl Replica {
         self.after_run(stop);
     }
 
-    /// Whether the guest must wait for the twin: buffers full, or the twin too far behind.
-    fn is_held_back(&self) -> bool {
+    /// Until when the guest must wait for the twin, in wall time: buffers are full, or the twin is behind.
+    fn held_back_until(&mut self) -> Option<u64> {
         if self.client.as_ref().is_some_and(|client| client.gate().is_full()) {
-            return true;
+            return Some(self.now_us + 1000);
         }
-        let Some(peer) = self.peer.as_ref().filter(|peer| peer.node.is_logging()) else { return false };
+        let lag_ns = self.lag_ns();
+        self.throttle.pause(Time(self.now_us), lag_ns).map(|until| until.0)
+    }
+
+    /// How far the twin is behind, in nanoseconds of guest time; 0 as long as nobody follows.
+    fn lag_ns(&self) -> u64 {
+        let Some(peer) = self.peer.as_ref().filter(|_| self.is_protected()) else { return 0 };
         let lag = peer.node.lag(Time(self.now_us));
-        let lag_ns = (u128::from(lag.ticks) * u128::from(self.guest.platform.clock().rate())) >> 32;
-        self.is_protected() && lag_ns > MAX_LAG_NS
+        u64::try_from((u128::from(lag.ticks) * u128::from(self.guest.platform.clock().rate())) >> 32)
+            .unwrap_or(u64::MAX)
+    }
+
+    /// How many ticks the guest may run until the twin's lag reaches its bound.
+    fn lag_room(&self) -> u64 {
+        if !self.is_protected() {
+            return u64::MAX;
+        }
+        let ns = u128::from(self.throttle.room_ns(self.lag_ns()));
+        u64::try_from((ns << 32) / u128::from(self.guest.platform.clock().rate().max(1))).unwrap_or(u64::MAX)
     }
 
     /// Where to stop next: right ahead when something waits, else at the next thing that is due.
@@ -82,7 +95,8 @@ impl Replica {
         }
         let seal = self.unsealed_since.map_or(u64::MAX, |since| since + OUTPUT_DELAY);
         let digest = if self.is_protected() { self.next_digest.position } else { u64::MAX };
-        [position + SLICE, seal, digest].into_iter().filter(|&target| target > position).min().unwrap_or(position + 1)
+        let slice = SLICE.min(self.lag_room().max(1));
+        [position + slice, seal, digest].into_iter().filter(|&target| target > position).min().unwrap_or(position + 1)
     }
 
     /// Whether something waits for an exact stop of a guest that runs.

@@ -21,6 +21,7 @@ mod transfer;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use pollux_ft::flow::Throttle;
 use pollux_ft::{Identity, Node, NodeId, Role, Span, Start, Time};
 use pollux_nic::MacAddress;
 use pollux_nic::e1000::E1000;
@@ -69,7 +70,7 @@ enum Duty {
     Live,
     /// Replay the log.
     Follow,
-    /// Nothing: there is no guest here, or no more.
+    /// Nothing: there is no guest here, or no more, or it stands still while the twin takes it over.
     Wait,
 }
 
@@ -92,6 +93,7 @@ pub struct Replica {
     client: Option<Client>,
     peer: Option<Peer>,
     steering: Steering,
+    throttle: Throttle,
     monitor: Monitor,
     figures: Figures,
     transfer: Option<Transfer>,
@@ -136,6 +138,7 @@ impl Replica {
             client,
             peer,
             steering,
+            throttle: Throttle::default(),
             monitor: Monitor::default(),
             figures: Figures::default(),
             transfer: None,
@@ -179,7 +182,7 @@ impl Replica {
         }
         match self.peer.as_ref().map(|peer| peer.node.role()) {
             None => Duty::Live,
-            Some(role) if role.is_primary() => Duty::Live,
+            Some(role) if role.runs_guest() => Duty::Live,
             Some(Role::Backup | Role::Draining) => Duty::Follow,
             Some(_) => Duty::Wait,
         }

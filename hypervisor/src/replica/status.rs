@@ -1,6 +1,6 @@
 //! What the running machine reports about itself.
 
-use pollux_ft::{Kind, Time};
+use pollux_ft::{Kind, Time, flow};
 
 use super::json::Json;
 use super::outlet::Console;
@@ -61,6 +61,7 @@ impl Replica {
             .number("takeovers", self.figures.takeovers)
             .number("resets", self.figures.resets)
             .number("held_back", self.figures.held_back)
+            .number("slowed_percent", u64::from(flow::FULL - self.throttle.share()) * 100 / u64::from(flow::FULL))
             .text("counter", self.guest.counter_name())
             .object("transfer", |json| {
                 json.number("bytes", self.figures.transfer_bytes)

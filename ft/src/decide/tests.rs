@@ -1,0 +1,199 @@
+use super::*;
+use crate::types::{Position, Seq};
+use proptest::prelude::*;
+
+fn beat(role: Role, term: u64, session: u64, peer: u64) -> Heartbeat {
+    Heartbeat {
+        pair: 0,
+        node: NodeId(1),
+        peer: NodeId(peer),
+        counter: 1,
+        term: Term(term),
+        role,
+        session: SessionId(session),
+        linked: true,
+        seq: Seq(0),
+        position: Position(0),
+        time: Time(0),
+    }
+}
+
+proptest! {
+    #[test]
+    fn of_two_primaries_exactly_one_yields(a in (0u64..4, 0u64..4), b in (0u64..4, 0u64..4)) {
+        let claim = |(term, node)| Claim { term: Term(term), node: NodeId(node) };
+        let (x, y) = (must_yield(claim(a), claim(b)), must_yield(claim(b), claim(a)));
+        if a.1 == b.1 {
+            prop_assert!(!x && !y);
+        } else {
+            prop_assert!(x != y);
+            prop_assert!(a.0 == b.0 || x == (a.0 < b.0));
+        }
+    }
+}
+
+#[test]
+fn only_a_node_that_runs_alone_takes_a_joiner() {
+    use JoinVerdict::{Begin, Busy, NotPrimary, Outdated};
+    let (one, two) = (Term(1), Term(2));
+    assert_eq!(on_join(Role::Alone, two, one, false), Begin);
+    assert_eq!(on_join(Role::Alone, one, two, false), Outdated);
+    assert_eq!(on_join(Role::Detaching, one, one, false), Busy);
+    assert_eq!(on_join(Role::Detaching, one, one, true), Begin);
+    for role in [Role::Protected, Role::Transferring, Role::HandingOver] {
+        assert_eq!(on_join(role, one, one, true), Busy);
+    }
+    for role in [Role::Starting, Role::Joining, Role::Loading, Role::Backup, Role::Draining, Role::Halted] {
+        assert_eq!(on_join(role, one, one, false), NotPrimary);
+    }
+}
+
+#[test]
+fn a_backup_reads_its_standing() {
+    let of = |role, term, session, peer| standing(&beat(role, term, session, peer), NodeId(2), Term(1), SessionId(5));
+    assert_eq!(of(Role::Protected, 1, 5, 2), Standing::Wanted);
+    assert_eq!(of(Role::Transferring, 1, 5, 2), Standing::Wanted);
+    assert_eq!(of(Role::HandingOver, 1, 5, 2), Standing::Wanted);
+    assert_eq!(of(Role::Detaching, 1, 5, 2), Standing::Dropped);
+    assert_eq!(of(Role::Alone, 1, 5, 2), Standing::Dropped);
+    assert_eq!(of(Role::Protected, 1, 6, 3), Standing::Dropped);
+    assert_eq!(of(Role::Alone, 1, 4, 2), Standing::Unknown);
+    assert_eq!(of(Role::Alone, 2, 1, 2), Standing::Dropped);
+    assert_eq!(of(Role::Joining, 1, 5, 2), Standing::Unknown);
+}
+
+fn view(role: Role) -> BackupView {
+    BackupView {
+        role,
+        primary_silent: true,
+        primary_left: false,
+        powered_off: false,
+        drained: true,
+        term_granted: false,
+    }
+}
+
+#[test]
+fn going_live_needs_every_condition() {
+    let good = BackupView { term_granted: true, ..view(Role::Draining) };
+    assert!(may_go_live(good));
+    // The term was won for silence; that the primary is heard again comes too late.
+    assert!(may_go_live(BackupView { primary_silent: false, ..good }));
+    assert!(!may_go_live(BackupView { powered_off: true, ..good }));
+    assert!(!may_go_live(BackupView { drained: false, ..good }));
+    assert!(!may_go_live(BackupView { term_granted: false, ..good }));
+    assert!(!may_go_live(BackupView { role: Role::Loading, ..good }));
+}
+
+#[test]
+fn a_backup_drains_before_it_asks() {
+    let backup = view(Role::Backup);
+    assert!(may_drain(backup) && !may_bid(backup));
+    assert!(may_drain(BackupView { primary_silent: false, primary_left: true, ..backup }));
+    assert!(!may_drain(BackupView { primary_silent: false, ..backup }));
+    assert!(may_drain(BackupView { primary_silent: false, term_granted: true, ..backup }));
+    assert!(!may_drain(BackupView { powered_off: true, ..backup }));
+    assert!(!may_drain(view(Role::Loading)));
+    let draining = view(Role::Draining);
+    assert!(may_bid(draining));
+    assert!(may_bid(BackupView { primary_silent: false, primary_left: true, ..draining }));
+    for not_yet in [
+        BackupView { primary_silent: false, ..draining },
+        BackupView { drained: false, ..draining },
+        BackupView { powered_off: true, ..draining },
+        BackupView { term_granted: true, ..draining },
+    ] {
+        assert!(!may_bid(not_yet));
+    }
+}
+
+#[test]
+fn a_takeover_is_called_off_until_the_term_is_won() {
+    let draining = view(Role::Draining);
+    assert!(may_call_off(draining));
+    assert!(!may_call_off(BackupView { primary_left: true, ..draining }));
+    assert!(!may_call_off(BackupView { term_granted: true, ..draining }));
+    assert!(!may_call_off(view(Role::Backup)));
+}
+
+#[test]
+fn a_backup_gives_up_only_while_it_has_not_asked() {
+    use OnStanding::{Abandon, Contend, Follow, Ignore};
+    let of = |standing, bid, theirs| on_standing(standing, bid, Term(2), Term(theirs));
+    for bid in [Bid::None, Bid::Asked, Bid::Won] {
+        assert_eq!(of(Standing::Wanted, bid, 1), Follow);
+        assert_eq!(of(Standing::Unknown, bid, 1), Ignore);
+        // Whoever reigns in the term itself has nothing to fear from our question.
+        assert_eq!(of(Standing::Dropped, bid, 2), Abandon);
+    }
+    assert_eq!(of(Standing::Dropped, Bid::None, 1), Abandon);
+    assert_eq!(of(Standing::Dropped, Bid::Asked, 1), Contend);
+    assert_eq!(of(Standing::Dropped, Bid::Won, 1), Contend);
+}
+
+#[test]
+fn a_primary_waits_for_a_complete_backup_or_asks() {
+    let lost =
+        LostBackup { may_be_complete: true, gave_up: false, silent: false, contends: false, term_granted: false };
+    assert!(!may_run_alone(lost) && !may_bid_alone(lost, true));
+    for free in [
+        LostBackup { may_be_complete: false, ..lost },
+        LostBackup { gave_up: true, ..lost },
+        LostBackup { term_granted: true, ..lost },
+    ] {
+        assert!(may_run_alone(free));
+        assert!(!may_bid_alone(LostBackup { silent: true, contends: true, ..free }, true), "nothing to ask for");
+    }
+    let silent = LostBackup { silent: true, ..lost };
+    assert!(!may_run_alone(silent) && may_bid_alone(silent, true) && may_bid_alone(silent, false));
+    let contends = LostBackup { contends: true, ..lost };
+    assert!(may_bid_alone(contends, true) && !may_bid_alone(contends, false));
+}
+
+#[test]
+fn answers_concern_whoever_waits_for_them() {
+    use OnAnswer::{FailStop, GoLive, RunAlone, Stale, Start};
+    let of = |role, verdict| on_answer(role, Bid::Asked, Term(2), Term(2), verdict);
+    assert_eq!(of(Role::Starting, Verdict::Granted), Start);
+    assert_eq!(of(Role::Detaching, Verdict::Granted), RunAlone);
+    assert_eq!(of(Role::Draining, Verdict::Granted), GoLive);
+    assert_eq!(of(Role::Backup, Verdict::Granted), GoLive);
+    for role in [Role::Starting, Role::Detaching, Role::Draining, Role::Backup] {
+        assert_eq!(of(role, Verdict::Taken), FailStop);
+        for verdict in [Verdict::Granted, Verdict::Taken] {
+            assert_eq!(on_answer(role, Bid::None, Term(2), Term(2), verdict), Stale);
+            assert_eq!(on_answer(role, Bid::Won, Term(2), Term(2), verdict), Stale);
+            assert_eq!(on_answer(role, Bid::Asked, Term(3), Term(2), verdict), Stale);
+        }
+    }
+}
+
+#[test]
+fn a_machine_that_hands_over_becomes_the_backup_of_its_twin_only() {
+    let claim = |term, node| Claim { term: Term(term), node: NodeId(node) };
+    let of = |role, term, twin| on_claim(role, claim(1, 1), claim(term, 2), twin);
+    assert_eq!(of(Role::HandingOver, 2, true), OnClaim::HandedOver);
+    assert_eq!(of(Role::HandingOver, 2, false), OnClaim::Yield);
+    assert_eq!(of(Role::Protected, 2, true), OnClaim::Yield);
+    assert_eq!(of(Role::Joining, 2, true), OnClaim::Ignore);
+    assert_eq!(of(Role::HandingOver, 1, true), OnClaim::Ignore);
+}
+
+#[test]
+fn output_is_held_as_soon_as_a_backup_may_be_complete() {
+    assert!(!holds_output(Role::Alone, false) && !holds_output(Role::Transferring, false));
+    assert!(holds_output(Role::Transferring, true) && is_logging(Role::Transferring, true));
+    for role in [Role::Protected, Role::Detaching] {
+        assert!(holds_output(role, true) && is_logging(role, true));
+    }
+    assert!(holds_output(Role::HandingOver, true) && !is_logging(Role::HandingOver, true));
+    assert!(may_release(Seq(3), Seq(3)) && !may_release(Seq(4), Seq(3)));
+}
+
+#[test]
+fn a_term_that_may_have_been_asked_for_is_burnt() {
+    assert_eq!(after_session(Term(2), true), Term(3));
+    assert_eq!(after_session(Term(2), false), Term(2));
+    assert!(may_follow(Term(1), Term(1), Term(2)) && !may_follow(Term(2), Term(1), Term(2)));
+    assert!(!may_follow(Term(0), Term(1), Term(1)), "a session bids for a newer term than it is in");
+}

@@ -1,0 +1,71 @@
+//! Rules that can be broken on purpose, so that a test of the protocol can show that it would notice.
+//!
+//! Only with the feature `mutations`; without it [`crate::Config::broken`] is a constant `false`.
+
+/// A rule that is broken. Each is asked for in the one place that enforces the rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mutation {
+    /// The backup acks the last input of a batch without keeping it.
+    AckBeforeBuffering,
+    /// Output is released when it is logged.
+    ReleaseBeforeAck,
+    /// A backup goes live although entries are left.
+    LiveBeforeDrained,
+    /// A backup goes live without the next term.
+    LiveWithoutArbiter,
+    /// A backup may run beyond what the log says.
+    HorizonIgnored,
+    /// A primary that hears of a newer one goes on.
+    SupersededGoesOn,
+    /// Digests in the log are not handed out to be compared.
+    DigestNotCompared,
+    /// A joiner follows a primary whose reign is over.
+    OldTermFollowed,
+    /// Any heartbeat counts as a sign of life of the twin.
+    AnyHeartbeatCounts,
+    /// A primary that lost a complete backup goes on without asking the arbiter.
+    AloneWithoutAsking,
+    /// A term that is another machine's is treated as granted.
+    TakenAsGranted,
+    /// A second joiner gets the state while there is a first one.
+    JoinWhileBusy,
+    /// The state is called complete although a message with pages was left out.
+    PagesLeftOut,
+    /// The backup is told that frames have left before they have.
+    ReleasedTooEarly,
+    /// Two inputs of a batch are applied in the wrong order.
+    EntriesSwapped,
+    /// A backup acks one entry more than it has, and the primary takes the ack.
+    AckBeyondReceived,
+    /// A backup takes over from a guest that switched itself off.
+    PowerOffIgnored,
+    /// A takeover goes on although the primary was heard again.
+    TakeoverNotCalledOff,
+    /// Output is not held while a lost backup may still take over.
+    DetachingReleases,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 19] = [
+        Self::AckBeforeBuffering,
+        Self::ReleaseBeforeAck,
+        Self::LiveBeforeDrained,
+        Self::LiveWithoutArbiter,
+        Self::HorizonIgnored,
+        Self::SupersededGoesOn,
+        Self::DigestNotCompared,
+        Self::OldTermFollowed,
+        Self::AnyHeartbeatCounts,
+        Self::AloneWithoutAsking,
+        Self::TakenAsGranted,
+        Self::JoinWhileBusy,
+        Self::PagesLeftOut,
+        Self::ReleasedTooEarly,
+        Self::EntriesSwapped,
+        Self::AckBeyondReceived,
+        Self::PowerOffIgnored,
+        Self::TakeoverNotCalledOff,
+        Self::DetachingReleases,
+    ];
+}

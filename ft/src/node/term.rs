@@ -1,0 +1,68 @@
+//! The bid for the next term: asking the arbiter, and what follows from its answers.
+
+use super::{Action, HaltReason, Node};
+use crate::decide::{self, Bid, OnAnswer, Verdict};
+use crate::mutation::Mutation;
+use crate::types::{Role, Term, Time};
+
+impl Node {
+    /// The arbiter answered the question for `term`. Answers that nobody waits for any more are ignored.
+    pub fn arbiter_answered(&mut self, now: Time, term: Term, verdict: Verdict) {
+        let verdict = if self.config.broken(Mutation::TakenAsGranted) { Verdict::Granted } else { verdict };
+        match decide::on_answer(self.role, self.bid, self.next, term, verdict) {
+            OnAnswer::Stale => self.stats.answers_stale += 1,
+            OnAnswer::FailStop => {
+                self.bid = Bid::None;
+                self.stats.terms_lost += 1;
+                self.halt(HaltReason::TermTaken(term));
+            }
+            OnAnswer::Start => {
+                self.enter_next_term();
+                self.role = Role::Alone;
+                self.next_heartbeat = now;
+                self.actions.push_back(Action::Started { term });
+            }
+            OnAnswer::RunAlone => {
+                self.bid = Bid::Won;
+                self.go_alone(now);
+            }
+            OnAnswer::GoLive => {
+                self.bid = Bid::Won;
+                self.commit(now);
+            }
+        }
+    }
+
+    /// The term that the arbiter is being asked for.
+    #[must_use]
+    pub fn asks_for(&self) -> Option<Term> {
+        (self.bid == Bid::Asked).then_some(self.next)
+    }
+
+    /// Bids for the next term. Without an arbiter it is granted at once.
+    pub(super) fn ask(&mut self) {
+        if self.config.arbiter {
+            self.bid = Bid::Asked;
+            self.stats.terms_asked += 1;
+            self.actions.push_back(Action::AskArbiter { term: self.next });
+        } else {
+            self.bid = Bid::Won;
+        }
+    }
+
+    /// The answer is of no interest any more.
+    pub(super) fn withdraw(&mut self) {
+        if self.bid == Bid::Asked {
+            self.actions.push_back(Action::ArbiterNotNeeded);
+        }
+        self.bid = Bid::None;
+    }
+
+    /// The term that was bid for is ours from here on.
+    pub(super) fn enter_next_term(&mut self) {
+        self.term = self.next;
+        self.next = decide::next_term(self.term);
+        self.bid = Bid::None;
+        self.stats.terms_won += 1;
+    }
+}
