@@ -69,6 +69,8 @@ pub struct Config {
     pub suspect_us: u64,
     /// `log-buffer=4M`: bytes of log that may wait on either side.
     pub log_buffer: u64,
+    /// `transfer=live|stop`: whether the guest stands still while a new backup gets its state.
+    pub transfer_stops: bool,
     /// `monitor=com2|none`: whether status goes to COM2.
     pub monitor: bool,
     /// `break=RULE`: a rule switched off.
@@ -97,6 +99,7 @@ impl Default for Config {
             heartbeat_us: 100_000,
             suspect_us: 1_000_000,
             log_buffer: 4 << 20,
+            transfer_stops: false,
             monitor: true,
             broken_rule: None,
             test_commands: false,
@@ -118,7 +121,7 @@ impl fmt::Display for ConfigError {
 
 /// All option names, for the message about an unknown one.
 const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, guest-memory, guest-mac, guest-args, \
-                     heartbeat, suspect, log-buffer, clock, monitor, break, test-commands, stops, seed";
+                     heartbeat, suspect, log-buffer, transfer, clock, monitor, break, test-commands, stops, seed";
 
 impl Config {
     /// Reads a command line.
@@ -169,6 +172,13 @@ impl Config {
             "heartbeat" => self.heartbeat_us = duration(value).map_err(bad)?,
             "suspect" => self.suspect_us = duration(value).map_err(bad)?,
             "log-buffer" => self.log_buffer = size(value).map_err(bad)?,
+            "transfer" => {
+                self.transfer_stops = match value {
+                    "live" => false,
+                    "stop" => true,
+                    _ => return Err(bad("one of live, stop")),
+                }
+            }
             "clock" if value == "rtc" => {}
             "clock" => return Err(bad("this version knows only rtc")),
             "monitor" => {

@@ -219,6 +219,12 @@ impl PageSet {
         was_in
     }
 
+    /// Whether a page is in the set.
+    #[must_use]
+    pub fn contains(&self, page: u64) -> bool {
+        self.words.get((page / 64) as usize).is_some_and(|word| word >> (page % 64) & 1 != 0)
+    }
+
     /// The lowest page not below `from`.
     #[must_use]
     pub fn first_from(&self, from: u64) -> Option<u64> {
@@ -307,6 +313,7 @@ mod tests {
             }
             set.insert(200);
             prop_assert_eq!(set.len(), model.len() as u64);
+            prop_assert_eq!(set.contains(from), model.contains(&from));
             prop_assert_eq!(set.first_from(from), model.range(from..).next().copied());
         }
     }

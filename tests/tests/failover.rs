@@ -139,3 +139,36 @@ fn nobody_notices_that_the_backup_dies() -> Result<()> {
     ensure!(rig.status()?.takeovers.is_empty());
     rig.stop()
 }
+
+/// The primary's figure about its last transfer.
+fn transfer(rig: &mut Rig, key: &str) -> Result<f64> {
+    let status = rig.fresh("primary")?;
+    status.more["transfer"][key].as_f64().with_context(|| format!("no transfer.{key}"))
+}
+
+#[test]
+fn a_guest_that_rewrites_its_memory_is_protected_while_it_runs() -> Result<()> {
+    let arguments = ["--guest-memory", "128M", "--guest-args", "ip=10.0.2.15/24 gw=10.0.2.2 fill=32M rewrite=1M"];
+    let mut rig = Rig::protected("rewrite", "counter", &arguments)?;
+    let load = Load::start(&rig.service()?, "x", Instant::now())?;
+    wait_answers(&mut rig, &load, 1)?;
+    // A transfer at the start would find little memory in use; and this one's figures are of the full memory.
+    rig.kill("backup")?;
+    rig.wait_file("unprotected", TAKEOVER_LIMIT, |file| !file.protected)?;
+    rig.start_backup()?;
+    let [rounds, pause, bytes] = ["rounds", "pause_ms", "bytes"].map(|key| transfer(&mut rig, key));
+    let (rounds, pause, bytes) = (rounds?, pause?, bytes?);
+    println!("{rounds} rounds, {bytes} bytes, guest stopped for {pause} ms");
+    ensure!(bytes > f64::from(32 << 20) && rounds >= 2.0);
+    ensure!(pause < 1000.0, "the guest stood still for {pause} ms");
+    // Whatever was missed would differ: the first time around all of memory is compared quickly.
+    rig.wait("all of memory is compared", Duration::from_secs(120), |rig| {
+        let status = rig.status()?;
+        ensure!(status.notice("diverged").is_none());
+        Ok(status.of("backup").filter(|backup| backup.digests >= 128 * 4).map(drop))
+    })?;
+    rig.kill("primary")?;
+    wait_answers(&mut rig, &load, 10)?;
+    judge(load)?;
+    rig.stop()
+}

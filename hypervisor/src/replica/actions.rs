@@ -3,11 +3,10 @@
 use alloc::format;
 use alloc::string::String;
 
-use pollux_ft::{Action, HaltReason, Position, Role, Time};
+use pollux_ft::{Action, HaltReason, Position, Role};
 use pollux_nic::GateMode;
 
-use super::transfer::Transfer;
-use super::{Replica, Takeover, digest, monitor};
+use super::{Replica, Takeover, monitor};
 use crate::memory::Gpa;
 
 impl Replica {
@@ -39,10 +38,7 @@ impl Replica {
                     client.release(self.now_us);
                 }
             }
-            Action::BeginTransfer => {
-                log::info!("a backup joins: sending the state");
-                self.transfer = Some(Transfer::new(self.now_us));
-            }
+            Action::BeginTransfer => self.begin_transfer(),
             Action::Protected => {
                 log::info!("protected: the backup follows");
                 self.figures.protected_since_us = Some(self.now_us);
@@ -51,7 +47,7 @@ impl Replica {
                 log::warn!("unprotected: {reason}; the guest goes on here alone");
                 monitor::event("unprotected", "reason", &reason);
                 self.figures.protected_since_us = None;
-                self.transfer = None;
+                self.end_transfer();
                 self.open_gate();
             }
             Action::Started { term } => {
@@ -67,16 +63,9 @@ impl Replica {
                 self.set_gate(GateMode::Closed);
             }
             Action::BeginLoad => self.begin_load(),
-            Action::LoadMemory { gpa, data } => {
-                if let Err(error) = self.guest.memory.write(Gpa(gpa), &data) {
-                    self.diverge(&format!("the state does not fit: {error}"));
-                }
-            }
-            Action::LoadZero { gpa, len } => match self.guest.memory.slice_mut(Gpa(gpa), len) {
-                Ok(range) => range.fill(0),
-                Err(error) => self.diverge(&format!("the state does not fit: {error}")),
-            },
-            Action::LoadMachine(data) => self.incoming.extend_from_slice(&data),
+            Action::LoadMemory { gpa, data } => self.load_memory(Gpa(gpa), &data),
+            Action::LoadZero { gpa, len } => self.load_zero(Gpa(gpa), len),
+            Action::LoadMachine(data) => self.load_machine(&data),
             Action::StateLoaded { position, digest } => self.state_loaded(position, digest),
             Action::TakeOver { last } => self.begin_takeover(last),
             Action::TakeOverCancelled => {
@@ -123,33 +112,6 @@ impl Replica {
         let now_us = self.now_us;
         if let Some(client) = &mut self.client {
             client.go_live(now_us);
-        }
-    }
-
-    fn begin_load(&mut self) {
-        log::info!("receiving the guest's state");
-        self.set_gate(GateMode::Closed);
-        self.incoming.clear();
-        self.guest.memory.clear();
-    }
-
-    fn state_loaded(&mut self, position: Position, digest: u64) {
-        let bytes = core::mem::take(&mut self.incoming);
-        if let Err(error) = self.guest.load(&bytes) {
-            return self.diverge(&format!("the state received cannot be loaded: {error}"));
-        }
-        let own = digest::of_all(&mut self.guest);
-        if own != digest || self.guest.position() != position.0 {
-            return self.diverge(&format!(
-                "the state received is not the one that was sent: hash {own:016x} at {}, should be {digest:016x} at {}",
-                self.guest.position(),
-                position.0
-            ));
-        }
-        log::info!("state complete at position {}: following the log", position.0);
-        self.set_gate(GateMode::Retained);
-        if let Some(peer) = &mut self.peer {
-            peer.node.joined(Time(self.now_us));
         }
     }
 

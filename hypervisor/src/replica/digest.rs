@@ -2,17 +2,21 @@
 //!
 //! One is due after [`INTERVAL`] ticks, and after [`INTERVAL_US`] for a guest that runs but gets nowhere near that. A bit
 //! that differs in CPU or platform shows at the next digest, one in memory when its slice's turn comes, after
-//! `memory / SLICE` digests at most.
+//! `memory / SLICE` digests at most. The first time around, with a new backup, it goes faster.
+
+use alloc::vec::Vec;
 
 use xxhash_rust::xxh64::xxh64;
 
 use crate::guest::Guest;
-use crate::memory::{Gpa, GuestMemory};
+use crate::memory::{Gpa, GuestMemory, is_zero};
 
 /// Ticks between two digests while the guest runs.
 pub const INTERVAL: u64 = 1 << 25;
 /// Wall time between two digests of a guest that runs slowly, in microseconds.
 pub const INTERVAL_US: u64 = 1_000_000;
+/// The same until all of a new backup's memory was compared once, in microseconds.
+pub const FIRST_INTERVAL_US: u64 = 25_000;
 /// Bytes of memory in one slice.
 pub const SLICE: u64 = 256 << 10;
 
@@ -21,6 +25,8 @@ pub const SLICE: u64 = 256 << 10;
 pub struct NextDigest {
     /// The slice whose turn it is.
     pub slice: u32,
+    /// Every slice had its turn.
+    pub all_compared: bool,
     /// Where the last digest was made.
     pub after: u64,
     /// Due at this position …
@@ -71,8 +77,70 @@ fn hash_slice(memory: &GuestMemory, slice: u32) -> u64 {
     memory.slice(Gpa(start), len).map_or(0, |bytes| xxh64(bytes, 0))
 }
 
-/// A hash of the whole guest, for a state that was transferred. Zero pages have no part in it.
-pub fn of_all(guest: &mut Guest) -> u64 {
-    let memory = guest.memory.used_pages().fold(0_u64, |sum, (gpa, page)| sum.wrapping_add(xxh64(page, gpa.0)));
-    guest.hash() ^ memory.rotate_left(1)
+/// A hash of all memory that is kept while pages are sent or arrive, one after the other and some repeatedly. Zero pages
+/// have no part in it.
+#[derive(Debug, Default)]
+pub struct MemoryDigest {
+    /// What each page contributes.
+    pages: Vec<u64>,
+    sum: u64,
+}
+
+impl MemoryDigest {
+    /// Of a memory of zeros.
+    #[must_use]
+    pub fn new(pages: u64) -> Self {
+        Self { pages: alloc::vec![0; pages as usize], sum: 0 }
+    }
+
+    /// Page number `page`, which must exist, has this content now.
+    pub fn set(&mut self, page: u64, content: &[u8]) {
+        self.replace(page, if is_zero(content) { 0 } else { xxh64(content, page) });
+    }
+
+    /// Whether the page is known to have a content other than zeros.
+    #[must_use]
+    pub fn is_used(&self, page: u64) -> bool {
+        self.pages[page as usize] != 0
+    }
+
+    /// Page number `page`, which must exist, is zero now.
+    pub fn clear(&mut self, page: u64) {
+        self.replace(page, 0);
+    }
+
+    fn replace(&mut self, page: u64, new: u64) {
+        let old = core::mem::replace(&mut self.pages[page as usize], new);
+        self.sum = self.sum.wrapping_sub(old).wrapping_add(new);
+    }
+
+    /// The hash of this memory together with the rest of the guest's state.
+    pub fn with_machine(&self, guest: &mut Guest) -> u64 {
+        guest.hash() ^ self.sum.rotate_left(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_of_memory_is_that_of_its_last_content() {
+        let page = |value: u8| [value; 4096];
+        let mut once = MemoryDigest::new(4);
+        once.set(1, &page(3));
+        let mut often = MemoryDigest::new(4);
+        often.set(2, &page(9));
+        often.set(1, &page(8));
+        often.set(1, &page(3));
+        assert_ne!(once.sum, often.sum);
+        often.clear(2);
+        assert_eq!(once.sum, often.sum);
+        assert!(often.is_used(1) && !often.is_used(2));
+        often.set(3, &page(0));
+        assert_eq!(once.sum, often.sum);
+        often.clear(1);
+        often.set(2, &page(3));
+        assert_ne!(once.sum, often.sum, "the same content elsewhere is another memory");
+    }
 }

@@ -34,7 +34,11 @@ impl Replica {
         if self.ended.is_some() {
             return;
         }
-        if self.transfer.is_some() && self.guest.is_settled() {
+        if !self.transfer_stops_guest() {
+            self.transfer_step();
+        }
+        // The last round may just have ended.
+        if self.transfer_stops_guest() && self.guest.is_settled() {
             self.transfer_step();
             if self.transfer.is_some() {
                 self.sleep(None);
@@ -90,7 +94,7 @@ impl Replica {
     /// Where to stop next: right ahead when something waits, else at the next thing that is due.
     fn target(&self) -> u64 {
         let position = self.guest.position();
-        if !self.guest.is_settled() && (self.wants_stop() || self.transfer.is_some()) {
+        if !self.guest.is_settled() && (self.wants_stop() || self.transfer_stops_guest()) {
             return self.guest.next_stop();
         }
         let seal = self.unsealed_since.map_or(u64::MAX, |since| since + OUTPUT_DELAY);
@@ -187,11 +191,15 @@ impl Replica {
         self.log(EntryRef::Digest { machine: digest.machine, slice: digest.slice, memory: digest.memory })?;
         self.figures.digests += 1;
         let position = self.guest.position();
+        let slice = digest.next_slice(&self.guest);
+        let all_compared = self.next_digest.all_compared || slice == 0;
+        let interval_us = if all_compared { digest::INTERVAL_US } else { digest::FIRST_INTERVAL_US };
         self.next_digest = NextDigest {
-            slice: digest.next_slice(&self.guest),
+            slice,
+            all_compared,
             after: position,
             position: position + digest::INTERVAL,
-            at_us: self.now_us + digest::INTERVAL_US,
+            at_us: self.now_us + interval_us,
         };
         Ok(())
     }

@@ -14,6 +14,8 @@ mod live;
 pub mod monitor;
 mod outlet;
 mod peer;
+mod receive;
+pub mod rounds;
 mod status;
 pub mod steering;
 mod transfer;
@@ -31,6 +33,7 @@ use self::digest::NextDigest;
 use self::link::{End, Link};
 use self::monitor::{Command, Monitor};
 use self::peer::Peer;
+use self::receive::Incoming;
 use self::status::Figures;
 use self::steering::Steering;
 use self::transfer::Transfer;
@@ -98,8 +101,8 @@ pub struct Replica {
     figures: Figures,
     transfer: Option<Transfer>,
     takeover: Option<Takeover>,
-    /// The machine part of a state that arrives.
-    incoming: Vec<u8>,
+    /// A state that arrives.
+    incoming: Incoming,
     /// Text for the guest's console that waits for an exact stop.
     typed: Vec<u8>,
     /// Position at which the oldest frame that waits for an `Output` entry was made.
@@ -143,7 +146,7 @@ impl Replica {
             figures: Figures::default(),
             transfer: None,
             takeover: None,
-            incoming: Vec::new(),
+            incoming: Incoming::default(),
             typed: Vec::new(),
             unsealed_since: None,
             logged: 0,

@@ -25,6 +25,8 @@ pub(super) struct Figures {
     pub(super) held_back: u64,
     pub(super) transfer_pages: u64,
     pub(super) transfer_bytes: u64,
+    pub(super) transfer_rounds: u64,
+    pub(super) transfer_us: u64,
     pub(super) transfer_pause_us: u64,
     pub(super) protected_since_us: Option<u64>,
     next_report_us: u64,
@@ -66,6 +68,8 @@ impl Replica {
             .object("transfer", |json| {
                 json.number("bytes", self.figures.transfer_bytes)
                     .number("pages", self.figures.transfer_pages)
+                    .number("rounds", self.figures.transfer_rounds)
+                    .millis("total_ms", self.figures.transfer_us)
                     .millis("pause_ms", self.figures.transfer_pause_us);
             });
         json.object("exits", |json| {

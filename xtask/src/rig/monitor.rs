@@ -70,6 +70,10 @@ pub struct Transfer {
     pub bytes: u64,
     /// Pages that were not zero.
     pub pages: u64,
+    /// Rounds over memory: the first over all of it, each later one over what changed meanwhile.
+    pub rounds: u64,
+    /// From the start to the end, in milliseconds.
+    pub total_ms: f64,
     /// For how long the guest stood still, in milliseconds.
     pub pause_ms: f64,
 }

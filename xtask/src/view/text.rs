@@ -101,13 +101,15 @@ fn counters(status: &Status, rates: &Rates) -> Vec<String> {
         ),
         format!("  log        {}B/s on the wire; {}", format_count(rates.wire_bytes), top(&rates.log_bytes, "B/s")),
         format!(
-            "  gate       {} held ({} B), oldest {}, longest {}, {} released, {} dropped",
+            "  gate       {} held ({} B), oldest {}, longest {}, {} released, {} dropped, {} sent again, {} forgotten",
             gate.held,
             gate.held_bytes,
             micros(gate.oldest_us),
             micros(gate.max_us),
             gate.released,
-            gate.dropped
+            gate.dropped,
+            gate.resent,
+            gate.forgotten
         ),
         format!("  exits      {}", top(&rates.exits, "/s")),
         format!("  digests    {} compared", status.digests),
@@ -115,9 +117,11 @@ fn counters(status: &Status, rates: &Rates) -> Vec<String> {
     if status.transfer.bytes > 0 {
         let transfer = &status.transfer;
         lines.push(format!(
-            "  transfer   {}B, {} pages, the guest stood still for {:.0} ms",
+            "  transfer   {}B, {} pages in {} rounds and {:.0} ms, the guest stood still for {:.0} ms",
             format_count(transfer.bytes as f64),
             transfer.pages,
+            transfer.rounds,
+            transfer.total_ms,
             transfer.pause_ms
         ));
     }
