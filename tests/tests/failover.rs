@@ -140,6 +140,27 @@ fn nobody_notices_that_the_backup_dies() -> Result<()> {
     rig.stop()
 }
 
+#[test]
+fn the_roles_change_without_a_failure() -> Result<()> {
+    let mut rig = Rig::protected("switch", "counter", &[])?;
+    let load = Load::start(&rig.service()?, "x", Instant::now())?;
+    for number in 1..=4 {
+        wait_answers(&mut rig, &load, 10)?;
+        let backup = rig.file()?.machine("backup")?.name.clone();
+        println!("{}", rig.ask(&["switch"])?.trim());
+        let takeovers = rig.status()?.takeovers;
+        let last = takeovers.last().context("no takeover")?;
+        ensure!(takeovers.len() == number && last["planned"] == true && last["name"] == *backup, "{takeovers:?}");
+        ensure!(rig.file()?.machine("primary")?.name == backup);
+        // Nobody had to be suspected.
+        ensure!(last["total_ms"].as_f64().is_some_and(|total| total < 500.0), "{last}");
+    }
+    wait_answers(&mut rig, &load, 10)?;
+    let summary = judge(load)?;
+    println!("the longest wait for a reply was {:?}", summary.longest_wait);
+    rig.stop()
+}
+
 /// The primary's figure about its last transfer.
 fn transfer(rig: &mut Rig, key: &str) -> Result<f64> {
     let status = rig.fresh("primary")?;

@@ -103,6 +103,7 @@ mod tests {
             "rig --dir D start backup --wait --timeout 30s",
             "rig --dir D link log delay=5ms loss=1% down",
             "rig --dir D stop",
+            "rig --dir D switch --timeout 20s",
             "rig --dir D console",
             "test",
             "test host",

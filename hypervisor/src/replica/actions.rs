@@ -126,8 +126,9 @@ impl Replica {
 
     fn begin_takeover(&mut self, last: Position) {
         let heard_us = self.peer.as_ref().map_or(self.now_us, |peer| peer.node.last_heard().0);
-        log::warn!("the primary is silent: draining the log up to position {}", last.0);
-        self.takeover = Some(Takeover { heard_us, suspected_us: self.now_us, last: last.0 });
+        log::warn!("the primary is gone: draining the log up to position {}", last.0);
+        self.takeover =
+            Some(Takeover { heard_us, suspected_us: self.now_us, last: last.0, drained_us: None, planned: false });
     }
 
     /// How this machine is called in status and log.

@@ -1,6 +1,7 @@
 //! The backup: replays the log, and takes over when it is told to.
 
 use alloc::format;
+use core::fmt;
 
 use pollux_ft::{Control, Entry, NotLive, Position, Record, Time};
 
@@ -10,7 +11,7 @@ use super::outlet::Shadow;
 use super::steering::Steering;
 use super::{Replica, monitor};
 use crate::guest::Stop;
-use crate::platform::GuestTime;
+use crate::platform::{GuestTime, PowerEvent};
 
 /// Ticks that a backup runs at most before it looks around.
 const SLICE: u64 = 1 << 24;
@@ -41,8 +42,9 @@ impl Replica {
         match stop {
             Stop::Target | Stop::Host | Stop::Output => {}
             Stop::Halted => self.diverge(&format!("the guest sleeps at {position}, the log says it ran to {target}")),
-            // What these mean the primary says in the next entry, at this position.
-            Stop::Power(_) | Stop::Crashed if position == target => {}
+            // The primary says the same in the next entry, at this position; if it lived to say it.
+            Stop::Power(event) if position == target => self.power_due = Some(event),
+            Stop::Crashed if position == target => self.power_due = Some(PowerEvent::Reset),
             Stop::Power(_) | Stop::Crashed => {
                 self.diverge(&format!("the guest ended at {position}, the log says it ran to {target}"));
             }
@@ -84,12 +86,18 @@ impl Replica {
             }
             Entry::Control(Control::PowerOff) => log::info!("the guest powered off"),
             Entry::Control(Control::Reset) => {
+                self.power_due = None;
                 if let Err(error) = self.guest.restart() {
                     return self
                         .diverge(&format!("entry {}: the guest cannot be started again: {error}", record.seq.0));
                 }
             }
-            Entry::Control(Control::SwitchOver) => log::info!("the primary hands the guest over"),
+            Entry::Control(Control::SwitchOver) => {
+                log::info!("the primary hands the guest over");
+                if let Some(takeover) = &mut self.takeover {
+                    takeover.planned = true;
+                }
+            }
         }
         if let Some(peer) = &mut self.peer {
             peer.node.applied(Time(self.now_us), record.position);
@@ -104,10 +112,11 @@ impl Replica {
     }
 
     fn go_live(&mut self, position: u64) {
-        let Some(takeover) = self.takeover.take() else { return };
+        let Some(mut takeover) = self.takeover.take() else { return };
         let Some(peer) = &mut self.peer else { return };
-        let drained_us = self.clock.now_us();
-        let term = match peer.node.went_live(Time(drained_us), Position(position)) {
+        let now_us = self.clock.now_us();
+        let drained_us = *takeover.drained_us.get_or_insert(now_us);
+        let term = match peer.node.went_live(Time(now_us), Position(position)) {
             Ok(term) => term,
             Err(NotLive::NotGranted) => {
                 self.takeover = Some(takeover);
@@ -118,26 +127,56 @@ impl Replica {
         };
         // Guest time goes on from where the log ended.
         let rate = self.guest.platform.clock().rate();
-        self.steering = Steering::start(drained_us, position, self.guest.now(), rate);
-        self.now_us = drained_us;
-        (self.logged, self.logged_us) = (position, drained_us);
+        self.steering = Steering::start(now_us, position, self.guest.now(), rate);
+        self.now_us = now_us;
+        (self.logged, self.logged_us) = (position, now_us);
         self.open_gate();
-        let live_us = self.clock.now_us();
+        let times = TakeoverTimes {
+            detect: takeover.suspected_us.saturating_sub(takeover.heard_us),
+            drain: drained_us - takeover.suspected_us,
+            arbiter: now_us - drained_us,
+            announce: self.clock.now_us() - now_us,
+        };
         self.figures.takeovers += 1;
-        log::warn!(
-            "live in term {} at position {position}: silent for {} ms, log drained in {} ms",
-            term.0,
-            takeover.suspected_us.saturating_sub(takeover.heard_us) / 1000,
-            (drained_us - takeover.suspected_us) / 1000
-        );
+        log::warn!("live in term {} at position {position}: {times}", term.0);
         let mut json = Json::line("event");
-        json.text("event", "takeover")
-            .number("term", term.0)
-            .millis("detect_ms", takeover.suspected_us.saturating_sub(takeover.heard_us))
-            .millis("drain_ms", drained_us - takeover.suspected_us)
-            .millis("announce_ms", live_us - drained_us)
-            .millis("total_ms", live_us - takeover.heard_us);
+        json.text("event", "takeover").number("term", term.0).flag("planned", takeover.planned);
+        times.report(&mut json);
         monitor::send(json);
         self.report();
+    }
+}
+
+/// What a takeover took, in microseconds.
+struct TakeoverTimes {
+    /// From the last sign of life to the suspicion.
+    detect: u64,
+    /// To execute the rest of the log.
+    drain: u64,
+    /// To win the term.
+    arbiter: u64,
+    /// To open the gate and tell the switch.
+    announce: u64,
+}
+
+impl TakeoverTimes {
+    fn total(&self) -> u64 {
+        self.detect + self.drain + self.arbiter + self.announce
+    }
+
+    fn report(&self, json: &mut Json) {
+        json.millis("detect_ms", self.detect)
+            .millis("drain_ms", self.drain)
+            .millis("arbiter_ms", self.arbiter)
+            .millis("announce_ms", self.announce)
+            .millis("total_ms", self.total());
+    }
+}
+
+impl fmt::Display for TakeoverTimes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |us: u64| us / 1000;
+        write!(f, "silent for {} ms, log drained in {} ms, ", ms(self.detect), ms(self.drain))?;
+        write!(f, "term won in {} ms, announced in {} ms", ms(self.arbiter), ms(self.announce))
     }
 }

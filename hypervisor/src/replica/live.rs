@@ -4,9 +4,9 @@ use alloc::format;
 
 use pollux_ft::{AppendError, Control, EntryRef, Position, Seq, Time};
 
-use super::Replica;
 use super::digest::{self, Digest, NextDigest};
 use super::outlet::Live;
+use super::{Replica, monitor};
 use crate::guest::Stop;
 use crate::platform::PowerEvent;
 
@@ -53,6 +53,9 @@ impl Replica {
             return self.sleep(Some(self.now_us + 1000));
         }
         self.mark_progress();
+        if self.switch_due && self.guest.is_settled() && self.typed.is_empty() {
+            return self.switch_over();
+        }
         if self.guest.is_halted() && !self.guest.can_wake() {
             return self.sleep_until_deadline();
         }
@@ -105,7 +108,7 @@ impl Replica {
 
     /// Whether something waits for an exact stop of a guest that runs.
     fn wants_stop(&self) -> bool {
-        self.input_waits() || self.steering.is_due(self.now_us) || self.digest_is_due()
+        self.input_waits() || self.steering.is_due(self.now_us) || self.digest_is_due() || self.switch_due
     }
 
     /// Whether something from outside waits for an exact stop.
@@ -255,6 +258,28 @@ impl Replica {
         let deadline = self.guest.platform.next_deadline().map(|deadline| self.steering.wall_of(deadline));
         let horizon = self.needs_horizon().then_some(self.logged_us + HORIZON_US);
         self.sleep([deadline, horizon].into_iter().flatten().min());
+    }
+
+    /// Hands the guest over, here where it stands. What it has put out belongs to this side of the line.
+    fn switch_over(&mut self) {
+        if self.client.as_ref().is_some_and(|client| client.gate().unsealed() > 0) {
+            self.seal_output();
+        }
+        let (now, position) = (Time(self.now_us), Position(self.guest.position()));
+        let Some(peer) = &mut self.peer else { return };
+        match peer.node.switch_over(now, position) {
+            Ok(_) => {
+                log::info!("handing the guest over at position {}", position.0);
+                self.switch_due = false;
+                peer.node.flush(now);
+                self.push_peer();
+            }
+            Err(AppendError::Full) => self.sleep(Some(self.now_us + 1000)),
+            Err(_) => {
+                self.switch_due = false;
+                monitor::event("refused", "reason", &"the backup was lost before the guest was handed over");
+            }
+        }
     }
 
     fn after_run(&mut self, stop: Stop) {

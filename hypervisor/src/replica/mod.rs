@@ -85,6 +85,10 @@ struct Takeover {
     suspected_us: u64,
     /// Where the log ends.
     last: u64,
+    /// When all of the log had been executed, in microseconds.
+    drained_us: Option<u64>,
+    /// The primary handed the guest over.
+    planned: bool,
 }
 
 /// One machine at work.
@@ -115,6 +119,8 @@ pub struct Replica {
     next_digest: NextDigest,
     /// The guest asked for this, and it is not logged yet.
     power_due: Option<PowerEvent>,
+    /// The guest is to be handed over to the backup at the next exact stop.
+    switch_due: bool,
     /// Why the guest does not run any more.
     ended: Option<String>,
     /// The wall time of this turn of the loop, in microseconds.
@@ -153,6 +159,7 @@ impl Replica {
             logged_us: 0,
             next_digest: NextDigest::default(),
             power_due: None,
+            switch_due: false,
             ended: None,
             now_us,
         }
@@ -237,6 +244,8 @@ impl Replica {
                 }
                 self.end("stopped by command".into());
             }
+            Command::Switch if self.is_protected() => self.switch_due = true,
+            Command::Switch => monitor::event("refused", "reason", &"there is no backup to hand the guest over to"),
             Command::Console(text) => {
                 self.typed.extend_from_slice(text.as_bytes());
                 self.typed.push(b'\n');

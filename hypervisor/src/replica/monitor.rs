@@ -17,6 +17,8 @@ pub enum Command {
     Status,
     /// Take this machine out of service in order.
     Stop,
+    /// Hand the guest over to the backup, which goes live; this machine becomes its backup.
+    Switch,
     /// Type text at the guest's console.
     Console(String),
     /// Flip a bit of guest memory (test only).
@@ -35,6 +37,7 @@ impl Command {
         match word {
             "status" => Ok(Self::Status),
             "stop" => Ok(Self::Stop),
+            "switch" => Ok(Self::Switch),
             "console" => Ok(Self::Console(rest.into())),
             "flip-memory" => {
                 let (gpa, bit) = rest.split_once(' ').ok_or("flip-memory needs an address and a bit")?;
@@ -49,7 +52,7 @@ impl Command {
                 let (name, bit) = rest.split_once(' ').ok_or("flip-register needs a name and a bit")?;
                 Ok(Self::FlipRegister(name.into(), bit.trim().parse().map_err(|_| "the bit is no number")?))
             }
-            _ => Err("unknown command; known: status, stop, console, flip-memory, flip-register"),
+            _ => Err("unknown command; known: status, stop, switch, console, flip-memory, flip-register"),
         }
     }
 
@@ -120,6 +123,7 @@ mod tests {
     #[test]
     fn commands_are_understood_or_refused() {
         assert_eq!(Command::parse("status"), Ok(Command::Status));
+        assert_eq!(Command::parse("switch"), Ok(Command::Switch));
         assert_eq!(Command::parse("console a b"), Ok(Command::Console("a b".into())));
         assert_eq!(Command::parse("flip-memory 0x10 3"), Ok(Command::FlipMemory(Gpa(16), 3)));
         assert_eq!(Command::parse("flip-register rax 9"), Ok(Command::FlipRegister("rax".into(), 9)));

@@ -22,6 +22,7 @@ impl Replica {
     pub(super) fn begin_load(&mut self) {
         log::info!("receiving the guest's state");
         self.set_gate(GateMode::Closed);
+        (self.power_due, self.switch_due) = (None, false);
         self.incoming = Incoming { machine: Vec::new(), digest: MemoryDigest::new(self.guest.memory.pages()) };
         self.guest.memory.clear();
     }

@@ -67,6 +67,7 @@ fn blackout() -> Result<Vec<Figure>> {
         Figure::new("blackout seen by the client", Wanted::AtMost(2.5), median("blackout", blackouts)?, "s", note),
         part("detection", |takeover| takeover.times.detect_ms)?,
         part("drain", |takeover| takeover.times.drain_ms)?,
+        part("arbiter", |takeover| takeover.times.arbiter_ms)?,
         part("announcement", |takeover| takeover.times.announce_ms)?,
     ])
 }

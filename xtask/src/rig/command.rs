@@ -50,6 +50,12 @@ enum Verb {
         #[arg(long, default_value = "60s", value_parser = parse_duration, requires = "wait")]
         timeout: Duration,
     },
+    /// Let primary and backup change their roles, without a failure
+    Switch {
+        /// How long to wait
+        #[arg(long, default_value = "60s", value_parser = parse_duration)]
+        timeout: Duration,
+    },
     /// Change a network's links
     Link {
         /// log, client, or one machine's cable such as log:castor
@@ -111,6 +117,7 @@ pub fn run(arguments: RigArgs) -> Result<()> {
             say(&mut client, &Request::StartBackup)?;
             if wait { wait_for_protection(&mut client, timeout) } else { Ok(()) }
         }
+        Verb::Switch { timeout } => switch(&mut client, timeout),
         Verb::Link { network, changes } => say(&mut client, &Request::Link { network, changes }),
         Verb::Capture { switch } => say(&mut client, &Request::Capture { on: switch == Switch::On }),
         Verb::Console { line: Some(line) } => say(&mut client, &console_request(&line)),
@@ -139,6 +146,30 @@ pub fn wait_for_protection(client: &mut Client, timeout: Duration) -> Result<()>
         std::thread::sleep(POLL);
     }
     Ok(())
+}
+
+/// Asks for a planned change of roles, and waits until the guest runs, protected, on the other machine.
+fn switch(client: &mut Client, timeout: Duration) -> Result<()> {
+    let before = client.status()?.takeovers.len();
+    let text = "switch".to_owned();
+    client.ask(&Request::Command { target: "primary".to_owned(), text })?;
+    let deadline = Instant::now() + timeout;
+    loop {
+        let snapshot = client.status()?;
+        if snapshot.protected
+            && let Some(takeover) = snapshot.takeovers.get(before)
+        {
+            println!("{} {}", takeover.name, text::takeover_times(&takeover.times));
+            return Ok(());
+        }
+        interrupt::check()?;
+        if Instant::now() >= deadline {
+            let refusal = snapshot.notices.iter().rev().find(|notice| notice.text.contains("refused"));
+            let why = refusal.map_or_else(String::new, |notice| format!(": {}", notice.text));
+            bail!("the roles have not changed after {} s{why}", timeout.as_secs());
+        }
+        std::thread::sleep(POLL);
+    }
 }
 
 fn console_request(line: &str) -> Request {

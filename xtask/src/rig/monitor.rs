@@ -143,10 +143,14 @@ pub struct Takeover {
     pub detect_ms: f64,
     /// Replay of the rest of the log.
     pub drain_ms: f64,
+    /// Winning the next term.
+    pub arbiter_ms: f64,
     /// Telling the switch.
     pub announce_ms: f64,
     /// All of it.
     pub total_ms: f64,
+    /// Whether the old primary handed the guest over.
+    pub planned: bool,
 }
 
 /// One line of a monitor.
@@ -250,7 +254,7 @@ mod tests {
     #[test]
     fn events_are_read() {
         let takeover = parse(r#"{"t":"event","event":"takeover","detect_ms":1000,"drain_ms":1.5,"total_ms":1004.5}"#);
-        let expected = Takeover { detect_ms: 1000.0, drain_ms: 1.5, announce_ms: 0.0, total_ms: 1004.5 };
+        let expected = Takeover { detect_ms: 1000.0, drain_ms: 1.5, total_ms: 1004.5, ..Takeover::default() };
         assert_eq!(takeover.unwrap(), Line::Takeover(expected));
         let Ok(Line::Event(name, fields)) = parse(r#"{"t":"event","event":"divergence","position":7}"#) else {
             panic!()

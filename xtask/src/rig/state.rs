@@ -22,6 +22,7 @@ use super::options::{CommandLine, Part};
 use super::roles::{self, Facts, Role};
 use super::snapshot::{Notice, TakeoverEntry};
 use super::{Config, Event, HYPERVISOR_MIB, SLOTS, Slot, probe};
+use crate::view::text;
 
 /// Events that may wait for the main loop before their senders have to.
 const QUEUE: usize = 1024;
@@ -408,11 +409,7 @@ fn new_place(slot: Slot, directory: &Path) -> Result<Place> {
 }
 
 fn describe_takeover(slot: Slot, times: &Takeover) -> String {
-    let Takeover { detect_ms, drain_ms, announce_ms, total_ms } = times;
-    format!(
-        "{} took over in {total_ms:.0} ms (detection {detect_ms:.0}, drain {drain_ms:.1}, announcement {announce_ms:.1})",
-        slot.name()
-    )
+    format!("{} {}", slot.name(), text::takeover_times(times))
 }
 
 fn describe_fields(fields: &Map<String, Value>) -> String {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::rig::monitor::Status;
+use crate::rig::monitor::{Status, Takeover};
 use crate::rig::network::LinkSnapshot;
 use crate::rig::rates::Rates;
 use crate::rig::roles::Role;
@@ -152,17 +152,23 @@ pub fn links(snapshot: &Snapshot) -> Vec<String> {
 
 /// A takeover in a line.
 pub fn takeover(entry: &TakeoverEntry) -> String {
-    let times = &entry.times;
+    format!("  at {:.1} s: {} {}", entry.at_s, entry.name, takeover_times(&entry.times))
+}
+
+/// How a machine came to run the guest, and how long it took.
+pub fn takeover_times(times: &Takeover) -> String {
+    let Takeover { detect_ms, drain_ms, arbiter_ms, announce_ms, total_ms, planned } = times;
+    let how = if *planned { "was handed the guest" } else { "took over" };
     format!(
-        "  at {:.1} s by {}: {:.0} ms (detection {:.0}, drain {:.1}, announcement {:.1})",
-        entry.at_s, entry.name, times.total_ms, times.detect_ms, times.drain_ms, times.announce_ms
+        "{how} in {total_ms:.0} ms \
+         (detection {detect_ms:.0}, drain {drain_ms:.1}, arbiter {arbiter_ms:.1}, announcement {announce_ms:.1})"
     )
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::rig::monitor::{Amount, Claim, Takeover};
+    use crate::rig::monitor::{Amount, Claim};
 
     /// A protected pair under load, after one takeover.
     pub(crate) fn example() -> Snapshot {
@@ -194,7 +200,7 @@ pub(super) mod tests {
             status,
             rates,
         };
-        let times = Takeover { detect_ms: 1000.0, drain_ms: 2.5, announce_ms: 0.5, total_ms: 1003.0 };
+        let times = Takeover { detect_ms: 1000.0, drain_ms: 2.5, total_ms: 1003.0, ..Takeover::default() };
         Snapshot {
             service: "127.0.0.1:7777".into(),
             directory: "/rig".into(),
