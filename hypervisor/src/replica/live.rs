@@ -47,6 +47,8 @@ impl Replica {
         }
         if let Some(until_us) = self.held_back_until() {
             self.figures.held_back += 1;
+            // The twin may be behind only because it was told nothing.
+            self.mark_progress();
             return self.sleep(Some(until_us));
         }
         if self.guest.is_settled() && self.apply_inputs().is_err() {
