@@ -98,7 +98,8 @@ impl Node {
             let waits = self.bid == Bid::Asked;
             return Err(if waits { NotLive::NotGranted } else { NotLive::NotTakingOver });
         }
-        self.close_link(false);
+        // A primary that handed over waits for the last ack.
+        self.close_link(self.replay.handed_over);
         self.enter_next_term();
         self.role = Role::Alone;
         self.position = position;

@@ -71,6 +71,8 @@ pub struct Node {
     /// ends or goes over to the backup.
     send: SendLog,
     state_sent: bool,
+    /// Bytes up to the end of the state that have not been handed to the stream yet.
+    state_unsent: usize,
     loss: LossReason,
     power_off: Option<Seq>,
     handover: Option<Seq>,
@@ -119,6 +121,7 @@ impl Node {
             heartbeat_counter: 0,
             send: SendLog::default(),
             state_sent: false,
+            state_unsent: 0,
             loss: LossReason::Silent,
             power_off: None,
             handover: None,
@@ -228,6 +231,7 @@ impl Node {
     /// When `count` exceeds what was queued.
     pub fn transmitted(&mut self, count: usize) {
         self.link.sent(count);
+        self.state_unsent = self.state_unsent.saturating_sub(count);
         self.stats.stream_sent += count as u64;
     }
 

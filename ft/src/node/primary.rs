@@ -187,6 +187,7 @@ impl Node {
         self.link.send(&mut self.stats, &Message::StateEnd { position, seq, digest });
         self.send = SendLog::resume(seq, position);
         self.state_sent = true;
+        self.state_unsent = self.link.queued().len();
         Ok(())
     }
 
@@ -243,7 +244,7 @@ impl Node {
     /// Goes on without the backup if the rules allow it, or asks for the term that allows it.
     pub(super) fn consider_alone(&mut self, now: Time, gave_up: bool, contends: bool) {
         let lost = LostBackup {
-            may_be_complete: self.state_sent && !self.config.broken(Mutation::AloneWithoutAsking),
+            may_be_complete: self.state_left() && !self.config.broken(Mutation::AloneWithoutAsking),
             gave_up,
             silent: decide::is_silent(now, self.last_heard, self.config.suspect_after),
             contends,
@@ -257,12 +258,17 @@ impl Node {
         }
     }
 
+    /// Whether the end of the state has left, so that there may be a complete backup.
+    fn state_left(&self) -> bool {
+        self.state_sent && self.state_unsent == 0
+    }
+
     pub(super) fn go_alone(&mut self, now: Time) {
         if self.bid == Bid::Won {
             self.enter_next_term();
         } else {
             self.withdraw();
-            self.next = decide::after_session(self.next, self.state_sent);
+            self.next = decide::after_session(self.next, self.state_left());
         }
         self.role = Role::Alone;
         self.state_sent = false;

@@ -94,7 +94,8 @@ impl Node {
             Message::Hello(hello) if !self.paired => self.take_hello(now, hello),
             Message::Refuse { retry, reason } => self.take_refusal(now, retry, reason),
             _ if !self.paired => return Err(Refusal::Unexpected),
-            Message::StateBegin { .. } | Message::Memory { .. } | Message::Machine(_) | Message::StateEnd { .. } => {
+            Message::StateBegin { .. } | Message::StateEnd { .. } => return self.take_state(now, message),
+            Message::Memory { .. } | Message::Zero { .. } | Message::Machine(_) => {
                 return self.take_state(now, message);
             }
             Message::Joined(session) if self.role == Role::Transferring && self.state_sent => {

@@ -1,6 +1,8 @@
 //! Two nodes in an in-memory world: random delays, lost heartbeats, cut streams, kills. Each run has a seed and
 //! prints it when a rule is broken.
 
+mod arbiter;
+mod orderly;
 mod world;
 
 use pollux_ft::{Action, HaltReason, LossReason, Role, Start};
@@ -9,10 +11,19 @@ use world::World;
 
 const SECOND: u64 = 1_000_000;
 
-/// Runs `body` for each seed; names the seed that fails.
+/// Runs `body` for each seed, without an arbiter; names the seed that fails.
 fn seeds(count: u64, body: impl Fn(&mut World)) {
+    each_seed(count, World::new, body);
+}
+
+/// The same with an arbiter.
+fn arbitrated(count: u64, body: impl Fn(&mut World)) {
+    each_seed(count, World::arbitrated, body);
+}
+
+fn each_seed(count: u64, world: impl Fn(u64) -> World, body: impl Fn(&mut World)) {
     for seed in 0..count {
-        let result = catch_unwind(AssertUnwindSafe(|| body(&mut World::new(seed))));
+        let result = catch_unwind(AssertUnwindSafe(|| body(&mut world(seed))));
         if let Err(panic) = result {
             eprintln!("failed with seed {seed}");
             resume_unwind(panic);
@@ -108,8 +119,10 @@ fn heal(world: &mut World) {
 fn restart_halted(world: &mut World) {
     for index in 0..2 {
         if world.role(index) == Some(Role::Halted) {
-            let superseded = |action: &Action| matches!(action, Action::Halt { reason: HaltReason::Superseded(_) });
-            assert!(logged(world, index, superseded));
+            let yields = |action: &Action| {
+                matches!(action, Action::Halt { reason: HaltReason::Superseded(_) | HaltReason::TermTaken(_) })
+            };
+            assert!(logged(world, index, yields));
             world.start(index, Start::Backup);
         }
     }

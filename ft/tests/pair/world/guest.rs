@@ -1,6 +1,7 @@
 //! A guest as a hash chain: its state depends on every tick it ran and every entry it saw, in order.
 
 use pollux_ft::EntryRef;
+use std::collections::BTreeSet;
 
 pub(crate) const PAGES: usize = 128;
 const WORDS: usize = PAGES * 512;
@@ -10,6 +11,8 @@ pub(crate) struct Guest {
     pub(crate) position: u64,
     pub(crate) chain: u64,
     pub(crate) memory: Vec<u64>,
+    /// Pages written since somebody last looked.
+    pub(crate) dirty: BTreeSet<usize>,
     /// Every frame it ever sent: position and content. Part of the check, not of the state.
     pub(crate) sent: Vec<(u64, u64)>,
 }
@@ -27,7 +30,7 @@ impl Guest {
     }
 
     pub(crate) fn empty() -> Self {
-        Self { position: 0, chain: 0, memory: vec![0; WORDS], sent: Vec::new() }
+        Self { position: 0, chain: 0, memory: vec![0; WORDS], dirty: BTreeSet::new(), sent: Vec::new() }
     }
 
     /// Executes one tick; the content of a frame if it sends one.
@@ -54,7 +57,13 @@ impl Guest {
             _ => 0,
         };
         self.chain = mix(self.chain, seen);
-        self.memory[self.chain as usize % WORDS] = seen;
+        let word = self.chain as usize % WORDS;
+        self.memory[word] = seen;
+        self.dirty.insert(word / 512);
+        // Now and then a page becomes zero again.
+        if self.chain.is_multiple_of(5) {
+            self.memory[word / 512 * 512..][..512].fill(0);
+        }
         true
     }
 

@@ -1,8 +1,13 @@
 //! What the hypervisor does around a node: runs the guest, holds output, carries out actions, checks the rules.
 
 use super::World;
+use super::arbiter::Question;
 use super::guest::{Guest, PAGES};
-use pollux_ft::{Action, AppendError, Config, Control, EntryRef, Identity, Node, NodeId, Position, Role, Start, Time};
+use super::transfer::Transfer;
+use pollux_ft::{
+    Action, AppendError, Config, Control, EntryRef, Identity, Node, NodeId, NotLive, Position, Role, Start, Term, Time,
+    Verdict,
+};
 
 pub(crate) struct Machine {
     pub(crate) node: Node,
@@ -11,8 +16,11 @@ pub(crate) struct Machine {
     pub(crate) closing: bool,
     /// Frames held: number of their `Output` entry (none yet while the log is full), position, content.
     held: Vec<(Option<u64>, u64, u64)>,
-    /// Next page to send, while a transfer is under way.
-    transfer: Option<usize>,
+    pub(crate) transfer: Option<Transfer>,
+    question: Option<Question>,
+    /// The primary is to hand over as soon as it can.
+    pub(crate) switch_over: bool,
+    pub(crate) id: u64,
     loaded_machine: Vec<u8>,
     /// When the loaded state will have been checked.
     check_at: Option<(u64, u64)>,
@@ -40,14 +48,17 @@ pub(crate) fn config() -> Config {
 }
 
 impl Machine {
-    pub(crate) fn new(now: Time, start: Start, id: u64) -> Self {
+    pub(crate) fn new(now: Time, start: Start, config: Config, id: u64) -> Self {
         Self {
-            node: Node::new(now, start, config(), identity(id)).unwrap(),
+            node: Node::new(now, start, config, identity(id)).unwrap(),
             guest: if start == Start::Primary { Guest::booted() } else { Guest::empty() },
             stream: None,
             closing: false,
             held: Vec::new(),
             transfer: None,
+            question: None,
+            switch_over: false,
+            id,
             loaded_machine: Vec::new(),
             check_at: None,
             packet: None,
@@ -60,8 +71,12 @@ impl Machine {
     pub(crate) fn step(&mut self, world: &mut World, index: usize) {
         let now = Time(world.now);
         self.actions(world, index);
+        if let Some(question) = &mut self.question {
+            world.arbiter.ask(world.now, &mut world.rng, index, self.id, question);
+        }
+        self.feed();
         match self.node.role() {
-            Role::Transferring if self.transfer.is_some() => self.feed(),
+            Role::Transferring if self.transfer.as_ref().is_some_and(Transfer::is_final) => {}
             role if role.runs_guest() => self.run_primary(world, now),
             Role::Backup | Role::Draining => self.run_backup(world, now),
             Role::Loading => self.check_state(world, now),
@@ -102,13 +117,25 @@ impl Machine {
                     Self::client_sees(world, position, content);
                 }
             }
-            Action::BeginTransfer => self.transfer = Some(0),
+            Action::BeginTransfer => {
+                self.guest.dirty.clear();
+                self.transfer = Some(Transfer::new(world.rng.chance(50)));
+            }
+            Action::AskArbiter { term } => self.question = Some(Question { term: *term, at: world.now }),
+            Action::ArbiterNotNeeded => {
+                assert!(self.question.take().is_some(), "a question was withdrawn that nobody asked");
+            }
+            Action::HandedOver { .. } => {
+                self.guest = Guest::empty();
+                self.held.clear();
+            }
             Action::BeginLoad => {
                 self.guest = Guest::empty();
                 self.loaded_machine.clear();
                 self.check_at = None;
             }
             Action::LoadMemory { gpa, data } => self.guest.load(*gpa, data),
+            Action::LoadZero { gpa, len } => self.guest.load(*gpa, &vec![0; *len as usize]),
             Action::LoadMachine(data) => self.loaded_machine.extend_from_slice(data),
             Action::StateLoaded { position, digest } => {
                 let words: Vec<u64> = self
@@ -123,35 +150,6 @@ impl Machine {
             Action::Abandoned { .. } => self.guest = Guest::empty(),
             Action::CloseConnection => self.closing = self.stream.is_some(),
             _ => {}
-        }
-    }
-
-    /// Sends the state; pages of zeros are left out.
-    fn feed(&mut self) {
-        while let Some(page) = self.transfer {
-            if page == PAGES {
-                let words = self.guest.sent.iter().flat_map(|(position, content)| [*position, *content]);
-                let machine: Vec<u8> = [self.guest.chain].into_iter().chain(words).flat_map(u64::to_le_bytes).collect();
-                // The list of frames only serves the checks; it is small enough to be taken at once or soon.
-                if self.node.state_room() < machine.len() {
-                    return;
-                }
-                let mut rest = &machine[..];
-                while !rest.is_empty() {
-                    rest = &rest[self.node.push_machine(rest).unwrap()..];
-                }
-                self.node.finish_state(Position(self.guest.position), self.guest.digest()).unwrap();
-                self.transfer = None;
-                return;
-            }
-            let data = self.guest.page(page);
-            if data.iter().any(|byte| *byte != 0) {
-                match self.node.push_memory(page as u64 * 4096, &data) {
-                    Err(AppendError::Full) => return,
-                    result => result.unwrap(),
-                }
-            }
-            self.transfer = Some(page + 1);
         }
     }
 
@@ -205,6 +203,10 @@ impl Machine {
             let _ = self.node.append(now, Position(self.guest.position), EntryRef::Control(Control::PowerOff));
             return;
         }
+        if self.switch_over {
+            self.switch_over = self.node.switch_over(now, Position(self.guest.position)).is_err();
+            return;
+        }
         for _ in 0..world.rng.below(30) {
             let frame = self.guest.tick();
             self.node.progress(Position(self.guest.position));
@@ -225,7 +227,7 @@ impl Machine {
             Ok(seq) => *number = Some(seq.0),
             Err(AppendError::Full) => return false,
             Err(_) => {
-                assert_eq!(self.node.role(), Role::Alone, "output would leave without the backup's ack");
+                assert!(!self.node.holds_output(), "output would leave without the backup's ack");
                 let (_, position, content) = self.held.pop().unwrap();
                 Self::client_sees(world, position, content);
             }
@@ -237,7 +239,7 @@ impl Machine {
         let limit = self.node.run_limit().unwrap().0;
         if self.node.next_record().is_some() || self.guest.position < limit {
             let early = self.node.went_live(now, Position(self.guest.position));
-            assert!(early.is_err(), "live before the log is drained");
+            assert_eq!(early, Err(self.not_drained()), "live before the log is drained");
         }
         let mut budget = world.rng.below(40);
         loop {
@@ -261,6 +263,18 @@ impl Machine {
         if self.node.role() == Role::Draining && self.node.went_live(now, Position(limit)).is_ok() {
             self.live(world, limit);
         }
+    }
+
+    fn not_drained(&self) -> NotLive {
+        if self.node.role() == Role::Draining { NotLive::NotDrained } else { NotLive::NotTakingOver }
+    }
+
+    /// The arbiter's answer reaches this machine.
+    pub(crate) fn answered(&mut self, now: Time, term: Term, verdict: Verdict) {
+        if self.question.is_some_and(|question| question.term == term) {
+            self.question = None;
+        }
+        self.node.arbiter_answered(now, term, verdict);
     }
 
     /// What the client saw must lie in our past, and what it may not have seen is sent now.

@@ -1,17 +1,22 @@
 //! Two machines, a network and a client in memory. The same seed gives the same run.
 
+pub(crate) mod arbiter;
 pub(crate) mod guest;
 pub(crate) mod machine;
 pub(crate) mod net;
+mod transfer;
 
+use arbiter::Arbiter;
 use machine::Machine;
 use net::{Rng, Stream};
-use pollux_ft::{Role, Start, Time};
+use pollux_ft::{Config, Role, Start, Time};
 use std::collections::BTreeMap;
 
 pub(crate) struct World {
     pub(crate) now: u64,
     pub(crate) rng: Rng,
+    config: Config,
+    pub(crate) arbiter: Arbiter,
     pub(crate) machines: [Option<Machine>; 2],
     /// Newest entry that each machine ever held as a backup, also the dead.
     pub(crate) held: [u64; 2],
@@ -19,6 +24,10 @@ pub(crate) struct World {
     datagrams: Vec<(u64, usize, Vec<u8>)>,
     /// Heartbeats away from machine n get through.
     pub(crate) heartbeats: [bool; 2],
+    /// No stream between the machines comes about.
+    apart: bool,
+    /// Streams stay open and deliver nothing.
+    pub(crate) stalled: bool,
     /// All that the client saw: position and content of frames.
     pub(crate) seen: BTreeMap<u64, u64>,
     pub(crate) duplicates: u64,
@@ -27,15 +36,29 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// A pair without an arbiter.
     pub(crate) fn new(seed: u64) -> Self {
+        Self::with(seed, machine::config())
+    }
+
+    /// A pair that has an arbiter.
+    pub(crate) fn arbitrated(seed: u64) -> Self {
+        Self::with(seed, Config { arbiter: true, ..machine::config() })
+    }
+
+    pub(crate) fn with(seed: u64, config: Config) -> Self {
         let mut world = Self {
             now: 1_000_000,
             rng: Rng(seed),
+            config,
+            arbiter: Arbiter::default(),
             machines: [None, None],
             held: [0; 2],
             streams: Vec::new(),
             datagrams: Vec::new(),
             heartbeats: [true; 2],
+            apart: false,
+            stalled: false,
             seen: BTreeMap::new(),
             duplicates: 0,
             takeovers: 0,
@@ -48,7 +71,7 @@ impl World {
 
     pub(crate) fn start(&mut self, index: usize, start: Start) {
         self.nodes += 1;
-        self.machines[index] = Some(Machine::new(Time(self.now), start, self.nodes));
+        self.machines[index] = Some(Machine::new(Time(self.now), start, self.config.clone(), self.nodes));
     }
 
     pub(crate) fn kill(&mut self, index: usize) {
@@ -114,8 +137,29 @@ impl World {
             }
             self.machines[index] = Some(machine);
         }
-        let open = |machine: &Machine| machine.node.role() == Role::Alone;
-        assert!(self.machines.iter().flatten().filter(|m| open(m)).count() <= 1, "two machines live");
+        self.check_reign();
+    }
+
+    /// At most one machine is live, in a term that is its own.
+    fn check_reign(&self) {
+        let live = || self.machines.iter().flatten().filter(|machine| machine.node.role() == Role::Alone);
+        assert!(live().count() <= 1, "two machines live");
+        if !self.config.arbiter {
+            return;
+        }
+        for machine in live() {
+            let winner = self.arbiter.winners.get(&machine.node.term().0);
+            assert_eq!(winner, Some(&machine.id), "live in a term of somebody else");
+        }
+    }
+
+    /// Cuts the two machines off from each other, or joins them again.
+    pub(crate) fn partition(&mut self, cut: bool) {
+        self.heartbeats = [!cut; 2];
+        self.apart = cut;
+        if cut {
+            self.cut();
+        }
     }
 
     fn connect(&mut self) {
@@ -123,7 +167,7 @@ impl World {
         let [Some(a), Some(b)] = &mut self.machines else { return };
         let wanted = |m: &Machine| m.stream.is_none() && m.node.wants_connection();
         let joins = a.node.role() == Role::Joining || b.node.role() == Role::Joining;
-        if wanted(a) && wanted(b) && joins && self.rng.chance(5) {
+        if wanted(a) && wanted(b) && joins && !self.apart && self.rng.chance(5) {
             self.streams.push(Stream::default());
             for machine in [a, b] {
                 machine.stream = Some(self.streams.len() - 1);
@@ -159,6 +203,11 @@ impl World {
 
     fn deliver(&mut self) {
         let now = self.now;
+        for (index, node, term, verdict) in self.arbiter.run(now, &mut self.rng) {
+            if let Some(machine) = self.machines[index].as_mut().filter(|machine| machine.id == node) {
+                machine.answered(Time(now), term, verdict);
+            }
+        }
         for (_, to, datagram) in self.datagrams.extract_if(.., |(at, ..)| *at <= now) {
             if let Some(machine) = &mut self.machines[to] {
                 machine.node.heartbeat_received(Time(now), &datagram);
@@ -173,6 +222,9 @@ impl World {
                     machine.stream = None;
                     machine.node.disconnected(Time(now));
                 }
+                continue;
+            }
+            if self.stalled {
                 continue;
             }
             let pipe = &mut stream.pipes[1 - index];
