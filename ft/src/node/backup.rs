@@ -148,7 +148,7 @@ impl Node {
 
     /// The next term is ours: goes live whatever the primary does, with the log as it is now.
     pub(super) fn commit(&mut self, now: Time) {
-        self.close_link(false);
+        self.close_link(self.replay.handed_over);
         self.consider_takeover(now);
     }
 

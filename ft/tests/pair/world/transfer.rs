@@ -63,8 +63,9 @@ impl Machine {
             if data.iter().any(|byte| *byte != 0) {
                 self.node.push_memory(gpa, &data)?;
                 transfer.sent.insert(page);
-            } else if transfer.sent.remove(&page) {
+            } else if transfer.sent.contains(&page) {
                 self.node.push_zero(gpa, 4096)?;
+                transfer.sent.remove(&page);
             }
             transfer.pages.pop();
         }
