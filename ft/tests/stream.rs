@@ -146,6 +146,25 @@ fn a_full_log_refuses_and_recovers() {
 }
 
 #[test]
+fn entries_without_data_are_bounded_too() {
+    let now = Time(1000);
+    let (mut primary, mut backup) = protected(now);
+    let mut logged = 0;
+    while primary.append(now, Position(2000), EntryRef::Output).is_ok() {
+        logged += 1;
+        assert!(logged <= Config::default().max_entries);
+        pump(now, &mut primary, &mut backup);
+    }
+    assert_eq!(primary.append(now, Position(2000), EntryRef::Output), Err(AppendError::Full));
+    // Acks make room again.
+    backup.progress(Position(2000));
+    let later = Time(now.0 + 60_000);
+    backup.tick(later);
+    pump(later, &mut backup, &mut primary);
+    assert!(primary.append(later, Position(2000), EntryRef::Output).is_ok());
+}
+
+#[test]
 fn a_backup_that_is_full_leaves_bytes_in_the_stream() {
     let now = Time(1000);
     let small = Config { receive_buffer_bytes: 10_000, ..Config::default() };

@@ -47,7 +47,7 @@ impl Node {
         if entry.data_len() > MAX_DATA {
             return Err(AppendError::BadData);
         }
-        if self.log_room() < entry.data_len() {
+        if self.log_room() < entry.data_len().max(1) {
             self.stats.log_full += 1;
             self.flush(now);
             return Err(AppendError::Full);
@@ -67,7 +67,7 @@ impl Node {
         Ok(seq)
     }
 
-    /// How many bytes of data an entry may have to be taken now; 0 when no entry with data is taken.
+    /// How many bytes of data an entry may have to be taken now; 0 when no entry is taken.
     #[must_use]
     pub fn log_room(&self) -> usize {
         if !self.is_logging() || self.send.unapplied() >= self.config.max_entries {
