@@ -120,7 +120,7 @@ impl Node {
             powered_off: self.replay.powered_off,
             drained: (self.replay.front().is_none() && position == self.replay.limit())
                 || self.config.broken(Mutation::LiveBeforeDrained),
-            term_granted: self.bid == Bid::Won || self.config.broken(Mutation::LiveWithoutArbiter),
+            term_granted: self.bid == Bid::Won,
         }
     }
 

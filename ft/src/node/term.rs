@@ -41,7 +41,8 @@ impl Node {
 
     /// Bids for the next term. Without an arbiter it is granted at once.
     pub(super) fn ask(&mut self) {
-        if self.config.arbiter {
+        let unasked = self.role.is_backup() && self.config.broken(Mutation::LiveWithoutArbiter);
+        if self.config.arbiter && !unasked {
             self.bid = Bid::Asked;
             self.stats.terms_asked += 1;
             self.actions.push_back(Action::AskArbiter { term: self.next });

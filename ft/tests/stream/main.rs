@@ -1,5 +1,8 @@
 //! The stream between two nodes: cut into any pieces, damaged anywhere, refused pairings, budgets on the wire.
 
+mod rounds;
+mod terms;
+
 use pollux_ft::{
     Action, AppendError, Config, EntryRef, Identity, Kind, Node, NodeId, Position, Record, Role, Seq, Start, Term, Time,
 };

@@ -1,0 +1,137 @@
+//! The bid for the next term, step by step.
+
+use crate::{actions, connect, identity, pump};
+use pollux_ft::{Action, Config, HaltReason, Node, NotLive, Position, Role, Start, Term, Time, Verdict};
+
+/// A protected pair with an arbiter in session 1, which bids for term 2; the guest stands at position 10.
+fn protected() -> (Node, Node) {
+    let config = Config { arbiter: true, ..Config::default() };
+    let mut primary = Node::new(Time(0), Start::Primary, config.clone(), identity(1)).unwrap();
+    let mut backup = Node::new(Time(0), Start::Backup, config, identity(2)).unwrap();
+    assert_eq!(actions(&mut primary), [Action::AskArbiter { term: Term(1) }]);
+    assert_eq!((primary.role(), primary.wants_connection()), (Role::Starting, false));
+    primary.arbiter_answered(Time(0), Term(1), Verdict::Granted);
+    assert_eq!(actions(&mut primary), [Action::Started { term: Term(1) }]);
+    connect(Time(0), &mut primary, &mut backup);
+    primary.finish_state(Position(10), 0).unwrap();
+    pump(Time(0), &mut primary, &mut backup);
+    actions(&mut backup);
+    backup.joined(Time(0));
+    pump(Time(0), &mut backup, &mut primary);
+    actions(&mut primary);
+    (primary, backup)
+}
+
+fn tick_until(node: &mut Node, from_ms: u64, to_ms: u64) -> Time {
+    for ms in (from_ms..=to_ms).step_by(50) {
+        node.tick(Time(ms * 1000));
+    }
+    Time(to_ms * 1000)
+}
+
+/// What `from` says at this time reaches `to`.
+fn beat(now: Time, from: &mut Node, to: &mut Node) {
+    let datagram = from.poll_datagram(now).expect("a heartbeat is due");
+    to.heartbeat_received(now, &datagram);
+}
+
+/// The backup drained and asked; the primary lives, but was not heard.
+fn asked() -> (Node, Node, Time) {
+    let (primary, mut backup) = protected();
+    let now = tick_until(&mut backup, 0, 1000);
+    assert_eq!(actions(&mut backup), [Action::TakeOver { last: Position(10) }]);
+    assert_eq!(backup.went_live(now, Position(9)), Err(NotLive::NotDrained));
+    assert_eq!(actions(&mut backup), [], "what is not drained asks for nothing");
+    assert_eq!(backup.went_live(now, Position(10)), Err(NotLive::NotGranted));
+    assert_eq!(backup.went_live(now, Position(10)), Err(NotLive::NotGranted));
+    assert_eq!(actions(&mut backup), [Action::AskArbiter { term: Term(2) }], "once");
+    (primary, backup, now)
+}
+
+#[test]
+fn a_backup_goes_live_in_the_term_it_won() {
+    let (_, mut backup, now) = asked();
+    backup.arbiter_answered(now, Term(3), Verdict::Granted);
+    assert_eq!(backup.went_live(now, Position(10)), Err(NotLive::NotGranted), "another term's answer");
+    backup.arbiter_answered(now, Term(2), Verdict::Granted);
+    assert_eq!(backup.went_live(now, Position(10)), Ok(Term(2)));
+    assert_eq!((backup.role(), backup.next_term(), backup.asks_for()), (Role::Alone, Term(3), None));
+}
+
+#[test]
+fn a_backup_that_is_refused_halts() {
+    let (_, mut backup, now) = asked();
+    backup.arbiter_answered(now, Term(2), Verdict::Taken);
+    assert!(actions(&mut backup).contains(&Action::Halt { reason: HaltReason::TermTaken(Term(2)) }));
+    assert!(backup.went_live(now, Position(10)).is_err());
+}
+
+#[test]
+fn a_question_stays_open_when_the_primary_is_heard_again() {
+    let (mut primary, mut backup, now) = asked();
+    primary.tick(now);
+    beat(now, &mut primary, &mut backup);
+    assert_eq!(actions(&mut backup), [Action::TakeOverCancelled]);
+    assert_eq!((backup.role(), backup.asks_for()), (Role::Backup, Some(Term(2))));
+    // The answer comes late; from here on nothing calls the takeover off.
+    backup.arbiter_answered(now, Term(2), Verdict::Granted);
+    assert_eq!(actions(&mut backup), [Action::CloseConnection, Action::TakeOver { last: Position(10) }]);
+    let later = tick_until(&mut primary, 1000, 1100);
+    beat(later, &mut primary, &mut backup);
+    assert_eq!(backup.role(), Role::Draining);
+    assert_eq!(backup.went_live(later, Position(10)), Ok(Term(2)));
+    backup.tick(later);
+    beat(later, &mut backup, &mut primary);
+    assert!(actions(&mut primary).contains(&Action::Halt { reason: HaltReason::Superseded(Term(2)) }));
+}
+
+#[test]
+fn a_backup_that_asked_does_not_give_up_for_a_primary_that_asks() {
+    let (mut primary, mut backup, now) = asked();
+    primary.tick(now);
+    primary.disconnected(now);
+    primary.tick(now);
+    assert_eq!(primary.role(), Role::Detaching);
+    beat(now, &mut primary, &mut backup);
+    assert_eq!((backup.role(), backup.asks_for()), (Role::Draining, Some(Term(2))));
+    // The primary learns that it has to ask, too: the arbiter decides.
+    backup.tick(now);
+    beat(now, &mut backup, &mut primary);
+    assert_eq!(primary.asks_for(), Some(Term(2)));
+    primary.arbiter_answered(now, Term(2), Verdict::Granted);
+    assert_eq!((primary.role(), primary.term()), (Role::Alone, Term(2)));
+    // A primary that won makes the question pointless.
+    let later = tick_until(&mut primary, 1000, 1200);
+    beat(later, &mut primary, &mut backup);
+    assert!(actions(&mut backup).contains(&Action::ArbiterNotNeeded));
+    assert_eq!((backup.role(), backup.asks_for()), (Role::Joining, None));
+}
+
+#[test]
+fn a_primary_withdraws_its_question_when_the_backup_gave_up() {
+    let (mut primary, mut backup) = protected();
+    let now = tick_until(&mut primary, 0, 1000);
+    assert_eq!((primary.role(), primary.asks_for()), (Role::Detaching, Some(Term(2))));
+    primary.tick(now);
+    backup.disconnected(now);
+    beat(now, &mut primary, &mut backup);
+    assert_eq!(backup.role(), Role::Joining);
+    backup.tick(now);
+    beat(now, &mut backup, &mut primary);
+    assert_eq!((primary.role(), primary.term()), (Role::Alone, Term(1)));
+    let taken = actions(&mut primary);
+    let order = [&Action::AskArbiter { term: Term(2) }, &Action::ArbiterNotNeeded];
+    assert!(taken.iter().filter(|action| order.contains(action)).eq(order));
+    // Term 2 may be ours or the backup's: it is burnt, and its answer of no interest.
+    primary.arbiter_answered(now, Term(2), Verdict::Taken);
+    assert_eq!((primary.role(), primary.next_term()), (Role::Alone, Term(3)));
+}
+
+#[test]
+fn a_machine_that_stops_withdraws_its_question() {
+    let (_, mut backup, now) = asked();
+    backup.stop(now);
+    let actions = actions(&mut backup);
+    assert!(actions.contains(&Action::ArbiterNotNeeded));
+    assert_eq!(backup.asks_for(), None);
+}
