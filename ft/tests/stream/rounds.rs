@@ -114,7 +114,7 @@ fn heartbeats_go_on_while_state_is_sent() {
             node.tick(now);
         }
         for (from, to) in [(0, 1), (1, 0)] {
-            let mut pair = [&mut primary, &mut backup];
+            let pair = [&mut primary, &mut backup];
             if let Some(beat) = pair[from].poll_datagram(now) {
                 pair[to].heartbeat_received(now, &beat);
             }
