@@ -36,8 +36,6 @@ pub enum Hello {
         joining: bool,
         /// The newest term the sender knows.
         term: Term,
-        /// The last session the sender was in; a joiner says with it that it is in that session no more.
-        session: SessionId,
         /// What the sender says of itself.
         identity: Identity,
     },
@@ -131,11 +129,10 @@ impl<'a> Message<'a> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Hello(Hello::OtherVersion(version)) => out.extend_from_slice(&version.to_le_bytes()),
-            Self::Hello(Hello::Known { joining, term, session, identity }) => {
+            Self::Hello(Hello::Known { joining, term, identity }) => {
                 out.extend_from_slice(&PROTOCOL.to_le_bytes());
                 out.push(u8::from(*joining));
                 put_varint(out, term.0);
-                put_varint(out, session.0);
                 identity.encode(out);
             }
             Self::Refuse { retry, reason } => {
@@ -190,7 +187,6 @@ impl<'a> Message<'a> {
                 PROTOCOL => Hello::Known {
                     joining: reader.bool()?,
                     term: Term(reader.varint()?),
-                    session: SessionId(reader.varint()?),
                     identity: Identity::decode(&mut reader)?,
                 },
                 other => {
@@ -277,7 +273,7 @@ mod tests {
             guest_memory: 1 << 28,
             guest_image: "guest".into(),
         };
-        round_trip(&Message::Hello(Hello::Known { joining: true, term: Term(3), session: SessionId(8), identity }));
+        round_trip(&Message::Hello(Hello::Known { joining: true, term: Term(3), identity }));
         round_trip(&Message::Hello(Hello::OtherVersion(77)));
         round_trip(&Message::Refuse { retry: true, reason: "busy".into() });
         round_trip(&Message::StateBegin { session: SessionId(4), term: Term(5), next: Term(6) });

@@ -82,7 +82,8 @@ impl Node {
         if self.send.due().is_none() {
             return;
         }
-        if !self.link.is_up() {
+        // A stream on which nobody said Hello yet is not that of this log.
+        if !self.link.is_up() || !self.paired {
             self.send.discard();
             return;
         }

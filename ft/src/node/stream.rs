@@ -122,13 +122,13 @@ impl Node {
 
     pub(super) fn send_hello(&mut self, joining: bool) {
         let identity = self.identity.clone();
-        let hello = Hello::Known { joining, term: self.term, session: self.session, identity };
+        let hello = Hello::Known { joining, term: self.term, identity };
         self.link.send(&mut self.stats, &Message::Hello(hello));
     }
 
     fn take_hello(&mut self, now: Time, hello: Hello) {
-        let (joining, term, session, theirs) = match hello {
-            Hello::Known { joining, term, session, identity } => (joining, term, session, identity),
+        let (joining, term, theirs) = match hello {
+            Hello::Known { joining, term, identity } => (joining, term, identity),
             Hello::OtherVersion(version) => {
                 return self.refuse(&Mismatch::Protocol(PROTOCOL, version).to_string(), false);
             }
@@ -149,12 +149,14 @@ impl Node {
                 self.paired = true;
             }
             (false, false) => self.refuse("both machines are primaries", false),
-            (false, true) => self.take_joiner(now, term, session, &theirs),
+            (false, true) => self.take_joiner(now, term, &theirs),
         }
     }
 
-    fn take_joiner(&mut self, now: Time, term: Term, session: SessionId, theirs: &Identity) {
-        let gave_up = self.peer() == Some(theirs.node) && session == self.session;
+    fn take_joiner(&mut self, now: Time, term: Term, theirs: &Identity) {
+        // It may never have heard of the session that it was to join; that it wants to join again says all the same
+        // that it is no backup, and the stream by which it could have become one is gone.
+        let gave_up = self.peer() == Some(theirs.node);
         let verdict = match decide::on_join(self.role, self.term, term, gave_up) {
             JoinVerdict::Busy if self.config.broken(Mutation::JoinWhileBusy) => JoinVerdict::Begin,
             verdict => verdict,

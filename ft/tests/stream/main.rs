@@ -168,6 +168,35 @@ fn entries_without_data_are_bounded_too() {
 }
 
 #[test]
+fn a_joiner_that_lost_the_stream_before_the_state_may_try_again() {
+    let now = Time(1000);
+    let (mut primary, mut backup) = (node(Start::Primary, identity(1)), node(Start::Backup, identity(2)));
+    primary.connected(now);
+    backup.connected(now);
+    pump(now, &mut backup, &mut primary);
+    primary.finish_state(Position(0), 0).unwrap();
+    // All of the state is on its way, and nothing arrives.
+    primary.transmitted(primary.transmit().len());
+    primary.disconnected(now);
+    backup.disconnected(now);
+    assert_eq!((primary.role(), backup.role()), (Role::Detaching, Role::Joining));
+    connect(now, &mut primary, &mut backup);
+    assert_eq!((primary.role(), backup.role()), (Role::Transferring, Role::Loading));
+}
+
+#[test]
+fn a_lost_log_is_not_sent_on_the_next_stream() {
+    let now = Time(1000);
+    let (mut primary, _backup) = protected(now);
+    primary.disconnected(now);
+    assert_eq!(primary.role(), Role::Detaching);
+    primary.connected(now);
+    primary.append(now, Position(2000), EntryRef::Output).unwrap();
+    primary.flush(now);
+    assert_eq!(primary.transmit(), [], "nobody has said Hello");
+}
+
+#[test]
 fn a_backup_that_is_full_leaves_bytes_in_the_stream() {
     let now = Time(1000);
     let small = Config { receive_buffer_bytes: 10_000, ..Config::default() };
