@@ -168,7 +168,7 @@ fn half_a_state_never_goes_live() {
 
 #[test]
 fn power_off_ends_both_and_nobody_takes_over() {
-    seeds(10, |world| {
+    let body = |world: &mut World| {
         protect(world);
         let primary = world.machines[0].as_mut().unwrap();
         primary.power_off_at = Some(primary.guest.position + 50);
@@ -176,12 +176,14 @@ fn power_off_ends_both_and_nobody_takes_over() {
         let off = |action: &Action| *action == Action::Halt { reason: HaltReason::PoweredOff };
         assert!(logged(world, 0, off) && logged(world, 1, off));
         assert_eq!(world.takeovers, 0);
-    });
+    };
+    seeds(10, body);
+    arbitrated(10, body);
 }
 
 #[test]
 fn an_orderly_stop_hands_over_at_once() {
-    seeds(10, |world| {
+    let body = |world: &mut World| {
         protect(world);
         world.run(SECOND);
         let now = pollux_ft::Time(world.now);
@@ -189,7 +191,9 @@ fn an_orderly_stop_hands_over_at_once() {
         assert!(world.run_until(SECOND / 4, |world| world.role(1) == Some(Role::Alone)), "{:?}", world.role(1));
         world.start(0, Start::Backup);
         protect(world);
-    });
+    };
+    seeds(10, body);
+    arbitrated(10, body);
 }
 
 #[test]

@@ -61,6 +61,9 @@ impl Replica {
                 monitor::event("handed-over", "term", &term.0);
                 self.figures.protected_since_us = None;
                 self.set_gate(GateMode::Closed);
+                if let Some(client) = &mut self.client {
+                    client.forget_ingress();
+                }
             }
             Action::BeginLoad => self.begin_load(),
             Action::LoadMemory { gpa, data } => self.load_memory(Gpa(gpa), &data),

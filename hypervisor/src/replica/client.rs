@@ -110,6 +110,11 @@ impl Client {
         self.ingress.push_front(frame);
     }
 
+    /// Throws away what waits to be applied: the guest is not here any more.
+    pub fn forget_ingress(&mut self) {
+        self.spare.extend(self.ingress.drain(..));
+    }
+
     /// Takes a frame's buffer for later use.
     pub fn recycle(&mut self, frame: Vec<u8>) {
         self.spare.push(frame);
