@@ -14,6 +14,13 @@
 //! | [`pairing`] | may these two machines be twins? |
 //! | [`flow`] | how much a lagging backup slows the primary down |
 //!
+//! # Bounds
+//!
+//! A primary takes no entry while [`Config::send_buffer_bytes`] wait for the stream or [`Config::max_entries`] are not
+//! applied yet: the guest stops. A backup takes no byte off the stream while entries, or state to load, of
+//! [`Config::receive_buffer_bytes`] wait, and at most one message more: the stream's own window then stops the primary.
+//! Long before that [`flow`] slows the guest down.
+//!
 //! What is absent: nothing here reads a clock, draws a random number, or knows what a guest is.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
