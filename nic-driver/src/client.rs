@@ -62,6 +62,11 @@ impl<D: FrameSink + FrameSource> ClientNic<D> {
         self.gate.transmit_ready(&mut self.nic, now_us)
     }
 
+    /// Sends the first frame that may leave. See [`Gate::transmit_next`].
+    pub fn transmit_next(&mut self, now_us: u64) -> Option<bool> {
+        self.gate.transmit_next(&mut self.nic, now_us)
+    }
+
     /// Starts the transmission of queued frames and gives receive buffers back to the NIC.
     pub fn flush(&mut self) {
         self.nic.flush();

@@ -1,6 +1,7 @@
 //! What was on the client network: frames of a capture, and whether those that came twice are the same.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs;
 use std::path::Path;
 
@@ -38,6 +39,13 @@ pub struct Repeats {
     pub identical: usize,
     /// Those with data that had been sent before, but another header: sent again by the guest's TCP itself.
     pub retransmitted: usize,
+}
+
+impl fmt::Display for Repeats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { segments, identical, retransmitted } = self;
+        write!(f, "{segments} segments with data, {identical} of them again bit by bit, {retransmitted} retransmitted")
+    }
 }
 
 /// Ports and address of a connection.
@@ -88,13 +96,12 @@ fn tcp_data(frame: &[u8], source: [u8; 6]) -> Option<(Connection, u32, Vec<u8>)>
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const GUEST: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
+    use crate::GUEST_MAC;
 
     /// A TCP segment with data, from the guest to a client.
     fn segment(sequence: u32, ack: u8, data: &[u8]) -> Vec<u8> {
         let mut frame = vec![2, 0, 0, 0, 0, 1];
-        frame.extend(GUEST);
+        frame.extend(GUEST_MAC);
         frame.extend([8, 0]);
         let length = (40 + data.len()) as u16;
         frame.extend([0x45, 0, (length >> 8) as u8, length as u8, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 2, 15, 10, 0, 2, 2]);
@@ -115,13 +122,13 @@ mod tests {
             segment(9, 2, b""),
             vec![1, 2, 3],
         ];
-        assert_eq!(repeats(&frames, GUEST).unwrap(), Repeats { segments: 4, identical: 1, retransmitted: 1 });
+        assert_eq!(repeats(&frames, GUEST_MAC).unwrap(), Repeats { segments: 4, identical: 1, retransmitted: 1 });
         assert_eq!(repeats(&frames, [0; 6]).unwrap(), Repeats::default());
     }
 
     #[test]
     fn other_data_at_the_same_place_is_an_error() {
-        let error = repeats(&[segment(5, 1, b":2\r\n"), segment(5, 1, b":9\r\n")], GUEST).unwrap_err();
+        let error = repeats(&[segment(5, 1, b":2\r\n"), segment(5, 1, b":9\r\n")], GUEST_MAC).unwrap_err();
         assert!(error.to_string().contains("sequence number 6"), "{error}");
     }
 

@@ -1,7 +1,12 @@
 //! Judges what the clients of one counter saw: each reply to INCR is one more than the last, whoever asked.
 
 use std::fmt;
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
+
+use anyhow::{Context, Result as AnyResult};
+use serde::{Deserialize, Serialize};
 
 /// One INCR: when it was sent, and what came back when. Times are since the start of the observation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +64,58 @@ pub struct Summary {
     pub last: Option<i64>,
     /// The longest time that a request waited for its reply.
     pub longest_wait: Duration,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { answered, unanswered, longest_wait, .. } = self;
+        write!(f, "{answered} replies, {unanswered} requests unanswered, ")?;
+        if let Some(last) = self.last {
+            write!(f, "the last value is {last}, ")?;
+        }
+        write!(f, "the longest wait was {} ms", longest_wait.as_millis())
+    }
+}
+
+/// One increment as a line of JSON.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    invoked_us: u64,
+    replied_us: Option<u64>,
+    value: Option<i64>,
+}
+
+/// Reads a history from a file: a line of JSON for each increment.
+///
+/// # Errors
+/// Names the line that is none.
+pub fn read(path: &Path) -> AnyResult<Vec<Increment>> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines
+        .map(|(index, text)| {
+            let line: Line = serde_json::from_str(text).with_context(|| format!("line {}", index + 1))?;
+            let reply = line.replied_us.map(Duration::from_micros).zip(line.value);
+            Ok(Increment { invoked: Duration::from_micros(line.invoked_us), reply })
+        })
+        .collect()
+}
+
+/// Writes a history in the form that [`read`] reads; times are cut to microseconds.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write(path: &Path, increments: &[Increment]) -> AnyResult<()> {
+    let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let mut text = String::new();
+    for one in increments {
+        let (replied_us, value) = one.reply.map(|(at, value)| (us(at), value)).unzip();
+        let line = Line { invoked_us: us(one.invoked), replied_us, value };
+        text += &serde_json::to_string(&line)?;
+        text.push('\n');
+    }
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Checks the increments of all clients of a counter whose first reply is `first`. Their order does not matter.
@@ -187,6 +244,16 @@ mod tests {
         assert!(check(1, &history).is_ok());
         history.push(answered(20, 25, 5));
         assert_eq!(check(1, &history), Err(Anomaly::Missing(4)));
+    }
+
+    #[test]
+    fn a_history_is_written_and_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let history = [answered(1, 5, 7), lost(9)];
+        write(file.path(), &history).unwrap();
+        assert_eq!(read(file.path()).unwrap(), history);
+        fs::write(file.path(), "{\"invoked_us\": 1, \"replied_us\": 2, \"value\": 1}\n\n{}\n").unwrap();
+        assert!(format!("{:#}", read(file.path()).unwrap_err()).contains("line 3"));
     }
 
     proptest! {

@@ -12,3 +12,6 @@ pub mod rig;
 pub mod seed;
 pub mod status;
 pub mod xtask;
+
+/// The MAC address that guests have unless a rig is told otherwise.
+pub const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];

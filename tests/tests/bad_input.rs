@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use pollux_tests::GUEST_MAC;
 use pollux_tests::resp::Client;
 use pollux_tests::rig::{END_LIMIT, Rig, START_LIMIT, fresh_directory, is_running};
 use pollux_tests::seed;
@@ -162,8 +163,7 @@ fn nonsense(random: &mut fastrand::Rng) -> Vec<u8> {
     // An empty datagram would mean to QEMU that the cable is gone.
     let length = random.usize(1..1600);
     let mut frame: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(length).collect();
-    let destinations: [&[u8]; 4] =
-        [&[0xff; 6], &[0x52, 0x54, 0, 0x12, 0x34, 0x56], &[0x52, 0x54, 0, 0x10, 0, 1], &[0x52, 0x54, 0, 0x20, 0, 1]];
+    let destinations: [&[u8]; 4] = [&[0xff; 6], &GUEST_MAC, &[0x52, 0x54, 0, 0x10, 0, 1], &[0x52, 0x54, 0, 0x20, 0, 1]];
     let types: [&[u8]; 3] = [&[8, 0, 0x45, 0], &[8, 6, 0, 1], &[8, 0, 0x4f, 0xff]];
     for (at, bytes) in [(0, random.choice(destinations)), (12, random.choice(types))] {
         let Some(bytes) = bytes else { continue };

@@ -30,13 +30,28 @@ impl Replica {
         }
     }
 
+    /// Sends the frames that may leave.
+    pub(super) fn release(&mut self) {
+        let Some(client) = &mut self.client else { return };
+        if !self.cut.is_armed() {
+            return client.release(self.now_us);
+        }
+        while client.gate().ready() > 0 {
+            self.cut.boundary(&"before a frame leaves");
+            if !client.release_next(self.now_us) {
+                break;
+            }
+            self.cut.boundary(&"after a frame left");
+        }
+    }
+
     fn act(&mut self, action: Action) {
         match action {
             Action::Release(seq) => {
                 if let Some(client) = &mut self.client {
                     client.nic().acked(seq.0);
-                    client.release(self.now_us);
                 }
+                self.release();
             }
             Action::BeginTransfer => self.begin_transfer(),
             Action::Protected => {

@@ -136,6 +136,13 @@ impl Client {
         self.nic.flush();
     }
 
+    /// Sends one of the frames that may leave. Whether there was one.
+    pub fn release_next(&mut self, now_us: u64) -> bool {
+        let sent = self.nic.transmit_next(now_us).is_some();
+        self.nic.flush();
+        sent
+    }
+
     /// Opens the gate and tells the switch where the guest is now.
     pub fn go_live(&mut self, now_us: u64) {
         self.nic.set_mode(GateMode::Open);

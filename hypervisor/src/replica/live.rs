@@ -120,11 +120,12 @@ impl Replica {
 
     /// Logs an entry at the guest's position. `None` when there is nobody to log for.
     fn log(&mut self, entry: EntryRef<'_>) -> Result<Option<Seq>, LogFull> {
-        let (now, position) = (Time(self.now_us), self.guest.position());
+        let (now, position, kind) = (Time(self.now_us), self.guest.position(), entry.kind());
         let Some(peer) = &mut self.peer else { return Ok(None) };
         match peer.node.append(now, Position(position), entry) {
             Ok(seq) => {
                 (self.logged, self.logged_us) = (position, self.now_us);
+                self.cut.boundary(&kind.name());
                 Ok(Some(seq))
             }
             Err(AppendError::Full) => Err(LogFull),
@@ -249,9 +250,10 @@ impl Replica {
                     peer.node.flush(Time(self.now_us));
                     peer.push(self.now_us);
                 }
+                self.cut.boundary(&"after the log was sent");
             }
             // Nobody to wait for: the protocol opens the gate by an action of its own.
-            None => client.release(self.now_us),
+            None => self.release(),
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod actions;
 mod client;
+mod cut;
 mod digest;
 mod follow;
 pub mod json;
@@ -29,6 +30,7 @@ use pollux_nic::MacAddress;
 use pollux_nic::e1000::E1000;
 
 use self::client::Client;
+use self::cut::Cut;
 use self::digest::NextDigest;
 use self::link::{End, Link};
 use self::monitor::{Command, Monitor};
@@ -102,6 +104,7 @@ pub struct Replica {
     steering: Steering,
     throttle: Throttle,
     monitor: Monitor,
+    cut: Cut,
     figures: Figures,
     transfer: Option<Transfer>,
     takeover: Option<Takeover>,
@@ -149,6 +152,7 @@ impl Replica {
             steering,
             throttle: Throttle::default(),
             monitor: Monitor::default(),
+            cut: Cut::default(),
             figures: Figures::default(),
             transfer: None,
             takeover: None,
@@ -210,8 +214,8 @@ impl Replica {
         if let Some(client) = &mut self.client {
             client.interrupted(fired);
             client.poll(live);
-            client.release(self.now_us);
         }
+        self.release();
         if let Some(peer) = &mut self.peer {
             peer.interrupted(fired);
             peer.poll(self.now_us);
@@ -250,6 +254,7 @@ impl Replica {
                 self.typed.extend_from_slice(text.as_bytes());
                 self.typed.push(b'\n');
             }
+            Command::Cut(count) => self.cut.arm(count),
             Command::FlipMemory(gpa, bit) => {
                 let done = self.guest.flip_memory_bit(gpa, bit);
                 log::warn!("test: bit {bit} of guest memory at {gpa:?} flipped: {done}");

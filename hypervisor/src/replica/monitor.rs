@@ -21,6 +21,8 @@ pub enum Command {
     Switch,
     /// Type text at the guest's console.
     Console(String),
+    /// Go out, as by a power cut, at the boundary that many ahead; see [`super::cut`] (test only).
+    Cut(u64),
     /// Flip a bit of guest memory (test only).
     FlipMemory(Gpa, u32),
     /// Flip a bit of a guest register (test only).
@@ -39,6 +41,7 @@ impl Command {
             "stop" => Ok(Self::Stop),
             "switch" => Ok(Self::Switch),
             "console" => Ok(Self::Console(rest.into())),
+            "cut" => rest.trim().parse().map(Self::Cut).map_err(|_| "cut needs a number of boundaries"),
             "flip-memory" => {
                 let (gpa, bit) = rest.split_once(' ').ok_or("flip-memory needs an address and a bit")?;
                 let gpa = match gpa.strip_prefix("0x") {
@@ -52,14 +55,14 @@ impl Command {
                 let (name, bit) = rest.split_once(' ').ok_or("flip-register needs a name and a bit")?;
                 Ok(Self::FlipRegister(name.into(), bit.trim().parse().map_err(|_| "the bit is no number")?))
             }
-            _ => Err("unknown command; known: status, stop, switch, console, flip-memory, flip-register"),
+            _ => Err("unknown command; known: status, stop, switch, console, cut, flip-memory, flip-register"),
         }
     }
 
-    /// Whether the command damages the guest and is only for tests.
+    /// Whether the command does damage and is only for tests.
     #[must_use]
     pub fn is_for_tests(&self) -> bool {
-        matches!(self, Self::FlipMemory(..) | Self::FlipRegister(..))
+        matches!(self, Self::Cut(_) | Self::FlipMemory(..) | Self::FlipRegister(..))
     }
 }
 
@@ -125,9 +128,12 @@ mod tests {
         assert_eq!(Command::parse("status"), Ok(Command::Status));
         assert_eq!(Command::parse("switch"), Ok(Command::Switch));
         assert_eq!(Command::parse("console a b"), Ok(Command::Console("a b".into())));
+        assert_eq!(Command::parse("cut 7"), Ok(Command::Cut(7)));
         assert_eq!(Command::parse("flip-memory 0x10 3"), Ok(Command::FlipMemory(Gpa(16), 3)));
         assert_eq!(Command::parse("flip-register rax 9"), Ok(Command::FlipRegister("rax".into(), 9)));
-        for bad in ["", "reboot", "flip-memory", "flip-memory x 1", "flip-memory 1 x", "flip-register rax"] {
+        for bad in
+            ["", "reboot", "cut", "cut x", "flip-memory", "flip-memory x 1", "flip-memory 1 x", "flip-register rax"]
+        {
             assert!(Command::parse(bad).is_err(), "{bad}");
         }
     }

@@ -273,30 +273,40 @@ impl Gate {
     /// Hands the frames that may leave to `nic`, in order, and flushes it. What does not fit stays for the next call.
     /// Returns how many left.
     pub fn transmit_ready(&mut self, nic: &mut impl FrameSink, now_us: u64) -> usize {
-        let mut released = 0;
-        while self.left < self.limit() {
-            let Some((frame, held_at_us)) = self.store.front() else { break };
-            match nic.send(frame) {
-                Ok(()) => {
-                    released += 1;
-                    if self.left < self.retained {
-                        self.statistics.resent += 1;
-                    } else if self.mode == GateMode::Held {
-                        self.statistics.record_hold_time(now_us.saturating_sub(held_at_us));
-                    }
-                }
-                Err(SendError::Full) => break,
-                // Checked by `hold`; to keep it would block all that follow.
-                Err(SendError::Invalid(_)) => self.statistics.refused_by_nic += 1,
-            }
-            self.store.pop();
-            self.left += 1;
-        }
+        let released = core::iter::from_fn(|| self.transmit_next(nic, now_us)).map(usize::from).sum();
         if released != 0 {
-            self.statistics.released += released as u64;
             nic.flush();
         }
         released
+    }
+
+    /// Takes the first frame that may leave out of the gate and hands it to `nic`. Says whether `nic` took it, or
+    /// `None` when no frame may leave, or none fits now. The caller flushes.
+    pub fn transmit_next(&mut self, nic: &mut impl FrameSink, now_us: u64) -> Option<bool> {
+        if self.left >= self.limit() {
+            return None;
+        }
+        let (frame, held_at_us) = self.store.front()?;
+        let sent = match nic.send(frame) {
+            Ok(()) => {
+                self.statistics.released += 1;
+                if self.left < self.retained {
+                    self.statistics.resent += 1;
+                } else if self.mode == GateMode::Held {
+                    self.statistics.record_hold_time(now_us.saturating_sub(held_at_us));
+                }
+                true
+            }
+            Err(SendError::Full) => return None,
+            Err(SendError::Invalid(_)) => {
+                // Checked by `hold`; to keep it would block all that follow.
+                self.statistics.refused_by_nic += 1;
+                false
+            }
+        };
+        self.store.pop();
+        self.left += 1;
+        Some(sent)
     }
 
     /// How many frames are in the gate, ready and retained ones included.
