@@ -13,6 +13,7 @@
 //! | [`heartbeat`] | signs of life, sent as datagrams |
 //! | [`pairing`] | may these two machines be twins? |
 //! | [`flow`] | how much a lagging backup slows the primary down |
+//! | [`arbiter`] | asking for a term: request and response, without the connection |
 //!
 //! # Bounds
 //!
@@ -27,6 +28,7 @@
 
 extern crate alloc;
 
+pub mod arbiter;
 pub mod batch;
 pub mod config;
 pub mod decide;

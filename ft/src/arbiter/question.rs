@@ -1,0 +1,146 @@
+//! One question to the arbiter: the request, and what the response's body means.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::json::{BadJson, Reader};
+use super::{Answer, Failure, Winner, base64};
+use crate::types::{NodeId, Term};
+
+/// Longest name of a machine or a pair that is used, in bytes.
+const MAX_NAME: usize = 64;
+
+/// "May this node have this term?"
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    key: Vec<u8>,
+    value: Vec<u8>,
+    term: Term,
+}
+
+impl Question {
+    /// Asks for `term` of `pair` in the name of `node`, which runs on the machine called `machine`.
+    #[must_use]
+    pub fn new(pair: &str, term: Term, node: NodeId, machine: &str) -> Self {
+        let short = |name: &str| String::from(&name[..name.floor_char_boundary(MAX_NAME)]);
+        Self {
+            key: format!("pollux/{}/{}", short(pair), term.0).into_bytes(),
+            value: format!("{node} {}", short(machine)).into_bytes(),
+            term,
+        }
+    }
+
+    /// The term asked for.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The bytes to be sent, on a connection of their own, to the arbiter at `host` (`address:port`).
+    #[must_use]
+    pub fn request(&self, host: &str) -> Vec<u8> {
+        let (key, value) = (base64::encode(&self.key), base64::encode(&self.value));
+        let body = format!(
+            "{{\"compare\":[{{\"target\":\"CREATE\",\"result\":\"EQUAL\",\"key\":\"{key}\",\"create_revision\":\"0\"}}],\
+             \"success\":[{{\"request_put\":{{\"key\":\"{key}\",\"value\":\"{value}\"}}}}],\
+             \"failure\":[{{\"request_range\":{{\"key\":\"{key}\"}}}}]}}"
+        );
+        let length = body.len();
+        format!(
+            "POST /v3/kv/txn HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        )
+        .into_bytes()
+    }
+
+    /// What the body of a response says.
+    pub(super) fn judge(&self, body: &[u8]) -> Result<Answer, Failure> {
+        let found = Found::read(body).map_err(|BadJson| Failure::Content("it is not the JSON of a transaction"))?;
+        match found {
+            Found { succeeded: true, put: true, key: None, .. } => Ok(Answer::Granted),
+            Found { succeeded: false, put: false, key: Some(key), value } => {
+                if base64::decode(&key).as_ref() != Some(&self.key) {
+                    return Err(Failure::Content("it speaks of another key"));
+                }
+                let value = base64::decode(&value.unwrap_or_default());
+                let value = value.ok_or(Failure::Content("its value is not base64"))?;
+                // We have won before, and the answer was lost.
+                Ok(if value == self.value { Answer::Granted } else { Answer::Taken { by: winner(&value) } })
+            }
+            _ => Err(Failure::Content("it says neither that the key was made nor who made it")),
+        }
+    }
+}
+
+/// Who is named by a value.
+fn winner(value: &[u8]) -> Winner {
+    let text: String = String::from_utf8_lossy(value).chars().filter(|c| !c.is_control()).take(MAX_NAME + 17).collect();
+    let ours = text.split_once(' ').filter(|(node, _)| node.len() == 16);
+    match ours.and_then(|(node, machine)| Some((u64::from_str_radix(node, 16).ok()?, machine))) {
+        Some((node, machine)) => Winner { node: Some(NodeId(node)), machine: machine.into() },
+        None => Winner { node: None, machine: text },
+    }
+}
+
+/// What stands in an answer, as far as it matters.
+#[derive(Debug, Default)]
+struct Found {
+    succeeded: bool,
+    put: bool,
+    key: Option<String>,
+    value: Option<String>,
+}
+
+impl Found {
+    fn read(body: &[u8]) -> Result<Self, BadJson> {
+        let mut found = Self::default();
+        let mut reader = Reader::new(body);
+        let mut seen = (false, false);
+        reader.object(|reader, name| match name {
+            "succeeded" if !core::mem::replace(&mut seen.0, true) => {
+                found.succeeded = reader.boolean()?;
+                Ok(())
+            }
+            "responses" if !core::mem::replace(&mut seen.1, true) => reader.array(|reader| found.response(reader)),
+            "succeeded" | "responses" => Err(BadJson),
+            _ => reader.skip(),
+        })?;
+        reader.finish()?;
+        Ok(found)
+    }
+
+    /// One of `response_put` and `response_range`.
+    fn response(&mut self, reader: &mut Reader<'_>) -> Result<(), BadJson> {
+        reader.object(|reader, name| match name {
+            "response_put" => {
+                self.put = true;
+                reader.skip()
+            }
+            "response_range" => reader.object(|reader, name| match name {
+                "kvs" => reader.array(|reader| self.pair(reader)),
+                _ => reader.skip(),
+            }),
+            _ => reader.skip(),
+        })
+    }
+
+    /// One key with its value; there may be one only.
+    fn pair(&mut self, reader: &mut Reader<'_>) -> Result<(), BadJson> {
+        if self.key.is_some() {
+            return Err(BadJson);
+        }
+        reader.object(|reader, name| {
+            let field = match name {
+                "key" => &mut self.key,
+                "value" => &mut self.value,
+                _ => return reader.skip(),
+            };
+            if field.is_some() {
+                return Err(BadJson);
+            }
+            *field = Some(reader.string()?);
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,159 @@
+//! Whole answers, as etcd gives them and as it does not.
+
+use super::*;
+use crate::types::Term;
+use proptest::prelude::*;
+
+/// etcd 3.4.23 when the key was made.
+const MADE: &str = "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Headers: accept, content-type, authorization\r\n\
+    Access-Control-Allow-Methods: POST, GET, OPTIONS, PUT, DELETE\r\nAccess-Control-Allow-Origin: *\r\n\
+    Content-Type: application/json\r\nGrpc-Metadata-Content-Type: application/grpc\r\n\
+    Date: Tue, 24 Nov 2026 03:28:42 GMT\r\nContent-Length: 187\r\nConnection: close\r\n\r\n\
+    {\"header\":{\"cluster_id\":\"324952591200643719\",\"member_id\":\"3319814642761637952\",\"revision\":\"2\",\
+    \"raft_term\":\"2\"},\"succeeded\":true,\"responses\":[{\"response_put\":{\"header\":{\"revision\":\"2\"}}}]}";
+
+/// etcd 3.4.23 when the key `pollux/pair/7` was there, with the value `00000000000000aa castor`.
+const THERE: &str = "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Headers: accept, content-type, authorization\r\n\
+    Access-Control-Allow-Methods: POST, GET, OPTIONS, PUT, DELETE\r\nAccess-Control-Allow-Origin: *\r\n\
+    Content-Type: application/json\r\nGrpc-Metadata-Content-Type: application/grpc\r\n\
+    Date: Tue, 24 Nov 2026 03:28:42 GMT\r\nContent-Length: 321\r\nConnection: close\r\n\r\n\
+    {\"header\":{\"cluster_id\":\"324952591200643719\",\"member_id\":\"3319814642761637952\",\"revision\":\"2\",\
+    \"raft_term\":\"2\"},\"responses\":[{\"response_range\":{\"header\":{\"revision\":\"2\"},\"kvs\":\
+    [{\"key\":\"cG9sbHV4L3BhaXIvNw==\",\"create_revision\":\"2\",\"mod_revision\":\"2\",\"version\":\"1\",\
+    \"value\":\"MDAwMDAwMDAwMDAwMDBhYSBjYXN0b3I=\"}],\"count\":\"1\"}}]}";
+
+fn ask(term: u64, node: u64) -> Question {
+    Question::new("pair", Term(term), NodeId(node), "castor")
+}
+
+/// What comes out of `response`, cut after each of `cuts` bytes in turn.
+fn outcome(question: &Question, response: &[u8], cuts: &[usize]) -> Result<Answer, Failure> {
+    let mut attempt = Try::default();
+    let mut rest = response;
+    for &cut in cuts.iter().cycle() {
+        let (piece, tail) = rest.split_at(cut.min(rest.len()));
+        if let Some(answer) = attempt.receive(question, piece)? {
+            return Ok(answer);
+        }
+        rest = tail;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    attempt.closed(question)
+}
+
+fn judge(body: &str) -> Result<Answer, Failure> {
+    ask(7, 1).judge(body.as_bytes())
+}
+
+fn castor() -> Winner {
+    Winner { node: Some(NodeId(0xAA)), machine: "castor".into() }
+}
+
+#[test]
+fn the_request_is_what_etcd_understands() {
+    let request = String::from_utf8(ask(7, 0xAA).request("10.0.2.2:2379")).unwrap();
+    let (head, body) = request.split_once("\r\n\r\n").unwrap();
+    assert_eq!(
+        head,
+        format!(
+            "POST /v3/kv/txn HTTP/1.1\r\nHost: 10.0.2.2:2379\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\nConnection: close",
+            body.len()
+        )
+    );
+    assert_eq!(
+        body,
+        "{\"compare\":[{\"target\":\"CREATE\",\"result\":\"EQUAL\",\"key\":\"cG9sbHV4L3BhaXIvNw==\",\
+         \"create_revision\":\"0\"}],\"success\":[{\"request_put\":{\"key\":\"cG9sbHV4L3BhaXIvNw==\",\
+         \"value\":\"MDAwMDAwMDAwMDAwMDBhYSBjYXN0b3I=\"}}],\
+         \"failure\":[{\"request_range\":{\"key\":\"cG9sbHV4L3BhaXIvNw==\"}}]}"
+    );
+}
+
+#[test]
+fn answers_of_etcd() {
+    assert_eq!(outcome(&ask(7, 1), MADE.as_bytes(), &[10_000]), Ok(Answer::Granted));
+    assert_eq!(outcome(&ask(7, 1), THERE.as_bytes(), &[10_000]), Ok(Answer::Taken { by: castor() }));
+    // The first answer was lost on the way.
+    assert_eq!(outcome(&ask(7, 0xAA), THERE.as_bytes(), &[10_000]), Ok(Answer::Granted));
+    assert!(matches!(outcome(&ask(8, 0xAA), THERE.as_bytes(), &[10_000]), Err(Failure::Content(_))));
+}
+
+#[test]
+fn the_same_node_on_another_machine_is_another() {
+    let pollux = Question::new("pair", Term(7), NodeId(0xAA), "pollux");
+    assert_eq!(outcome(&pollux, THERE.as_bytes(), &[1]), Ok(Answer::Taken { by: castor() }));
+}
+
+#[test]
+fn a_term_with_a_strange_value_is_taken() {
+    for (value, text) in [("aGVsbG8=", "hello"), ("", ""), ("AAECgHg=", "\u{fffd}x"), ("MTIgY2FzdG9y", "12 castor")] {
+        let body = format!(
+            "{{\"responses\":[{{\"response_range\":{{\"kvs\":[{{\"key\":\"cG9sbHV4L3BhaXIvNw==\",\
+             \"value\":\"{value}\"}}]}}}}]}}"
+        );
+        assert_eq!(judge(&body), Ok(Answer::Taken { by: Winner { node: None, machine: text.into() } }));
+    }
+}
+
+#[test]
+fn what_is_no_clear_answer_is_none() {
+    const KEY: &str = "\"key\":\"cG9sbHV4L3BhaXIvNw==\"";
+    for body in [
+        String::new(),
+        "{}".into(),
+        "[]".into(),
+        "{\"succeeded\":true}".into(),
+        "{\"succeeded\":1,\"responses\":[{\"response_put\":{}}]}".into(),
+        "{\"succeeded\":true,\"responses\":[{\"response_put\":{}}]} x".into(),
+        "{\"succeeded\":true,\"succeeded\":true,\"responses\":[{\"response_put\":{}}]}".into(),
+        "{\"succeeded\":false,\"responses\":[{\"response_put\":{}}]}".into(),
+        "{\"responses\":[{\"response_range\":{\"header\":{}}}]}".into(),
+        "{\"responses\":[{\"response_range\":{\"kvs\":[{\"value\":\"\"}]}}]}".into(),
+        format!("{{\"responses\":[{{\"response_range\":{{\"kvs\":[{{{KEY},\"value\":\"?\"}}]}}}}]}}"),
+        format!("{{\"responses\":[{{\"response_range\":{{\"kvs\":[{{{KEY}}},{{{KEY}}}]}}}}]}}"),
+        format!("{{\"responses\":[{{\"response_range\":{{\"kvs\":[{{{KEY},{KEY}}}]}}}}]}}"),
+        format!("{{\"succeeded\":true,\"responses\":[{{\"response_range\":{{\"kvs\":[{{{KEY}}}]}}}}]}}"),
+        "{\"error\":\"etcdserver: no leader\",\"code\":14,\"message\":\"etcdserver: no leader\"}".into(),
+    ] {
+        assert!(matches!(judge(&body), Err(Failure::Content(_))), "{body}: {:?}", judge(&body));
+    }
+}
+
+#[test]
+fn long_names_are_cut() {
+    let long = Question::new(&"ä".repeat(500), Term(u64::MAX), NodeId(u64::MAX), &"x".repeat(500));
+    assert!(long.request("h").len() < 1200);
+}
+
+proptest! {
+    #[test]
+    fn pieces_make_no_difference(
+        response in prop::sample::select(vec![MADE, THERE]),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+        cuts in prop::collection::vec(1usize..60, 1..20),
+        keep in any::<prop::sample::Index>(),
+    ) {
+        let mut bytes = response.as_bytes().to_vec();
+        for (at, byte) in edits {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        bytes.truncate(keep.index(bytes.len()) + 1);
+        prop_assert_eq!(outcome(&ask(7, 1), &bytes, &cuts), outcome(&ask(7, 1), &bytes, &[usize::MAX]));
+    }
+
+    #[test]
+    fn any_body_is_survived(bytes: Vec<u8>) {
+        let _ = ask(7, 1).judge(&bytes);
+    }
+
+    /// A whole answer is never mistaken for its opposite because a part is missing.
+    #[test]
+    fn a_part_is_no_answer(response in prop::sample::select(vec![MADE, THERE]), keep in any::<prop::sample::Index>()) {
+        let part = &response.as_bytes()[..keep.index(response.len())];
+        prop_assert!(outcome(&ask(7, 1), part, &[7]).is_err());
+    }
+}
