@@ -3,8 +3,8 @@
 use core::fmt;
 use core::net::Ipv4Addr;
 
-use crate::e1000::{E1000, Interrupts, Statistics};
-use crate::frame::{FrameSink, FrameSource, MacAddress, SendError, announcement};
+use crate::e1000::{E1000, Interrupts, NicError, Statistics};
+use crate::frame::{FrameSink, FrameSource, MacAddress, SendError, announcement, check_length};
 use crate::gate::{Gate, GateMode, HoldError, HoldOutcome};
 use crate::mmio::Registers;
 
@@ -28,28 +28,75 @@ impl fmt::Display for AnnounceError {
 
 impl core::error::Error for AnnounceError {}
 
+/// Why a frame of the machine itself was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineSendError {
+    /// The machine has no address on this network.
+    NoAddress,
+    /// The frame names another sender, perhaps the guest.
+    ForeignSource(MacAddress),
+    /// The NIC does not take it.
+    Nic(SendError),
+}
+
+impl fmt::Display for MachineSendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoAddress => f.write_str("the machine has no address of its own on this network"),
+            Self::ForeignSource(mac) => write!(f, "the machine must not send in the name of {mac}"),
+            Self::Nic(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for MachineSendError {}
+
 /// A NIC and the gate in its transmit path.
 ///
 /// **This is the one gate** through which the guest's output leaves: the NIC is owned and never lent out, so the only
-/// ways to its wire are [`guest_transmit`](Self::guest_transmit), which passes the gate, and
-/// [`announce`](Self::announce), whose frame is ours. Keep it so: a method that gives mutable access to the NIC, or
-/// sends bytes of the caller's choice, would be a second gate.
+/// ways to its wire are [`guest_transmit`](Self::guest_transmit), which passes the gate, [`announce`](Self::announce),
+/// whose frame is ours, and [`machine_transmit`](Self::machine_transmit), which takes only frames that name the machine
+/// itself as their sender: no switch and no client can take them for the guest's. So a machine can speak for itself,
+/// with the arbiter, while its gate is closed. Keep it so: a method that gives mutable access to the NIC, or sends
+/// bytes of the caller's choice, would be a second gate.
 #[derive(Debug)]
 pub struct ClientNic<D> {
     nic: D,
     gate: Gate,
+    /// The machine's own address; never the guest's.
+    machine: Option<MacAddress>,
 }
 
 impl<D: FrameSink + FrameSource> ClientNic<D> {
     /// Takes the NIC and puts the gate before it.
     pub fn new(nic: D, gate: Gate) -> Self {
-        Self { nic, gate }
+        Self { nic, gate, machine: None }
     }
 
     /// A frame of the guest: to be held, retained, sent or dropped as the gate's mode says. See [`Gate::forward`]. Frames sent
     /// at once are queued: call [`flush`](Self::flush) after the batch.
     pub fn guest_transmit(&mut self, frame: &[u8], now_us: u64) -> Result<HoldOutcome, HoldError> {
         self.gate.forward(frame, &mut self.nic, now_us)
+    }
+
+    /// A frame of the machine itself, which does not pass the gate: the gate is for what the guest says. Queued: call
+    /// [`flush`](Self::flush) after the batch.
+    ///
+    /// # Errors
+    /// When its source is not the machine's own address, or the NIC does not take it.
+    pub fn machine_transmit(&mut self, frame: &[u8]) -> Result<(), MachineSendError> {
+        let machine = self.machine.ok_or(MachineSendError::NoAddress)?;
+        check_length(frame.len()).map_err(|error| MachineSendError::Nic(error.into()))?;
+        let source = MacAddress::from_bytes(&frame[6..12]);
+        if source != machine {
+            return Err(MachineSendError::ForeignSource(source));
+        }
+        self.nic.send(frame).map_err(MachineSendError::Nic)
+    }
+
+    /// The machine's own address on this network, if it was given one.
+    pub fn machine_address(&self) -> Option<MacAddress> {
+        self.machine
     }
 
     /// Hands the next received frame to `f`. Call [`flush`](Self::flush) after the batch.
@@ -125,6 +172,17 @@ impl<D: FrameSink + FrameSource> ClientNic<D> {
 }
 
 impl<R: Registers> ClientNic<E1000<R>> {
+    /// Gives the machine an address of its own beside the guest's, for which the card was brought up: its frames are
+    /// received too, and [`machine_transmit`](Self::machine_transmit) sends in its name.
+    ///
+    /// # Errors
+    /// When it is the guest's address, or no unicast address. See [`E1000::receive_also`].
+    pub fn add_machine_address(&mut self, mac: MacAddress) -> Result<(), NicError> {
+        self.nic.receive_also(mac)?;
+        self.machine = Some(mac);
+        Ok(())
+    }
+
     /// See [`E1000::interrupt_cause`].
     pub fn interrupt_cause(&mut self) -> Interrupts {
         self.nic.interrupt_cause()
@@ -165,6 +223,9 @@ impl<R: Registers> ClientNic<E1000<R>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Model;
+    use crate::e1000::testing::bring_up;
+    use crate::frame::FrameError;
     use crate::gate::tests::Wire;
 
     const FRAME: [u8; 60] = [7; 60];
@@ -221,6 +282,35 @@ mod tests {
         assert_eq!(client.guest_transmit(&FRAME, 2), Ok(HoldOutcome::Sent));
         client.flush();
         assert_eq!(client.nic().sent.len(), 2);
+    }
+
+    /// In every mode of the gate, and never in the guest's name.
+    #[test]
+    fn the_machine_speaks_for_itself_only() {
+        const MACHINE: MacAddress = MacAddress([0x52, 0x54, 0, 0, 0, 2]);
+        let frame = |source: MacAddress| {
+            let mut frame = vec![0xFF; 60];
+            frame[6..12].copy_from_slice(&source.0);
+            frame
+        };
+        let (nic, hardware) = bring_up(Model::I82574L, 32, Some(MAC), |_| {});
+        let mut client = ClientNic::new(nic.unwrap(), Gate::new(8, 10_000));
+        assert_eq!(client.machine_transmit(&frame(MACHINE)), Err(MachineSendError::NoAddress));
+        assert_eq!(client.add_machine_address(MAC), Err(NicError::BadMac(MAC)));
+        assert_eq!(client.machine_transmit(&frame(MAC)), Err(MachineSendError::NoAddress));
+        client.add_machine_address(MACHINE).unwrap();
+        for mode in [GateMode::Closed, GateMode::Retained, GateMode::Held, GateMode::Open] {
+            client.set_mode(mode);
+            assert_eq!(client.machine_transmit(&frame(MACHINE)), Ok(()));
+            for other in [MAC, MacAddress::BROADCAST, MacAddress([0; 6])] {
+                assert_eq!(client.machine_transmit(&frame(other)), Err(MachineSendError::ForeignSource(other)));
+            }
+        }
+        let short = Err(MachineSendError::Nic(SendError::Invalid(FrameError::TooShort(11))));
+        assert_eq!(client.machine_transmit(&[0; 11]), short);
+        client.flush();
+        hardware.borrow_mut().transmit(usize::MAX);
+        assert_eq!(hardware.borrow().sent, vec![frame(MACHINE); 4]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub mod gate;
 pub mod mmio;
 pub mod ring;
 
-pub use client::{AnnounceError, ClientNic};
+pub use client::{AnnounceError, ClientNic, MachineSendError};
 pub use dma::DmaMemory;
 pub use e1000::{E1000, Interrupts, Model, NicError, needed_dma_bytes};
 pub use frame::{FrameError, FrameSink, FrameSource, MacAddress, SendError};

@@ -37,7 +37,7 @@ fn next(machine: &Machine, nic: &mut E1000<Port>) -> Vec<u8> {
 
 fn card_address(device: &str, model: Model) {
     let Some((_machine, nic)) = bring_up(device, model, None) else { return };
-    assert_eq!(nic.mac(), CARD_MAC);
+    assert_eq!((nic.mac(), nic.card_mac()), (CARD_MAC, Some(CARD_MAC)));
 }
 
 /// More frames than the rings have descriptors, in both directions.
@@ -92,9 +92,15 @@ fn filter(device: &str, model: Model) {
     for (number, to) in [(2, MacAddress::BROADCAST), (3, multicast), (4, GUEST_MAC)] {
         assert_eq!(next(&machine, &mut nic), frame(to, number, 100));
     }
+    nic.receive_also(CARD_MAC).unwrap();
+    for (number, to) in [(5, stranger), (6, CARD_MAC), (7, GUEST_MAC)] {
+        machine.send(&frame(to, number, 100));
+    }
+    assert_eq!(next(&machine, &mut nic), frame(CARD_MAC, 6, 100));
+    assert_eq!(next(&machine, &mut nic), frame(GUEST_MAC, 7, 100));
     nic.set_promiscuous(true);
-    machine.send(&frame(stranger, 5, 100));
-    assert_eq!(next(&machine, &mut nic), frame(stranger, 5, 100));
+    machine.send(&frame(stranger, 8, 100));
+    assert_eq!(next(&machine, &mut nic), frame(stranger, 8, 100));
 }
 
 /// More frames than buffers: they stay whole and in order, and the card recovers.

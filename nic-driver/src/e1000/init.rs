@@ -51,12 +51,11 @@ impl<R: Registers> E1000<R> {
         }
 
         reset(&mut registers, model)?;
-        let mac = match mac {
-            Some(mac) => mac,
-            None => own_mac(&mut registers, model).ok_or(NicError::NoMac)?,
-        };
+        let card_mac = own_mac(&mut registers, model);
+        let mac = mac.or(card_mac).ok_or(NicError::NoMac)?;
         set_link_up(&mut registers);
-        let mut nic = Self { registers, model, mac, rctl: 0, rx, tx, rx_overruns: 0, rx_missed: 0, link_changes: 0 };
+        let mut nic =
+            Self { registers, model, mac, card_mac, rctl: 0, rx, tx, rx_overruns: 0, rx_missed: 0, link_changes: 0 };
         nic.start_transmit();
         nic.start_receive();
         // Causes from before and from the start itself are of no interest.
@@ -82,8 +81,13 @@ impl<R: Registers> E1000<R> {
 
     /// See: 8254x SDM, 14.4 (Receive Initialization); 82574L datasheet, 4.6.
     fn start_receive(&mut self) {
-        write_receive_address(&mut self.registers, self.mac);
+        write_receive_address(&mut self.registers, 0, self.mac);
         let registers = &mut self.registers;
+        // No other address is ours.
+        for index in 1..RECEIVE_ADDRESSES {
+            registers.write32(RAL0 + 8 * index, 0);
+            registers.write32(RAH0 + 8 * index, 0);
+        }
         for word in 0..MTA_WORDS {
             registers.write32(MTA + 4 * word, 0);
         }
@@ -113,7 +117,7 @@ impl<R: Registers> E1000<R> {
 }
 
 /// A unicast address other than zero.
-fn is_usable(mac: MacAddress) -> bool {
+pub(super) fn is_usable(mac: MacAddress) -> bool {
     mac.0[0] & 1 == 0 && mac.0 != [0; 6]
 }
 
@@ -194,14 +198,9 @@ fn eeprom_mac<R: Registers>(registers: &mut R, model: Model) -> Option<MacAddres
     Some(MacAddress(mac))
 }
 
-/// See: 8254x SDM, 13.5.2 (RAL) and 13.5.3 (RAH).
-fn write_receive_address<R: Registers>(registers: &mut R, mac: MacAddress) {
+/// Makes `mac` the receive address `index`. See: 8254x SDM, 13.5.2 (RAL) and 13.5.3 (RAH).
+pub(super) fn write_receive_address<R: Registers>(registers: &mut R, index: usize, mac: MacAddress) {
     let [a, b, c, d, e, f] = mac.0;
-    registers.write32(RAL0, u32::from_le_bytes([a, b, c, d]));
-    registers.write32(RAH0, u32::from_le_bytes([e, f, 0, 0]) | RAH_AV);
-    // No other address is ours.
-    for index in 1..RECEIVE_ADDRESSES {
-        registers.write32(RAL0 + 8 * index, 0);
-        registers.write32(RAH0 + 8 * index, 0);
-    }
+    registers.write32(RAL0 + 8 * index, u32::from_le_bytes([a, b, c, d]));
+    registers.write32(RAH0 + 8 * index, u32::from_le_bytes([e, f, 0, 0]) | RAH_AV);
 }

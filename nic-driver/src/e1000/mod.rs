@@ -77,7 +77,7 @@ pub enum NicError {
     ResetTimeout,
     /// No usable MAC address in the EEPROM or the card's address register, and none given.
     NoMac,
-    /// The given MAC address is not a unicast address, or zero.
+    /// The given MAC address is not a unicast address, or zero, or a second one that is like the first.
     BadMac(MacAddress),
 }
 
@@ -95,7 +95,7 @@ impl fmt::Display for NicError {
             Self::Absent => f.write_str("no card answers: all registers read as ones"),
             Self::ResetTimeout => f.write_str("the card does not come out of reset"),
             Self::NoMac => f.write_str("the card has no MAC address"),
-            Self::BadMac(mac) => write!(f, "{mac} is no unicast MAC address"),
+            Self::BadMac(mac) => write!(f, "{mac} is no unicast MAC address, or in use already"),
         }
     }
 }
@@ -124,6 +124,7 @@ pub struct E1000<R: Registers = MmioRegion> {
     registers: R,
     model: Model,
     mac: MacAddress,
+    card_mac: Option<MacAddress>,
     /// RCTL as last written.
     rctl: u32,
     rx: RxRing,
@@ -142,6 +143,23 @@ impl<R: Registers> E1000<R> {
     /// The address whose unicast frames are received.
     pub fn mac(&self) -> MacAddress {
         self.mac
+    }
+
+    /// The address that the card was made with; none if its EEPROM has no usable one.
+    pub fn card_mac(&self) -> Option<MacAddress> {
+        self.card_mac
+    }
+
+    /// Receives unicast frames for `mac` too, beside [`mac`](Self::mac); instead of an earlier second address.
+    ///
+    /// # Errors
+    /// [`NicError::BadMac`] when it is no unicast address, or is the first one.
+    pub fn receive_also(&mut self, mac: MacAddress) -> Result<(), NicError> {
+        if !init::is_usable(mac) || mac == self.mac {
+            return Err(NicError::BadMac(mac));
+        }
+        init::write_receive_address(&mut self.registers, 1, mac);
+        Ok(())
     }
 
     /// Whether the link is up. One register read.

@@ -54,6 +54,29 @@ fn the_guests_address_can_be_programmed() {
 }
 
 #[test]
+fn a_second_address_is_received_too() {
+    let (guest, machine) = (MacAddress([2, 1, 2, 3, 4, 5]), MacAddress([2, 6, 7, 8, 9, 10]));
+    let (nic, hardware) = bring_up(Model::I82574L, 8, Some(guest), |_| {});
+    let mut nic = nic.unwrap();
+    assert_eq!(nic.card_mac(), Some(OWN_MAC));
+    for bad in [MacAddress::BROADCAST, MacAddress([0; 6]), MacAddress([3, 0, 0, 0, 0, 1]), guest] {
+        assert_eq!(nic.receive_also(bad), Err(NicError::BadMac(bad)));
+        assert_eq!(hardware.borrow().get(RAH0 + 8), 0);
+    }
+    nic.receive_also(machine).unwrap();
+    assert_eq!(nic.mac(), guest);
+    let hardware = hardware.borrow();
+    assert_eq!((hardware.get(RAL0), hardware.get(RAH0)), (0x0302_0102, RAH_AV | 0x0504));
+    assert_eq!((hardware.get(RAL0 + 8), hardware.get(RAH0 + 8)), (0x0807_0602, RAH_AV | 0x0A09));
+}
+
+#[test]
+fn a_card_without_an_address_of_its_own_can_be_given_one() {
+    let (nic, _) = bring_up(Model::I82540EM, 8, Some(OWN_MAC), |hardware| hardware.eeprom = [0; 3]);
+    assert_eq!(nic.unwrap().card_mac(), None);
+}
+
+#[test]
 fn what_cannot_work_is_refused() {
     let error = |mac, prepare: fn(&mut testing::Hardware)| bring_up(Model::I82574L, 8, mac, prepare).0.unwrap_err();
     assert_eq!(error(None, |hardware| hardware.eeprom = [0; 3]), NicError::NoMac);
