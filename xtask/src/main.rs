@@ -1,5 +1,6 @@
 //! `cargo xtask`: the one tool a user types.
 
+mod arbiter;
 mod artefacts;
 mod bench;
 mod checks;
@@ -34,6 +35,8 @@ enum Task {
     Qemu(Box<rig::run::RunArgs>),
     /// Look at a running rig, and make faults in it
     Rig(rig::command::RigArgs),
+    /// Give terms to the machines of pairs: at most one machine for each
+    Arbiter(arbiter::ArbiterArgs),
     /// Run the tests
     Test(checks::TestArgs),
     /// Measure the figures
@@ -66,6 +69,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Task::Build => build(),
         Task::Qemu(arguments) => rig::run::run(*arguments),
         Task::Rig(arguments) => rig::command::run(arguments),
+        Task::Arbiter(arguments) => arbiter::run(&arguments),
         Task::Test(arguments) => checks::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Doctor { yes } => doctor::run(yes),
@@ -105,6 +109,7 @@ mod tests {
             "rig --dir D stop",
             "rig --dir D switch --timeout 20s",
             "rig --dir D console",
+            "arbiter --listen 127.0.0.1:2379 --file F",
             "test",
             "test host",
             "test rig takeover",

@@ -1,0 +1,314 @@
+//! What the arbiter remembers: keys that are written once, in a file that grows by a line for each.
+//!
+//! The file begins with [`HEADER`]; each further line is `CHECKSUM KEY VALUE`. A checksum depends on all lines before
+//! it, so that a line that was changed, taken out or put in is found. A line is on the disk before anybody hears of
+//! it. Part of a line at the end was never confirmed to anybody (the power failed while it was written) and is cut
+//! off; everything else that is wrong is refused: a term handed out twice is worse than none.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use xxhash_rust::xxh64::xxh64;
+
+/// The first line of a file.
+const HEADER: &str = "pollux arbiter 1\n";
+/// Longest key, and longest value, in bytes.
+pub const MAX_TEXT: usize = 256;
+/// The file grows no further than this, in bytes: some hundred thousand terms.
+const MAX_FILE: u64 = 32 << 20;
+
+/// A value and when it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The value.
+    pub value: String,
+    /// The number of this write; the first one is 2, as in etcd.
+    pub revision: u64,
+}
+
+/// The file and what stands in it.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    records: BTreeMap<String, Record>,
+    checksum: u64,
+    /// A write failed: what is on the disk is not known any more.
+    failed: bool,
+}
+
+impl Store {
+    /// Opens the file, or creates it; holds it against other processes.
+    ///
+    /// # Errors
+    /// When it cannot be read or written, is damaged, or is in use.
+    pub fn open(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        let file = OpenOptions::new().read(true).append(true).create(true).open(path);
+        let mut file = file.with_context(|| format!("cannot open {shown}"))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!("another arbiter runs with {shown}"),
+            Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("cannot lock {shown}")),
+        }
+        let length = file.metadata().with_context(|| format!("cannot read {shown}"))?.len();
+        ensure!(length <= MAX_FILE, "{shown} is longer than any arbiter's file ({MAX_FILE} bytes)");
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).with_context(|| format!("cannot read {shown}"))?;
+        let Content { records, checksum, length, tail } =
+            read(&bytes).with_context(|| format!("{shown} is damaged and cannot be trusted; {ADVICE}"))?;
+        let mut store = Self { path: path.to_owned(), file, length, records, checksum, failed: false };
+        store.file.set_len(length).with_context(|| format!("cannot cut {shown}"))?;
+        if length == 0 {
+            store.append(HEADER)?;
+        }
+        if let Some((key, value)) = tail {
+            store.create(&key, &value)?;
+        }
+        sync_directory(path)?;
+        Ok(store)
+    }
+
+    /// The newest write's number; 1 before the first.
+    pub fn revision(&self) -> u64 {
+        1 + self.records.len() as u64
+    }
+
+    /// Whether the disk has failed, so that nothing can be written any more.
+    pub fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// What was written under a key.
+    pub fn get(&self, key: &str) -> Option<&Record> {
+        self.records.get(key)
+    }
+
+    /// All keys from `first` on and before `end`; without `end`, all from `first` on.
+    pub fn range<'a>(&'a self, first: &str, end: Option<&'a str>) -> impl Iterator<Item = (&'a String, &'a Record)> {
+        self.records.range(first.to_owned()..).take_while(move |(key, _)| end.is_none_or(|end| key.as_str() < end))
+    }
+
+    /// Writes a key that does not exist. It is on the disk when this returns.
+    ///
+    /// # Errors
+    /// When the key exists or cannot be a line, or the disk fails; after that nothing is written any more.
+    pub fn create(&mut self, key: &str, value: &str) -> Result<()> {
+        ensure!(!self.records.contains_key(key), "`{key}` is written already, and once is for ever");
+        check_text(key, b'!').with_context(|| format!("the key `{key}`"))?;
+        check_text(value, b' ').with_context(|| format!("the value of `{key}`"))?;
+        ensure!(self.length < MAX_FILE, "{} is full", self.path.display());
+        let content = format!("{key} {value}");
+        let checksum = xxh64(content.as_bytes(), self.checksum);
+        self.append(&format!("{checksum:016x} {content}\n"))?;
+        self.checksum = checksum;
+        let revision = self.revision() + 1;
+        self.records.insert(key.to_owned(), Record { value: value.to_owned(), revision });
+        Ok(())
+    }
+
+    fn append(&mut self, line: &str) -> Result<()> {
+        let shown = self.path.display();
+        ensure!(!self.failed, "{shown} could not be written before: start the arbiter anew when the disk is well");
+        let result = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
+        self.failed = result.is_err();
+        result.with_context(|| format!("cannot write {shown}"))?;
+        self.length += line.len() as u64;
+        Ok(())
+    }
+}
+
+/// What to do about a damaged file.
+const ADVICE: &str = "stop both machines of the pair, and start them with a new file and a term that was never used";
+
+/// What a file says.
+#[derive(Debug, Default)]
+struct Content {
+    records: BTreeMap<String, Record>,
+    /// That of the last line.
+    checksum: u64,
+    /// Bytes in whole lines.
+    length: u64,
+    /// A last line that lacks nothing but its end.
+    tail: Option<(String, String)>,
+}
+
+fn read(bytes: &[u8]) -> Result<Content> {
+    let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+    let (lines, torn) = bytes.split_at(whole);
+    let Some(lines) = lines.strip_prefix(HEADER.as_bytes()) else {
+        // Not even the first line was written to its end.
+        let begun = lines.is_empty() && HEADER.as_bytes().starts_with(torn);
+        ensure!(begun, "it does not begin with `{}`", HEADER.trim_end());
+        return Ok(Content::default());
+    };
+    let mut content = Content { length: whole as u64, ..Content::default() };
+    for (index, line) in lines.split_inclusive(|&byte| byte == b'\n').enumerate() {
+        let number = index + 2;
+        let line = &line[..line.len() - 1];
+        let (sum, key, value) = split(line).with_context(|| format!("line {number} is malformed"))?;
+        content.checksum = xxh64(&line[17..], content.checksum);
+        ensure!(content.checksum == sum, "line {number} has another checksum, or lines before it are missing");
+        let record = Record { value: value.to_owned(), revision: index as u64 + 2 };
+        let fresh = content.records.insert(key.to_owned(), record).is_none();
+        ensure!(fresh, "line {number} writes `{key}` a second time");
+    }
+    // A line whose end was damaged later may have been confirmed.
+    let ends = [torn.len(), torn.len().saturating_sub(1)];
+    content.tail = ends.into_iter().find_map(|end| {
+        let (sum, key, value) = split(&torn[..end])?;
+        (xxh64(&torn[17..end], content.checksum) == sum).then(|| (key.to_owned(), value.to_owned()))
+    });
+    Ok(content)
+}
+
+/// Checksum, key and value of a line.
+fn split(line: &[u8]) -> Option<(u64, &str, &str)> {
+    let line = std::str::from_utf8(line).ok()?;
+    let (sum, content) = line.split_once(' ').filter(|(sum, _)| sum.len() == 16)?;
+    let (key, value) = content.split_once(' ')?;
+    Some((u64::from_str_radix(sum, 16).ok()?, key, value))
+}
+
+/// Only printable ASCII from `lowest` on, of a length that fits.
+fn check_text(text: &str, lowest: u8) -> Result<()> {
+    ensure!(!text.is_empty() && text.len() <= MAX_TEXT, "has {} bytes, not 1 to {MAX_TEXT}", text.len());
+    ensure!(text.bytes().all(|byte| (lowest..=b'~').contains(&byte)), "has characters that are not allowed");
+    Ok(())
+}
+
+/// A new file is safe only when its directory's entry is. See: fsync(2).
+fn sync_directory(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let sync = File::open(parent).and_then(|directory| directory.sync_all());
+    sync.with_context(|| format!("cannot make sure that {} stays", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn desk() -> (TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("arbiter.log");
+        (directory, path)
+    }
+
+    /// A file with three records, and its bytes.
+    fn filled(path: &Path) -> Vec<u8> {
+        let mut store = Store::open(path).unwrap();
+        for term in 1..=3 {
+            store.create(&format!("pollux/p/{term}"), &format!("000000000000000{term} castor")).unwrap();
+        }
+        std::fs::read(path).unwrap()
+    }
+
+    fn keys(store: &Store) -> usize {
+        store.range("", None).count()
+    }
+
+    #[test]
+    fn what_is_written_stays_and_cannot_change() {
+        let (_directory, path) = desk();
+        filled(&path);
+        let mut store = Store::open(&path).unwrap();
+        assert_eq!(store.get("pollux/p/2").unwrap(), &Record { value: "0000000000000002 castor".into(), revision: 3 });
+        assert!(store.create("pollux/p/2", "x").unwrap_err().to_string().contains("once is for ever"));
+        assert_eq!((store.revision(), keys(&store)), (4, 3));
+        store.create("pollux/p/4", "x").unwrap();
+        drop(store);
+        assert_eq!(keys(&Store::open(&path).unwrap()), 4);
+    }
+
+    #[test]
+    fn what_cannot_be_a_line_is_refused() {
+        let (_directory, path) = desk();
+        let mut store = Store::open(&path).unwrap();
+        let long = "x".repeat(MAX_TEXT + 1);
+        for (key, value) in [("", "v"), ("a b", "v"), ("a\n", "v"), ("ä", "v"), (&long, "v")] {
+            assert!(store.create(key, value).is_err(), "{key}");
+            assert!(store.create("k", if value == "v" { "\n" } else { value }).is_err());
+        }
+        store.create("k", "a value ~").unwrap();
+        drop(store);
+        assert_eq!(Store::open(&path).unwrap().get("k").unwrap().value, "a value ~");
+    }
+
+    #[test]
+    fn one_arbiter_a_file() {
+        let (_directory, path) = desk();
+        let _store = Store::open(&path).unwrap();
+        assert!(Store::open(&path).unwrap_err().to_string().contains("another arbiter"));
+    }
+
+    #[test]
+    fn a_torn_tail_is_cut_off_wherever_it_is_torn() {
+        let (_directory, path) = desk();
+        let bytes = filled(&path);
+        for length in 0..bytes.len() {
+            std::fs::write(&path, &bytes[..length]).unwrap();
+            let mut store = Store::open(&path).unwrap();
+            // A line that lacks nothing but its end counts.
+            let whole = bytes[..=length].iter().filter(|&&byte| byte == b'\n').count();
+            assert_eq!(keys(&store), whole.saturating_sub(1), "{length}");
+            store.create("next", "value").unwrap();
+            drop(store);
+            assert_eq!(keys(&Store::open(&path).unwrap()), whole.saturating_sub(1) + 1, "{length}");
+        }
+    }
+
+    #[test]
+    fn damage_is_refused() {
+        let (_directory, path) = desk();
+        let bytes = filled(&path);
+        let text = String::from_utf8(bytes).unwrap();
+        let lines: Vec<_> = text.split_inclusive('\n').collect();
+        for (damaged, named) in [
+            ("something else\n".to_owned(), "does not begin"),
+            ("something else".to_owned(), "does not begin"),
+            ([lines[0], lines[1], lines[3]].concat(), "line 3"),
+            ([lines[0], lines[2], lines[1], lines[3]].concat(), "line 2"),
+            ([lines[0], lines[1], lines[1], lines[2]].concat(), "line 3"),
+            ([&text, "\n"].concat(), "line 5 is malformed"),
+            (text.replace("castor", "pollux"), "line 2"),
+        ] {
+            std::fs::write(&path, &damaged).unwrap();
+            let error = format!("{:#}", Store::open(&path).unwrap_err());
+            assert!(error.contains(named) && error.contains("a term that was never used"), "{damaged}: {error}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), damaged, "a refused file is left alone");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_changed_byte_never_changes_a_value(at in any::<prop::sample::Index>(), byte: u8) {
+            let (_directory, path) = desk();
+            let original = filled(&path);
+            let mut bytes = original.clone();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            std::fs::write(&path, &bytes).unwrap();
+            match Store::open(&path) {
+                // The last line end is the only byte that does not matter.
+                Ok(store) => {
+                    prop_assert!(bytes == original || at == bytes.len() - 1);
+                    prop_assert_eq!(keys(&store), 3);
+                }
+                Err(_) => prop_assert!(bytes != original),
+            }
+        }
+
+        #[test]
+        fn any_file_is_survived(bytes: Vec<u8>) {
+            let _ = read(&bytes);
+            let _ = read(&[HEADER.as_bytes(), &bytes].concat());
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The arbiter as machines see it: the same questions to ours and to a real etcd, and what only ours must stand.
+//!
+//! The part with etcd is skipped, with a message, where there is no `etcd` (Debian: `etcd-server`) in the path.
+
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use pollux_ft::arbiter::{Answer, Failure, Question, Try, Winner};
+use pollux_ft::{NodeId, Term};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A process with an arbiter; killed, as by a power failure, when it is dropped.
+struct Server {
+    process: Child,
+    address: SocketAddr,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn xtask(file: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    command.args(["arbiter", "--listen", "127.0.0.1:0", "--file"]).arg(file).stdin(Stdio::null());
+    command
+}
+
+fn ours(file: &Path) -> Server {
+    let mut process = xtask(file).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.split("listening at ").nth(1).and_then(|rest| rest.split(',').next()).expect(&line);
+    Server { address: address.parse().unwrap(), process }
+}
+
+/// An etcd with its data in `directory`; none if there is no etcd.
+fn etcd(directory: &Path) -> Option<Server> {
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (address, peers) = (free(), format!("http://{}", free()));
+    let client = format!("http://{address}");
+    let mut command = Command::new("etcd");
+    command.arg("--data-dir").arg(directory).args([
+        "--listen-client-urls",
+        &client,
+        "--advertise-client-urls",
+        &client,
+    ]);
+    command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
+    command.args(["--initial-cluster", &format!("default={peers}")]);
+    let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let Ok(process) = process else {
+        eprintln!("skipped: no etcd (Debian: apt-get install etcd-server)");
+        return None;
+    };
+    let server = Server { process, address };
+    let healthy = || raw(address, b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").contains("\"true\"");
+    let deadline = Instant::now() + PATIENCE;
+    while !healthy() {
+        assert!(Instant::now() < deadline, "etcd does not start");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Some(server)
+}
+
+/// Sends bytes and returns all that comes back; nothing if nobody is there.
+fn raw(address: SocketAddr, request: &[u8]) -> String {
+    let mut text = Vec::new();
+    if let Ok(mut stream) = TcpStream::connect(address) {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let _ = stream.write_all(request);
+        let _ = stream.read_to_end(&mut text);
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+fn question(term: u64, node: u64, machine: &str) -> Question {
+    Question::new("test-pair", Term(term), NodeId(node), machine)
+}
+
+/// One try as a machine makes it, in pieces of `piece` bytes in both directions.
+fn ask(address: SocketAddr, question: &Question, piece: usize) -> Result<Answer, Failure> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    for bytes in question.request(&address.to_string()).chunks(piece) {
+        stream.write_all(bytes).unwrap();
+    }
+    let (mut attempt, mut buffer) = (Try::default(), vec![0; piece]);
+    loop {
+        let count = stream.read(&mut buffer).unwrap();
+        if count == 0 {
+            return attempt.closed(question);
+        }
+        if let Some(answer) = attempt.receive(question, &buffer[..count])? {
+            return Ok(answer);
+        }
+    }
+}
+
+fn taken_by(node: u64, machine: &str) -> Result<Answer, Failure> {
+    Ok(Answer::Taken { by: Winner { node: Some(NodeId(node)), machine: machine.into() } })
+}
+
+/// What every arbiter must do.
+fn suite(address: SocketAddr) {
+    let (castor, pollux) = (question(1, 0xC, "castor"), question(1, 0xD, "pollux"));
+    assert_eq!(ask(address, &castor, 4096), Ok(Answer::Granted));
+    assert_eq!(ask(address, &castor, 4096), Ok(Answer::Granted), "the answer may have been lost");
+    assert_eq!(ask(address, &pollux, 4096), taken_by(0xC, "castor"));
+    assert_eq!(ask(address, &pollux, 1), taken_by(0xC, "castor"));
+    // Another term, and another pair.
+    assert_eq!(ask(address, &question(2, 0xD, "pollux"), 7), Ok(Answer::Granted));
+    assert_eq!(ask(address, &question(10, 0xD, "pollux"), 1), Ok(Answer::Granted));
+    let other = Question::new("other-pair", Term(1), NodeId(0xE), "helen");
+    assert_eq!(ask(address, &other, 4096), Ok(Answer::Granted));
+    race(address);
+}
+
+/// Of many that ask at once, one wins each term, and all hear of the same one.
+fn race(address: SocketAddr) {
+    for term in 100..110 {
+        let answers: Vec<_> = std::thread::scope(|scope| {
+            let ask_as = |node| move || (node, ask(address, &question(term, node, "racer"), 4096).unwrap());
+            let threads: Vec<_> = (1..=8).map(|node| scope.spawn(ask_as(node))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let winners: HashSet<u64> = answers
+            .iter()
+            .map(|(node, answer)| match answer {
+                Answer::Granted => *node,
+                Answer::Taken { by } => by.node.unwrap().0,
+            })
+            .collect();
+        assert_eq!(winners.len(), 1, "term {term}: {answers:?}");
+        assert_eq!(answers.iter().filter(|(_, answer)| *answer == Answer::Granted).count(), 1, "term {term}");
+    }
+}
+
+fn desk() -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("arbiter.log");
+    (directory, file)
+}
+
+#[test]
+fn ours_gives_each_term_once() {
+    let (_directory, file) = desk();
+    suite(ours(&file).address);
+}
+
+#[test]
+fn etcd_gives_each_term_once() {
+    let (directory, _) = desk();
+    if let Some(server) = etcd(directory.path()) {
+        suite(server.address);
+    }
+}
+
+#[test]
+fn nothing_granted_is_forgotten_when_the_power_fails() {
+    let (_directory, file) = desk();
+    for term in 1..=10 {
+        let server = ours(&file);
+        assert_eq!(ask(server.address, &question(term, term, "castor"), 4096), Ok(Answer::Granted));
+        // With a request half sent.
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        stream.write_all(&question(term + 1, 99, "pollux").request("x")[..150]).unwrap();
+        drop(server);
+        let server = ours(&file);
+        for term in 1..=term {
+            let answer = ask(server.address, &question(term, 99, "pollux"), 4096);
+            assert_eq!(answer, taken_by(term, "castor"));
+        }
+    }
+}
+
+/// Killed at any moment under load, it forgets no term that it granted, and grants none twice.
+#[test]
+fn kills_under_load_split_no_term() {
+    let (_directory, file) = desk();
+    let mut granted = Vec::new();
+    for round in 0..5u64 {
+        let server = ours(&file);
+        let address = server.address;
+        let asker = std::thread::spawn(move || {
+            let mut won = Vec::new();
+            for term in round * 1000 + 1.. {
+                let question = question(term, round, "castor");
+                let Ok(mut stream) = TcpStream::connect(address) else { return won };
+                let (mut attempt, mut text) = (Try::default(), Vec::new());
+                let _ = stream.write_all(&question.request("x"));
+                let _ = stream.read_to_end(&mut text);
+                match attempt.receive(&question, &text) {
+                    Ok(Some(Answer::Granted)) => won.push((term, round)),
+                    Ok(Some(answer)) => panic!("{answer:?}"),
+                    _ => return won,
+                }
+            }
+            won
+        });
+        std::thread::sleep(Duration::from_millis(100 + 37 * round));
+        drop(server);
+        granted.extend(asker.join().unwrap());
+    }
+    assert!(granted.len() > 10, "{granted:?}");
+    let server = ours(&file);
+    for (term, node) in granted {
+        assert_eq!(ask(server.address, &question(term, 99, "pollux"), 4096), taken_by(node, "castor"));
+    }
+}
+
+#[test]
+fn people_and_strangers_get_answers() {
+    let (_directory, file) = desk();
+    let server = ours(&file);
+    assert_eq!(ask(server.address, &question(1, 0xC, "castor"), 4096), Ok(Answer::Granted));
+    let post = |path: &str, body: &str| {
+        let length = body.len();
+        raw(server.address, format!("POST {path} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes())
+    };
+    // `pollux/` to `pollux0`.
+    let listed = post("/v3/kv/range", "{\"key\":\"cG9sbHV4Lw==\",\"range_end\":\"cG9sbHV4MA==\"}");
+    assert!(listed.starts_with("HTTP/1.1 200 ") && listed.contains("\"count\":\"1\""), "{listed}");
+    for (path, body, status) in [
+        ("/v3/kv/txn", "{", 400),
+        ("/v3/kv/txn", "{\"success\":[{\"request_delete_range\":{}}]}", 400),
+        ("/v3/kv/put", "{}", 404),
+        ("/health", "", 405),
+    ] {
+        let response = post(path, body);
+        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {response}");
+    }
+    assert!(raw(server.address, b"nonsense\r\n\r\n").starts_with("HTTP/1.1 400 "));
+    // Those who connect and say nothing do not keep others from being served.
+    let _silent: Vec<_> = (0..20).map(|_| TcpStream::connect(server.address).unwrap()).collect();
+    assert_eq!(ask(server.address, &question(1, 0xD, "pollux"), 4096), taken_by(0xC, "castor"));
+}
+
+#[test]
+fn a_file_that_cannot_be_trusted_is_refused() {
+    let text = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let (_directory, file) = desk();
+    let server = ours(&file);
+    let second = xtask(&file).output().unwrap();
+    assert!(!second.status.success() && text(&second).contains("another arbiter"), "{}", text(&second));
+    drop(server);
+    std::fs::write(&file, "pollux arbiter 1\n0000000000000000 pollux/p/1 x\n").unwrap();
+    let damaged = xtask(&file).output().unwrap();
+    assert!(!damaged.status.success() && text(&damaged).contains("line 2"), "{}", text(&damaged));
+}
