@@ -271,7 +271,7 @@ mod tests {
                 json!({ "success": [{ "request_delete_range": { "key": key } }] }),
                 json!({ "success": [{ "request_put": { "key": key, "value": key, "lease": "1" } }] }),
                 json!({ "success": [{ "request_put": { "key": STANDARD.encode([0xFF]), "value": key } }] }),
-                json!([]),
+                json!(7),
                 json!({ "success": vec![put.clone(); 9] }),
             ] {
                 assert!(transaction(store, body.to_string().as_bytes()).is_err(), "{body}");

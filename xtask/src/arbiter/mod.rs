@@ -21,7 +21,7 @@ use serde_json::json;
 
 use crate::interrupt;
 use http::{Request, RequestError, Response};
-use store::Store;
+pub use store::Store;
 
 /// Connections served at a time; one too many is closed at once.
 const MAX_CONNECTIONS: usize = 64;

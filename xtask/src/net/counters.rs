@@ -50,6 +50,26 @@ pub struct PortCounters {
     pub dropped: Drops,
 }
 
+impl PortCounters {
+    /// The sum with another port's.
+    pub fn plus(&self, other: &Self) -> Self {
+        let (own, others) = (self.dropped, other.dropped);
+        Self {
+            sent_frames: self.sent_frames + other.sent_frames,
+            sent_bytes: self.sent_bytes + other.sent_bytes,
+            received_frames: self.received_frames + other.received_frames,
+            received_bytes: self.received_bytes + other.received_bytes,
+            dropped: Drops {
+                absent: own.absent + others.absent,
+                queue_full: own.queue_full + others.queue_full,
+                down: own.down + others.down,
+                lost: own.lost + others.lost,
+                malformed: own.malformed + others.malformed,
+            },
+        }
+    }
+}
+
 /// One network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkCounters {
@@ -59,6 +79,8 @@ pub struct NetworkCounters {
     pub slots: [PortCounters; SLOTS],
     /// The forwarder or the tap; always zero on the log network.
     pub host: PortCounters,
+    /// The arbiter's host.
+    pub arbiter: PortCounters,
     /// Frames that a full capture file did not take.
     pub not_captured: u64,
 }
@@ -66,19 +88,7 @@ pub struct NetworkCounters {
 impl NetworkCounters {
     /// All ports summed up.
     pub fn total(&self) -> PortCounters {
-        self.slots.iter().chain([&self.host]).fold(PortCounters::default(), |sum, port| PortCounters {
-            sent_frames: sum.sent_frames + port.sent_frames,
-            sent_bytes: sum.sent_bytes + port.sent_bytes,
-            received_frames: sum.received_frames + port.received_frames,
-            received_bytes: sum.received_bytes + port.received_bytes,
-            dropped: Drops {
-                absent: sum.dropped.absent + port.dropped.absent,
-                queue_full: sum.dropped.queue_full + port.dropped.queue_full,
-                down: sum.dropped.down + port.dropped.down,
-                lost: sum.dropped.lost + port.dropped.lost,
-                malformed: sum.dropped.malformed + port.dropped.malformed,
-            },
-        })
+        self.slots.iter().chain([&self.host, &self.arbiter]).fold(PortCounters::default(), |sum, port| sum.plus(port))
     }
 }
 
@@ -99,6 +109,15 @@ pub struct ForwardCounters {
     pub udp_dropped: u64,
 }
 
+/// The arbiter's hosts on both networks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayCounters {
+    /// TCP connections accepted from machines.
+    pub accepted: u64,
+    /// Connections that the arbiter did not take, or reset.
+    pub failed: u64,
+}
+
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FabricCounters {
@@ -106,4 +125,6 @@ pub struct FabricCounters {
     pub networks: [NetworkCounters; 2],
     /// The forwarder, if there is one.
     pub forward: Option<ForwardCounters>,
+    /// The arbiter's hosts, if there is an arbiter.
+    pub relay: Option<RelayCounters>,
 }

@@ -15,21 +15,25 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::capture::Capture;
-use super::counters::FabricCounters;
+use super::counters::{FabricCounters, RelayCounters};
 use super::delay::DelayQueue;
 use super::forward::{Forwarder, Tokens};
-use super::lan::{Destination, HOST, HostEnd, Lan, Way};
+use super::lan::{ARBITER, Destination, HOST, HostEnd, Lan, Way};
 use super::link::LinkChange;
 use super::port::Port;
+use super::relay::{self, Relay};
 use super::tap::Tap;
-use super::{CaptureConfig, FabricConfig, Host, LinkStatus, LinkTarget, Network, PortPaths, SLOTS};
+use super::{CaptureConfig, FabricConfig, Host, LinkPart, LinkStatus, LinkTarget, Network, PortPaths, SLOTS};
 
 const WAKER: Token = Token(0);
 const TIMER: Token = Token(1);
 const TAP: Token = Token(2);
 const INBOUND: usize = 8;
 const OUTBOUND: usize = INBOUND + 2 * SLOTS;
+/// The first token of the arbiter's host on each network.
+const RELAYS: [usize; 2] = [34, 34 + relay::MAX_CONNECTIONS];
 const FORWARDER: Tokens = Tokens { listener: Token(32), udp: Token(33), connections: 64 };
+const _: () = assert!(RELAYS[1] + relay::MAX_CONNECTIONS <= FORWARDER.connections);
 
 /// Frames taken from one port before the others have their turn.
 const BATCH: usize = 64;
@@ -90,9 +94,16 @@ impl Engine {
         };
         let [client, log] = paths;
         let [client_capture, log_capture] = captures(config.capture.as_ref())?;
+        let arbiter = |network: Network| -> Result<_> {
+            let Some(target) = config.arbiter else { return Ok(None) };
+            Ok(Some(Box::new(Relay::new(network, target, config.seed, RELAYS[network.index()])?)))
+        };
+        let [client_arbiter, log_arbiter] = [arbiter(Network::Client)?, arbiter(Network::Log)?];
+        let client = bind(client, Network::Client, registry)?;
+        let log = bind(log, Network::Log, registry)?;
         let lans = [
-            Lan::new(Network::Client, bind(client, Network::Client, registry)?, host, client_capture),
-            Lan::new(Network::Log, bind(log, Network::Log, registry)?, HostEnd::None, log_capture),
+            Lan::new(Network::Client, client, host, client_arbiter, client_capture),
+            Lan::new(Network::Log, log, HostEnd::None, log_arbiter, log_capture),
         ];
         Ok(Self {
             poll,
@@ -149,6 +160,7 @@ impl Engine {
             }
             self.receive();
             self.forward();
+            self.relay();
             self.flush_captures(self.now >= self.flush_at);
         }
     }
@@ -180,7 +192,8 @@ impl Engine {
             _ => None,
         };
         let captures = self.lans.iter().any(|lan| lan.capture.is_some()).then_some(self.flush_at);
-        let next = [forwarder, captures].into_iter().flatten().min();
+        let relays = self.lans.iter().filter_map(|lan| lan.arbiter.as_ref()?.deadline());
+        let next = [forwarder, captures].into_iter().flatten().chain(relays).min();
         Ok(next.map(|next| next.saturating_sub(now)))
     }
 
@@ -200,6 +213,9 @@ impl Engine {
             Token(token) if (OUTBOUND..OUTBOUND + 2 * SLOTS).contains(&token) => {
                 let index = token - OUTBOUND;
                 self.lans[index / SLOTS].flush(index % SLOTS, self.now, registry);
+            }
+            Token(token) if (RELAYS[0]..FORWARDER.connections).contains(&token) => {
+                self.lans.iter_mut().filter_map(|lan| lan.arbiter.as_mut()).for_each(|relay| relay.event(event));
             }
             _ => {
                 if let HostEnd::Forwarder(forwarder) = &mut self.lans[0].host {
@@ -259,6 +275,23 @@ impl Engine {
         }
     }
 
+    /// Lets the arbiter's hosts work, and takes their frames.
+    fn relay(&mut self) {
+        let registry = self.poll.registry();
+        let mut way = Way { now: self.now, rng: &mut self.rng, queue: &mut self.queue, registry };
+        for lan in &mut self.lans {
+            if let Some(relay) = &mut lan.arbiter {
+                relay.poll(self.now, registry);
+            }
+            while let Some(frame) = lan.arbiter.as_mut().and_then(|relay| relay.pop()) {
+                lan.enter(ARBITER, &frame, &mut way);
+                if let Some(relay) = &mut lan.arbiter {
+                    relay.recycle(frame);
+                }
+            }
+        }
+    }
+
     fn flush_captures(&mut self, due: bool) {
         if due {
             self.flush_at = self.now + FLUSH;
@@ -271,11 +304,15 @@ impl Engine {
         while let Ok(command) = self.inbox.try_recv() {
             match command {
                 Command::SetLink(target, change, reply) => {
-                    let (network, slot) = match target {
-                        LinkTarget::Network(network) => (network, None),
-                        LinkTarget::Slot(network, slot) => (network, Some(slot)),
-                    };
-                    self.lans[network.index()].set_link(slot, &change);
+                    match target {
+                        LinkTarget::Network(network) => self.lans[network.index()].set_link(LinkPart::Whole, &change),
+                        LinkTarget::Slot(network, slot) => {
+                            self.lans[network.index()].set_link(LinkPart::Slot(slot), &change);
+                        }
+                        LinkTarget::Arbiter => {
+                            self.lans.iter_mut().for_each(|lan| lan.set_link(LinkPart::Arbiter, &change));
+                        }
+                    }
                     let _ = reply.send(());
                 }
                 Command::Links(reply) => {
@@ -301,7 +338,12 @@ impl Engine {
             HostEnd::Forwarder(forwarder) => Some(forwarder.counters()),
             _ => None,
         };
-        FabricCounters { networks: self.lans.each_ref().map(Lan::counters), forward }
+        let relays = self.lans.iter().filter_map(|lan| Some(lan.arbiter.as_ref()?.counters()));
+        let relay = relays.reduce(|sum, relay| RelayCounters {
+            accepted: sum.accepted + relay.accepted,
+            failed: sum.failed + relay.failed,
+        });
+        FabricCounters { networks: self.lans.each_ref().map(Lan::counters), forward, relay }
     }
 
     fn set_capture(&mut self, config: Option<&CaptureConfig>) -> Result<()> {

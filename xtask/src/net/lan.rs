@@ -13,13 +13,16 @@ use super::forward::Forwarder;
 use super::frame::Header;
 use super::link::{LinkChange, LinkSettings, Transit};
 use super::port::{Port, SendFailure};
-use super::switch::Switch;
+use super::relay::Relay;
+use super::switch::{PortSet, Switch};
 use super::tap::Tap;
-use super::{LinkStatus, Network, SLOTS};
+use super::{LinkPart, LinkStatus, Network, SLOTS};
 
 /// The number of the clients' port, after those of the slots.
 pub const HOST: usize = SLOTS;
-const PORTS: usize = SLOTS + 1;
+/// The number of the arbiter's port.
+pub const ARBITER: usize = SLOTS + 1;
+const PORTS: usize = SLOTS + 2;
 
 /// What is attached to the clients' port.
 pub enum HostEnd {
@@ -56,6 +59,8 @@ pub struct Lan {
     pub slots: [Port; SLOTS],
     /// The clients' port.
     pub host: HostEnd,
+    /// The arbiter's host; without one the switch does not have its port.
+    pub arbiter: Option<Box<Relay>>,
     counters: [PortCounters; PORTS],
     /// Records every legal frame as it enters the switch, before loss and delay.
     pub capture: Option<Capture<File>>,
@@ -65,8 +70,20 @@ pub struct Lan {
 
 impl Lan {
     /// A network with perfect links.
-    pub fn new(network: Network, slots: [Port; SLOTS], host: HostEnd, capture: Option<Capture<File>>) -> Self {
-        let ports = if matches!(host, HostEnd::None) { SLOTS } else { PORTS };
+    pub fn new(
+        network: Network,
+        slots: [Port; SLOTS],
+        host: HostEnd,
+        arbiter: Option<Box<Relay>>,
+        capture: Option<Capture<File>>,
+    ) -> Self {
+        let mut ports = PortSet::first(SLOTS);
+        if !matches!(host, HostEnd::None) {
+            ports = ports.with(HOST);
+        }
+        if arbiter.is_some() {
+            ports = ports.with(ARBITER);
+        }
         Self {
             network,
             switch: Switch::new(ports),
@@ -74,33 +91,36 @@ impl Lan {
             cables: [LinkSettings::default(); PORTS],
             slots,
             host,
+            arbiter,
             counters: [PortCounters::default(); PORTS],
             capture,
             latest: [[Duration::ZERO; PORTS]; PORTS],
         }
     }
 
-    /// Changes the network's link, or the cable of a slot.
-    pub fn set_link(&mut self, slot: Option<usize>, change: &LinkChange) {
-        match slot {
-            Some(slot) => self.cables[slot].apply(change),
-            None => self.link.apply(change),
+    /// Changes the network's link, or a cable.
+    pub fn set_link(&mut self, part: LinkPart, change: &LinkChange) {
+        match part {
+            LinkPart::Whole => self.link.apply(change),
+            LinkPart::Slot(slot) => self.cables[slot].apply(change),
+            LinkPart::Arbiter => self.cables[ARBITER].apply(change),
         }
     }
 
-    /// The network's link, then the slots' cables.
+    /// The network's link, then the slots' cables and the arbiter's, if there is one.
     pub fn links(&self) -> impl Iterator<Item = LinkStatus> {
         let network = self.network;
-        let whole = [(None, self.link)].into_iter();
-        let cables = self.cables.into_iter().take(SLOTS).enumerate().map(|(slot, cable)| (Some(slot), cable));
-        whole.chain(cables).map(move |(slot, settings)| LinkStatus { network, slot, settings })
+        let slots = (0..SLOTS).map(|slot| (LinkPart::Slot(slot), self.cables[slot]));
+        let arbiter = self.arbiter.is_some().then_some((LinkPart::Arbiter, self.cables[ARBITER]));
+        let parts = [(LinkPart::Whole, self.link)].into_iter().chain(slots).chain(arbiter);
+        parts.map(move |(part, settings)| LinkStatus { network, part, settings })
     }
 
     /// What was counted.
     pub fn counters(&self) -> NetworkCounters {
-        let [slots @ .., host] = self.counters;
+        let [slots @ .., host, arbiter] = self.counters;
         let not_captured = self.capture.as_ref().map_or(0, |capture| capture.skipped);
-        NetworkCounters { network: self.network, slots, host, not_captured }
+        NetworkCounters { network: self.network, slots, host, arbiter, not_captured }
     }
 
     /// A frame comes in at a port.
@@ -159,6 +179,7 @@ impl Lan {
             port.send(frame, now, registry)
         } else {
             let taken = match (&mut self.host, Header::parse(frame)) {
+                _ if egress == ARBITER => self.arbiter.as_mut().is_some_and(|relay| relay.receive(frame)),
                 (HostEnd::Forwarder(forwarder), Some(header)) => forwarder.receive(&header, frame, now),
                 (HostEnd::Tap(tap), _) => tap.send(frame),
                 _ => false,

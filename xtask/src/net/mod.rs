@@ -6,7 +6,7 @@
 //! ports, no privileges) or through a kernel tap interface (root).
 //!
 //! `link`, `switch`, `delay`, `capture`, `frame` and `forward::recovery` are pure; sockets are touched only by
-//! `port`, `tap`, `forward` and `engine`.
+//! `port`, `tap`, `forward`, `relay` and `engine`.
 
 mod capture;
 mod counters;
@@ -17,6 +17,7 @@ mod frame;
 mod lan;
 mod link;
 mod port;
+mod relay;
 mod switch;
 mod tap;
 #[cfg(test)]
@@ -31,7 +32,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-pub use counters::FabricCounters;
+pub use counters::{FabricCounters, NetworkCounters, PortCounters};
 pub use link::{LinkChange, LinkSettings};
 
 use engine::{Command, Engine};
@@ -77,6 +78,8 @@ pub enum LinkTarget {
     Network(Network),
     /// The cable between one slot's NIC and the switch.
     Slot(Network, usize),
+    /// The arbiter's cables, in both networks.
+    Arbiter,
 }
 
 /// The two socket paths of a port, as QEMU's `-netdev dgram` takes them.
@@ -102,6 +105,14 @@ pub enum Host {
 
 /// The address of the clients' host on the client network, a /24.
 pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// The port that machines reach the arbiter at.
+pub const ARBITER_PORT: u16 = 2379;
+
+/// Where machines reach the arbiter on a network, if there is one. It is a host of its own, so that it can be cut off
+/// without the clients.
+pub fn arbiter_address(network: Network) -> SocketAddrV4 {
+    SocketAddrV4::new(relay::address(network), ARBITER_PORT)
+}
 
 /// What the forwarder listens to and where it leads.
 #[derive(Debug, Clone)]
@@ -152,10 +163,23 @@ pub struct FabricConfig {
     pub sockets: PathBuf,
     /// How clients get in.
     pub host: Host,
+    /// Where the arbiter listens on this desk or elsewhere; see [`arbiter_address`] for where machines find it.
+    pub arbiter: Option<SocketAddr>,
     /// Captures from the first frame on.
     pub capture: Option<CaptureConfig>,
     /// Seed of loss, jitter, duplication and reordering.
     pub seed: u64,
+}
+
+/// A part of a network that can be made bad.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LinkPart {
+    /// All of it.
+    Whole,
+    /// The cable of a slot.
+    Slot(usize),
+    /// The cable of the arbiter.
+    Arbiter,
 }
 
 /// One cable or network and its settings.
@@ -163,8 +187,8 @@ pub struct FabricConfig {
 pub struct LinkStatus {
     /// The network.
     pub network: Network,
-    /// The slot whose cable it is; none for the network as a whole.
-    pub slot: Option<usize>,
+    /// Which part of it.
+    pub part: LinkPart,
     /// How it behaves.
     pub settings: LinkSettings,
 }
@@ -178,6 +202,7 @@ pub struct Fabric {
     paths: [[PortPaths; SLOTS]; 2],
     service: Option<SocketAddr>,
     udp: Option<SocketAddr>,
+    has_arbiter: bool,
     _fallback: Option<tempfile::TempDir>,
 }
 
@@ -196,7 +221,8 @@ impl Fabric {
             .name("fabric".into())
             .spawn(move || engine.run())
             .context("cannot start the thread of the networks")?;
-        Ok(Self { commands, waker, thread: Some(thread), paths, service, udp, _fallback: fallback })
+        let has_arbiter = config.arbiter.is_some();
+        Ok(Self { commands, waker, thread: Some(thread), paths, service, udp, has_arbiter, _fallback: fallback })
     }
 
     /// The local TCP address that leads to the guest; none without a forwarder.
@@ -222,14 +248,16 @@ impl Fabric {
     /// # Errors
     /// Values out of range (see [`LinkChange`]), an unknown slot, or a thread that has ended.
     pub fn set_link(&self, target: LinkTarget, change: &LinkChange) -> Result<()> {
-        if let LinkTarget::Slot(_, slot) = target {
-            ensure!(slot < SLOTS, "there is no slot {slot}");
+        match target {
+            LinkTarget::Slot(_, slot) => ensure!(slot < SLOTS, "there is no slot {slot}"),
+            LinkTarget::Arbiter => ensure!(self.has_arbiter, "there is no arbiter"),
+            LinkTarget::Network(_) => {}
         }
         change.check()?;
         self.ask(|reply| Command::SetLink(target, change.clone(), reply))
     }
 
-    /// All links: for each network itself, then its slots.
+    /// All links: for each network itself, then its slots, then the arbiter if there is one.
     pub fn links(&self) -> Result<Vec<LinkStatus>> {
         self.ask(Command::Links)
     }

@@ -20,6 +20,11 @@ impl PortSet {
         Self(1 << port)
     }
 
+    /// This set and a port.
+    pub fn with(self, port: usize) -> Self {
+        Self(self.0 | 1 << port)
+    }
+
     /// This set without a port.
     pub fn without(self, port: usize) -> Self {
         Self(self.0 & !(1 << port))
@@ -43,9 +48,9 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// A switch with `ports` ports (at most 7) that knows no address.
-    pub fn new(ports: usize) -> Self {
-        Self { ports: PortSet::first(ports), owners: HashMap::new() }
+    /// A switch with these ports that knows no address.
+    pub fn new(ports: PortSet) -> Self {
+        Self { ports, owners: HashMap::new() }
     }
 
     /// Learns the source of a frame that came in at `ingress`, and tells the ports it leaves by; never `ingress`.
@@ -90,7 +95,7 @@ mod tests {
 
     #[test]
     fn floods_what_it_does_not_know_and_learns() {
-        let mut switch = Switch::new(3);
+        let mut switch = Switch::new(PortSet::first(3));
         assert_eq!(switch.forward(0, &frame(A, B)), PortSet::first(3).without(0));
         assert_eq!(switch.forward(2, &frame(B, A)), PortSet::only(0));
         assert_eq!(switch.forward(0, &frame(A, B)), PortSet::only(2));
@@ -99,7 +104,7 @@ mod tests {
 
     #[test]
     fn an_announcement_moves_an_address() {
-        let mut switch = Switch::new(3);
+        let mut switch = Switch::new(PortSet::first(3));
         switch.forward(0, &frame(A, ALL));
         switch.forward(1, &frame(A, ALL));
         assert_eq!(switch.forward(2, &frame(B, A)), PortSet::only(1));
@@ -107,7 +112,7 @@ mod tests {
 
     #[test]
     fn addresses_of_a_dead_port_are_looked_for_everywhere() {
-        let mut switch = Switch::new(3);
+        let mut switch = Switch::new(PortSet::first(3));
         switch.forward(0, &frame(A, ALL));
         switch.forward(2, &frame(B, ALL));
         switch.forget(0);
@@ -117,21 +122,21 @@ mod tests {
 
     #[test]
     fn a_frame_never_returns_to_its_port() {
-        let mut switch = Switch::new(3);
+        let mut switch = Switch::new(PortSet::first(3));
         switch.forward(0, &frame(A, ALL));
         assert_eq!(switch.forward(0, &frame(B, A)), PortSet::default());
     }
 
     #[test]
     fn group_sources_are_not_learned() {
-        let mut switch = Switch::new(3);
+        let mut switch = Switch::new(PortSet::first(3));
         switch.forward(0, &frame(ALL, B));
         assert_eq!(switch.forward(2, &frame(B, ALL)), PortSet::first(2));
     }
 
     #[test]
     fn forged_sources_cannot_fill_memory_or_divert_for_good() {
-        let mut switch = Switch::new(3);
+        let mut switch = Switch::new(PortSet::first(3));
         switch.forward(0, &frame(A, ALL));
         for number in 0u32..100_000 {
             let [a, b, c, d] = number.to_be_bytes();

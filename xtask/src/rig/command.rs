@@ -58,8 +58,8 @@ enum Verb {
     },
     /// Change a network's links
     Link {
-        /// log, client, or one machine's cable such as log:castor
-        #[arg(value_name = "log|client[:MACHINE]")]
+        /// log, client, one machine's cable such as log:castor, or arbiter
+        #[arg(value_name = "log|client[:MACHINE]|arbiter")]
         network: String,
         /// delay=5ms jitter=1ms loss=1% duplicate=1% reorder=1% down up
         #[arg(required = true)]

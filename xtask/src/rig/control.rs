@@ -34,7 +34,7 @@ pub enum Request {
     StartBackup,
     /// Change a network.
     Link {
-        /// `log`, `client`, or one machine's cable such as `log:castor`.
+        /// `log`, `client`, one machine's cable such as `log:castor`, or `arbiter`.
         network: String,
         /// Such as `delay=5ms` or `down`.
         changes: Vec<String>,

@@ -3,6 +3,7 @@
 //! [`Rig`] owns everything that runs and is driven by [`Rig::step`] from the main thread. Other threads only read (monitors,
 //! control connections) and send it [`Event`]s.
 
+pub mod arbiter;
 pub mod command;
 pub mod control;
 pub mod directory;
@@ -71,6 +72,8 @@ pub struct Config {
     pub tap: Option<String>,
     /// Whether to write `client.pcap` and `log.pcap`.
     pub capture: bool,
+    /// The pair's arbiter.
+    pub arbiter: arbiter::Choice,
     /// Seed of the networks' randomness.
     pub seed: u64,
     /// Whether to look when the guest answers for the first time.

@@ -10,19 +10,25 @@ use serde::{Deserialize, Serialize};
 
 use super::options::{GUEST_ADDRESS, GUEST_PORT};
 use super::{SLOTS, Slot};
-use crate::net::{CaptureConfig, Fabric, FabricConfig, ForwardConfig, Host, LinkSettings, LinkTarget, PortPaths};
-pub use crate::net::{FabricCounters, LinkChange, Network};
+use crate::net::{
+    CaptureConfig, Fabric, FabricConfig, ForwardConfig, Host, LinkPart, LinkSettings, LinkStatus, LinkTarget,
+    NetworkCounters, PortCounters, PortPaths,
+};
+pub use crate::net::{FabricCounters, LinkChange, Network, arbiter_address};
 use crate::units::{format_duration, parse_duration};
 
 /// What can be changed, for messages.
 const WORDS: &str = "delay=5ms, jitter=1ms, loss=1%, duplicate=1%, reorder=1%, down, up";
 
-/// Reads `log`, `client`, or one machine's cable such as `log:castor`.
+/// Reads `log`, `client`, one machine's cable such as `log:castor`, or `arbiter`.
 pub fn parse_target(text: &str) -> Result<LinkTarget> {
+    if text == "arbiter" {
+        return Ok(LinkTarget::Arbiter);
+    }
     let (name, machine) = text.split_once(':').map_or((text, None), |(name, machine)| (name, Some(machine)));
     let network = Network::ALL.into_iter().find(|network| network.name() == name);
-    let network =
-        network.with_context(|| format!("`{text}` is no link: they are log, client, log:castor and so on"))?;
+    let network = network
+        .with_context(|| format!("`{text}` is no link: they are log, client, log:castor and so on, and arbiter"))?;
     Ok(match machine {
         None => LinkTarget::Network(network),
         Some(machine) => LinkTarget::Slot(network, machine.parse::<Slot>().map_err(anyhow::Error::msg)?.index()),
@@ -80,7 +86,7 @@ fn describe(settings: &LinkSettings) -> String {
 /// A link at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LinkSnapshot {
-    /// `log`, `client`, or one machine's cable such as `log:castor`.
+    /// `log`, `client`, one machine's cable such as `log:castor`, or `arbiter`.
     pub name: String,
     /// Its settings, as they could be given to `rig link`.
     pub state: String,
@@ -105,6 +111,8 @@ pub struct NetworkConfig<'a> {
     pub udp: Option<u16>,
     /// The kernel interface that replaces the forwarder.
     pub tap: Option<&'a str>,
+    /// Where the arbiter listens, if there is one.
+    pub arbiter: Option<SocketAddr>,
     /// Seed of all randomness.
     pub seed: u64,
 }
@@ -126,9 +134,14 @@ impl Networks {
                 ..ForwardConfig::on_port(config.port)
             }),
         };
-        let sockets = config.sockets.to_owned();
-        let capture = config.captures.map(CaptureConfig::new);
-        Ok(Self { fabric: Some(Fabric::start(FabricConfig { sockets, host, capture, seed: config.seed })?) })
+        let fabric = Fabric::start(FabricConfig {
+            sockets: config.sockets.to_owned(),
+            host,
+            arbiter: config.arbiter,
+            capture: config.captures.map(CaptureConfig::new),
+            seed: config.seed,
+        })?;
+        Ok(Self { fabric: Some(fabric) })
     }
 
     /// Where clients reach the guest.
@@ -171,20 +184,17 @@ impl Networks {
         self.fabric.as_ref().context("the networks have ended")
     }
 
-    /// The networks as they are, and those cables of machines that were changed.
+    /// The networks as they are, and those cables that were changed.
     pub fn links(&self, counters: &FabricCounters) -> Result<Vec<LinkSnapshot>> {
-        let changed = |settings: &LinkSettings| *settings != LinkSettings::default();
         let links = self.fabric()?.links()?.into_iter();
-        let shown = links.filter(|link| link.slot.is_none() || changed(&link.settings)).map(|link| {
-            let network = counters.networks.iter().find(|counters| counters.network == link.network);
-            let port = network.map(|network| match link.slot.and_then(|slot| network.slots.get(slot)) {
-                Some(port) => *port,
-                None => network.total(),
-            });
-            let port = port.unwrap_or_default();
-            let machine = link.slot.and_then(|slot| SLOTS.get(slot)).map(|slot| format!(":{}", slot.name()));
+        // The arbiter's two cables are always alike: one stands for both.
+        let twofold = |link: &LinkStatus| link.part == LinkPart::Arbiter && link.network != Network::ALL[0];
+        let changed = |link: &LinkStatus| link.settings != LinkSettings::default();
+        let shown = links.filter(|link| link.part == LinkPart::Whole || changed(link) && !twofold(link));
+        let shown = shown.map(|link| {
+            let port = count(&link, counters);
             LinkSnapshot {
-                name: link.network.name().to_owned() + machine.as_deref().unwrap_or_default(),
+                name: name(&link),
                 state: describe(&link.settings),
                 frames: port.sent_frames,
                 bytes: port.sent_bytes,
@@ -193,6 +203,29 @@ impl Networks {
         });
         Ok(shown.collect())
     }
+}
+
+/// As it can be given to `rig link`.
+fn name(link: &LinkStatus) -> String {
+    let network = link.network.name();
+    match link.part {
+        LinkPart::Whole => network.to_owned(),
+        LinkPart::Slot(slot) => format!("{network}:{}", SLOTS.get(slot).map_or("?", |slot| slot.name())),
+        LinkPart::Arbiter => "arbiter".to_owned(),
+    }
+}
+
+/// What went through.
+fn count(link: &LinkStatus, counters: &FabricCounters) -> PortCounters {
+    let network = counters.networks.iter().find(|counters| counters.network == link.network);
+    match link.part {
+        LinkPart::Whole => network.map(NetworkCounters::total),
+        LinkPart::Slot(slot) => network.and_then(|network| network.slots.get(slot).copied()),
+        LinkPart::Arbiter => {
+            counters.networks.iter().map(|network| network.arbiter).reduce(|sum, port| sum.plus(&port))
+        }
+    }
+    .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -218,7 +251,7 @@ mod tests {
         {
             assert!(parse(bad).is_err(), "{bad}");
         }
-        for bad in ["", "wan", "log:", "log:helen", "castor"] {
+        for bad in ["", "wan", "log:", "log:helen", "castor", "arbiter:castor"] {
             assert!(parse_target(bad).is_err(), "{bad}");
         }
     }
@@ -226,6 +259,7 @@ mod tests {
     #[test]
     fn links_have_names() {
         assert_eq!(parse_target("log").unwrap(), LinkTarget::Network(Network::Log));
+        assert_eq!(parse_target("arbiter").unwrap(), LinkTarget::Arbiter);
         assert_eq!(parse_target("client:pollux").unwrap(), LinkTarget::Slot(Network::Client, 1));
     }
 

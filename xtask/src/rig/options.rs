@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use super::network::{Network, arbiter_address};
 use super::{SLOTS, Slot};
 use crate::units::format_size;
 
@@ -47,6 +48,9 @@ pub struct GivenOption {
     value: Option<String>,
 }
 
+/// The name of a pair whose options give it none, as in the hypervisor.
+const DEFAULT_PAIR: &str = "pollux";
+
 impl FromStr for GivenOption {
     type Err = String;
 
@@ -88,13 +92,22 @@ pub struct Common {
     pub given: Vec<GivenOption>,
 }
 
+impl Common {
+    /// The name of the pair.
+    pub fn pair(&self) -> &str {
+        let given = self.given.iter().rev().find(|option| option.key == "pair" && option.slot.is_none());
+        given.and_then(|option| option.value.as_deref()).unwrap_or(DEFAULT_PAIR)
+    }
+}
+
 /// A command line in the making: keys are unique and keep their order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CommandLine(Vec<(String, Option<String>)>);
 
 impl CommandLine {
-    /// The options of the machine in `slot`, started as `part`.
-    pub fn new(slot: Slot, part: Part, common: &Common) -> Self {
+    /// The options of the machine in `slot`, started as `part`. A primary bids for `first_term` at the arbiter; none if
+    /// the pair has no arbiter.
+    pub fn new(slot: Slot, part: Part, first_term: Option<u64>, common: &Common) -> Self {
         let mut line = Self::default();
         line.set("role", Some(part.word()));
         line.set("name", Some(slot.name()));
@@ -105,6 +118,7 @@ impl CommandLine {
             line.set("log-peer", Some(slot.twin().log_address()));
             line.set("heartbeat", Some("100ms"));
             line.set("suspect", Some("1000ms"));
+            line.set_arbiter(slot, part, first_term);
         }
         line.set("guest-memory", Some(&format_size(common.guest_memory)));
         line.set("guest-mac", Some(GUEST_MAC));
@@ -115,6 +129,16 @@ impl CommandLine {
             line.set(&option.key, option.value.as_deref());
         }
         line
+    }
+
+    fn set_arbiter(&mut self, slot: Slot, part: Part, first_term: Option<u64>) {
+        let Some(first_term) = first_term else { return self.set("arbiter", Some("none")) };
+        let [client, log] = Network::ALL.map(|network| arbiter_address(network).ip().to_string());
+        self.set("arbiter", Some(&format!("{log},{client}")));
+        self.set("machine-address", Some(&format!("{}/24", slot.client_address())));
+        if part == Part::Primary && first_term > 1 {
+            self.set("first-term", Some(&first_term.to_string()));
+        }
     }
 
     fn set(&mut self, key: &str, value: Option<&str>) {
@@ -158,6 +182,11 @@ impl Slot {
         ["10.1.0.1", "10.1.0.2"][self.index()]
     }
 
+    /// Its own address on the client network.
+    fn client_address(self) -> &'static str {
+        ["10.0.2.21", "10.0.2.22"][self.index()]
+    }
+
     /// The hardware address of its client NIC.
     pub fn client_mac(self) -> &'static str {
         ["52:54:00:10:00:01", "52:54:00:10:00:02"][self.index()]
@@ -183,9 +212,13 @@ mod tests {
     use super::*;
 
     fn line(slot: Slot, part: Part, given: &[&str]) -> String {
+        line_with(slot, part, Some(1), given)
+    }
+
+    fn line_with(slot: Slot, part: Part, first_term: Option<u64>, given: &[&str]) -> String {
         let given = given.iter().map(|text| text.parse().unwrap()).collect();
         let common = Common { guest_memory: 64 << 20, guest_arguments: GUEST_ARGUMENTS.into(), given };
-        CommandLine::new(slot, part, &common).to_string()
+        CommandLine::new(slot, part, first_term, &common).to_string()
     }
 
     #[test]
@@ -193,7 +226,7 @@ mod tests {
         assert_eq!(
             line(Slot::Castor, Part::Primary, &[]),
             "role=primary name=castor client-nic=0:4.0 log-nic=0:5.0 log-address=10.1.0.1/24 log-peer=10.1.0.2 \
-             heartbeat=100ms suspect=1000ms guest-memory=64M guest-mac=52:54:00:12:34:56 clock=rtc monitor=com2 \
+             heartbeat=100ms suspect=1000ms arbiter=10.1.0.3,10.0.2.3 machine-address=10.0.2.21/24 guest-memory=64M guest-mac=52:54:00:12:34:56 clock=rtc monitor=com2 \
              guest-args=\"ip=10.0.2.15/24 gw=10.0.2.2\""
         );
         let pollux = line(Slot::Pollux, Part::Backup, &[]);
@@ -204,7 +237,27 @@ mod tests {
     #[test]
     fn a_machine_alone_has_no_log() {
         let solo = line(Slot::Castor, Part::Solo, &[]);
-        assert!(!solo.contains("log") && !solo.contains("heartbeat"), "{solo}");
+        assert!(!solo.contains("log") && !solo.contains("heartbeat") && !solo.contains("arbiter"), "{solo}");
+    }
+
+    #[test]
+    fn the_arbiter_may_be_absent_or_remember_terms() {
+        let none = line_with(Slot::Castor, Part::Primary, None, &[]);
+        assert!(none.contains(" arbiter=none ") && !none.contains("machine-address"), "{none}");
+        let later = line_with(Slot::Castor, Part::Primary, Some(8), &[]);
+        assert!(later.contains(" first-term=8 "), "{later}");
+        let backup = line_with(Slot::Pollux, Part::Backup, Some(8), &[]);
+        assert!(backup.contains("10.0.2.22/24") && !backup.contains("first-term"), "{backup}");
+    }
+
+    #[test]
+    fn the_pair_may_be_given() {
+        let pair = |given: &[&str]| {
+            let given = given.iter().map(|text| text.parse().unwrap()).collect();
+            Common { guest_memory: 0, guest_arguments: String::new(), given }.pair().to_owned()
+        };
+        assert_eq!(pair(&[]), DEFAULT_PAIR);
+        assert_eq!(pair(&["pair=a", "pair=b", "castor:pair=c"]), "b");
     }
 
     #[test]

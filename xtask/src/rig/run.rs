@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use super::arbiter::Choice;
 use super::directory::{Directory, default_parent};
 use super::emulator::{Accelerator, Emulator, NicModel};
 use super::options::{Common, GUEST_ARGUMENTS, GivenOption, parse_guest_arguments};
@@ -65,6 +66,9 @@ pub struct RunArgs {
     /// Capture both networks into client.pcap and log.pcap
     #[arg(long)]
     capture: bool,
+    /// The arbiter: `own` to the rig, one at HOST:PORT (an etcd), or `none`
+    #[arg(long, default_value = "own", value_name = "own|none|HOST:PORT")]
+    arbiter: Choice,
     /// Seed of the networks' random faults
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -117,6 +121,7 @@ pub fn run(arguments: RunArgs) -> Result<()> {
         udp: arguments.udp,
         tap: arguments.tap,
         capture: arguments.capture,
+        arbiter: arguments.arbiter,
         seed: arguments.seed,
         probe: arguments.guest == PROBED_GUEST,
         guest,

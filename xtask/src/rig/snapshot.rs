@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::arbiter::ArbiterSnapshot;
 use super::monitor::{Claim, Status, Takeover};
 use super::network::{FabricCounters, LinkSnapshot};
 use super::rates::Rates;
@@ -30,6 +31,9 @@ pub struct Snapshot {
     pub machines: Vec<MachineSnapshot>,
     /// All takeovers so far.
     pub takeovers: Vec<TakeoverEntry>,
+    /// The arbiter, if there is one.
+    #[serde(default)]
+    pub arbiter: Option<ArbiterSnapshot>,
     /// The networks.
     pub links: Vec<LinkSnapshot>,
     /// What the switch has counted.

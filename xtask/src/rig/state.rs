@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 
+use super::arbiter::{Arbiter, Choice};
 use super::control;
 use super::directory::{Directory, MachineEntry, PrivateDirectory, RigFile};
 use super::emulator::{Cable, MachineSpec};
@@ -51,6 +52,7 @@ struct Place {
 pub struct Rig {
     places: Vec<Place>,
     networks: Networks,
+    arbiter: Option<Arbiter>,
     networks_checked: Instant,
     private: PrivateDirectory,
     directory: Directory,
@@ -77,12 +79,15 @@ impl Rig {
     /// Starts everything.
     pub fn start(config: Config, directory: Directory) -> Result<Self> {
         let private = PrivateDirectory::create()?;
+        let choice = if config.solo { Choice::Off } else { config.arbiter };
+        let arbiter = Arbiter::start(choice, directory.path(), config.options.pair())?;
         let networks = Networks::start(&NetworkConfig {
             sockets: private.path(),
             captures: config.capture.then(|| directory.path()),
             port: config.port,
             udp: config.udp,
             tap: config.tap.as_deref(),
+            arbiter: arbiter.as_ref().map(Arbiter::address),
             seed: config.seed,
         })?;
         let (sender, events) = mpsc::sync_channel(QUEUE);
@@ -96,6 +101,7 @@ impl Rig {
             roles: vec![Role::Dead; places.len()],
             places,
             networks,
+            arbiter,
             networks_checked: now,
             private,
             directory,
@@ -229,6 +235,7 @@ impl Rig {
             let paths = self.networks.port(network, slot)?;
             Ok(Cable { local: paths.local, remote: paths.remote, mac })
         };
+        let first_term = self.arbiter.as_ref().map(Arbiter::first_free_term);
         self.generation += 1;
         let monitor = self.private.path().join(format!("{name}-monitor"));
         let command = self.config.emulator.command(&MachineSpec {
@@ -236,7 +243,7 @@ impl Rig {
             memory_mib: (self.config.options.guest_memory >> 20) + HYPERVISOR_MIB,
             hypervisor: &self.config.hypervisor,
             guest: &self.config.guest,
-            options: CommandLine::new(slot, part, &self.config.options).to_string(),
+            options: CommandLine::new(slot, part, first_term, &self.config.options).to_string(),
             serial: &place.serial,
             monitor: &monitor,
             nic: self.config.nic,

@@ -141,13 +141,13 @@ fn top(rates: &BTreeMap<String, f64>, unit: &str) -> String {
     if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
 }
 
-/// The networks, a line each.
+/// The networks and the arbiter, a line each.
 pub fn links(snapshot: &Snapshot) -> Vec<String> {
     let line = |link: &LinkSnapshot| {
         let (frames, bytes) = (format_count(link.frames as f64), format_count(link.bytes as f64));
         format!("link {:<6} {}, {frames} frames, {bytes}B, {} dropped", link.name, link.state, link.dropped)
     };
-    snapshot.links.iter().map(line).collect()
+    snapshot.links.iter().map(line).chain(snapshot.arbiter.as_ref().map(ToString::to_string)).collect()
 }
 
 /// A takeover in a line.
@@ -168,6 +168,7 @@ pub fn takeover_times(times: &Takeover) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::rig::arbiter::ArbiterSnapshot;
     use crate::rig::monitor::{Amount, Claim};
 
     /// A protected pair under load, after one takeover.
@@ -214,6 +215,13 @@ pub(super) mod tests {
                 machine("pollux", Role::Primary, Some(status), Some(rates)),
             ],
             takeovers: vec![TakeoverEntry { at_s: 40.0, name: "pollux".into(), times }],
+            arbiter: Some(ArbiterSnapshot {
+                address: "127.0.0.1:2379".into(),
+                newest_term: Some(2),
+                winner: Some("00000000000000aa pollux".into()),
+                requests: 3,
+                failed: 0,
+            }),
             links: Vec::new(),
             network: None,
             notices: vec![Notice { at_s: 40.0, text: "pollux took over".into() }],
@@ -233,9 +241,14 @@ pub(super) mod tests {
     #[test]
     fn the_status_shows_rates_and_takeovers() {
         let text = status(&example()).join("\n");
-        for part in
-            ["12.3 G instructions", "1.5 % of", "hlt 1.50 k/s, io 12/s", "17 compared", "1003 ms (detection 1000"]
-        {
+        for part in [
+            "12.3 G instructions",
+            "1.5 % of",
+            "hlt 1.50 k/s, io 12/s",
+            "17 compared",
+            "1003 ms (detection 1000",
+            "3 requests, newest term 2",
+        ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
     }

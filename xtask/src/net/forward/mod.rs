@@ -2,8 +2,8 @@
 //! datagrams to the guest.
 
 mod announce;
-mod connection;
-mod device;
+pub(super) mod connection;
+pub(super) mod device;
 mod recovery;
 mod udp;
 

@@ -47,14 +47,14 @@ struct Control {
 impl Guest {
     /// Boots on a slot with sockets that serve `port`.
     pub fn boot(fabric: &Fabric, slot: usize, port: u16) -> Self {
-        let guest = Self::start((0..SLOTS).map(|slot| Wire::open(fabric, slot)).collect(), port);
+        let guest = Self::start((0..SLOTS).map(|slot| Wire::open(fabric, Network::Client, slot)).collect(), port);
         guest.move_to(slot);
         guest
     }
 
     /// Boots on one machine, which dies with it, without a word to anybody.
     pub fn boot_quietly(fabric: &Fabric, slot: usize, port: u16) -> Self {
-        Self::start(vec![Wire::open(fabric, slot)], port)
+        Self::start(vec![Wire::open(fabric, Network::Client, slot)], port)
     }
 
     fn start(machines: Vec<Wire>, port: u16) -> Self {
@@ -94,14 +94,14 @@ impl Drop for Guest {
 }
 
 /// A machine's end of a port.
-struct Wire {
+pub(super) struct Wire {
     socket: UnixDatagram,
     remote: std::path::PathBuf,
 }
 
 impl Wire {
-    fn open(fabric: &Fabric, slot: usize) -> Self {
-        let paths = fabric.port(Network::Client, slot);
+    pub(super) fn open(fabric: &Fabric, network: Network, slot: usize) -> Self {
+        let paths = fabric.port(network, slot);
         let _ = std::fs::remove_file(&paths.local);
         let socket = UnixDatagram::bind(&paths.local).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
@@ -141,7 +141,7 @@ impl Device for Wire {
     }
 }
 
-struct RxToken(Vec<u8>);
+pub(super) struct RxToken(Vec<u8>);
 
 impl phy::RxToken for RxToken {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
@@ -149,7 +149,7 @@ impl phy::RxToken for RxToken {
     }
 }
 
-struct TxToken<'a>(&'a Wire);
+pub(super) struct TxToken<'a>(&'a Wire);
 
 impl phy::TxToken for TxToken<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, write: F) -> R {

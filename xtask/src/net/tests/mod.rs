@@ -3,6 +3,7 @@
 mod forwarding;
 mod guest;
 mod load;
+mod relaying;
 mod switching;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -16,7 +17,7 @@ use super::{Fabric, FabricConfig, ForwardConfig, Host, LinkChange};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn config(dir: &TempDir, host: Host) -> FabricConfig {
-    FabricConfig { sockets: dir.path().to_owned(), host, capture: None, seed: 1 }
+    FabricConfig { sockets: dir.path().to_owned(), host, arbiter: None, capture: None, seed: 1 }
 }
 
 /// Forwards any free TCP and UDP port to a service of the guest.

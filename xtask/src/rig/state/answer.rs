@@ -41,6 +41,7 @@ impl Rig {
             first_answer_s: self.first_answer.as_ref().map(Duration::as_secs_f64),
             machines: machines.collect(),
             takeovers: self.takeovers.clone(),
+            arbiter: self.arbiter.as_ref().map(|arbiter| arbiter.snapshot(counters.as_ref())),
             links: counters.as_ref().and_then(|counters| self.networks.links(counters).ok()).unwrap_or_default(),
             network: counters,
             notices: self.notices.clone(),
