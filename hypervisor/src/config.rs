@@ -1,5 +1,7 @@
 //! The hypervisor's options, from the boot loader's command line. Unknown or contradictory ones are refused by name.
 
+mod arbiter;
+
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
@@ -9,6 +11,7 @@ use core::str::FromStr;
 
 use pollux_boot::command_line::{CommandOption, options};
 
+pub use self::arbiter::{ArbiterOptions, Routes};
 use crate::host::pci::Bdf;
 
 /// What this machine starts as.
@@ -57,6 +60,8 @@ pub struct Config {
     pub log_address: Option<Cidr>,
     /// `log-peer=A.B.C.D`: the twin's.
     pub log_peer: Option<Ipv4Addr>,
+    /// Options about the arbiter.
+    pub arbiter: ArbiterOptions,
     /// `guest-memory=64M`: guest RAM in bytes.
     pub guest_memory: u64,
     /// `guest-mac=52:54:00:12:34:56`: the guest's own MAC address.
@@ -93,6 +98,7 @@ impl Default for Config {
             log_nic: None,
             log_address: None,
             log_peer: None,
+            arbiter: ArbiterOptions::default(),
             guest_memory: 64 << 20,
             guest_mac: [0x52, 0x54, 0x00, 0x12, 0x34, 0x56],
             guest_args: String::new(),
@@ -147,7 +153,10 @@ impl Config {
     fn set(&mut self, option: &CommandOption<'_>) -> Result<(), ConfigError> {
         let key = option.key;
         let Some(value) = option.value else {
-            return Err(ConfigError(format!("option '{key}' needs a value: {key}=…; known options: {NAMES}")));
+            return Err(ConfigError(format!(
+                "option '{key}' needs a value: {key}=…; known options: {NAMES}, {}",
+                ArbiterOptions::NAMES
+            )));
         };
         let bad = |what: &str| ConfigError(format!("option '{key}={value}': {what}"));
         match key {
@@ -199,7 +208,15 @@ impl Config {
             }
             "stops" => self.stops = number(value).map_err(bad)?,
             "seed" => self.seed = number(value).map_err(bad)?,
-            _ => return Err(ConfigError(format!("option '{key}' is unknown; known options: {NAMES}"))),
+            _ => match self.arbiter.set(key, value) {
+                Some(result) => result.map_err(bad)?,
+                None => {
+                    return Err(ConfigError(format!(
+                        "option '{key}' is unknown; known options: {NAMES}, {}",
+                        ArbiterOptions::NAMES
+                    )));
+                }
+            },
         }
         Ok(())
     }
@@ -247,7 +264,16 @@ impl Config {
         if self.log_address.map(|own| own.address) == self.log_peer {
             return Err(ConfigError("options 'log-address' and 'log-peer' are the same machine".to_owned()));
         }
-        Ok(())
+        self.arbiter.check(self).map_err(ConfigError)
+    }
+}
+
+impl Cidr {
+    /// Whether `address` lies in this network.
+    #[must_use]
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
+        (self.address.to_bits() ^ address.to_bits()) & mask == 0
     }
 }
 
@@ -319,8 +345,7 @@ fn mac(text: &str) -> Result<[u8; 6], &'static str> {
 mod tests {
     use super::*;
 
-    const PAIR: &str =
-        "role=primary name=castor client-nic=0:4.0 log-nic=0:5.0 log-address=10.1.0.1/24 log-peer=10.1.0.2";
+    const PAIR: &str = "role=primary name=castor client-nic=0:4.0 log-nic=0:5.0 log-address=10.1.0.1/24 log-peer=10.1.0.2 arbiter=none";
 
     #[test]
     fn a_pair_is_understood() {
@@ -357,6 +382,15 @@ mod tests {
         ] {
             assert!(Config::parse(line).unwrap_err().0.contains(named), "{line}");
         }
+    }
+
+    #[test]
+    fn networks_contain_their_addresses() {
+        let contains =
+            |network: &str, address: &str| network.parse::<Cidr>().unwrap().contains(address.parse().unwrap());
+        assert!(contains("10.1.0.1/24", "10.1.0.255") && !contains("10.1.0.1/24", "10.1.1.1"));
+        assert!(contains("10.1.0.1/0", "192.0.2.1"));
+        assert!(contains("10.1.0.1/32", "10.1.0.1") && !contains("10.1.0.1/32", "10.1.0.0"));
     }
 
     proptest::proptest! {

@@ -14,10 +14,11 @@ use pollux_hypervisor::guest::Guest;
 use pollux_hypervisor::host::apic::Apic;
 use pollux_hypervisor::host::clock::{self, WallClock};
 use pollux_hypervisor::host::memory::HostMemory;
+use pollux_hypervisor::host::pci::Bdf;
 use pollux_hypervisor::host::{interrupts, logger, nic, pci, serial};
 use pollux_hypervisor::memory::GuestMemory;
 use pollux_hypervisor::platform::{Platform, PlatformConfig, clock::RATE_ONE, loader::GuestImage};
-use pollux_hypervisor::replica::{Parts, Replica, monitor};
+use pollux_hypervisor::replica::{MachinePlace, Parts, Replica, monitor};
 use pollux_hypervisor::stops;
 use pollux_nic::MacAddress;
 
@@ -59,7 +60,48 @@ fn main(info: &'static BootInfo) -> ! {
     };
     let client = config.client_nic.map(|bdf| open(bdf, Some(MacAddress(config.guest_mac))));
     let log = config.log_nic.map(|bdf| open(bdf, None));
-    Replica::new(Parts { config, apic, clock, guest, client, log }).run()
+    let machine = match own_address(&config, client.as_ref().and_then(|(card, _)| card.card_mac())) {
+        OwnAddress::None => None,
+        OwnAddress::Shared(mac) => Some(MachinePlace { mac, card: None }),
+        OwnAddress::OnCard(bdf) => {
+            let (card, route) = open(bdf, config.arbiter.machine_mac.map(MacAddress));
+            if card.mac().0 == config.guest_mac {
+                refuse(&"option 'arbiter-nic': the card's MAC address is the guest's; give another with 'machine-mac'");
+            }
+            Some(MachinePlace { mac: card.mac(), card: Some((card, route)) })
+        }
+    };
+    Replica::new(Parts { config, apic, clock, guest, client, log, machine }).run()
+}
+
+/// What this machine is known by on the client network.
+enum OwnAddress {
+    None,
+    /// This address, on the client card.
+    Shared(MacAddress),
+    /// That of a card of its own.
+    OnCard(Bdf),
+}
+
+/// Which address the options give this machine; `client_card` is the one that the client card was made with.
+fn own_address(config: &Config, client_card: Option<MacAddress>) -> OwnAddress {
+    let options = &config.arbiter;
+    if options.machine_address.is_none() || !options.is_used() {
+        return OwnAddress::None;
+    }
+    if let Some(bdf) = options.nic {
+        return OwnAddress::OnCard(bdf);
+    }
+    let Some(mac) = options.machine_mac.map(MacAddress).or(client_card) else {
+        refuse(&"the client card has no MAC address of its own: give this machine one with 'machine-mac'");
+    };
+    if mac.0 == config.guest_mac {
+        refuse(
+            &"the client card's own MAC address is the guest's ('guest-mac'): give this machine another one with \
+              'machine-mac', or a card of its own with 'arbiter-nic'",
+        );
+    }
+    OwnAddress::Shared(mac)
 }
 
 /// Takes stock of usable memory and starts the heap in it.

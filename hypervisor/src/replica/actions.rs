@@ -6,6 +6,7 @@ use alloc::string::String;
 use pollux_ft::{Action, HaltReason, Position, Role};
 use pollux_nic::GateMode;
 
+use super::steering::Steering;
 use super::{Replica, Takeover, monitor};
 use crate::memory::Gpa;
 
@@ -67,10 +68,13 @@ impl Replica {
             }
             Action::Started { term } => {
                 log::info!("the guest starts in term {}", term.0);
+                // It stood still until now.
+                let rate = self.guest.platform.clock().rate();
+                self.steering = Steering::start(self.now_us, self.guest.position(), self.guest.now(), rate);
                 self.open_gate();
             }
-            // The node does not ask as long as it is told that there is no arbiter.
-            Action::AskArbiter { .. } | Action::ArbiterNotNeeded => {}
+            Action::AskArbiter { term } => self.ask_arbiter(term),
+            Action::ArbiterNotNeeded => self.leave_arbiter(),
             Action::HandedOver { term } => {
                 log::warn!("handed over: the twin runs the guest in term {}; joining it", term.0);
                 monitor::event("handed-over", "term", &term.0);
@@ -114,6 +118,7 @@ impl Replica {
 
     fn halt(&mut self, reason: &HaltReason) {
         self.set_gate(GateMode::Closed);
+        self.leave_arbiter();
         self.end(format!("{reason}"));
     }
 

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use pollux_nic::e1000::E1000;
 use pollux_nic::{ClientNic, Gate, GateMode, MacAddress};
 
+use super::arbiter::MachineStation;
 use crate::host::interrupts::Fired;
 use crate::host::nic::Route;
 
@@ -21,6 +22,8 @@ const INGRESS_FRAMES: usize = 256;
 pub struct ClientErrors {
     /// Frames of the guest that are no Ethernet frames or found the gate overfull.
     pub refused: u64,
+    /// Frames for the guest that found no room, as the machine could not leave them in the card's ring.
+    pub overrun: u64,
 }
 
 /// The client NIC, if this machine has one.
@@ -74,21 +77,38 @@ impl Client {
     }
 
     /// Takes received frames from the card into host memory (the bounce buffer). A machine that does not run the guest
-    /// for the clients throws them away.
-    pub fn poll(&mut self, live: bool) {
-        while self.ingress.len() < INGRESS_FRAMES {
+    /// for the clients throws them away. Frames for the machine itself go to its `station`; while that listens, they
+    /// must not wait behind frames for a guest that stands still.
+    pub fn poll(&mut self, live: bool, mut station: Option<&mut MachineStation>) {
+        let listens = station.as_ref().is_some_and(|station| station.is_awake());
+        while listens || self.ingress.len() < INGRESS_FRAMES {
             let mut buffer = self.spare.pop().unwrap_or_default();
             let received = self.nic.receive(|frame| {
-                buffer.clear();
-                buffer.extend_from_slice(frame);
+                let for_guest = station.as_mut().is_none_or(|station| station.offer(frame));
+                if for_guest && live {
+                    buffer.clear();
+                    buffer.extend_from_slice(frame);
+                }
+                for_guest && live
             });
-            if received.is_some() && live {
+            if received == Some(true) && self.ingress.len() < INGRESS_FRAMES {
                 self.ingress.push_back(buffer);
             } else {
+                self.errors.overrun += u64::from(received == Some(true));
                 self.spare.push(buffer);
             }
             if received.is_none() {
                 break;
+            }
+        }
+        self.nic.flush();
+    }
+
+    /// Sends what the machine itself has to say. What the card does not take is lost, as on any network.
+    pub fn send_for_machine(&mut self, station: &mut MachineStation) {
+        while let Some(frame) = station.next_frame() {
+            if let Err(error) = self.nic.machine_transmit(&frame) {
+                log::warn!("a frame of this machine is not sent: {error}");
             }
         }
         self.nic.flush();

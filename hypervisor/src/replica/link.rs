@@ -64,7 +64,7 @@ pub struct WireBytes {
     pub heartbeats: u64,
 }
 
-/// The link.
+/// The link. Its network stack also carries questions to the arbiter.
 pub struct Link {
     nic: E1000,
     route: Route,
@@ -134,6 +134,13 @@ impl Link {
             self.end = end;
             self.reset();
         }
+    }
+
+    /// Lets `f` use the network stack for sockets of its own. It says with its result whether they want to send.
+    pub fn with_stack<T>(&mut self, f: impl FnOnce(&mut Interface, &mut SocketSet<'static>) -> (T, bool)) -> T {
+        let (result, moved) = f(&mut self.interface, &mut self.sockets);
+        self.dirty |= moved;
+        result
     }
 
     /// Drops the connection, if there is one.

@@ -5,6 +5,7 @@
 //! [`actions`] does what the protocol asks for.
 
 mod actions;
+pub mod arbiter;
 mod client;
 mod cut;
 mod digest;
@@ -19,16 +20,18 @@ mod receive;
 pub mod rounds;
 mod status;
 pub mod steering;
+mod terms;
 mod transfer;
 
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use pollux_ft::flow::Throttle;
-use pollux_ft::{Identity, Node, NodeId, Role, Span, Start, Time};
+use pollux_ft::{Identity, Node, NodeId, Role, Span, Start, Term, Time};
 use pollux_nic::MacAddress;
 use pollux_nic::e1000::E1000;
 
+use self::arbiter::{Arbiter, MachineStation};
 use self::client::Client;
 use self::cut::Cut;
 use self::digest::NextDigest;
@@ -66,6 +69,16 @@ pub struct Parts {
     pub client: Option<(E1000, Route)>,
     /// The card that the twin is on.
     pub log: Option<(E1000, Route)>,
+    /// This machine's own place on the client network.
+    pub machine: Option<MachinePlace>,
+}
+
+/// By what a machine is known on the client network, beside the guest.
+pub struct MachinePlace {
+    /// Its MAC address; not the guest's.
+    pub mac: MacAddress,
+    /// Its card, if it does not share the client card.
+    pub card: Option<(E1000, Route)>,
 }
 
 /// What there is to do for the guest.
@@ -101,6 +114,7 @@ pub struct Replica {
     guest: Guest,
     client: Option<Client>,
     peer: Option<Peer>,
+    arbiter: Option<Arbiter>,
     steering: Steering,
     throttle: Throttle,
     monitor: Monitor,
@@ -137,10 +151,11 @@ impl Replica {
     /// When the configuration passed its checks but the protocol refuses it (a bug of ours).
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { config, apic, mut clock, guest, client, log } = parts;
+        let Parts { config, apic, mut clock, guest, client, log, machine } = parts;
         let now_us = clock.now_us();
-        let client = client.map(|(nic, route)| Client::new(nic, route, MacAddress(config.guest_mac)));
-        let peer = log.and_then(|(nic, route)| make_peer(&config, &guest, nic, route, now_us));
+        let mut client = client.map(|(nic, route)| Client::new(nic, route, MacAddress(config.guest_mac)));
+        let mut peer = log.and_then(|(nic, route)| make_peer(&config, &guest, nic, route, now_us));
+        let arbiter = peer.as_mut().and_then(|peer| make_arbiter(&config, peer, machine, client.as_mut()));
         let steering = Steering::start(now_us, guest.position(), guest.now(), guest.platform.clock().rate());
         Self {
             config,
@@ -149,6 +164,7 @@ impl Replica {
             guest,
             client,
             peer,
+            arbiter,
             steering,
             throttle: Throttle::default(),
             monitor: Monitor::default(),
@@ -213,7 +229,7 @@ impl Replica {
         let live = self.duty() == Duty::Live;
         if let Some(client) = &mut self.client {
             client.interrupted(fired);
-            client.poll(live);
+            client.poll(live, self.arbiter.as_mut().and_then(Arbiter::station));
         }
         self.release();
         if let Some(peer) = &mut self.peer {
@@ -221,6 +237,7 @@ impl Replica {
             peer.poll(self.now_us);
             self.do_actions();
         }
+        self.serve_arbiter(fired);
         if fired.line(clock::RTC_LINE) {
             self.serve_monitor();
             self.report_if_due();
@@ -279,7 +296,8 @@ impl Replica {
     /// Sleeps until a device or a timer wants attention, at most until wall time `until_us`.
     fn sleep(&mut self, until_us: Option<u64>) {
         let peer = self.peer.as_ref().and_then(Peer::poll_at);
-        let wake = [until_us, peer].into_iter().flatten().min();
+        let arbiter = self.arbiter.as_mut().and_then(|arbiter| arbiter.poll_at(self.now_us));
+        let wake = [until_us, peer, arbiter].into_iter().flatten().min();
         let us = wake.map_or(LONGEST_SLEEP_US, |at| at.saturating_sub(self.now_us)).min(LONGEST_SLEEP_US);
         if us == 0 {
             return interrupts::open_window();
@@ -318,11 +336,34 @@ fn make_peer(config: &Config, guest: &Guest, nic: E1000, route: Route, now_us: u
         suspect_after: Span(config.suspect_us),
         ack_timeout: Span(config.suspect_us * 3),
         receive_buffer_bytes: config.log_buffer as usize,
+        arbiter: config.arbiter.is_used(),
+        first_term: Term(config.arbiter.first_term),
         ..pollux_ft::Config::default()
     };
     let node = Node::new(Time(now_us), start, protocol, identity).expect("options were checked");
     let end = if start == Start::Primary { End::Listen } else { End::Connect };
-    Some(Peer { node, link: Link::new(nic, route, own, peer, end, node_id) })
+    Some(Peer { node, id: NodeId(node_id), link: Link::new(nic, route, own, peer, end, node_id) })
+}
+
+fn make_arbiter(
+    config: &Config,
+    peer: &mut Peer,
+    machine: Option<MachinePlace>,
+    client: Option<&mut Client>,
+) -> Option<Arbiter> {
+    let options = &config.arbiter;
+    if !options.is_used() {
+        return None;
+    }
+    let routes = options.routes(config.log_address).expect("options were checked");
+    let station = machine.zip(options.machine_address).map(|(place, own)| {
+        if let (None, Some(client)) = (&place.card, client) {
+            client.nic().add_machine_address(place.mac).expect("the machine's address was checked");
+        }
+        (MachineStation::new(place.mac, own, options.machine_gateway, peer.id.0), place.card)
+    });
+    let name = (config.pair.as_str(), config.name.as_str(), peer.id);
+    Some(Arbiter::new(name, options, routes, &mut peer.link, station))
 }
 
 fn cpu_name() -> String {

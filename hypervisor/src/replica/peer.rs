@@ -1,6 +1,6 @@
 //! The twin: the replication node and the link that carries its bytes.
 
-use pollux_ft::{Node, Time};
+use pollux_ft::{Node, NodeId, Time};
 
 use super::link::{Change, End, Link};
 use crate::host::interrupts::Fired;
@@ -9,6 +9,8 @@ use crate::host::interrupts::Fired;
 pub struct Peer {
     /// What to do.
     pub node: Node,
+    /// Which node it is.
+    pub id: NodeId,
     /// How bytes get across.
     pub link: Link,
 }

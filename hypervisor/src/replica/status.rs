@@ -79,6 +79,7 @@ impl Replica {
         });
         self.report_gate(&mut json);
         self.report_log(&mut json);
+        self.report_arbiter(&mut json);
         self.report_errors(&mut json);
         monitor::send(json);
     }
@@ -132,6 +133,20 @@ impl Replica {
         json.number("batches", stats.batches).number("acks_received", stats.acks_received);
     }
 
+    fn report_arbiter(&self, json: &mut Json) {
+        let Some(arbiter) = &self.arbiter else { return };
+        let figures = arbiter.figures();
+        json.object("arbiter", |json| {
+            json.number("asks_for", arbiter.asks_for().map_or(0, |term| term.0))
+                .number("questions", figures.questions)
+                .number("tries", figures.tries)
+                .number("failures", figures.failures)
+                .number("granted", figures.granted)
+                .number("taken", figures.taken)
+                .number("answer_us", figures.answer_us);
+        });
+    }
+
     fn report_errors(&self, json: &mut Json) {
         json.object("errors", |json| {
             let net = self.guest.platform.net_stats();
@@ -141,7 +156,8 @@ impl Replica {
                 .number("guest_rx_bad_size", net.bad_size)
                 .number("guest_tx_refused", net.bad_sent);
             if let Some(client) = &self.client {
-                json.number("guest_frames_refused", client.errors().refused);
+                let errors = client.errors();
+                json.number("guest_frames_refused", errors.refused).number("guest_frames_overrun", errors.overrun);
             }
             if let Some(peer) = &self.peer {
                 let stats = peer.node.stats();

@@ -1,0 +1,281 @@
+//! Options about the arbiter and the way to it.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use core::net::{Ipv4Addr, SocketAddrV4};
+
+use super::{Cidr, Config, duration, mac, number};
+use crate::host::pci::Bdf;
+
+/// The arbiter's port where an address has none: that of etcd's clients.
+const DEFAULT_PORT: u16 = 2379;
+/// Bounds of a try and of the pause behind it, in microseconds.
+const TIMES: core::ops::RangeInclusive<u64> = 10_000..=60_000_000;
+
+/// What is said about the arbiter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArbiterOptions {
+    /// `arbiter=none|A.B.C.D[:PORT][,A.B.C.D[:PORT]]`: one address of the arbiter, or one on each network. Empty: none.
+    pub servers: Option<heapless::Vec<SocketAddrV4, 2>>,
+    /// `arbiter-timeout=500ms`: the longest time for one try, in microseconds.
+    pub timeout_us: u64,
+    /// `arbiter-retry=200ms`: pause between two tries, in microseconds.
+    pub retry_us: u64,
+    /// `arbiter-nic=B:D.F`: a card for `machine-address` alone, instead of the client card.
+    pub nic: Option<Bdf>,
+    /// `machine-address=A.B.C.D/N`: this machine's own address on the client network.
+    pub machine_address: Option<Cidr>,
+    /// `machine-gateway=A.B.C.D`: the router there.
+    pub machine_gateway: Option<Ipv4Addr>,
+    /// `machine-mac=…`: this machine's own MAC address there; default: that which its card was made with.
+    pub machine_mac: Option<[u8; 6]>,
+    /// `first-term=1`: the term that a starting primary asks for.
+    pub first_term: u64,
+}
+
+impl Default for ArbiterOptions {
+    fn default() -> Self {
+        Self {
+            servers: None,
+            timeout_us: 500_000,
+            retry_us: 200_000,
+            nic: None,
+            machine_address: None,
+            machine_gateway: None,
+            machine_mac: None,
+            first_term: 1,
+        }
+    }
+}
+
+/// By which way which address of the arbiter is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Routes {
+    /// Over the log network.
+    pub log: Option<SocketAddrV4>,
+    /// Over the client network, in the machine's own name.
+    pub machine: Option<SocketAddrV4>,
+}
+
+impl ArbiterOptions {
+    /// The names of all options, for a message.
+    pub(super) const NAMES: &str = "arbiter, arbiter-timeout, arbiter-retry, arbiter-nic, machine-address, \
+                                    machine-gateway, machine-mac, first-term";
+
+    /// Takes an option; none if it is not one of these.
+    pub(super) fn set(&mut self, key: &str, value: &str) -> Option<Result<(), &'static str>> {
+        let result = match key {
+            "arbiter" => servers(value).map(|servers| self.servers = Some(servers)),
+            "arbiter-timeout" => duration(value).map(|us| self.timeout_us = us),
+            "arbiter-retry" => duration(value).map(|us| self.retry_us = us),
+            "arbiter-nic" => value.parse().map(|bdf| self.nic = Some(bdf)),
+            "machine-address" => value.parse().map(|cidr| self.machine_address = Some(cidr)),
+            "machine-gateway" => {
+                value.parse().map_err(|_| "not an IPv4 address").map(|address| self.machine_gateway = Some(address))
+            }
+            "machine-mac" => mac(value).map(|mac| self.machine_mac = Some(mac)),
+            "first-term" => number(value).map(|term| self.first_term = term),
+            _ => return None,
+        };
+        Some(result)
+    }
+
+    /// Whether there is an arbiter.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        self.servers.as_ref().is_some_and(|servers| !servers.is_empty())
+    }
+
+    /// By which way each address is asked: over the log network if it lies there, else over the client network, where
+    /// this machine must have an address of its own. Both ways are tried at once.
+    ///
+    /// # Errors
+    /// Names the address that no way leads to, or that is one too many on its network.
+    pub fn routes(&self, log: Option<Cidr>) -> Result<Routes, String> {
+        let mut routes = Routes::default();
+        for &server in self.servers.iter().flatten() {
+            let (way, name) = if log.is_some_and(|own| own.contains(*server.ip())) {
+                (&mut routes.log, "log")
+            } else if self.is_reached_by_machine(*server.ip()) {
+                (&mut routes.machine, "client")
+            } else {
+                return Err(format!(
+                    "option 'arbiter': {server} lies neither in the network of 'log-address' nor in that of \
+                     'machine-address', and there is no 'machine-gateway'"
+                ));
+            };
+            if way.replace(server).is_some() {
+                return Err(format!("option 'arbiter': both addresses are reached over the {name} network"));
+            }
+        }
+        Ok(routes)
+    }
+
+    fn is_reached_by_machine(&self, server: Ipv4Addr) -> bool {
+        self.machine_address.is_some_and(|own| own.contains(server) || self.machine_gateway.is_some())
+    }
+
+    /// Checks all of it for a machine of a pair.
+    pub(super) fn check(&self, config: &Config) -> Result<(), String> {
+        if self.servers.is_none() {
+            return Err(
+                "a machine of a pair needs the option 'arbiter': its address, or 'none', and then two machines \
+                        may run the guest when they do not hear each other"
+                    .to_string(),
+            );
+        }
+        for (name, time) in [("arbiter-timeout", self.timeout_us), ("arbiter-retry", self.retry_us)] {
+            if !TIMES.contains(&time) {
+                return Err(format!("option '{name}' must be between 10ms and 60s"));
+            }
+        }
+        if self.first_term == 0 {
+            return Err("option 'first-term' must be at least 1".to_string());
+        }
+        self.check_machine(config)?;
+        let own = [config.log_address, self.machine_address].into_iter().flatten().map(|own| own.address);
+        let machines = own.chain(config.log_peer);
+        for machine in machines {
+            if self.servers.iter().flatten().any(|server| *server.ip() == machine) {
+                return Err(format!("option 'arbiter': {machine} is a machine of the pair, not a third party"));
+            }
+        }
+        self.routes(config.log_address).map(drop)
+    }
+
+    /// Checks the machine's own place on the client network.
+    fn check_machine(&self, config: &Config) -> Result<(), String> {
+        let Some(own) = self.machine_address else {
+            let others = [
+                ("machine-gateway", self.machine_gateway.is_some()),
+                ("machine-mac", self.machine_mac.is_some()),
+                ("arbiter-nic", self.nic.is_some()),
+            ];
+            return match others.iter().find(|(_, given)| *given) {
+                Some((name, _)) => Err(format!("option '{name}' means nothing without 'machine-address'")),
+                None => Ok(()),
+            };
+        };
+        if self.machine_gateway.is_some_and(|gateway| !own.contains(gateway) || gateway == own.address) {
+            return Err("option 'machine-gateway' must be another host in the network of 'machine-address'".to_string());
+        }
+        if config.log_address.is_some_and(|log| log.contains(own.address) || own.contains(log.address)) {
+            return Err("options 'machine-address' and 'log-address' must be in different networks".to_string());
+        }
+        if self.nic.is_some() && (self.nic == config.client_nic || self.nic == config.log_nic) {
+            return Err("option 'arbiter-nic' names a card that has another task already".to_string());
+        }
+        match self.machine_mac {
+            Some(mac) if mac[0] & 1 != 0 || mac == [0; 6] => {
+                Err("option 'machine-mac' must be a unicast address".to_string())
+            }
+            Some(mac) if mac == config.guest_mac => {
+                Err("options 'machine-mac' and 'guest-mac' must differ: the machine must not speak as the guest"
+                    .to_string())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `none`, or one or two addresses.
+fn servers(text: &str) -> Result<heapless::Vec<SocketAddrV4, 2>, &'static str> {
+    const SHAPE: &str = "'none', or one or two addresses such as 10.0.2.3:2379,10.1.0.3 (default port 2379)";
+    let mut servers = heapless::Vec::new();
+    if text == "none" {
+        return Ok(servers);
+    }
+    for part in text.split(',') {
+        let server = match part.parse() {
+            Ok(address) => SocketAddrV4::new(address, DEFAULT_PORT),
+            Err(_) => part.parse().map_err(|_| SHAPE)?,
+        };
+        if server.port() == 0 || server.ip().is_unspecified() || server.ip().is_broadcast() {
+            return Err(SHAPE);
+        }
+        servers.push(server).map_err(|_| SHAPE)?;
+    }
+    Ok(servers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAIR: &str = "role=primary client-nic=0:4.0 log-nic=0:5.0 log-address=10.1.0.1/24 log-peer=10.1.0.2 arbiter=";
+
+    fn parse(rest: &str) -> Result<Config, String> {
+        Config::parse(&format!("{PAIR}{rest}")).map_err(|error| error.to_string())
+    }
+
+    fn routes(rest: &str) -> [Option<String>; 2] {
+        let config = parse(rest).unwrap();
+        let routes = config.arbiter.routes(config.log_address).unwrap();
+        [routes.log, routes.machine].map(|way| way.map(|server| server.to_string()))
+    }
+
+    #[test]
+    fn each_address_has_its_way() {
+        let text = |text: &str| Some(text.to_string());
+        assert_eq!(routes("10.1.0.3"), [text("10.1.0.3:2379"), None]);
+        assert_eq!(routes("10.0.2.3:99 machine-address=10.0.2.21/24"), [None, text("10.0.2.3:99")]);
+        let both = [text("10.1.0.3:2379"), text("10.0.2.3:7")];
+        assert_eq!(routes("10.1.0.3,10.0.2.3:7 machine-address=10.0.2.21/24"), both);
+        assert_eq!(routes("10.0.2.3:7,10.1.0.3:2379 machine-address=10.0.2.21/24"), both);
+        let far = "192.0.2.1 machine-address=10.0.2.21/24 machine-gateway=10.0.2.1";
+        assert_eq!(routes(far), [None, text("192.0.2.1:2379")]);
+        assert_eq!(routes("none"), [None, None]);
+        assert!(!parse("none").unwrap().arbiter.is_used());
+    }
+
+    #[test]
+    fn what_is_refused_is_named() {
+        for (rest, named) in [
+            ("", "arbiter"),
+            ("somewhere", "arbiter"),
+            ("10.1.0.3:0", "arbiter"),
+            ("10.1.0.3:99999", "arbiter"),
+            ("0.0.0.0", "arbiter"),
+            ("10.1.0.3,10.1.0.4,10.1.0.5", "one or two"),
+            ("10.1.0.3,none", "arbiter"),
+            ("10.1.0.3,10.1.0.4", "both addresses are reached over the log network"),
+            ("10.1.0.2", "third party"),
+            ("10.1.0.1", "third party"),
+            ("10.0.2.21 machine-address=10.0.2.21/24", "third party"),
+            ("10.0.2.3", "neither"),
+            ("192.0.2.1 machine-address=10.0.2.21/24", "machine-gateway"),
+            ("none machine-gateway=10.0.2.1", "'machine-gateway' means nothing"),
+            ("none machine-mac=52:54:00:00:00:01", "'machine-mac' means nothing"),
+            ("none arbiter-nic=0:6.0", "'arbiter-nic' means nothing"),
+            ("none machine-address=10.0.2.21", "machine-address=10.0.2.21"),
+            ("none machine-address=10.0.2.21/24 machine-gateway=10.0.3.1", "machine-gateway"),
+            ("none machine-address=10.0.2.21/24 machine-gateway=x", "machine-gateway"),
+            ("none machine-address=10.1.0.21/24", "different networks"),
+            ("none machine-address=10.0.2.21/24 arbiter-nic=0:4.0", "another task"),
+            ("none machine-address=10.0.2.21/24 machine-mac=53:54:00:00:00:01", "unicast"),
+            ("none machine-address=10.0.2.21/24 machine-mac=52:54:00:12:34:56", "must differ"),
+            ("10.1.0.3 arbiter-timeout=1ms", "arbiter-timeout"),
+            ("10.1.0.3 arbiter-retry=2min", "arbiter-retry"),
+            ("10.1.0.3 first-term=0", "first-term"),
+            ("10.1.0.3 first-term=x", "first-term"),
+            ("10.1.0.3 arbiter=none", "given twice"),
+        ] {
+            let error = parse(rest).unwrap_err();
+            assert!(error.contains(named), "{rest}: {error}");
+        }
+        let silent = Config::parse(PAIR.trim_end_matches(" arbiter=")).unwrap_err().to_string();
+        assert!(silent.contains("needs the option 'arbiter'"), "{silent}");
+    }
+
+    #[test]
+    fn a_machine_alone_needs_no_arbiter() {
+        assert_eq!(Config::parse("role=solo").unwrap().arbiter, ArbiterOptions::default());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_list_is_survived(text in "[0-9.,:none]{0,40}") {
+            let _ = parse(&text);
+        }
+    }
+}

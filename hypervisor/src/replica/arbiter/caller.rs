@@ -1,0 +1,235 @@
+//! Asks the arbiter by one way: tries again and again, each time on a connection of its own.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt;
+use core::net::SocketAddrV4;
+
+use pollux_ft::arbiter::{Answer, Failure, Question, Try};
+use smoltcp::iface::{Interface, SocketHandle, SocketSet};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::wire::{IpAddress, IpEndpoint};
+
+/// Bytes that TCP buffers in each direction; question and answer have less than a thousand.
+const BUFFER: usize = 4 << 10;
+/// First of the ports that connections are made from, and how many there are.
+const FIRST_PORT: u16 = 40_000;
+const PORTS: u16 = 8_000;
+
+/// Why a try came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// There was no answer in time.
+    Timeout,
+    /// The connection was refused or reset.
+    Refused,
+    /// What came was no answer.
+    Answer(Failure),
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout => f.write_str("no answer in time"),
+            Self::Refused => f.write_str("the connection was refused or reset"),
+            Self::Answer(failure) => failure.fmt(f),
+        }
+    }
+}
+
+/// Times of all tries, in microseconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// The longest that one may take.
+    pub timeout_us: u64,
+    /// Pause between two.
+    pub retry_us: u64,
+}
+
+/// What was counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections begun.
+    pub tries: u64,
+    /// Those without an answer.
+    pub failures: u64,
+}
+
+#[derive(Debug, Default)]
+enum Phase {
+    #[default]
+    Idle,
+    /// The next try begins at this time.
+    Waiting(u64),
+    Trying(Progress),
+}
+
+/// A try under way.
+#[derive(Debug)]
+struct Progress {
+    until_us: u64,
+    unsent: Vec<u8>,
+    response: Try,
+}
+
+/// One way to the arbiter.
+#[derive(Debug)]
+pub struct Caller {
+    name: &'static str,
+    server: SocketAddrV4,
+    host: String,
+    times: Times,
+    socket: SocketHandle,
+    phase: Phase,
+    port: u16,
+    counts: Counts,
+    /// The last trouble of this question, so that it is reported when it changes.
+    trouble: Option<Trouble>,
+}
+
+impl Caller {
+    /// A way over the network called `name`, with a socket among `sockets`.
+    pub fn new(
+        name: &'static str,
+        server: SocketAddrV4,
+        times: Times,
+        seed: u64,
+        sockets: &mut SocketSet<'static>,
+    ) -> Self {
+        let buffer = || SocketBuffer::new(vec![0; BUFFER]);
+        let mut socket = Socket::new(buffer(), buffer());
+        socket.set_nagle_enabled(false);
+        Self {
+            name,
+            server,
+            host: format!("{server}"),
+            times,
+            socket: sockets.add(socket),
+            phase: Phase::Idle,
+            port: (seed % u64::from(PORTS)) as u16,
+            counts: Counts::default(),
+            trouble: None,
+        }
+    }
+
+    /// What was counted.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Begins to ask.
+    pub fn begin(&mut self, now_us: u64) {
+        self.trouble = None;
+        if matches!(self.phase, Phase::Idle) {
+            self.phase = Phase::Waiting(now_us);
+        }
+    }
+
+    /// Asks no more. Whether the socket has something to send because of that.
+    pub fn stop(&mut self, sockets: &mut SocketSet<'static>) -> bool {
+        let trying = matches!(self.phase, Phase::Trying(_));
+        self.phase = Phase::Idle;
+        if trying {
+            sockets.get_mut::<Socket<'_>>(self.socket).abort();
+        }
+        trying
+    }
+
+    /// When [`poll`](Self::poll) has something to do even if no frame comes.
+    pub fn poll_at(&self) -> Option<u64> {
+        match &self.phase {
+            Phase::Idle => None,
+            Phase::Waiting(at) => Some(*at),
+            Phase::Trying(progress) => Some(progress.until_us),
+        }
+    }
+
+    /// Does what can be done. Returns the answer, if there is one now, and whether the socket wants to send.
+    pub fn poll(
+        &mut self,
+        now_us: u64,
+        question: &Question,
+        interface: &mut Interface,
+        sockets: &mut SocketSet<'static>,
+    ) -> (Option<Answer>, bool) {
+        let socket = sockets.get_mut::<Socket<'_>>(self.socket);
+        let outcome = match &mut self.phase {
+            Phase::Idle => return (None, false),
+            Phase::Waiting(at) if *at > now_us => return (None, false),
+            Phase::Waiting(_) => self.connect(now_us, question, interface, socket),
+            Phase::Trying(progress) => progress.advance(now_us, question, socket),
+        };
+        match outcome {
+            Ok(Step::Nothing) => (None, false),
+            Ok(Step::Moved) => (None, true),
+            Ok(Step::Answer(answer)) => {
+                self.phase = Phase::Idle;
+                socket.abort();
+                (Some(answer), true)
+            }
+            Err(trouble) => {
+                self.counts.failures += 1;
+                self.phase = Phase::Waiting(now_us.saturating_add(self.times.retry_us));
+                socket.abort();
+                if self.trouble.replace(trouble) != Some(trouble) {
+                    log::warn!("asking the arbiter at {} over the {} network: {trouble}", self.host, self.name);
+                }
+                (None, true)
+            }
+        }
+    }
+
+    fn connect(
+        &mut self,
+        now_us: u64,
+        question: &Question,
+        interface: &mut Interface,
+        socket: &mut Socket<'static>,
+    ) -> Result<Step, Trouble> {
+        self.counts.tries += 1;
+        self.port = (self.port + 1) % PORTS;
+        let server = IpEndpoint::new(IpAddress::Ipv4(*self.server.ip()), self.server.port());
+        socket.connect(interface.context(), server, FIRST_PORT + self.port).map_err(|_| Trouble::Refused)?;
+        self.phase = Phase::Trying(Progress {
+            until_us: now_us.saturating_add(self.times.timeout_us),
+            unsent: question.request(&self.host),
+            response: Try::default(),
+        });
+        Ok(Step::Moved)
+    }
+}
+
+/// How far a try has come.
+enum Step {
+    Nothing,
+    Moved,
+    Answer(Answer),
+}
+
+impl Progress {
+    fn advance(&mut self, now_us: u64, question: &Question, socket: &mut Socket<'static>) -> Result<Step, Trouble> {
+        let mut moved = false;
+        if socket.can_send() && !self.unsent.is_empty() {
+            let sent = socket.send_slice(&self.unsent).map_err(|_| Trouble::Refused)?;
+            self.unsent.drain(..sent);
+            moved = true;
+        }
+        while socket.can_recv() {
+            moved = true;
+            let received = socket.recv(|bytes| (bytes.len(), self.response.receive(question, bytes)));
+            if let Some(answer) = received.map_err(|_| Trouble::Refused)?.map_err(Trouble::Answer)? {
+                return Ok(Step::Answer(answer));
+            }
+        }
+        match socket.state() {
+            // Everything that came before the end was read above.
+            State::CloseWait => self.response.closed(question).map(Step::Answer).map_err(Trouble::Answer),
+            State::Closed => Err(Trouble::Refused),
+            _ if now_us >= self.until_us => Err(Trouble::Timeout),
+            _ if moved => Ok(Step::Moved),
+            _ => Ok(Step::Nothing),
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Wins terms at the arbiter, by every way that leads there: the log network, and the client network in the machine's
+//! own name, so that a dead log link does not hide it. Both are tried at once, and the first answer counts: the
+//! arbiter grants a term again to whom it belongs, so that two questions are as good as one.
+//!
+//! A question stays open until it is answered or withdrawn. What it means is the node's business.
+
+mod caller;
+mod station;
+#[cfg(test)]
+mod tests;
+
+use alloc::string::String;
+
+use pollux_ft::arbiter::{Answer, Question};
+use pollux_ft::{NodeId, Term};
+use pollux_nic::FrameSink;
+use pollux_nic::e1000::E1000;
+
+use self::caller::{Caller, Counts, Times};
+use self::station::Station;
+use super::client::Client;
+use super::link::Link;
+use crate::config::{ArbiterOptions, Routes};
+use crate::host::interrupts::Fired;
+use crate::host::nic::Route;
+
+pub use self::station::Station as MachineStation;
+
+/// What was counted and measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ArbiterFigures {
+    /// Questions of the node.
+    pub questions: u64,
+    /// Connections begun for them.
+    pub tries: u64,
+    /// Those that brought no answer.
+    pub failures: u64,
+    /// Terms won.
+    pub granted: u64,
+    /// Terms that others held.
+    pub taken: u64,
+    /// How long the last answer took, in microseconds.
+    pub answer_us: u64,
+}
+
+/// The way over the client network.
+struct Own {
+    station: Station,
+    caller: Caller,
+    /// The station's own card, if it does not share that of the clients.
+    card: Option<(E1000, Route)>,
+}
+
+/// The asking machine.
+pub struct Arbiter {
+    pair: String,
+    machine: String,
+    node: NodeId,
+    question: Option<Question>,
+    asked_us: u64,
+    log: Option<Caller>,
+    own: Option<Own>,
+    figures: ArbiterFigures,
+}
+
+impl Arbiter {
+    /// Prepares the ways to the arbiter; asks nothing yet.
+    ///
+    /// `station` is this machine's place on the client network and `card` its card, if it has one for itself.
+    pub fn new(
+        (pair, machine, node): (&str, &str, NodeId),
+        options: &ArbiterOptions,
+        routes: Routes,
+        link: &mut Link,
+        station: Option<(Station, Option<(E1000, Route)>)>,
+    ) -> Self {
+        let times = Times { timeout_us: options.timeout_us, retry_us: options.retry_us };
+        let log = routes
+            .log
+            .map(|server| link.with_stack(|_, sockets| (Caller::new("log", server, times, node.0, sockets), false)));
+        let own = routes.machine.zip(station).map(|(server, (mut station, card))| {
+            let caller = Caller::new("client", server, times, node.0, &mut station.sockets);
+            Own { station, caller, card }
+        });
+        Self {
+            pair: pair.into(),
+            machine: machine.into(),
+            node,
+            question: None,
+            asked_us: 0,
+            log,
+            own,
+            figures: ArbiterFigures::default(),
+        }
+    }
+
+    /// Asks for `term` until there is an answer; an earlier question is dropped.
+    pub fn ask(&mut self, now_us: u64, term: Term, link: &mut Link) {
+        self.cancel(link);
+        self.figures.questions += 1;
+        self.question = Some(Question::new(&self.pair, term, self.node, &self.machine));
+        self.asked_us = now_us;
+        if let Some(caller) = &mut self.log {
+            caller.begin(now_us);
+        }
+        if let Some(own) = &mut self.own {
+            own.station.wake(true);
+            own.caller.begin(now_us);
+        }
+    }
+
+    /// Asks no more.
+    pub fn cancel(&mut self, link: &mut Link) {
+        self.question = None;
+        if let Some(caller) = &mut self.log {
+            link.with_stack(|_, sockets| ((), caller.stop(sockets)));
+        }
+        if let Some(own) = &mut self.own {
+            own.caller.stop(&mut own.station.sockets);
+        }
+    }
+
+    /// The term that is asked for.
+    #[must_use]
+    pub fn asks_for(&self) -> Option<Term> {
+        self.question.as_ref().map(Question::term)
+    }
+
+    /// The machine's place on the client card, if it is there.
+    pub fn station(&mut self) -> Option<&mut Station> {
+        self.own.as_mut().filter(|own| own.card.is_none()).map(|own| &mut own.station)
+    }
+
+    /// Serves the interrupt of the own card if `fired` has it.
+    pub fn interrupted(&mut self, fired: Fired) {
+        if let Some((card, route)) = self.own.as_mut().and_then(|own| own.card.as_mut())
+            && route.fired(fired)
+        {
+            card.interrupt_cause();
+            route.rearm();
+        }
+    }
+
+    /// Moves everything that waits. Returns the answer to the question, which is closed then.
+    pub fn poll(&mut self, now_us: u64, link: &mut Link, client: Option<&mut Client>) -> Option<(Term, Answer)> {
+        let mut answer = None;
+        if let (Some(question), Some(caller)) = (&self.question, &mut self.log) {
+            answer = link.with_stack(|interface, sockets| caller.poll(now_us, question, interface, sockets));
+        }
+        if let Some(own) = &mut self.own {
+            let other = own.poll(now_us, self.question.as_ref(), client);
+            answer = answer.or(other);
+        }
+        let answer = answer?;
+        let term = self.asks_for()?;
+        self.cancel(link);
+        self.figures.answer_us = now_us.saturating_sub(self.asked_us);
+        match answer {
+            Answer::Granted => self.figures.granted += 1,
+            Answer::Taken { .. } => self.figures.taken += 1,
+        }
+        Some((term, answer))
+    }
+
+    /// When [`poll`](Self::poll) has something to do even if no frame comes, in microseconds of wall time.
+    #[must_use]
+    pub fn poll_at(&mut self, now_us: u64) -> Option<u64> {
+        let log = self.log.as_ref().and_then(Caller::poll_at);
+        let own = self.own.as_mut().and_then(|own| own.poll_at(now_us));
+        [log, own].into_iter().flatten().min()
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn figures(&self) -> ArbiterFigures {
+        let ways = [self.log.as_ref(), self.own.as_ref().map(|own| &own.caller)];
+        let counts = ways.into_iter().flatten().map(Caller::counts);
+        let sum = counts.fold(Counts::default(), |sum, way| Counts {
+            tries: sum.tries + way.tries,
+            failures: sum.failures + way.failures,
+        });
+        ArbiterFigures { tries: sum.tries, failures: sum.failures, ..self.figures }
+    }
+}
+
+impl Own {
+    fn poll(&mut self, now_us: u64, question: Option<&Question>, client: Option<&mut Client>) -> Option<Answer> {
+        if let Some((card, _)) = &mut self.card {
+            // Also while asleep, lest the card's ring fills up.
+            while card.receive(|frame| self.station.offer(frame)).is_some() {}
+            card.flush();
+        }
+        let answer = self.turn(now_us, question);
+        self.send(client);
+        answer
+    }
+
+    /// Moves everything between the station's queues of frames and the question.
+    fn turn(&mut self, now_us: u64, question: Option<&Question>) -> Option<Answer> {
+        if !self.station.is_awake() {
+            return None;
+        }
+        self.station.poll(now_us);
+        let answer = question.and_then(|question| {
+            let (interface, sockets) = self.station.stack();
+            self.caller.poll(now_us, question, interface, sockets).0
+        });
+        let over = answer.is_some() || question.is_none();
+        if over {
+            self.caller.stop(&mut self.station.sockets);
+        }
+        // What that gave to say, perhaps a last reset, is said now.
+        self.station.poll(now_us);
+        self.station.wake(!over);
+        answer
+    }
+
+    /// Hands frames to the card. One that it does not take is lost, as on any network.
+    fn send(&mut self, client: Option<&mut Client>) {
+        match (&mut self.card, client) {
+            (Some((card, _)), _) => {
+                while let Some(frame) = self.station.next_frame() {
+                    let _ = card.send(&frame);
+                }
+                card.flush();
+            }
+            (None, Some(client)) => client.send_for_machine(&mut self.station),
+            (None, None) => while self.station.next_frame().is_some() {},
+        }
+    }
+
+    fn poll_at(&mut self, now_us: u64) -> Option<u64> {
+        if !self.station.is_awake() {
+            return None;
+        }
+        if self.station.waiting() > 0 {
+            return Some(0);
+        }
+        [self.caller.poll_at(), self.station.poll_at(now_us)].into_iter().flatten().min()
+    }
+}

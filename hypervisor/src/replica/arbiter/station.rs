@@ -1,0 +1,189 @@
+//! This machine's own place on the client network, with an address that is not the guest's.
+//!
+//! It shares the client card with the guest, or has a card of its own. It is deaf and mute but for the time in which a
+//! question is open: clients can reach nothing here, and what they send costs no more than a look at each frame.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
+
+use pollux_nic::MacAddress;
+use smoltcp::iface::{Config, Interface, SocketSet};
+use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
+use smoltcp::time::Instant;
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetFrame, EthernetProtocol, HardwareAddress, IpAddress, IpCidr,
+};
+
+use crate::config::Cidr;
+
+/// Frames that wait in each direction at most; more are lost, as on any network.
+const MAX_FRAMES: usize = 32;
+
+/// For whom a frame from the client network is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum For {
+    /// The guest.
+    Guest,
+    /// The machine.
+    Machine,
+    /// Both: a broadcast that asks for the machine's address.
+    Both,
+}
+
+/// The place.
+pub struct Station {
+    mac: MacAddress,
+    address: Ipv4Addr,
+    frames: Frames,
+    interface: Interface,
+    /// The stack's sockets.
+    pub sockets: SocketSet<'static>,
+    awake: bool,
+}
+
+impl Station {
+    /// A place at `own`, asleep. What lies outside of its network is reached by `gateway`.
+    ///
+    /// # Panics
+    /// When the stack has no room for a single address or route (a bug of ours).
+    pub fn new(mac: MacAddress, own: Cidr, gateway: Option<Ipv4Addr>, seed: u64) -> Self {
+        let mut frames = Frames::default();
+        let mut config = Config::new(HardwareAddress::Ethernet(mac));
+        config.random_seed = seed;
+        let mut interface = Interface::new(config, &mut frames, Instant::ZERO);
+        interface.update_ip_addrs(|addresses| {
+            addresses
+                .push(IpCidr::new(IpAddress::Ipv4(own.address), own.prefix))
+                .expect("a new interface has room for an address");
+        });
+        if let Some(gateway) = gateway {
+            interface.routes_mut().add_default_ipv4_route(gateway).expect("a new interface has room for a route");
+        }
+        let sockets = SocketSet::new(Vec::new());
+        Self { mac, address: own.address, frames, interface, sockets, awake: false }
+    }
+
+    /// Its MAC address.
+    pub fn mac(&self) -> MacAddress {
+        self.mac
+    }
+
+    /// Whether it listens.
+    pub fn is_awake(&self) -> bool {
+        self.awake
+    }
+
+    /// Begins to listen, or ends it; what waits then is forgotten.
+    pub fn wake(&mut self, awake: bool) {
+        self.awake = awake;
+        if !awake {
+            self.frames.input.clear();
+        }
+    }
+
+    /// Takes a received frame if it is for the machine; whether it is for the guest, too or alone.
+    pub fn offer(&mut self, frame: &[u8]) -> bool {
+        let whose = self.whose(frame);
+        if whose != For::Guest && self.awake && self.frames.input.len() < MAX_FRAMES {
+            self.frames.input.push_back(frame.to_vec());
+        }
+        whose != For::Machine
+    }
+
+    pub(super) fn whose(&self, frame: &[u8]) -> For {
+        let Ok(frame) = EthernetFrame::new_checked(frame) else { return For::Guest };
+        if frame.dst_addr() == self.mac {
+            return For::Machine;
+        }
+        if !frame.dst_addr().is_broadcast() || frame.ethertype() != EthernetProtocol::Arp {
+            return For::Guest;
+        }
+        match ArpPacket::new_checked(frame.payload()).and_then(|packet| ArpRepr::parse(&packet)) {
+            Ok(ArpRepr::EthernetIpv4 { operation: ArpOperation::Request, target_protocol_addr, .. })
+                if target_protocol_addr == self.address =>
+            {
+                For::Both
+            }
+            _ => For::Guest,
+        }
+    }
+
+    /// The stack, to use a socket with.
+    pub fn stack(&mut self) -> (&mut Interface, &mut SocketSet<'static>) {
+        (&mut self.interface, &mut self.sockets)
+    }
+
+    /// Moves frames and bytes between queues and sockets.
+    pub fn poll(&mut self, now_us: u64) {
+        self.interface.poll(Instant::from_micros(now_us as i64), &mut self.frames, &mut self.sockets);
+    }
+
+    /// The next frame to be sent.
+    pub fn next_frame(&mut self) -> Option<Vec<u8>> {
+        self.frames.output.pop_front()
+    }
+
+    /// How many received frames wait for [`poll`](Self::poll).
+    pub fn waiting(&self) -> usize {
+        self.frames.input.len()
+    }
+
+    /// When [`poll`](Self::poll) has something to do even if no frame comes, in microseconds.
+    pub fn poll_at(&mut self, now_us: u64) -> Option<u64> {
+        let at = self.interface.poll_at(Instant::from_micros(now_us as i64), &self.sockets)?;
+        Some(at.total_micros().max(0) as u64)
+    }
+}
+
+/// The stack's card: two queues.
+#[derive(Debug, Default)]
+struct Frames {
+    input: VecDeque<Vec<u8>>,
+    output: VecDeque<Vec<u8>>,
+}
+
+impl Device for Frames {
+    type RxToken<'a> = RxToken;
+    type TxToken<'a> = TxToken<'a>;
+
+    fn receive(&mut self, _timestamp: Instant) -> Option<(RxToken, TxToken<'_>)> {
+        if self.output.len() >= MAX_FRAMES {
+            return None;
+        }
+        let frame = self.input.pop_front()?;
+        Some((RxToken(frame), TxToken(&mut self.output)))
+    }
+
+    fn transmit(&mut self, _timestamp: Instant) -> Option<TxToken<'_>> {
+        (self.output.len() < MAX_FRAMES).then_some(TxToken(&mut self.output))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = pollux_nic::frame::MAX_FRAME;
+        capabilities
+    }
+}
+
+/// A received frame.
+struct RxToken(Vec<u8>);
+
+impl phy::RxToken for RxToken {
+    fn consume<T, F: FnOnce(&[u8]) -> T>(self, read: F) -> T {
+        read(&self.0)
+    }
+}
+
+/// Room for a frame.
+struct TxToken<'a>(&'a mut VecDeque<Vec<u8>>);
+
+impl phy::TxToken for TxToken<'_> {
+    fn consume<T, F: FnOnce(&mut [u8]) -> T>(self, len: usize, write: F) -> T {
+        let mut frame = alloc::vec![0; len];
+        let result = write(&mut frame);
+        self.0.push_back(frame);
+        result
+    }
+}
