@@ -5,6 +5,7 @@
 
 mod http;
 mod kv;
+pub mod range;
 mod store;
 
 use std::io::Read;
@@ -108,16 +109,28 @@ impl Service {
 
     /// The newest term of a pair.
     pub fn newest(&self, pair: &str) -> Option<Holding> {
-        let prefix = format!("pollux/{pair}/");
+        let [first, end] = keys_of(pair);
         let store = self.shared.lock();
-        let keys = store.range(&prefix, None).take_while(|(key, _)| key.starts_with(&prefix));
-        let terms = keys.filter_map(|(key, record)| Some((key[prefix.len()..].parse().ok()?, record)));
-        terms.max_by_key(|(term, _)| *term).map(|(term, record)| Holding { term, winner: record.value.clone() })
+        let keys = store.range(&first, Some(&end)).map(|(key, record)| (key.as_str(), record.value.as_str()));
+        newest(pair, keys)
     }
 
     fn keys(&self) -> u64 {
         self.shared.lock().revision() - 1
     }
+}
+
+/// The keys of a pair's terms: from the first to before the second.
+fn keys_of(pair: &str) -> [String; 2] {
+    // The character behind `/` is `0`.
+    [format!("pollux/{pair}/"), format!("pollux/{pair}0")]
+}
+
+/// The newest term of a pair among keys with their values.
+fn newest<'a>(pair: &str, keys: impl Iterator<Item = (&'a str, &'a str)>) -> Option<Holding> {
+    let [prefix, _] = keys_of(pair);
+    let terms = keys.filter_map(|(key, value)| Some((key.strip_prefix(&prefix)?.parse().ok()?, value)));
+    terms.max_by_key(|(term, _)| *term).map(|(term, value)| Holding { term, winner: value.to_owned() })
 }
 
 impl Drop for Service {

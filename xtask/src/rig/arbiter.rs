@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::network::FabricCounters;
-use crate::arbiter::Service;
+use crate::arbiter::{Holding, Service, range};
 use crate::net::ARBITER_PORT;
 
 /// The file of a rig's own arbiter, in the rig's directory.
@@ -48,6 +48,8 @@ pub struct Arbiter {
     /// None for one elsewhere.
     service: Option<Service>,
     pair: String,
+    /// The newest term before the rig's machines came.
+    before: Option<Holding>,
 }
 
 /// The arbiter at one moment.
@@ -56,7 +58,7 @@ pub struct Arbiter {
 pub struct ArbiterSnapshot {
     /// Where it listens.
     pub address: String,
-    /// The newest term that it gave to the pair; none if it gave none, or is not ours to look into.
+    /// The newest term that it gave to the pair, if it gave any; of one elsewhere, the newest before the rig started.
     pub newest_term: Option<u64>,
     /// Who got it: node and name of the machine.
     pub winner: Option<String>,
@@ -69,16 +71,17 @@ pub struct ArbiterSnapshot {
 impl Arbiter {
     /// Starts what was chosen, for the machines of `pair`.
     pub fn start(choice: Choice, directory: &Path, pair: &str) -> Result<Option<Self>> {
-        let (address, service) = match choice {
+        let (address, service, before) = match choice {
             Choice::Off => return Ok(None),
-            Choice::At(address) => (address, None),
+            Choice::At(address) => (address, None, range::newest_at(address, pair)?),
             Choice::Own => {
                 let service = Service::start((Ipv4Addr::LOCALHOST, 0).into(), &directory.join(FILE));
                 let service = service.context("the rig's own arbiter")?;
-                (service.address(), Some(service))
+                let before = service.newest(pair);
+                (service.address(), Some(service), before)
             }
         };
-        Ok(Some(Self { address, service, pair: pair.to_owned() }))
+        Ok(Some(Self { address, service, pair: pair.to_owned(), before }))
     }
 
     /// Where it listens.
@@ -86,15 +89,17 @@ impl Arbiter {
         self.address
     }
 
-    /// The first term that was never given away, as far as we can know.
+    /// The first term that had not been given to anybody when the rig started.
     pub fn first_free_term(&self) -> u64 {
-        let newest = self.service.as_ref().and_then(|service| service.newest(&self.pair));
-        newest.map_or(1, |holding| holding.term.saturating_add(1))
+        self.before.as_ref().map_or(1, |holding| holding.term.saturating_add(1))
     }
 
     /// What is known about it.
     pub fn snapshot(&self, counters: Option<&FabricCounters>) -> ArbiterSnapshot {
-        let newest = self.service.as_ref().and_then(|service| service.newest(&self.pair));
+        let newest = match &self.service {
+            Some(service) => service.newest(&self.pair),
+            None => self.before.clone(),
+        };
         let relay = counters.and_then(|counters| counters.relay).unwrap_or_default();
         ArbiterSnapshot {
             address: self.address.to_string(),
