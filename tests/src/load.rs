@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::history::Increment;
+use crate::history::{self, Increment, Summary};
 use crate::resp::Client;
+use crate::rig::{Rig, TAKEOVER_LIMIT};
 
 /// No reply may take longer, whatever happens to the machines.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -70,4 +71,28 @@ impl Drop for Load {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
+}
+
+/// Waits until the client has got `more` replies.
+///
+/// # Errors
+/// When it does not get them, or the rig ends.
+pub fn wait_answers(rig: &mut Rig, load: &Load, more: usize) -> Result<()> {
+    let goal = load.answered() + more;
+    let look = |_: &Rig| {
+        ensure!(load.is_alive(), "the client's connection failed");
+        Ok((load.answered() >= goal).then_some(()))
+    };
+    rig.wait("the client gets replies", TAKEOVER_LIMIT, look)
+}
+
+/// Ends the client, the only one of its counter, and checks that it saw 1, 2, 3 and so on without a gap or repeat.
+///
+/// # Errors
+/// What was wrong.
+pub fn judge(load: Load) -> Result<Summary> {
+    let summary = history::check(1, &load.stop().context("the client's only connection")?)?;
+    println!("{summary:?}");
+    ensure!(summary.unanswered == 0);
+    Ok(summary)
 }

@@ -19,6 +19,8 @@ const POLL: Duration = Duration::from_millis(50);
 const LIFE: &str = "900s";
 /// From the start to *protected*, and from a new backup's start likewise. Other programs may keep the processors busy.
 pub const START_LIMIT: Duration = Duration::from_secs(60);
+/// From a failure until the guest answers again. The suspicion takes a second; the rest is for a desk that is busy.
+pub const TAKEOVER_LIMIT: Duration = Duration::from_secs(20);
 /// From a signal to the end.
 pub const END_LIMIT: Duration = Duration::from_secs(15);
 

@@ -15,8 +15,19 @@ pub struct RigStatus {
     pub machines: Vec<Machine>,
     /// All takeovers so far.
     pub takeovers: Vec<Value>,
+    /// The arbiter, if there is one.
+    pub arbiter: Option<Arbiter>,
     /// The last things that happened.
     pub notices: Vec<Notice>,
+}
+
+/// The arbiter as the rig sees it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Arbiter {
+    /// The newest term that it gave to the pair.
+    pub newest_term: Option<u64>,
+    /// Who got it: node and name of the machine.
+    pub winner: Option<String>,
 }
 
 /// A machine of it.
@@ -30,6 +41,8 @@ pub struct Machine {
     pub pid: Option<i32>,
     /// The file with its log.
     pub serial: PathBuf,
+    /// What it says its role is.
+    pub claim: Option<String>,
     /// What its hypervisor said last.
     pub status: Option<Status>,
 }
@@ -41,6 +54,12 @@ pub struct Status {
     pub position: u64,
     /// Wall clock since the machine's start in milliseconds: no two reports have the same.
     pub wall_ms: u64,
+    /// The term that it is in.
+    #[serde(default)]
+    pub term: u64,
+    /// What it asks the arbiter.
+    #[serde(default)]
+    pub arbiter: Asking,
     /// State digests compared.
     pub digests: u64,
     /// By how many ticks the backup lags.
@@ -52,6 +71,15 @@ pub struct Status {
     /// Everything else.
     #[serde(flatten)]
     pub more: Map<String, Value>,
+}
+
+/// A machine's questions to the arbiter.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Asking {
+    /// The term that it asks for now; 0 if it asks for none.
+    pub asks_for: u64,
+    /// Tries that brought no answer.
+    pub failures: u64,
 }
 
 /// The output gate.
@@ -81,6 +109,14 @@ impl RigStatus {
     #[must_use]
     pub fn of(&self, role: &str) -> Option<&Status> {
         self.machine(role)?.status.as_ref()
+    }
+
+    /// Whom the arbiter gave the newest term, and which that is.
+    #[must_use]
+    pub fn reign(&self) -> Option<(u64, &str)> {
+        let arbiter = self.arbiter.as_ref()?;
+        let name = arbiter.winner.as_ref()?.split_whitespace().next_back()?;
+        Some((arbiter.newest_term?, name))
     }
 
     /// The first notice that contains `text`.

@@ -6,33 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::unistd::geteuid;
-use pollux_tests::history::{self, Summary};
-use pollux_tests::load::Load;
-use pollux_tests::rig::Rig;
+use pollux_tests::history;
+use pollux_tests::load::{Load, judge, wait_answers};
+use pollux_tests::rig::{Rig, TAKEOVER_LIMIT};
 use pollux_tests::seed;
 
 /// Kills of the primary; `POLLUX_KILLS` says otherwise.
 const KILLS: usize = 6;
-/// The suspicion takes a second; the rest is for a desk that is busy.
-const TAKEOVER_LIMIT: Duration = Duration::from_secs(20);
-
-/// Waits until the client has got `more` replies.
-fn wait_answers(rig: &mut Rig, load: &Load, more: usize) -> Result<()> {
-    let goal = load.answered() + more;
-    let look = |_: &Rig| {
-        ensure!(load.is_alive(), "the client's connection failed");
-        Ok((load.answered() >= goal).then_some(()))
-    };
-    rig.wait("the client gets replies", TAKEOVER_LIMIT, look)
-}
-
-fn judge(load: Load) -> Result<Summary> {
-    let summary = history::check(1, &load.stop().context("the client's only connection")?)?;
-    println!("{summary:?}");
-    ensure!(summary.unanswered == 0);
-    Ok(summary)
-}
-
 #[test]
 fn one_connection_survives_kill_after_kill() -> Result<()> {
     let kills = std::env::var("POLLUX_KILLS").ok().map_or(Ok(KILLS), |text| text.parse())?;

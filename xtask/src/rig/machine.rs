@@ -106,6 +106,7 @@ impl Machine {
             alive: true,
             claim: if self.has_halted() { Some(Claim::Halted) } else { status.map(|status| status.role) },
             protected: status.is_some_and(|status| status.protected),
+            term: status.map_or(0, |status| status.term),
             silent: self.silence() > SILENCE,
         }
     }

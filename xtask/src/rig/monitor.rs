@@ -78,6 +78,24 @@ pub struct Transfer {
     pub pause_ms: f64,
 }
 
+/// The machine's questions to the arbiter.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Asking {
+    /// The term that it asks for now; 0 if it asks for none.
+    pub asks_for: u64,
+    /// Connections that it began.
+    pub tries: u64,
+    /// Those that brought no answer.
+    pub failures: u64,
+    /// Terms that it won.
+    pub granted: u64,
+    /// Terms that others had won.
+    pub taken: u64,
+    /// How long the last answer took, in microseconds.
+    pub answer_us: u64,
+}
+
 /// A machine's status; every counter counts from the machine's start.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -102,6 +120,10 @@ pub struct Status {
     pub host_ticks: u64,
     /// Instructions of the guest.
     pub guest_ticks: u64,
+    /// The term that it is in; 0 before the first.
+    pub term: u64,
+    /// What it asks the arbiter.
+    pub arbiter: Asking,
     /// How far the backup is behind, in log entries ...
     pub lag_entries: u64,
     /// ... in ticks of the guest ...

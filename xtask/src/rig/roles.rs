@@ -14,7 +14,7 @@ pub enum Role {
     Backup,
     /// It is on the way to either.
     Joining,
-    /// It does not run, or has halted.
+    /// It does not run, has halted, or was replaced without knowing it: its output stays inside.
     Dead,
 }
 
@@ -37,6 +37,8 @@ pub struct Facts {
     pub alive: bool,
     /// What it said last, if it has said anything.
     pub claim: Option<Claim>,
+    /// The term that it said it is in.
+    pub term: u64,
     /// What it said last about protection.
     pub protected: bool,
     /// It has said nothing for so long that it must have stopped, unless its emulator is starved.
@@ -57,10 +59,11 @@ fn role(facts: &[Facts], machine: usize) -> Role {
         return Role::Dead;
     }
     let speaks_as_primary = |other: &Facts| other.alive && !other.silent && other.claim == Some(Claim::Primary);
-    let replaced = facts.iter().enumerate().any(|(index, other)| index != machine && speaks_as_primary(other));
+    let replaces = |other: &Facts| speaks_as_primary(other) && (own.silent || other.term > own.term);
+    let replaced = facts.iter().enumerate().any(|(index, other)| index != machine && replaces(other));
     match own.claim {
-        // A machine that hangs cannot say so; that its twin took over proves it.
-        Some(Claim::Primary) if own.silent && replaced => Role::Dead,
+        // A machine that hangs or is cut off cannot know; that its twin took over proves it.
+        Some(Claim::Primary) if replaced => Role::Dead,
         Some(Claim::Primary) => Role::Primary,
         Some(Claim::Backup) => Role::Backup,
         Some(Claim::Joining) | None => Role::Joining,
@@ -73,7 +76,7 @@ mod tests {
     use super::*;
 
     fn facts(claim: Claim, protected: bool) -> Facts {
-        Facts { alive: true, claim: Some(claim), protected, silent: false }
+        Facts { alive: true, claim: Some(claim), protected, ..Facts::default() }
     }
 
     #[test]
@@ -104,5 +107,15 @@ mod tests {
         assert_eq!(derive(&[hung, facts(Claim::Backup, false)]).0, [Role::Primary, Role::Backup]);
         assert_eq!(derive(&[hung, facts(Claim::Primary, false)]).0, [Role::Dead, Role::Primary]);
         assert_eq!(derive(&[hung, hung]).0, [Role::Primary, Role::Primary]);
+    }
+
+    #[test]
+    fn a_primary_that_is_cut_off_is_dead_once_its_twin_is_in_a_newer_term() {
+        let old = Facts { term: 1, ..facts(Claim::Primary, false) };
+        let new = Facts { term: 2, ..old };
+        assert_eq!(derive(&[old, new]).0, [Role::Dead, Role::Primary]);
+        assert_eq!(derive(&[old, old]).0, [Role::Primary, Role::Primary]);
+        assert_eq!(derive(&[old, Facts { term: 2, ..facts(Claim::Joining, false) }]).0, [Role::Primary, Role::Joining]);
+        assert_eq!(derive(&[old, Facts { alive: false, ..new }]).0, [Role::Primary, Role::Dead]);
     }
 }

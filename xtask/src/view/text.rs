@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::rig::monitor::{Status, Takeover};
+use crate::rig::monitor::{Asking, Status, Takeover};
 use crate::rig::network::LinkSnapshot;
 use crate::rig::rates::Rates;
 use crate::rig::roles::Role;
@@ -113,6 +113,7 @@ fn counters(status: &Status, rates: &Rates) -> Vec<String> {
         ),
         format!("  exits      {}", top(&rates.exits, "/s")),
         format!("  digests    {} compared", status.digests),
+        format!("  term       {}", term(status)),
     ];
     if status.transfer.bytes > 0 {
         let transfer = &status.transfer;
@@ -130,6 +131,21 @@ fn counters(status: &Status, rates: &Rates) -> Vec<String> {
         lines.push(format!("  errors     {}", errors.join(", ")));
     }
     lines
+}
+
+fn term(status: &Status) -> String {
+    let Asking { asks_for, tries, failures, granted, taken, answer_us } = status.arbiter;
+    let mut parts = vec![status.term.to_string()];
+    if asks_for > 0 {
+        parts.push(format!("waits for the arbiter's word on term {asks_for}"));
+    }
+    if tries > 0 {
+        parts.push(format!("asked {tries} times, {failures} in vain"));
+    }
+    if granted + taken > 0 {
+        parts.push(format!("last answer after {:.1} ms", answer_us as f64 / 1e3));
+    }
+    parts.join(", ")
 }
 
 /// The largest entries of a table of rates.
@@ -180,6 +196,8 @@ pub(super) mod tests {
             log: [("packet".to_owned(), Amount { n: 3, bytes: 400, data: 300 })].into(),
             digests: 17,
             counter: "ticks".into(),
+            term: 2,
+            arbiter: Asking { asks_for: 3, tries: 5, failures: 4, ..Asking::default() },
             ..Status::default()
         };
         let rates = Rates {
@@ -248,6 +266,7 @@ pub(super) mod tests {
             "17 compared",
             "1003 ms (detection 1000",
             "3 requests, newest term 2",
+            "term       2, waits for the arbiter's word on term 3, asked 5 times, 4 in vain",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
