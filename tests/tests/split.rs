@@ -3,12 +3,11 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use pollux_tests::capture;
 use pollux_tests::load::{Load, judge, wait_answers};
 use pollux_tests::rig::{Rig, TAKEOVER_LIMIT};
 use pollux_tests::status::Status;
+use pollux_tests::{GUEST_MAC, capture};
 
-const GUEST: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 /// Questions in vain after which a machine is taken to wait for the arbiter.
 const IN_VAIN: u64 = 3;
 
@@ -70,7 +69,7 @@ impl Scene {
         let summary = judge(self.load)?;
         println!("the longest wait for a reply was {:?}", summary.longest_wait);
         let frames = capture::read(&self.rig.directory().join("client.pcap"))?;
-        println!("{:?}", capture::repeats(&frames, GUEST)?);
+        println!("{:?}", capture::repeats(&frames, GUEST_MAC)?);
         ensure!(self.rig.status()?.notice("diverged").is_none());
         self.rig.stop()
     }
