@@ -1,0 +1,55 @@
+//! Who may act: at most one machine at a time, and in a term that is its own.
+
+use super::{Audit, Check};
+use crate::arbiter::Arbiter;
+use pollux_ft::{NodeId, Role};
+
+impl Audit {
+    /// After machine `index` has changed.
+    pub(super) fn check_live(&mut self, index: usize, arbiter: &Arbiter) {
+        let open = self.views.iter().flatten().filter(|view| view.gate_open).count();
+        if open > 1 {
+            self.broken(Check::OneLive, format!("{open} machines have their gates open"));
+        }
+        let Some(view) = self.views[index].filter(|view| view.gate_open || view.role.is_primary()) else { return };
+        let reigning = *self.reigns.entry(view.term).or_insert(view.node);
+        if reigning != view.node {
+            let text = format!("term {} is that of node {reigning}, and node {} acts in it", view.term.0, view.node);
+            self.broken(Check::OneTermOneNode, text);
+        }
+        if self.arbitrated && arbiter.winner(view.term) != Some(view.node) {
+            let text = format!("node {} acts in term {}, which it did not win", view.node, view.term.0);
+            self.broken(Check::OneTermOneNode, text);
+        }
+    }
+
+    /// A frame leaves through the open gate of `index`: no complete replica may be able to go live.
+    pub(super) fn check_alone(&mut self, index: usize, arbiter: &Arbiter) {
+        let Some(me) = self.views[index].map(|view| view.node).filter(|_| self.arbitrated) else { return };
+        let replica = self.views.iter().flatten().find(|view| {
+            let complete = matches!(view.role, Role::Backup | Role::Draining) && view.peer == Some(me);
+            complete && !arbiter.is_newest(me, view.term)
+        });
+        if let Some(replica) = replica.copied() {
+            let text = format!("node {me} sends alone, but its backup {} could win the next term", replica.node);
+            self.broken(Check::AloneRule, text);
+        }
+    }
+
+    /// The guest of the primary ended by its own will, on all machines that matter.
+    pub(crate) fn powered_off(&mut self) {
+        self.powered_off = true;
+    }
+
+    /// Whether the guest ended so.
+    pub(crate) fn is_powered_off(&self) -> bool {
+        self.powered_off
+    }
+
+    /// Node `node` goes live, `held` being the log that it followed.
+    pub(super) fn check_power(&mut self, node: NodeId, entry_held: bool) {
+        if self.powered_off || entry_held {
+            self.broken(Check::PowerOff, format!("node {node} takes over a guest that switched itself off"));
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What primaries logged and what backups made of it.
+
+use super::{Audit, Check, LogId};
+use pollux_ft::{NodeId, Position, Seq};
+
+/// A log, as its primary wrote it.
+#[derive(Debug, Default)]
+pub(crate) struct Session {
+    /// The entry that the state stood behind, and the frames that the guest had made up to it.
+    base: Seq,
+    base_position: Position,
+    history: Vec<u64>,
+    /// Positions of all entries behind it.
+    positions: Vec<Position>,
+    /// Number of each entry that changes the guest, and the guest's digest behind it.
+    records: Vec<(Seq, u64)>,
+    power_off: Option<Seq>,
+    /// Newest entry that a backup had, and how many of the records it applied.
+    held: Seq,
+    applied: usize,
+}
+
+impl Session {
+    fn position(&self, seq: Seq) -> Option<Position> {
+        match seq.0.checked_sub(self.base.0)? {
+            0 => Some(self.base_position),
+            behind => self.positions.get(behind as usize - 1).copied(),
+        }
+    }
+}
+
+impl Audit {
+    /// A primary sent its whole state, which stands behind entry `base`.
+    pub(crate) fn state_sent(&mut self, log: LogId, base: Seq, position: Position, history: &[u64]) {
+        let session =
+            Session { base, base_position: position, history: history.to_vec(), held: base, ..Session::default() };
+        self.sessions.insert(log, session);
+    }
+
+    /// The frames that the guest had made when its state was sent.
+    pub(crate) fn history(&self, log: LogId) -> Vec<u64> {
+        self.sessions.get(&log).map(|session| session.history.clone()).unwrap_or_default()
+    }
+
+    /// A primary appended an entry. A horizon that was not sent gives its number to the entry behind it.
+    pub(crate) fn appended(&mut self, log: LogId, seq: Seq, position: Position) {
+        let Some(session) = self.sessions.get_mut(&log) else { return };
+        let behind = (seq.0 - session.base.0) as usize;
+        session.positions.truncate(behind - 1);
+        session.positions.push(position);
+        if session.positions.len() != behind {
+            self.broken(Check::ReplicasEqual, format!("entry {} leaves a gap in the log", seq.0));
+        }
+    }
+
+    /// The primary's guest has seen entry `seq`.
+    pub(crate) fn logged(&mut self, log: LogId, seq: Seq, digest: u64, power_off: bool) {
+        if let Some(session) = self.sessions.get_mut(&log) {
+            session.records.push((seq, digest));
+            if power_off {
+                session.power_off = Some(seq);
+            }
+        }
+    }
+
+    /// A backup has entries up to `seq`, as its memory says.
+    pub(crate) fn holds(&mut self, log: LogId, seq: Seq) {
+        if let Some(session) = self.sessions.get_mut(&log) {
+            session.held = session.held.max(seq);
+        }
+    }
+
+    /// A backup runs: it stands at `position` and has entries up to `held`.
+    pub(crate) fn follows(&mut self, log: LogId, held: Seq, position: Position) {
+        let Some(session) = self.sessions.get(&log) else { return };
+        let limit = session.position(held);
+        if limit.is_none_or(|limit| position > limit) {
+            let text = format!("the backup ran to {}, entry {} is at {limit:?}", position.0, held.0);
+            self.broken(Check::Horizon, text);
+        }
+    }
+
+    /// A backup's guest has seen entry `seq` at `position`, and its digest is `digest`.
+    pub(crate) fn applied(&mut self, log: LogId, seq: Seq, position: Position, digest: u64) {
+        let Some(session) = self.sessions.get_mut(&log) else { return };
+        let expected = session.records.get(session.applied).copied();
+        session.applied += 1;
+        let at = session.position(seq);
+        if expected != Some((seq, digest)) || at != Some(position) {
+            let text = format!(
+                "entry {} applied at {} gives {digest:016x}; the primary had {expected:x?} at {at:?}",
+                seq.0, position.0
+            );
+            self.broken(Check::ReplicasEqual, text);
+        }
+    }
+
+    /// The output rule: frames sealed with `seq` leave the primary of `log`.
+    pub(super) fn check_output_rule(&mut self, log: LogId, seq: Seq) {
+        let held = self.sessions.get(&log).map_or(Seq(0), |session| session.held);
+        if held < seq {
+            let text = format!("a frame of entry {} leaves, the backup holds entries up to {}", seq.0, held.0);
+            self.broken(Check::OutputRule, text);
+        }
+    }
+
+    /// A backup at `position` that holds entries up to `held` goes live with a guest that made the frames of `history`.
+    pub(crate) fn goes_live(&mut self, node: NodeId, log: LogId, held: Seq, position: Position, history: &[u64]) {
+        if let Some(session) = self.sessions.get(&log) {
+            let unseen = session.records.get(session.applied).filter(|(seq, _)| *seq <= held);
+            let at = session.position(held);
+            let power_off = session.power_off.is_some_and(|seq| seq <= held);
+            let left = unseen.map(|(seq, _)| seq.0);
+            if left.is_some() || at != Some(position) {
+                let text = format!(
+                    "live at {} with the log up to entry {}, which ends at {at:?}; not applied: {left:?}",
+                    position.0, held.0
+                );
+                self.broken(Check::Drained, text);
+            }
+            self.check_power(node, power_off);
+        }
+        self.check_past(history);
+    }
+
+    /// How many entries of the log wait to be applied by its backup.
+    pub(crate) fn backlog(&self, log: LogId) -> usize {
+        self.sessions.get(&log).map_or(0, |session| session.records.len().saturating_sub(session.applied))
+    }
+}

@@ -1,0 +1,427 @@
+//! The modelled guest: a service that counts, and a chain of all that it saw.
+//!
+//! Its state is a function of its first state and of the entries applied to it, each at its position. A frame of it
+//! carries the chain, so that two frames are equal only if everything before them was. It runs in ticks, but only
+//! blocks of ticks, entries and its own events are hashed: what lies between changes nothing.
+
+use crate::frame::{NO_CLIENT, POWER_OFF, Reply, Request};
+use crate::rng::mix;
+use pollux_ft::{Control, EntryRef};
+use std::collections::VecDeque;
+
+/// Pages of guest memory.
+pub(crate) const PAGES: usize = 16;
+/// Bytes in a page.
+pub(crate) const PAGE: usize = 4096;
+const WORDS: usize = PAGES * PAGE / 8;
+/// Words of memory that hold the counter and the clients' last requests; the others are scribbled on.
+const RECORDS: usize = 64;
+/// Ticks between two steps of the chain.
+const BLOCK: u64 = 8192;
+/// Requests that wait at most; more are dropped, as by any server.
+const QUEUE: usize = 32;
+/// One nanosecond a tick, as 32.32 fixed point.
+pub(crate) const NANOSECOND: u64 = 1 << 32;
+
+/// Why the guest stopped running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// It stands where it was to go.
+    Target,
+    /// It made this frame.
+    Frame(Vec<u8>),
+    /// It has nothing to do and sleeps.
+    Asleep,
+    /// It switched itself off.
+    PowerOff,
+}
+
+/// What the guest is busy with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Job {
+    done_at: u64,
+    request: Request,
+}
+
+/// The guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Guest {
+    position: u64,
+    chain: u64,
+    /// Guest time is `base + (position - base_position) * rate`.
+    base: u64,
+    base_position: u64,
+    rate: u64,
+    /// Guest time of its next timer.
+    alarm: u64,
+    /// Ticks that a request takes at most.
+    work: u64,
+    /// It computes without end; else it sleeps when it has nothing to do.
+    busy: bool,
+    off: bool,
+    frames: u64,
+    job: Option<Job>,
+    queue: VecDeque<Request>,
+    memory: Vec<u64>,
+    /// Pages written since they were last asked for. Not part of the state.
+    dirty: [bool; PAGES],
+}
+
+/// Guest time between two alarms, in nanoseconds.
+const ALARM: u64 = 60_000_000;
+
+impl Guest {
+    /// A guest that was just booted, with something in every page but the last.
+    pub(crate) fn booted(busy: bool, work: u64) -> Self {
+        let used = RECORDS..WORDS - PAGE / 8;
+        let memory = (0..WORDS).map(|word| if used.contains(&word) { mix(word as u64, work) } else { 0 }).collect();
+        Self { busy, work, memory, rate: 1000 * NANOSECOND, alarm: ALARM, ..Self::empty() }
+    }
+
+    /// No guest: memory of zeros.
+    pub(crate) fn empty() -> Self {
+        Self {
+            position: 0,
+            chain: 0,
+            base: 0,
+            base_position: 0,
+            rate: 0,
+            alarm: 0,
+            work: 1,
+            busy: false,
+            off: false,
+            frames: 0,
+            job: None,
+            queue: VecDeque::new(),
+            memory: vec![0; WORDS],
+            dirty: [false; PAGES],
+        }
+    }
+
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Guest time in nanoseconds.
+    pub(crate) fn time(&self) -> u64 {
+        self.base + ((u128::from(self.position - self.base_position) * u128::from(self.rate)) >> 32) as u64
+    }
+
+    /// Guest time of its next timer, in nanoseconds.
+    pub(crate) fn alarm(&self) -> u64 {
+        self.alarm
+    }
+
+    /// It has nothing to do.
+    pub(crate) fn is_asleep(&self) -> bool {
+        !self.busy && self.job.is_none() && !self.off
+    }
+
+    /// Where the alarm rings if nothing is changed.
+    fn alarm_position(&self) -> u64 {
+        let ahead = u128::from(self.alarm.saturating_sub(self.base)) << 32;
+        let ticks = ahead.div_ceil(u128::from(self.rate.max(1)));
+        self.base_position.saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX)).max(self.position + 1)
+    }
+
+    /// Where something happens next by itself.
+    pub(crate) fn next_event(&self) -> u64 {
+        self.alarm_position().min(self.job.map_or(u64::MAX, |job| job.done_at))
+    }
+
+    /// Runs to `target` or to the next event, exactly.
+    pub(crate) fn run(&mut self, target: u64) -> Stop {
+        if self.off {
+            return Stop::PowerOff;
+        }
+        if self.is_asleep() {
+            return Stop::Asleep;
+        }
+        if target <= self.position {
+            return Stop::Target;
+        }
+        let event = self.next_event();
+        self.advance(event.min(target));
+        if self.position == event { self.happen() } else { Stop::Target }
+    }
+
+    fn advance(&mut self, to: u64) {
+        for block in self.position / BLOCK + 1..=to / BLOCK {
+            self.chain = mix(self.chain, block);
+        }
+        self.position = to;
+    }
+
+    /// The event of this position: the job's end goes before the alarm.
+    fn happen(&mut self) -> Stop {
+        match self.job {
+            Some(job) if job.done_at == self.position => {
+                self.job = None;
+                let reply = self.finish(job.request);
+                if let Some(next) = self.queue.pop_front() {
+                    self.start(next);
+                }
+                if self.off {
+                    return Stop::PowerOff;
+                }
+                reply.map_or(Stop::Target, Stop::Frame)
+            }
+            _ => {
+                self.alarm = self.time().max(self.alarm) + ALARM;
+                Stop::Frame(self.frame(NO_CLIENT, 0, 0))
+            }
+        }
+    }
+
+    fn start(&mut self, request: Request) {
+        let done_at = self.position + 1 + self.chain % self.work;
+        self.job = Some(Job { done_at, request });
+    }
+
+    /// Counts, once for each request, and answers.
+    fn finish(&mut self, request: Request) -> Option<Vec<u8>> {
+        if request.number == POWER_OFF {
+            self.off = true;
+            return None;
+        }
+        if request.client == NO_CLIENT {
+            self.alarm = self.time().max(self.alarm) + ALARM;
+            return Some(self.frame(NO_CLIENT, 0, 0));
+        }
+        let record = 2 + 2 * (request.client as usize % ((RECORDS - 2) / 2));
+        if request.number > self.memory[record] {
+            self.write(0, self.memory[0] + 1);
+            self.write(record, request.number);
+            self.write(record + 1, self.memory[0]);
+        }
+        let current = request.number == self.memory[record];
+        current.then(|| self.frame(request.client, request.number, self.memory[record + 1]))
+    }
+
+    fn frame(&mut self, client: u64, number: u64, value: u64) -> Vec<u8> {
+        let (index, time) = (self.frames, self.time());
+        self.frames += 1;
+        self.chain = mix(self.chain, mix(index, value));
+        Reply { index, chain: self.chain, time, client, number, value }.encode()
+    }
+
+    fn write(&mut self, word: usize, value: u64) {
+        self.memory[word] = value;
+        self.dirty[word * 8 / PAGE] = true;
+    }
+
+    /// Sees an entry at this position; `false` when it is a digest that does not match.
+    pub(crate) fn apply(&mut self, entry: &EntryRef<'_>) -> bool {
+        let seen = match *entry {
+            EntryRef::Digest { machine, slice, memory } => {
+                return machine == self.machine_digest() && memory == self.slice(slice);
+            }
+            EntryRef::PacketIn(data) => {
+                self.receive(data);
+                data.iter().fold(data.len() as u64, |sum, byte| mix(sum, u64::from(*byte)))
+            }
+            EntryRef::ConsoleIn(data) => data.iter().fold(1, |sum, byte| mix(sum, u64::from(*byte))),
+            EntryRef::Clock { base_ns, rate } => {
+                (self.base, self.base_position, self.rate) = (base_ns, self.position, rate);
+                if self.is_asleep() && self.base >= self.alarm {
+                    self.start(Request { client: NO_CLIENT, number: 0 });
+                }
+                mix(base_ns, rate)
+            }
+            EntryRef::Control(Control::Reset) => {
+                self.queue.clear();
+                self.job = None;
+                2
+            }
+            EntryRef::Control(_) | EntryRef::Horizon | EntryRef::Output => return true,
+        };
+        self.chain = mix(self.chain, mix(seen, self.position));
+        let word = RECORDS + (self.chain % (WORDS - RECORDS) as u64) as usize;
+        // One page in eight becomes all zeros again from time to time.
+        let value = if self.chain >> 61 == 0 { 0 } else { seen };
+        self.write(word, value);
+        true
+    }
+
+    fn receive(&mut self, frame: &[u8]) {
+        let Some(request) = Request::decode(frame) else { return };
+        if self.job.is_none() {
+            self.start(request);
+        } else if self.queue.len() < QUEUE {
+            self.queue.push_back(request);
+        }
+    }
+
+    /// A hash of everything but memory.
+    pub(crate) fn machine_digest(&self) -> u64 {
+        self.save_words().fold(self.queue.len() as u64, mix)
+    }
+
+    /// A hash of one slice of memory: a page.
+    pub(crate) fn slice(&self, slice: u32) -> u64 {
+        let page = slice as usize % PAGES;
+        self.memory[page * PAGE / 8..][..PAGE / 8].iter().fold(0, |sum, word| mix(sum, *word))
+    }
+
+    /// A hash of everything.
+    pub(crate) fn digest(&self) -> u64 {
+        self.memory.iter().fold(self.machine_digest(), |sum, word| mix(sum, *word))
+    }
+
+    fn save_words(&self) -> impl Iterator<Item = u64> {
+        let job = self.job.map_or([0; 3], |job| [job.done_at, job.request.client, job.request.number]);
+        let flags = u64::from(self.busy) | u64::from(self.off) << 1 | u64::from(self.job.is_some()) << 2;
+        let fixed = [
+            self.position,
+            self.chain,
+            self.base,
+            self.base_position,
+            self.rate,
+            self.alarm,
+            self.work,
+            flags,
+            self.frames,
+        ];
+        let queue = self.queue.iter().flat_map(|request| [request.client, request.number]);
+        fixed.into_iter().chain(job).chain(queue)
+    }
+
+    /// Everything but memory, as bytes.
+    pub(crate) fn save(&self) -> Vec<u8> {
+        self.save_words().flat_map(u64::to_le_bytes).collect()
+    }
+
+    /// Takes what [`save`](Self::save) gave; `false` when it is not that.
+    pub(crate) fn load(&mut self, bytes: &[u8]) -> bool {
+        let words: Vec<u64> =
+            bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes"))).collect();
+        let Some((fixed, rest)) = words.split_first_chunk::<12>() else { return false };
+        let [position, chain, base, base_position, rate, alarm, work, flags, frames, done_at, client, number] = *fixed;
+        let job = Job { done_at, request: Request { client, number } };
+        *self = Self {
+            position,
+            chain,
+            base,
+            base_position,
+            rate,
+            alarm,
+            work,
+            frames,
+            busy: flags & 1 != 0,
+            off: flags & 2 != 0,
+            job: (flags & 4 != 0).then_some(job),
+            queue: rest.chunks_exact(2).map(|pair| Request { client: pair[0], number: pair[1] }).collect(),
+            memory: core::mem::take(&mut self.memory),
+            dirty: [false; PAGES],
+        };
+        true
+    }
+
+    /// The bytes of a page.
+    pub(crate) fn page(&self, page: usize) -> Vec<u8> {
+        self.memory[page * PAGE / 8..][..PAGE / 8].iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// Overwrites whole pages.
+    pub(crate) fn load_memory(&mut self, gpa: u64, data: &[u8]) {
+        let start = gpa as usize / 8;
+        for (word, raw) in self.memory[start..].iter_mut().zip(data.chunks_exact(8)) {
+            *word = u64::from_le_bytes(raw.try_into().expect("eight bytes"));
+        }
+    }
+
+    /// Which pages were written since the last call.
+    pub(crate) fn take_dirty(&mut self) -> [bool; PAGES] {
+        core::mem::take(&mut self.dirty)
+    }
+
+    /// Turns a bit, of the chain or of memory that nobody uses: a fault that only digests find.
+    pub(crate) fn flip(&mut self, bit: u64) {
+        let word = match bit / 64 % 8 {
+            0 => &mut self.chain,
+            unused => &mut self.memory[RECORDS - unused as usize],
+        };
+        *word ^= 1 << (bit % 64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(guest: &mut Guest, target: u64) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        while guest.position() < target {
+            match guest.run(target) {
+                Stop::Frame(frame) => frames.push(frame),
+                Stop::Target => {}
+                Stop::Asleep | Stop::PowerOff => break,
+            }
+        }
+        frames
+    }
+
+    #[test]
+    fn the_same_entries_at_the_same_positions_give_the_same_guest() {
+        let request = Request { client: 1, number: 1 }.encode(9);
+        let mut guests = [Guest::booted(true, 500), Guest::booted(true, 500)];
+        // One runs in small steps, the other in large ones.
+        let made = [7, 100_000].map(|step| {
+            let guest = &mut guests[usize::from(step > 7)];
+            let mut made = Vec::new();
+            for position in [5_000, 70_000] {
+                while guest.position() < position {
+                    made.extend(frames(guest, position.min(guest.position() + step)));
+                }
+                assert!(guest.apply(&EntryRef::PacketIn(&request)));
+            }
+            made.extend(frames(guest, 90_000));
+            made
+        });
+        assert_eq!(made[0], made[1]);
+        assert_eq!(guests[0].digest(), guests[1].digest());
+        let values: Vec<_> = made[0].iter().filter_map(|frame| Reply::decode(frame)).map(|reply| reply.value).collect();
+        assert_eq!(values, [1, 0, 1], "the repeated request counts once, the alarm is between");
+    }
+
+    #[test]
+    fn a_tick_more_or_less_is_seen() {
+        let request = Request { client: 1, number: 1 }.encode(0);
+        let [a, b] = [5_000, 5_001].map(|position| {
+            let mut guest = Guest::booted(true, 500);
+            frames(&mut guest, position);
+            guest.apply(&EntryRef::PacketIn(&request));
+            frames(&mut guest, 9_000);
+            guest.digest()
+        });
+        assert_ne!(a, b);
+    }
+
+    #[test]
+    fn a_guest_survives_its_transfer() {
+        let mut guest = Guest::booted(false, 500);
+        for number in 1..4 {
+            guest.apply(&EntryRef::PacketIn(&Request { client: number, number }.encode(0)));
+        }
+        let mut copy = Guest::empty();
+        for page in 0..PAGES {
+            copy.load_memory((page * PAGE) as u64, &guest.page(page));
+        }
+        assert!(copy.load(&guest.save()));
+        assert_eq!(copy.digest(), guest.digest());
+        copy.flip(77);
+        assert_ne!(copy.digest(), guest.digest());
+        assert!(!copy.load(&[0; 40]));
+    }
+
+    #[test]
+    fn a_sleeping_guest_is_woken_by_its_clock_only() {
+        let mut guest = Guest::booted(false, 50);
+        assert_eq!(guest.run(100), Stop::Asleep);
+        assert!(guest.apply(&EntryRef::Clock { base_ns: ALARM - 1, rate: 1000 * NANOSECOND }));
+        assert_eq!(guest.run(100), Stop::Asleep);
+        assert!(guest.apply(&EntryRef::Clock { base_ns: ALARM, rate: 1000 * NANOSECOND }));
+        assert!(matches!(guest.run(100), Stop::Frame(_)));
+        assert_eq!(guest.run(200), Stop::Asleep);
+    }
+}

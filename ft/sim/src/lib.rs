@@ -1,0 +1,32 @@
+//! Deterministic simulation of the replication protocol, and a check of its decisions as a model.
+//!
+//! The crate under test is `pollux-ft` itself, behind the very gate of `pollux-nic`; what surrounds them is modelled:
+//! guest, networks, clients, arbiter, operators, and time. Everything in a run comes from its seed.
+//!
+//! | module | what |
+//! |---|---|
+//! | `plan`, `world` | what a seed chooses; machines, events and faults |
+//! | `machine`, `guest` | what the hypervisor does around a node; the guest as a chain of all that it saw |
+//! | `net`, `arbiter`, `client` | what lies between and around the machines |
+//! | [`check`] | the rules, checked by somebody who sees everything |
+//! | [`run`], [`mutations`] | many seeds; broken rules, each of which must be noticed |
+#![forbid(unsafe_code)]
+
+mod arbiter;
+pub mod check;
+mod client;
+mod figures;
+mod frame;
+mod guest;
+mod machine;
+pub mod mutations;
+mod net;
+mod plan;
+mod rng;
+pub mod run;
+mod trace;
+mod world;
+
+pub use figures::Figures;
+pub use trace::Keep;
+pub use world::fault::Kind;

@@ -1,0 +1,167 @@
+//! `pollux-sim`: runs seeds, replays one, breaks rules on purpose.
+
+use anyhow::{Result, bail, ensure};
+use clap::Parser;
+use pollux_ft::Mutation;
+use pollux_sim::mutations::{self, try_mutation};
+use pollux_sim::run::{self, Report, Summary, run_many, run_seed};
+use pollux_sim::{Figures, Keep, Kind};
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Lines of the trace that are shown before a violation.
+const LAST: usize = 40;
+
+/// Simulate the replication protocol.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// How many seeds to run
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// Run only this seed
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print all that happens
+    #[arg(long, requires = "seed")]
+    trace: bool,
+    /// Break a rule on purpose, by its name
+    #[arg(long)]
+    mutation: Option<String>,
+    /// Break every rule on purpose, one by one: each must be noticed
+    #[arg(long, conflicts_with_all = ["seed", "mutation"])]
+    mutations: bool,
+    /// Threads
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+fn main() -> ExitCode {
+    match work(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn work(arguments: &Arguments) -> Result<()> {
+    run::catch_panics();
+    let threads = arguments.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+    let mutation = arguments.mutation.as_deref().map(find_mutation).transpose()?;
+    if arguments.mutations {
+        return mutation_table(threads);
+    }
+    match arguments.seed {
+        Some(seed) => one_seed(seed, mutation, arguments.trace),
+        None => many_seeds(arguments.seeds, threads, mutation),
+    }
+}
+
+fn find_mutation(name: &str) -> Result<Mutation> {
+    let found = Mutation::ALL.into_iter().find(|mutation| format!("{mutation:?}") == name);
+    let Some(found) = found else {
+        let names: Vec<_> = Mutation::ALL.iter().map(|mutation| format!("{mutation:?}")).collect();
+        bail!("there is no mutation `{name}`: they are {}", names.join(", "));
+    };
+    Ok(found)
+}
+
+fn one_seed(seed: u64, mutation: Option<Mutation>, trace: bool) -> Result<()> {
+    let report = run_seed(seed, mutation, if trace { Keep::All } else { Keep::Last(LAST) });
+    if trace || report.violation.is_some() {
+        print_trace(&report);
+    }
+    print_figures(&report.figures);
+    println!("trace hash  {:016x}", report.hash);
+    ensure!(report.violation.is_none(), "seed {seed} broke a rule");
+    Ok(())
+}
+
+fn print_trace(report: &Report) {
+    for line in &report.lines {
+        println!("{line}");
+    }
+    if let Some(violation) = &report.violation {
+        println!("VIOLATION of {} at {} us: {}", violation.check, violation.at, violation.text);
+    }
+}
+
+fn many_seeds(seeds: u64, threads: usize, mutation: Option<Mutation>) -> Result<()> {
+    let started = Instant::now();
+    let shown = std::io::stderr().is_terminal();
+    let summary = run_many(0..seeds, threads, mutation, false, &|done| {
+        if shown && done.is_multiple_of(50) {
+            eprint!("\r{done} of {seeds} seeds");
+        }
+    });
+    if shown {
+        eprint!("\r\x1b[K");
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    print_figures(&summary.figures);
+    println!("trace hash  {:016x}", summary.hash);
+    println!("violations  {}", summary.broken.len());
+    println!("took        {seconds:.1} s on {threads} threads");
+    report_broken(&summary, mutation)
+}
+
+/// Shows the end of the first run that broke a rule, and how to see more.
+fn report_broken(summary: &Summary, mutation: Option<Mutation>) -> Result<()> {
+    let Some(first) = summary.broken.first() else { return Ok(()) };
+    for report in summary.broken.iter().take(10) {
+        if let Some(violation) = &report.violation {
+            println!("seed {:>6}: {}: {}", report.seed, violation.check, violation.text);
+        }
+    }
+    println!("\nthe last events of seed {}:", first.seed);
+    print_trace(&run_seed(first.seed, mutation, Keep::Last(LAST)));
+    let broken = mutation.map(|mutation| format!(" --mutation {mutation:?}")).unwrap_or_default();
+    println!("to replay it: cargo xtask sim --seed {} --trace{broken}", first.seed);
+    bail!("{} seeds broke a rule", summary.broken.len())
+}
+
+fn mutation_table(threads: usize) -> Result<()> {
+    println!("{:<22} {:>6}  caught by", "broken rule", "seeds");
+    let mut missed = 0;
+    for mutation in Mutation::ALL {
+        let row = try_mutation(mutation, threads);
+        let name = format!("{mutation:?}");
+        match row.caught.as_ref().and_then(|report| report.violation.as_ref().map(|found| (report.seed, found))) {
+            Some((seed, found)) => println!("{name:<22} {:>6}  {}: {}", seed + 1, found.check, found.text),
+            None => {
+                missed += 1;
+                println!("{name:<22} {:>6}  NOTHING", mutations::SEEDS);
+            }
+        }
+    }
+    ensure!(missed == 0, "{missed} broken rules were not noticed");
+    Ok(())
+}
+
+fn print_figures(figures: &Figures) {
+    let hours = figures.simulated as f64 / 3.6e9;
+    println!("seeds       {}", figures.seeds);
+    println!("simulated   {hours:.2} hours, {} events", figures.events);
+    println!(
+        "service     {} answers, {} frames, {} of them twice",
+        figures.answers, figures.frames, figures.duplicates
+    );
+    println!("            longest wait of a client {} ms", figures.longest_wait / 1000);
+    println!(
+        "roles       {} takeovers, {} called off, {} switch-overs",
+        figures.takeovers, figures.cancelled, figures.switch_overs
+    );
+    println!(
+        "            {} protections, {} terms, {} refused pairings",
+        figures.protections, figures.terms, figures.refusals
+    );
+    println!("ends        {} power-offs, {} guests lost to several faults at once", figures.power_offs, figures.lost);
+    let faults: u64 = figures.faults.values().sum();
+    println!("faults      {faults}");
+    for kind in Kind::ALL {
+        println!("            {:>7} {kind}", figures.faults.get(&kind).copied().unwrap_or_default());
+    }
+    println!("            {:>7} flipped bits found", figures.flips_found);
+}

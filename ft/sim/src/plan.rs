@@ -1,0 +1,87 @@
+//! What a seed chooses: the machines, the network, the guest and which faults there will be.
+
+use crate::net::Quality;
+use crate::rng::Rng;
+use pollux_ft::{Config, Span};
+
+/// How faults come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Faults {
+    /// One at a time; the next when the guest is protected again. No single fault may lose the guest.
+    OneByOne,
+    /// At any time. What then can be lost may be lost, but no rule may be broken.
+    Storm,
+}
+
+/// All that a seed chooses at the start.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) machines: usize,
+    pub(crate) arbiter: bool,
+    pub(crate) faults: Faults,
+    /// Microseconds until faults stop.
+    pub(crate) duration: u64,
+    /// Mean time between two faults.
+    pub(crate) pause: u64,
+    pub(crate) quality: Quality,
+    pub(crate) config: Config,
+    pub(crate) clients: usize,
+    /// Mean time that a client thinks between two requests.
+    pub(crate) think: u64,
+    pub(crate) busy_guest: bool,
+    /// Ticks that a request takes at most.
+    pub(crate) work: u64,
+    /// Ticks per thousand microseconds that machines run.
+    pub(crate) speeds: [u64; crate::net::MACHINES],
+    /// Frames that the gate holds.
+    pub(crate) gate_frames: usize,
+    /// The guest switches itself off in the end.
+    pub(crate) power_off: bool,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub(crate) fn new(rng: &mut Rng) -> Self {
+        let heartbeat = rng.pick(&[50, 100, 100, 200]);
+        let suspect = heartbeat * rng.between(5, 10);
+        let arbiter = rng.chance(950);
+        let config = Config {
+            arbiter,
+            heartbeat_interval: Span::from_millis(heartbeat),
+            suspect_after: Span::from_millis(suspect),
+            ack_timeout: Span::from_millis(suspect * rng.between(1, 3)),
+            ack_delay: Span::from_millis(rng.between(1, 50)),
+            batch_delay: Span::from_millis(rng.between(1, 50)),
+            packet_delay: Span::from_millis(rng.between(0, 20)),
+            batch_bytes: rng.between(200, 8000) as usize,
+            send_buffer_bytes: 200 * 1024,
+            receive_buffer_bytes: rng.pick(&[8, 64, 512]) * 1024,
+            max_entries: rng.pick(&[64, 400, 4000]),
+            ..Config::default()
+        };
+        let storm = rng.chance(500);
+        let usual = 1000;
+        Self {
+            machines: if rng.chance(400) { 3 } else { 2 },
+            arbiter,
+            faults: if storm { Faults::Storm } else { Faults::OneByOne },
+            duration: rng.between(4, 14) * 1_000_000,
+            pause: rng.between(100, 1500) * 1000,
+            quality: Quality {
+                delay: rng.pick(&[50, 200, 1000, 5000]),
+                jitter: rng.pick(&[50, 500, 5000]),
+                loss: rng.pick(&[0, 0, 10, 100]),
+                doubled: rng.pick(&[0, 10, 50]),
+                window: rng.pick(&[4, 64, 256]) * 1024,
+            },
+            config,
+            clients: rng.between(1, 4) as usize,
+            think: rng.between(2, 60) * 1000,
+            busy_guest: rng.chance(500),
+            work: rng.between(50, 3000),
+            speeds: [usual, rng.pick(&[usual, usual, 700, 1500]), rng.pick(&[usual, 700, 1500])],
+            gate_frames: rng.pick(&[8, 64, 256]),
+            power_off: rng.chance(50),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Runs of seeds: one, or many on all cores.
+
+use crate::check::{Check, Violation};
+use crate::figures::Figures;
+use crate::plan::Plan;
+use crate::rng::Rng;
+use crate::trace::Keep;
+use crate::world::World;
+use pollux_ft::Mutation;
+use std::cell::RefCell;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// How one seed ended.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// What happened, in numbers; of a run that panicked nothing but its existence.
+    pub figures: Figures,
+    /// The first rule that was broken.
+    pub violation: Option<Violation>,
+    /// A hash of all that happened.
+    pub hash: u64,
+    /// What happened, in words, as far as it was kept.
+    pub lines: Vec<String>,
+}
+
+thread_local! {
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Keeps the words of a panic instead of printing them: a panic of a simulated machine is a result.
+pub fn catch_panics() {
+    std::panic::set_hook(Box::new(|info| PANIC.with(|text| *text.borrow_mut() = info.to_string())));
+}
+
+/// Runs one seed, with a rule broken if wanted.
+#[must_use]
+pub fn run_seed(seed: u64, mutation: Option<Mutation>, keep: Keep) -> Report {
+    let mut plan = Plan::new(&mut Rng::new(seed, 1));
+    plan.config.mutation = mutation;
+    let mut world = World::new(seed, plan, keep);
+    let panicked = catch_unwind(AssertUnwindSafe(|| world.run())).is_err();
+    if panicked {
+        let text = PANIC.with(|text| text.borrow().replace('\n', " "));
+        world.env.audit.broken(Check::NoPanic, text);
+    }
+    let outcome = world.outcome();
+    Report {
+        seed,
+        figures: outcome.figures,
+        violation: outcome.violation,
+        hash: outcome.trace.hash(),
+        lines: outcome.trace.into_lines(),
+    }
+}
+
+/// What many seeds came to.
+#[derive(Debug, Clone, Default)]
+pub struct Summary {
+    /// Together.
+    pub figures: Figures,
+    /// Those that broke a rule, by seed.
+    pub broken: Vec<Report>,
+    /// A hash over the hashes of all seeds.
+    pub hash: u64,
+}
+
+/// Runs `seeds` on `threads` threads; `progress` hears how many are done. With `first`, no new seeds are begun once one
+/// has broken a rule; all seeds before it are still run, so that the lowest such seed does not depend on the threads.
+pub fn run_many(
+    seeds: Range<u64>,
+    threads: usize,
+    mutation: Option<Mutation>,
+    first: bool,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Summary {
+    let next = AtomicU64::new(seeds.start);
+    let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let total = Mutex::new(Summary::default());
+    let work = || {
+        let mut own = Summary::default();
+        while !stop.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                break;
+            }
+            let report = run_seed(seed, mutation, Keep::Nothing);
+            own.figures.add(&report.figures);
+            own.hash = own.hash.wrapping_add(crate::rng::mix(seed, report.hash));
+            if report.violation.is_some() {
+                stop.fetch_or(first, Ordering::Relaxed);
+                own.broken.push(report);
+            }
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1);
+        }
+        let mut total = total.lock().expect("no thread panics with the lock");
+        total.figures.add(&own.figures);
+        total.hash = total.hash.wrapping_add(own.hash);
+        total.broken.append(&mut own.broken);
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    let mut total = total.into_inner().expect("no thread panics with the lock");
+    total.broken.sort_by_key(|report| report.seed);
+    total
+}

@@ -1,0 +1,242 @@
+//! What each event does.
+
+use super::event::Event;
+use super::{INBOX, World};
+use pollux_ft::{NodeId, Start, Term};
+
+/// Frames for the guest that wait in a machine at most.
+const INGRESS: usize = 128;
+
+impl World {
+    pub(super) fn handle(&mut self, event: Event) {
+        self.env.trace.note_event(self.env.now, &event);
+        match event {
+            Event::Wake { machine } => {
+                let now = self.env.now;
+                if self.awake(machine).is_some_and(|machine| machine.is_woken(now)) {
+                    self.turn(machine);
+                }
+            }
+            Event::Nudge { machine } => self.turn(machine),
+            Event::Datagram { to, bytes } => self.datagram(to, bytes),
+            Event::Bytes { stream, end } => self.bytes(stream, end),
+            Event::Connected { stream, machine } => self.connected(stream, machine),
+            Event::Reset { stream, machine } => self.reset(stream, machine),
+            Event::Dial { machine } => self.dial(machine),
+            Event::ArbiterAsked { machine, node, term } => self.arbiter_asked(machine, node, term),
+            Event::ArbiterAnswers { machine, node, term, winner } => self.arbiter_answers(machine, node, term, winner),
+            Event::ToGuest { frame } => self.to_guest(frame),
+            Event::ToClient { client, reply } => {
+                let answered = self.env.clients.receive(self.env.now, client, &reply, &mut self.env.audit);
+                if let Some((after, timer)) = answered {
+                    self.env.queue.push(self.env.now + after, Event::ClientTimer { client, timer });
+                }
+            }
+            Event::ClientTimer { client, timer } => self.client_timer(client, timer),
+            Event::Fault => self.fault(),
+            Event::Over(lasting) => self.over(lasting),
+            Event::Restart { machine } => self.restart(machine),
+            Event::Thaw { machine } => self.thaw(machine),
+            Event::Look => self.look(),
+        }
+    }
+
+    fn datagram(&mut self, to: usize, bytes: Vec<u8>) {
+        let slot = &mut self.slots[to];
+        let Some(machine) = &mut slot.machine else { return };
+        if slot.frozen {
+            if slot.inbox.len() < INBOX {
+                slot.inbox.push_back(bytes);
+            }
+            return;
+        }
+        let now = machine.local(&self.env);
+        machine.node.heartbeat_received(now, &bytes);
+        self.turn(to);
+    }
+
+    /// Hands over what has arrived of one direction of a stream.
+    fn bytes(&mut self, stream: usize, end: usize) {
+        let ends = self.env.network.streams[stream].ends;
+        let (from, to) = (ends[end], ends[1 - end]);
+        let network = &mut self.env.network;
+        if network.is_cut(from, to) || network.is_cut(to, from) {
+            return;
+        }
+        let now = self.env.now;
+        let Some(machine) = self.awake(to).filter(|machine| machine.stream == Some(stream)) else { return };
+        let local = pollux_ft::Time(now + machine.clock_offset());
+        let mut full = false;
+        let mut received = false;
+        let slot = &mut self.slots[to];
+        let Some(machine) = &mut slot.machine else { return };
+        while let Some((_, piece)) =
+            self.env.network.streams[stream].pipes[end].pieces.front().filter(|(at, _)| *at <= now)
+        {
+            let taken = machine.node.receive(local, piece);
+            full = taken < piece.len();
+            received = true;
+            self.env.network.taken(stream, end, taken);
+            if full {
+                break;
+            }
+        }
+        let pipe = &self.env.network.streams[stream].pipes[end];
+        let ended = pipe.closed && pipe.pieces.is_empty();
+        if ended {
+            machine.stream = None;
+            machine.node.disconnected(local);
+        }
+        if full && machine.stream.is_some() {
+            self.env.queue.push(now + 1_000, Event::Bytes { stream, end });
+        }
+        if received || ended {
+            self.turn(to);
+            // The sender's window opens.
+            if self.awake(from).is_some_and(|machine| !machine.node.transmit().is_empty()) {
+                let delay = self.env.network.quality.delay;
+                self.env.wake_soon(from, delay);
+            }
+        }
+    }
+
+    /// Looks at all streams again, after a cut or a freeze ended.
+    pub(super) fn pump(&mut self) {
+        for index in 0..self.slots.len() {
+            if let Some(stream) = self.slots[index].machine.as_ref().and_then(|machine| machine.stream) {
+                for end in 0..2 {
+                    self.env.queue.push(self.env.now, Event::Bytes { stream, end });
+                }
+            }
+        }
+    }
+
+    /// A machine without a stream looks for a primary.
+    fn dial(&mut self, index: usize) {
+        self.slots[index].dialing = false;
+        let Some(machine) = self.awake(index) else { return };
+        if machine.stream.is_some() || !machine.node.wants_connection() || machine.node.role().is_primary() {
+            return;
+        }
+        let target = self.env.rng.below(self.slots.len() as u64) as usize;
+        let network = &mut self.env.network;
+        let reachable = target != index && !network.is_cut(index, target) && !network.is_cut(target, index);
+        let listens = self.awake(target).is_some_and(|machine| {
+            machine.stream.is_none() && machine.node.role().is_primary() && machine.node.wants_connection()
+        });
+        if reachable && listens {
+            let stream = self.env.network.open(index, target);
+            let (delay, now) = (self.env.network.quality.delay, self.env.now);
+            self.env.queue.push(now + delay, Event::Connected { stream, machine: target });
+            self.env.queue.push(now + 2 * delay, Event::Connected { stream, machine: index });
+        }
+        self.turn(index);
+    }
+
+    fn connected(&mut self, stream: usize, index: usize) {
+        let (now, broken) = (self.env.now, self.env.network.streams[stream].broken);
+        let free = self.awake(index).filter(|machine| machine.stream.is_none() && machine.node.wants_connection());
+        let Some(machine) = free.filter(|_| !broken) else {
+            return self.break_stream(stream);
+        };
+        machine.stream = Some(stream);
+        let local = pollux_ft::Time(now + machine.clock_offset());
+        machine.node.connected(local);
+        self.turn(index);
+        self.pump();
+    }
+
+    fn reset(&mut self, stream: usize, index: usize) {
+        let now = self.env.now;
+        if self.slots[index].frozen {
+            // It will hear of it afterwards.
+            return self.env.queue.push(now + 20_000, Event::Reset { stream, machine: index });
+        }
+        let Some(machine) = self.awake(index).filter(|machine| machine.stream == Some(stream)) else { return };
+        machine.stream = None;
+        let local = pollux_ft::Time(now + machine.clock_offset());
+        machine.node.disconnected(local);
+        self.turn(index);
+    }
+
+    fn arbiter_asked(&mut self, machine: usize, node: NodeId, term: Term) {
+        use crate::arbiter::Mood;
+        if self.env.arbiter.mood == Mood::Down || self.env.arbiter.cut[machine] {
+            return;
+        }
+        let winner = self.env.arbiter.claim(term, node);
+        if self.env.arbiter.mood == Mood::Mute {
+            return;
+        }
+        if let Some(after) = self.env.arbiter.flight(machine) {
+            let answer = Event::ArbiterAnswers { machine, node, term, winner };
+            self.env.queue.push(self.env.now + after, answer);
+        }
+    }
+
+    fn arbiter_answers(&mut self, index: usize, node: NodeId, term: Term, winner: NodeId) {
+        let slot = &mut self.slots[index];
+        let Some(machine) = slot.machine.as_mut().filter(|machine| machine.id == node && !slot.frozen) else { return };
+        machine.arbiter_answered(&self.env, term, winner == node);
+        self.turn(index);
+    }
+
+    fn to_guest(&mut self, frame: Vec<u8>) {
+        let Some(port) = self.env.port else { return };
+        let Some(machine) = &mut self.slots[port].machine else { return };
+        if machine.serves() && machine.ingress.len() < INGRESS {
+            machine.ingress.push_back(frame);
+            self.turn(port);
+        }
+    }
+
+    fn client_timer(&mut self, client: usize, timer: u64) {
+        let step = self.env.clients.timer(self.env.now, client, timer);
+        if let Some(frame) = step.frame {
+            self.env.client_sends(&frame);
+        }
+        if let Some((after, timer)) = step.timer {
+            self.env.queue.push(self.env.now + after, Event::ClientTimer { client, timer });
+        }
+    }
+
+    fn restart(&mut self, index: usize) {
+        if self.env.audit.is_powered_off() {
+            return;
+        }
+        // A machine that halted closed its streams; one that is switched off and on loses what is left.
+        self.crash_quietly(index);
+        self.start(index, Start::Backup);
+    }
+
+    fn crash_quietly(&mut self, index: usize) {
+        if let Some(stream) = self.slots[index].machine.take().and_then(|machine| machine.stream) {
+            self.break_stream(stream);
+        }
+        self.env.audit.look(index, None, &self.env.arbiter);
+    }
+
+    fn thaw(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        if !core::mem::replace(&mut slot.frozen, false) {
+            return;
+        }
+        let Some(machine) = &mut slot.machine else { return };
+        machine.thaw(&self.env);
+        let now = machine.local(&self.env);
+        // What was received is handed in before time is.
+        for datagram in slot.inbox.drain(..) {
+            machine.node.heartbeat_received(now, &datagram);
+        }
+        self.hand_in(index);
+        self.turn(index);
+        self.pump();
+    }
+
+    /// The bytes that arrived while a machine was frozen.
+    fn hand_in(&mut self, index: usize) {
+        let Some(stream) = self.slots[index].machine.as_ref().and_then(|machine| machine.stream) else { return };
+        let end = self.env.network.streams[stream].end(index);
+        self.bytes(stream, 1 - end);
+    }
+}

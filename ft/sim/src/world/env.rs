@@ -1,0 +1,127 @@
+//! What lies around the machines: networks, clients, the arbiter, and the one who sees everything.
+
+use super::event::{Event, Queue};
+use crate::arbiter::Arbiter;
+use crate::check::{Audit, Leave};
+use crate::client::Clients;
+use crate::figures::Figures;
+use crate::frame::{NO_CLIENT, Reply};
+use crate::net::Network;
+use crate::plan::Plan;
+use crate::rng::Rng;
+use crate::trace::{Keep, Trace};
+use pollux_ft::{NodeId, Term};
+
+/// Everything but the machines.
+#[derive(Debug)]
+pub(crate) struct Env {
+    pub(crate) now: u64,
+    pub(crate) plan: Plan,
+    pub(crate) rng: Rng,
+    pub(crate) queue: Queue,
+    pub(crate) network: Network,
+    pub(crate) arbiter: Arbiter,
+    pub(crate) clients: Clients,
+    pub(crate) audit: Audit,
+    pub(crate) trace: Trace,
+    pub(crate) figures: Figures,
+    /// The machine that the switch of the client network sends frames for the guest to.
+    pub(crate) port: Option<usize>,
+    nodes: u64,
+}
+
+impl Env {
+    pub(crate) fn new(seed: u64, plan: Plan, keep: Keep) -> Self {
+        Self {
+            now: 0,
+            rng: Rng::new(seed, 2),
+            queue: Queue::default(),
+            network: Network::new(plan.quality, Rng::new(seed, 3)),
+            arbiter: Arbiter::new(Rng::new(seed, 4)),
+            clients: Clients::new(plan.clients, plan.think, Rng::new(seed, 5)),
+            audit: Audit::new(plan.arbiter),
+            trace: Trace::new(keep),
+            figures: Figures::default(),
+            port: None,
+            nodes: 0,
+            plan,
+        }
+    }
+
+    /// The number of the next node that starts.
+    pub(crate) fn next_node(&mut self) -> u64 {
+        self.nodes += 1;
+        self.nodes
+    }
+
+    pub(crate) fn wake_soon(&mut self, machine: usize, after: u64) {
+        self.queue.push(self.now + after, Event::Nudge { machine });
+    }
+
+    /// Heartbeats go to every other machine.
+    pub(crate) fn send_datagram(&mut self, from: usize, bytes: &[u8]) {
+        for to in (0..self.plan.machines).filter(|to| *to != from) {
+            for after in self.network.datagram(from, to).into_iter().flatten() {
+                self.queue.push(self.now + after, Event::Datagram { to, bytes: bytes.to_vec() });
+            }
+        }
+    }
+
+    /// Hands bytes to a stream, which takes what its window has room for; `all`: they are its last.
+    pub(crate) fn send_bytes(&mut self, stream: usize, from: usize, bytes: &[u8], all: bool) -> usize {
+        let (count, arrivals) = self.network.push(self.now, stream, from, bytes, all);
+        if count > 0 {
+            let end = self.network.streams[stream].end(from);
+            for at in arrivals {
+                self.queue.push(at, Event::Bytes { stream, end });
+            }
+        }
+        count
+    }
+
+    /// Closes a stream in order.
+    pub(crate) fn close_stream(&mut self, stream: usize, from: usize) {
+        let end = self.network.streams[stream].end(from);
+        let at = self.network.close(self.now, stream, end);
+        self.queue.push(at, Event::Bytes { stream, end });
+    }
+
+    pub(crate) fn ask_arbiter(&mut self, machine: usize, node: NodeId, term: Term) {
+        if let Some(after) = self.arbiter.flight(machine) {
+            self.queue.push(self.now + after, Event::ArbiterAsked { machine, node, term });
+        }
+    }
+
+    /// A frame of the guest leaves the client card of a machine.
+    pub(crate) fn guest_sends(&mut self, machine: usize, frame: &[u8], why: Leave) {
+        self.audit.leaves(machine, frame, why, &self.arbiter);
+        self.port = Some(machine);
+        let Some(reply) = Reply::decode(frame).filter(|reply| reply.client != NO_CLIENT) else { return };
+        for _ in 0..self.copies() {
+            let at = self.now + self.rng.between(100, 3_000);
+            self.queue.push(at, Event::ToClient { client: reply.client as usize, reply });
+        }
+    }
+
+    /// A client sends a frame to the guest.
+    pub(crate) fn client_sends(&mut self, frame: &[u8]) {
+        for _ in 0..self.copies() {
+            let at = self.now + self.rng.between(100, 3_000);
+            self.queue.push(at, Event::ToGuest { frame: frame.to_vec() });
+        }
+    }
+
+    /// How often a frame arrives on the client network.
+    fn copies(&mut self) -> usize {
+        match self.rng.below(100) {
+            0 => 0,
+            1 => 2,
+            _ => 1,
+        }
+    }
+
+    /// The switch learns where the guest is.
+    pub(crate) fn announce(&mut self, machine: usize) {
+        self.port = Some(machine);
+    }
+}

@@ -1,0 +1,283 @@
+//! What goes wrong.
+
+use super::World;
+use super::event::{Event, Lasting};
+use crate::arbiter::Mood;
+use crate::machine::{Blow, Machine};
+use crate::plan::Faults;
+use crate::trace::Who;
+use pollux_ft::Role;
+use std::fmt;
+
+/// The kinds of faults, and of what operators do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// The primary loses power, anywhere in what it is doing.
+    CrashPrimary,
+    /// The backup loses power.
+    CrashBackup,
+    /// The primary stands still for a while.
+    FreezePrimary,
+    /// The backup stands still for a while.
+    FreezeBackup,
+    /// Nothing gets through between two machines.
+    Partition,
+    /// Nothing gets through in one direction.
+    OneWay,
+    /// A stream breaks at any byte.
+    Reset,
+    /// Many datagrams are lost.
+    Loss,
+    /// The network is slow.
+    Delay,
+    /// The arbiter is down, mute or slow.
+    Arbiter,
+    /// A machine cannot reach the arbiter.
+    ArbiterCut,
+    /// An operator stops the primary in order.
+    StopPrimary,
+    /// An operator stops the backup in order.
+    StopBackup,
+    /// An operator lets the machines change roles.
+    SwitchOver,
+    /// A bit of the backup's guest is turned.
+    Flip,
+    /// The guest is reset.
+    GuestReset,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::CrashPrimary,
+        Self::CrashBackup,
+        Self::FreezePrimary,
+        Self::FreezeBackup,
+        Self::Partition,
+        Self::OneWay,
+        Self::Reset,
+        Self::Loss,
+        Self::Delay,
+        Self::Arbiter,
+        Self::ArbiterCut,
+        Self::StopPrimary,
+        Self::StopBackup,
+        Self::SwitchOver,
+        Self::Flip,
+        Self::GuestReset,
+    ];
+
+    /// Without an arbiter a pair survives only what cannot be taken for a death of the other.
+    const SAFE_ALONE: [Self; 7] = [
+        Self::CrashPrimary,
+        Self::CrashBackup,
+        Self::Reset,
+        Self::StopPrimary,
+        Self::StopBackup,
+        Self::SwitchOver,
+        Self::GuestReset,
+    ];
+
+    /// Its name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CrashPrimary => "primary crashed",
+            Self::CrashBackup => "backup crashed",
+            Self::FreezePrimary => "primary froze",
+            Self::FreezeBackup => "backup froze",
+            Self::Partition => "link cut",
+            Self::OneWay => "link cut one way",
+            Self::Reset => "stream reset",
+            Self::Loss => "datagrams lost",
+            Self::Delay => "network slow",
+            Self::Arbiter => "arbiter down, mute or slow",
+            Self::ArbiterCut => "arbiter out of reach",
+            Self::StopPrimary => "primary stopped",
+            Self::StopBackup => "backup stopped",
+            Self::SwitchOver => "switch-over",
+            Self::Flip => "bit flipped",
+            Self::GuestReset => "guest reset",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl World {
+    /// The next fault, if one is due now.
+    pub(super) fn fault(&mut self) {
+        if !self.phase.has_faults() {
+            return;
+        }
+        let calm = self.is_calm();
+        if self.env.plan.faults == Faults::OneByOne && !calm {
+            // Not before the world has recovered from the last one.
+            self.env.queue.push(self.env.now + 50_000, Event::Fault);
+            return;
+        }
+        let kinds: &[Kind] = if self.env.plan.arbiter { &Kind::ALL } else { &Kind::SAFE_ALONE };
+        let kind = self.faults.pick(kinds);
+        if (self.env.plan.arbiter || calm) && self.make(kind) {
+            self.note(Who::World, 200 + kind as u64, || format!("FAULT: {kind}"));
+            *self.env.figures.faults.entry(kind).or_default() += 1;
+            self.phase.fault_made(self.env.now);
+        }
+        let pause = self.faults.between(1_000, 2 * self.env.plan.pause);
+        self.env.queue.push(self.env.now + pause, Event::Fault);
+    }
+
+    /// Nothing is wrong at the moment.
+    fn is_calm(&self) -> bool {
+        let well = self
+            .slots
+            .iter()
+            .all(|slot| slot.machine.as_ref().is_some_and(Machine::is_well) && !slot.frozen && !slot.restarting);
+        let arbiter = self.env.arbiter.mood == Mood::Well && self.env.arbiter.cut == [false; crate::net::MACHINES];
+        well && arbiter && self.troubles == [0; 2] && self.network_is_well() && self.is_protected()
+    }
+
+    fn network_is_well(&self) -> bool {
+        let all = 0..self.slots.len();
+        all.clone().all(|from| all.clone().all(|to| !self.env.network.is_cut(from, to)))
+    }
+
+    /// Makes a fault; false when it cannot be made now.
+    fn make(&mut self, kind: Kind) -> bool {
+        let backup = self.find(|machine| machine.node.role() == Role::Backup);
+        let (Some(primary), now) = (self.primary(), self.env.now) else { return false };
+        let suspect = self.env.plan.config.suspect_after.0;
+        let span = self.faults.between(1_000, 3 * suspect);
+        match kind {
+            Kind::CrashPrimary => self.crash_primary(primary, backup),
+            Kind::CrashBackup => backup.is_some_and(|backup| self.blow(backup, Blow::Crash)),
+            Kind::FreezePrimary => self.blow(primary, Blow::Freeze(span)),
+            Kind::FreezeBackup => backup.is_some_and(|backup| self.blow(backup, Blow::Freeze(span))),
+            Kind::Partition | Kind::OneWay => self.cut(primary, kind == Kind::Partition, span),
+            Kind::Reset => {
+                let stream = self.slots[primary].machine.as_ref().and_then(|machine| machine.stream);
+                stream.is_some_and(|stream| {
+                    self.break_stream(stream);
+                    true
+                })
+            }
+            Kind::Loss | Kind::Delay => {
+                if kind == Kind::Loss {
+                    self.env.network.quality.loss = self.faults.between(200, 900);
+                } else {
+                    self.env.network.quality.delay = self.faults.between(5_000, suspect / 3);
+                }
+                self.troubles[0] += 1;
+                self.env.queue.push(now + span, Event::Over(Lasting::Network));
+                true
+            }
+            Kind::Arbiter | Kind::ArbiterCut => self.trouble_arbiter(kind, span),
+            Kind::StopPrimary => backup.is_some() && self.is_protected() && self.stop(primary),
+            Kind::StopBackup => backup.is_some_and(|backup| self.stop(backup)),
+            Kind::SwitchOver => self.slots[primary].machine.as_mut().is_some_and(|machine| machine.request_switch()),
+            Kind::Flip => self.env.plan.faults == Faults::OneByOne && backup.is_some_and(|backup| self.flip(backup)),
+            Kind::GuestReset => self.slots[primary].machine.as_mut().is_some_and(|machine| machine.request_reset()),
+        }
+    }
+
+    /// A storm may also take the last machine that has the guest, but rarely does.
+    fn crash_primary(&mut self, primary: usize, backup: Option<usize>) -> bool {
+        let covered = backup.is_some_and(|backup| !self.slots[backup].frozen) && self.is_protected();
+        let reckless = self.env.plan.faults == Faults::Storm && self.faults.chance(50);
+        (covered || reckless) && self.blow(primary, Blow::Crash)
+    }
+
+    /// The machine ends after a few more steps, or at once.
+    fn blow(&mut self, index: usize, blow: Blow) -> bool {
+        let slot = &mut self.slots[index];
+        let Some(machine) = &mut slot.machine else { return false };
+        if slot.frozen {
+            return false;
+        }
+        match (self.faults.below(30), blow) {
+            (0..5, Blow::Crash) => self.crash(index),
+            (0..5, Blow::Freeze(span)) => self.freeze(index, span),
+            (steps, blow) => machine.light_fuse(steps as u32, blow),
+        }
+        true
+    }
+
+    fn cut(&mut self, primary: usize, both: bool, span: u64) -> bool {
+        let others = self.slots.len() as u64 - 1;
+        let other = (primary + 1 + self.faults.below(others) as usize) % self.slots.len();
+        let (from, to) = if self.faults.chance(500) { (primary, other) } else { (other, primary) };
+        self.env.network.set_cut(from, to, true);
+        self.env.queue.push(self.env.now + span, Event::Over(Lasting::Cut { from, to }));
+        if both {
+            self.env.network.set_cut(to, from, true);
+            // The directions need not heal at once.
+            let more = self.faults.below(2) * self.faults.below(200_000);
+            self.env.queue.push(self.env.now + span + more, Event::Over(Lasting::Cut { from: to, to: from }));
+        }
+        true
+    }
+
+    fn trouble_arbiter(&mut self, kind: Kind, span: u64) -> bool {
+        if kind == Kind::Arbiter {
+            self.env.arbiter.mood = self.faults.pick(&[Mood::Down, Mood::Mute, Mood::Slow]);
+        } else {
+            let machine = self.faults.below(self.slots.len() as u64) as usize;
+            self.env.arbiter.cut[machine] = true;
+        }
+        self.troubles[1] += 1;
+        self.env.queue.push(self.env.now + span, Event::Over(Lasting::Arbiter));
+        true
+    }
+
+    /// A fault that lasted is over.
+    pub(super) fn over(&mut self, lasting: Lasting) {
+        match lasting {
+            Lasting::Cut { from, to } => self.env.network.set_cut(from, to, false),
+            Lasting::Network => {
+                self.troubles[0] -= 1;
+                if self.troubles[0] == 0 {
+                    self.env.network.quality = self.env.plan.quality;
+                }
+            }
+            Lasting::Arbiter => {
+                self.troubles[1] -= 1;
+                if self.troubles[1] == 0 {
+                    self.env.arbiter.mood = Mood::Well;
+                    self.env.arbiter.cut = Default::default();
+                }
+            }
+        }
+        self.pump();
+    }
+
+    /// All faults are over.
+    pub(super) fn heal(&mut self) {
+        self.env.network.heal();
+        self.env.network.quality = self.env.plan.quality;
+        self.env.arbiter.mood = Mood::Well;
+        self.env.arbiter.cut = Default::default();
+        self.pump();
+    }
+
+    fn stop(&mut self, index: usize) -> bool {
+        let slot = &mut self.slots[index];
+        let Some(machine) = slot.machine.as_mut().filter(|_| !slot.frozen) else { return false };
+        let now = machine.local(&self.env);
+        machine.node.stop(now);
+        self.turn(index);
+        true
+    }
+
+    fn flip(&mut self, backup: usize) -> bool {
+        let bit = self.faults.below(1 << 40);
+        let slot = &mut self.slots[backup];
+        let Some(machine) = slot.machine.as_mut().filter(|_| !slot.frozen) else { return false };
+        machine.flipped = true;
+        machine.guest.flip(bit);
+        true
+    }
+}
