@@ -28,7 +28,7 @@ pub enum Check {
     OneTermOneNode,
     /// What was on the client wire is in the past of whoever goes live, and no frame is left out.
     NothingLost,
-    /// A frame that comes again is bit for bit the same, and no more come again than the successor retained.
+    /// A frame that comes again is bit for bit the same, and no more come again than the twins held at the takeover.
     Duplicates,
     /// Guest time never runs backwards on the client wire.
     GuestTime,
@@ -147,8 +147,9 @@ pub(crate) struct Audit {
     /// Hashes of the guest's frames that were on the client wire, by index.
     wire: Vec<u64>,
     wire_time: u64,
-    /// How many frames may still come again, after a takeover.
-    repeatable: u64,
+    /// Frames in the machines' gates, and how many each may still send again since the last takeover.
+    gates: [u64; MACHINES],
+    repeatable: [u64; MACHINES],
     sessions: BTreeMap<LogId, Session>,
     reigns: BTreeMap<Term, NodeId>,
     powered_off: bool,
@@ -164,7 +165,8 @@ impl Audit {
             views: [None; MACHINES],
             wire: Vec::new(),
             wire_time: 0,
-            repeatable: 0,
+            gates: [0; MACHINES],
+            repeatable: [0; MACHINES],
             sessions: BTreeMap::new(),
             reigns: BTreeMap::new(),
             powered_off: false,
@@ -193,6 +195,9 @@ impl Audit {
 
     /// Looks at a machine again; `None`: it has no power.
     pub(crate) fn look(&mut self, index: usize, view: Option<View>, arbiter: &Arbiter) {
+        if view.is_none() {
+            self.gates[index] = 0;
+        }
         if self.views[index] != view {
             self.views[index] = view;
             self.check_live(index, arbiter);

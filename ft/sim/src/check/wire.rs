@@ -45,7 +45,7 @@ impl Audit {
             Some(before) if *before != hash => {
                 self.broken(Check::Duplicates, format!("frame {} comes again and differs", reply.index));
             }
-            Some(_) => self.repeated(reply.index),
+            Some(_) => self.repeated(index, reply.index),
             None => self.new_frame(&reply, hash),
         }
     }
@@ -63,17 +63,24 @@ impl Audit {
         self.wire.push(hash);
     }
 
-    fn repeated(&mut self, index: u64) {
+    fn repeated(&mut self, machine: usize, index: u64) {
         self.duplicates += 1;
-        match self.repeatable.checked_sub(1) {
-            Some(left) => self.repeatable = left,
+        match self.repeatable[machine].checked_sub(1) {
+            Some(left) => self.repeatable[machine] = left,
             None => self.broken(Check::Duplicates, format!("frame {index} comes again without a reason")),
         }
     }
 
-    /// A machine goes live and will send `retained` frames that its predecessor may have sent.
-    pub(crate) fn takes_over_output(&mut self, retained: u64) {
-        self.repeatable = retained;
+    /// So many frames are in the gate of a machine.
+    pub(crate) fn gate_holds(&mut self, machine: usize, frames: usize) {
+        self.gates[machine] = frames as u64;
+    }
+
+    /// A machine goes live and sends what it retained, which its predecessor may have sent. The predecessor itself, if
+    /// it only stood still, may send what it holds and was acked.
+    pub(crate) fn takes_over_output(&mut self, machine: usize, retained: usize) {
+        self.gate_holds(machine, retained);
+        self.repeatable = self.gates;
     }
 
     /// All that clients saw must lie in the past of whoever goes live.

@@ -87,7 +87,7 @@ impl Machine {
         let term = self.node.term().0;
         self.note(env, term, || format!("LIVE in term {term}"));
         env.audit.goes_live(self.id, log, held, Position(position), &self.history);
-        env.audit.takes_over_output(self.gate.held() as u64);
+        env.audit.takes_over_output(self.index, self.gate.held());
         env.figures.takeovers += 1;
         self.start_clock(env);
         self.open_gate(env);

@@ -307,6 +307,7 @@ impl Machine {
             gate_open: self.gate.mode() == GateMode::Open,
         };
         env.audit.look(self.index, Some(view), &env.arbiter);
+        env.audit.gate_holds(self.index, self.gate.held());
         if self.node.role().is_backup() {
             env.audit.holds(self.followed(), self.node.newest());
         }

@@ -138,7 +138,9 @@ impl World {
             .iter()
             .all(|slot| slot.machine.as_ref().is_some_and(Machine::is_well) && !slot.frozen && !slot.restarting);
         let arbiter = self.env.arbiter.mood == Mood::Well && self.env.arbiter.cut == [false; crate::net::MACHINES];
-        well && arbiter && self.troubles == [0; 2] && self.network_is_well() && self.is_protected()
+        let streams = self.slots.iter().filter_map(|slot| slot.machine.as_ref()?.stream);
+        let broken = streams.into_iter().any(|stream| self.env.network.streams[stream].broken);
+        well && !broken && arbiter && self.troubles == [0; 2] && self.network_is_well() && self.is_protected()
     }
 
     fn network_is_well(&self) -> bool {
