@@ -19,8 +19,6 @@ pub enum Mutation {
     SupersededGoesOn,
     /// Digests in the log are not handed out to be compared.
     DigestNotCompared,
-    /// A joiner follows a primary whose reign is over.
-    OldTermFollowed,
     /// Any heartbeat counts as a sign of life of the twin.
     AnyHeartbeatCounts,
     /// A primary that lost a complete backup goes on without asking the arbiter.
@@ -47,7 +45,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 18] = [
         Self::AckBeforeBuffering,
         Self::ReleaseBeforeAck,
         Self::LiveBeforeDrained,
@@ -55,7 +53,6 @@ impl Mutation {
         Self::HorizonIgnored,
         Self::SupersededGoesOn,
         Self::DigestNotCompared,
-        Self::OldTermFollowed,
         Self::AnyHeartbeatCounts,
         Self::AloneWithoutAsking,
         Self::TakenAsGranted,

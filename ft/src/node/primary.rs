@@ -27,8 +27,7 @@ impl Node {
     /// Whether entries are to be appended: there is, or may be, a backup that needs them.
     #[must_use]
     pub fn is_logging(&self) -> bool {
-        let released = self.role == Role::Detaching && self.config.broken(Mutation::DetachingReleases);
-        decide::is_logging(self.role, self.state_sent) && !released
+        decide::is_logging(self.role, self.state_sent)
     }
 
     /// Appends an entry at `position`. The answer to `Output` is the number that [`Action::Release`] will name.
@@ -53,7 +52,8 @@ impl Node {
             return Err(AppendError::Full);
         }
         let seq = self.send.append(now, &self.config, &mut self.stats, position, &entry);
-        if entry == EntryRef::Output && self.config.broken(Mutation::ReleaseBeforeAck) {
+        let detaching = self.role == Role::Detaching && self.config.broken(Mutation::DetachingReleases);
+        if entry == EntryRef::Output && (detaching || self.config.broken(Mutation::ReleaseBeforeAck)) {
             self.actions.push_back(Action::Release(seq));
         }
         match entry {

@@ -139,9 +139,7 @@ impl Node {
         }
         match (self.role == Role::Joining, joining) {
             (true, true) => self.refuse("both machines want to be the backup", true),
-            (true, false) if term < self.term && !self.config.broken(Mutation::OldTermFollowed) => {
-                self.refuse("the primary's reign is over", true)
-            }
+            (true, false) if term < self.term => self.refuse("the primary's reign is over", true),
             (true, false) => {
                 self.peer = Some(Peer { node: theirs.node, counter: 0 });
                 // The new session has no number yet, and the old one is of no interest to this primary.
@@ -204,7 +202,7 @@ impl Node {
     fn take_state(&mut self, now: Time, message: Message<'_>) -> Result<(), Refusal> {
         match (self.role, message) {
             (Role::Joining, Message::StateBegin { session, term, next }) => {
-                let may = decide::may_follow(self.term, term, next) || self.config.broken(Mutation::OldTermFollowed);
+                let may = decide::may_follow(self.term, term, next);
                 if !may || session == SessionId(0) {
                     return Err(Refusal::Order);
                 }
