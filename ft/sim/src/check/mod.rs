@@ -38,6 +38,8 @@ pub enum Check {
     ReplicasEqual,
     /// A backup goes live only at the end of the log that it holds.
     Drained,
+    /// A backup asks for the next term only while its primary is silent.
+    NeededTakeover,
     /// A backup never runs beyond the newest entry it holds.
     Horizon,
     /// Buffers and queues stay within their bounds.
@@ -58,7 +60,7 @@ pub enum Check {
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::OutputRule,
         Self::AloneRule,
         Self::OneLive,
@@ -69,6 +71,7 @@ impl Check {
         Self::ClientHistory,
         Self::ReplicasEqual,
         Self::Drained,
+        Self::NeededTakeover,
         Self::Horizon,
         Self::Memory,
         Self::PowerOff,
@@ -93,6 +96,7 @@ impl Check {
             Self::ClientHistory => "client-history",
             Self::ReplicasEqual => "replicas-equal",
             Self::Drained => "drained",
+            Self::NeededTakeover => "needed-takeover",
             Self::Horizon => "horizon",
             Self::Memory => "memory",
             Self::PowerOff => "power-off",

@@ -46,13 +46,16 @@ impl Machine {
             Action::LoadMemory { gpa, data } => self.guest.load_memory(gpa, &data),
             Action::LoadMachine(data) => self.load_machine(&data),
             Action::StateLoaded { position, digest } => self.state_loaded(env, position, digest),
-            Action::TakeOver { last } => self.takeover = Some(last.0),
+            Action::TakeOver { .. } => {
+                self.takeover = true;
+                self.suspect(env);
+            }
             Action::TakeOverCancelled => {
                 env.figures.cancelled += 1;
-                self.takeover = None;
+                self.takeover = false;
             }
             Action::Abandoned { .. } => {
-                self.takeover = None;
+                self.takeover = false;
                 self.forget_guest(env);
             }
             Action::Refused { .. } => env.figures.refusals += 1,

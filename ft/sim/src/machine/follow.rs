@@ -10,6 +10,13 @@ impl Machine {
     /// Applies entries and runs the guest as far as the log allows; returns when to look again.
     pub(super) fn follow_step(&mut self, env: &mut Env) -> Option<u64> {
         while self.goes_on() && self.node.role().is_backup() {
+            // Asked before the log is drained, too: the node is the one to refuse.
+            if self.takeover {
+                self.go_live(env);
+                if !self.node.role().is_backup() {
+                    break;
+                }
+            }
             let position = self.guest.position();
             let record = self.node.next_record();
             let limit = self.node.run_limit()?.0;
@@ -19,7 +26,8 @@ impl Machine {
             }
             let target = record.map_or(limit, |record| record.position.0.min(limit));
             if target <= position {
-                return self.log_is_empty(env, position);
+                self.retain();
+                return None;
             }
             if self.credit == 0 {
                 return Some(env.now + ((target - position).saturating_mul(1000) / self.speed + 1).min(SLICE));
@@ -70,20 +78,17 @@ impl Machine {
         self.node.applied(self.local(env), record.position);
     }
 
-    fn log_is_empty(&mut self, env: &mut Env, position: u64) -> Option<u64> {
-        self.retain();
-        if self.takeover.is_some_and(|last| position >= last) {
-            self.go_live(env, position);
+    fn go_live(&mut self, env: &mut Env) {
+        let (log, held, position) = (self.followed(), self.node.newest(), self.guest.position());
+        let asked = self.node.asks_for();
+        let result = self.node.went_live(self.local(env), Position(position));
+        if asked.is_none() && self.node.asks_for().is_some() {
+            self.check_suspicion(env);
         }
-        None
-    }
-
-    fn go_live(&mut self, env: &mut Env, position: u64) {
-        let (log, held) = (self.followed(), self.node.newest());
-        if self.node.went_live(self.local(env), Position(position)).is_err() {
+        if result.is_err() {
             return;
         }
-        self.takeover = None;
+        self.takeover = false;
         let term = self.node.term().0;
         self.note(env, term, || format!("LIVE in term {term}"));
         env.audit.goes_live(self.id, log, held, Position(position), &self.history);

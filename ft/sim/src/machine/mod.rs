@@ -7,6 +7,7 @@ mod actions;
 mod follow;
 mod live;
 mod output;
+mod suspicion;
 mod transfer;
 
 use crate::check::{LogId, View};
@@ -18,6 +19,7 @@ use live::NextDigest;
 use pollux_ft::{Identity, Node, NodeId, Role, Start, Term, Time, Verdict};
 use pollux_nic::{Gate, GateMode};
 use std::collections::VecDeque;
+use suspicion::Suspicion;
 use transfer::{Loading, Transfer};
 
 /// Longest time that a guest runs before the machine looks around, in microseconds.
@@ -66,8 +68,9 @@ pub(crate) struct Machine {
     transfer: Option<Transfer>,
     loading: Loading,
     question: Option<Question>,
-    /// Where a takeover under way will end.
-    takeover: Option<u64>,
+    /// A takeover is under way.
+    takeover: bool,
+    suspicion: Suspicion,
     /// Ticks that the guest may still run in this turn.
     credit: u64,
     last_turn: u64,
@@ -132,7 +135,8 @@ impl Machine {
             transfer: None,
             loading: Loading::default(),
             question: None,
-            takeover: None,
+            takeover: false,
+            suspicion: Suspicion::default(),
             credit: 0,
             last_turn: env.now,
             speed: plan.speeds[index],

@@ -50,8 +50,7 @@ impl World {
             }
             return;
         }
-        let now = machine.local(&self.env);
-        machine.node.heartbeat_received(now, &bytes);
+        machine.hear(&self.env, &bytes);
         self.turn(to);
     }
 
@@ -223,10 +222,9 @@ impl World {
         }
         let Some(machine) = &mut slot.machine else { return };
         machine.thaw(&self.env);
-        let now = machine.local(&self.env);
         // What was received is handed in before time is.
         for datagram in slot.inbox.drain(..) {
-            machine.node.heartbeat_received(now, &datagram);
+            machine.hear(&self.env, &datagram);
         }
         self.hand_in(index);
         self.turn(index);
