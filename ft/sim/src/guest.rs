@@ -104,7 +104,12 @@ impl Guest {
 
     /// Guest time in nanoseconds.
     pub(crate) fn time(&self) -> u64 {
-        self.base + ((u128::from(self.position - self.base_position) * u128::from(self.rate)) >> 32) as u64
+        self.base + self.nanoseconds(self.position - self.base_position)
+    }
+
+    /// How long so many ticks are in guest time, in nanoseconds.
+    pub(crate) fn nanoseconds(&self, ticks: u64) -> u64 {
+        ((u128::from(ticks) * u128::from(self.rate)) >> 32) as u64
     }
 
     /// Guest time of its next timer, in nanoseconds.

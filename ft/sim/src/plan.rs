@@ -35,6 +35,8 @@ pub(crate) struct Plan {
     pub(crate) speeds: [u64; crate::net::MACHINES],
     /// Frames that the gate holds.
     pub(crate) gate_frames: usize,
+    /// Guest time by which the backup may lag, in nanoseconds.
+    pub(crate) lag_bound: u64,
     /// The guest switches itself off in the end.
     pub(crate) power_off: bool,
 }
@@ -81,6 +83,7 @@ impl Plan {
             work: rng.between(50, 3000),
             speeds: [usual, rng.pick(&[usual, usual, 700, 1500]), rng.pick(&[usual, 700, 1500])],
             gate_frames: rng.pick(&[8, 64, 256]),
+            lag_bound: rng.pick(&[200, 500, 1000]) * 1_000_000,
             power_off: rng.chance(50),
         }
     }

@@ -42,6 +42,8 @@ pub enum Check {
     NeededTakeover,
     /// A backup never runs beyond the newest entry it holds.
     Horizon,
+    /// A guest with a backup does not run on when the backup lags by more than the bound.
+    Lag,
     /// Buffers and queues stay within their bounds.
     Memory,
     /// A guest that switched itself off is not taken over.
@@ -60,7 +62,7 @@ pub enum Check {
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::OutputRule,
         Self::AloneRule,
         Self::OneLive,
@@ -73,6 +75,7 @@ impl Check {
         Self::Drained,
         Self::NeededTakeover,
         Self::Horizon,
+        Self::Lag,
         Self::Memory,
         Self::PowerOff,
         Self::Survival,
@@ -98,6 +101,7 @@ impl Check {
             Self::Drained => "drained",
             Self::NeededTakeover => "needed-takeover",
             Self::Horizon => "horizon",
+            Self::Lag => "lag",
             Self::Memory => "memory",
             Self::PowerOff => "power-off",
             Self::Survival => "survival",

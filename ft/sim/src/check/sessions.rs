@@ -18,6 +18,8 @@ pub(crate) struct Session {
     /// Newest entry that a backup had, and how many of the records it applied.
     held: Seq,
     applied: usize,
+    /// How far its guest ran.
+    followed: Position,
 }
 
 impl Session {
@@ -32,8 +34,14 @@ impl Session {
 impl Audit {
     /// A primary sent its whole state, which stands behind entry `base`.
     pub(crate) fn state_sent(&mut self, log: LogId, base: Seq, position: Position, history: &[u64]) {
-        let session =
-            Session { base, base_position: position, history: history.to_vec(), held: base, ..Session::default() };
+        let session = Session {
+            base,
+            base_position: position,
+            history: history.to_vec(),
+            held: base,
+            followed: position,
+            ..Session::default()
+        };
         self.sessions.insert(log, session);
     }
 
@@ -72,11 +80,21 @@ impl Audit {
 
     /// A backup runs: it stands at `position` and has entries up to `held`.
     pub(crate) fn follows(&mut self, log: LogId, held: Seq, position: Position) {
-        let Some(session) = self.sessions.get(&log) else { return };
+        let Some(session) = self.sessions.get_mut(&log) else { return };
+        session.followed = position;
         let limit = session.position(held);
         if limit.is_none_or(|limit| position > limit) {
             let text = format!("the backup ran to {}, entry {} is at {limit:?}", position.0, held.0);
             self.broken(Check::Horizon, text);
+        }
+    }
+
+    /// A protected guest ran to `position`; its backup may be behind by `bound` ticks, and a little as rates change.
+    pub(crate) fn runs_ahead(&mut self, log: LogId, position: Position, bound: u64) {
+        let Some(session) = self.sessions.get(&log) else { return };
+        let lag = position.0 - session.followed.0;
+        if lag > bound + bound / 4 {
+            self.broken(Check::Lag, format!("the backup lags by {lag} ticks, {bound} are allowed"));
         }
     }
 

@@ -16,8 +16,6 @@ const STEER: u64 = 50_000;
 /// Ticks, or microseconds if the guest ran at all, between two digests.
 const DIGEST: u64 = 25_000;
 const DIGEST_TIME: u64 = 50_000;
-/// Ticks by which the backup may lag before the guest is stopped.
-const MAX_LAG: u64 = 1_000_000;
 
 /// When the next digest is due: at a position, or at a time if the guest went on meanwhile.
 #[derive(Debug, Default)]
@@ -66,16 +64,22 @@ impl Machine {
         if !self.node.role().runs_guest() {
             return None;
         }
+        let paused = self.throttle.pause(self.local(env), self.lag(env));
         while self.goes_on() {
-            if self.is_held_back(env) || self.inputs(env).is_err() {
+            self.mark_progress(env);
+            if let Some(until) = paused {
+                return Some(until.0 - self.clock_offset);
+            }
+            if self.gate.is_full() || self.inputs(env).is_err() {
                 return Some(env.now + RETRY);
             }
-            self.mark_progress(env);
             if self.guest.is_asleep() {
                 let alarm = (i128::from(self.guest.alarm()) + self.origin).max(0) as u64;
                 let horizon = if self.needs_horizon() { self.logged.1 + HORIZON } else { u64::MAX };
                 return Some(alarm.div_ceil(1000).min(horizon));
             }
+            let room = self.throttle.room_ns(self.lag(env)) / self.guest.nanoseconds(1).max(1);
+            self.credit = self.credit.min(room);
             if self.credit == 0 {
                 break;
             }
@@ -108,12 +112,18 @@ impl Machine {
             Stop::PowerOff => self.power_due = true,
             Stop::Target | Stop::Asleep => {}
         }
-        self.credit -= self.guest.position() - before;
+        let after = self.guest.position();
+        self.credit -= after - before;
+        if self.node.role() == Role::Protected && after > before {
+            let bound = env.plan.lag_bound / self.guest.nanoseconds(1).max(1);
+            env.audit.runs_ahead(self.written(), Position(after), bound);
+        }
     }
 
-    fn is_held_back(&self, env: &Env) -> bool {
-        let lag = self.node.lag(self.local(env));
-        self.gate.is_full() || (self.node.role() == Role::Protected && lag.ticks > MAX_LAG)
+    /// How far the twin is behind, in nanoseconds of guest time; 0 as long as nobody follows.
+    fn lag(&self, env: &Env) -> u64 {
+        let follows = self.node.role() == Role::Protected;
+        if follows { self.guest.nanoseconds(self.node.lag(self.local(env)).ticks) } else { 0 }
     }
 
     /// Hands the guest over to the backup, with all its output sealed.

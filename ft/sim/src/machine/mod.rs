@@ -16,6 +16,7 @@ use crate::trace::Who;
 use crate::world::Env;
 use crate::world::event::Event;
 use live::NextDigest;
+use pollux_ft::flow::Throttle;
 use pollux_ft::{Identity, Node, NodeId, Role, Start, Term, Time, Verdict};
 use pollux_nic::{Gate, GateMode};
 use std::collections::VecDeque;
@@ -71,6 +72,7 @@ pub(crate) struct Machine {
     /// A takeover is under way.
     takeover: bool,
     suspicion: Suspicion,
+    throttle: Throttle,
     /// Ticks that the guest may still run in this turn.
     credit: u64,
     last_turn: u64,
@@ -137,6 +139,7 @@ impl Machine {
             question: None,
             takeover: false,
             suspicion: Suspicion::default(),
+            throttle: Throttle::new(plan.lag_bound),
             credit: 0,
             last_turn: env.now,
             speed: plan.speeds[index],

@@ -25,7 +25,7 @@ impl World {
             Event::Dial { machine } => self.dial(machine),
             Event::ArbiterAsked { machine, node, term } => self.arbiter_asked(machine, node, term),
             Event::ArbiterAnswers { machine, node, term, winner } => self.arbiter_answers(machine, node, term, winner),
-            Event::ToGuest { frame } => self.to_guest(frame),
+            Event::ToGuest { frame } => self.towards_guest(frame),
             Event::ToClient { client, reply } => {
                 let answered = self.env.clients.receive(self.env.now, client, &reply, &mut self.env.audit);
                 if let Some((after, timer)) = answered {
@@ -180,7 +180,7 @@ impl World {
         self.turn(index);
     }
 
-    fn to_guest(&mut self, frame: Vec<u8>) {
+    fn towards_guest(&mut self, frame: Vec<u8>) {
         let Some(port) = self.env.port else { return };
         let Some(machine) = &mut self.slots[port].machine else { return };
         if machine.serves() && machine.ingress.len() < INGRESS {
