@@ -17,6 +17,10 @@ use crate::progress::Progress;
 pub const METAL: &str = "x86_64-unknown-none";
 /// The package of the hypervisor and the name of its binary.
 pub const HYPERVISOR: &str = "pollux-hypervisor";
+/// The package of the simulator, the name of its binary, and the profile that it is built with.
+pub const SIMULATOR: &str = "pollux-sim";
+/// See [`SIMULATOR`].
+pub const SIMULATION: &str = "sim";
 /// The package whose binaries are the guests.
 pub const GUESTS: &str = "pollux-guests";
 
@@ -139,11 +143,22 @@ struct Message {
     executable: Option<PathBuf>,
 }
 
+/// Builds the simulator.
+pub fn build_simulator() -> Result<PathBuf> {
+    let arguments = ["--profile", SIMULATION, "-p", SIMULATOR, "--bin", SIMULATOR];
+    let mut built = build_as("building the simulator", &arguments)?;
+    built.remove(SIMULATOR).context("cargo built no simulator")
+}
+
 /// Builds for bare metal; the executables by name.
 fn build(what: &str, arguments: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+    build_as(what, &[&["--release", "--target", METAL], arguments].concat())
+}
+
+fn build_as(what: &str, arguments: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
     let progress = Progress::start(what);
     let mut command = cargo();
-    command.args(["build", "--release", "--target", METAL, "--message-format=json-render-diagnostics"]).args(arguments);
+    command.args(["build", "--message-format=json-render-diagnostics"]).args(arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut cargo = Process::spawn(&mut command)?;
     let (Some(stdout), Some(stderr)) = (cargo.child_mut().stdout.take(), cargo.child_mut().stderr.take()) else {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-use crate::artefacts::{self, GUESTS, HYPERVISOR, METAL};
+use crate::artefacts::{self, GUESTS, HYPERVISOR, METAL, SIMULATION, SIMULATOR};
 use crate::needs::{self, Need};
 use crate::process::Process;
 use crate::{interrupt, rig};
@@ -83,6 +83,9 @@ fn host_steps(filter: Option<&str>) -> Vec<Step> {
         command.args(arguments);
         Step { name, command }
     };
+    let simulate = |name, arguments: &[&str]| {
+        step(name, &[&["run", "--quiet", "--profile", SIMULATION, "-p", SIMULATOR, "--"], arguments].concat())
+    };
     let mut tests = step("unit tests", &["test", "--workspace", "--exclude", GUESTS, "--exclude", END_TO_END]);
     if let Some(filter) = filter {
         tests.command.arg(filter);
@@ -96,6 +99,8 @@ fn host_steps(filter: Option<&str>) -> Vec<Step> {
         step("lints, host", &host),
         step("lints, bare metal", &metal),
         tests,
+        simulate("simulation", &["--seeds", "10000"]),
+        simulate("broken rules", &["--mutations"]),
         // Their programs only build for bare metal; what they are made of is tested here.
         step("unit tests, guests", &["test", "-p", GUESTS, "--lib"]),
         // Apart, as for a rig: a shared build would give both the features of either.

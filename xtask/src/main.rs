@@ -11,6 +11,7 @@ mod net;
 mod process;
 mod progress;
 mod rig;
+mod sim;
 mod units;
 mod view;
 
@@ -39,6 +40,9 @@ enum Task {
     Arbiter(arbiter::ArbiterArgs),
     /// Run the tests
     Test(checks::TestArgs),
+    /// Simulate the replication protocol: seeds, broken rules (see --help)
+    #[command(disable_help_flag = true)]
+    Sim(sim::SimArgs),
     /// Measure the figures
     Bench(bench::BenchArgs),
     /// Show what this desk can run, what is missing, and how to install it
@@ -71,6 +75,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Task::Rig(arguments) => rig::command::run(arguments),
         Task::Arbiter(arguments) => arbiter::run(&arguments),
         Task::Test(arguments) => checks::run(&arguments),
+        Task::Sim(arguments) => sim::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Doctor { yes } => doctor::run(yes),
     }
@@ -116,6 +121,9 @@ mod tests {
             "test",
             "test host",
             "test rig takeover",
+            "sim --seeds 100",
+            "sim --seed 3 --trace",
+            "sim --help",
             "bench --json F start blackout",
             "doctor --yes",
             "build",
