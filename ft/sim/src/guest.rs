@@ -190,7 +190,6 @@ impl Guest {
             return None;
         }
         if request.client == NO_CLIENT {
-            self.alarm = self.time().max(self.alarm) + ALARM;
             return Some(self.frame(NO_CLIENT, 0, 0));
         }
         let record = 2 + 2 * (request.client as usize % ((RECORDS - 2) / 2));
@@ -229,6 +228,7 @@ impl Guest {
             EntryRef::Clock { base_ns, rate } => {
                 (self.base, self.base_position, self.rate) = (base_ns, self.position, rate);
                 if self.is_asleep() && self.base >= self.alarm {
+                    self.alarm = self.base + ALARM;
                     self.start(Request { client: NO_CLIENT, number: 0 });
                 }
                 mix(base_ns, rate)
