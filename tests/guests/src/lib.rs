@@ -12,6 +12,7 @@ pub mod options;
 pub mod random;
 pub mod resp;
 pub mod session;
+pub mod sieve;
 pub mod store;
 
 #[cfg(target_os = "none")]

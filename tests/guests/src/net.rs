@@ -12,6 +12,7 @@ use smoltcp::wire::{EthernetAddress, IpCidr, IpEndpoint};
 use crate::nic::Nic;
 use crate::options::Options;
 use crate::rx_poll::RxPoll;
+use crate::sieve::{Peers, Sieve};
 use crate::{clock, cpu, interrupts, lapic};
 
 /// Vector of the network device.
@@ -51,6 +52,7 @@ pub struct Host<D = Nic> {
     /// The sockets.
     pub sockets: SocketSet<'static>,
     interface: Interface,
+    peers: Peers,
     /// TSC value at which the timer will fire, when it is armed.
     armed: Option<u64>,
 }
@@ -115,12 +117,14 @@ impl<D: HostDevice> Host<D> {
             let _ = addresses.push(IpCidr::new(address.into(), prefix));
         });
         interface.routes_mut().add_default_ipv4_route(options.gateway).map_err(|_| "no room for a route")?;
-        Ok(Self { nic, sockets: SocketSet::new(Vec::new()), interface, armed: None })
+        Ok(Self { nic, sockets: SocketSet::new(Vec::new()), interface, peers: Peers::default(), armed: None })
     }
 
     /// Takes one received frame; whether there was one.
     pub fn receive_one(&mut self, now: Instant) -> bool {
-        let result = self.interface.poll_ingress_single(now, &mut self.nic, &mut self.sockets);
+        self.peers.update(&self.sockets);
+        let mut nic = Sieve { device: &mut self.nic, peers: &self.peers };
+        let result = self.interface.poll_ingress_single(now, &mut nic, &mut self.sockets);
         !matches!(result, PollIngressSingleResult::None)
     }
 
