@@ -19,6 +19,8 @@ pub struct RigStatus {
     pub arbiter: Option<Arbiter>,
     /// The last things that happened.
     pub notices: Vec<Notice>,
+    /// What the switches have counted.
+    pub network: Value,
 }
 
 /// The arbiter as the rig sees it.
@@ -99,6 +101,12 @@ pub struct Notice {
 }
 
 impl RigStatus {
+    /// How often the guest's address was heard at another machine than before.
+    #[must_use]
+    pub fn guest_moves(&self) -> u64 {
+        self.network["networks"][0]["moves"].as_u64().unwrap_or(u64::MAX)
+    }
+
     /// The machine in `role`, or with that name.
     #[must_use]
     pub fn machine(&self, role: &str) -> Option<&Machine> {

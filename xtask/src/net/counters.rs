@@ -83,6 +83,8 @@ pub struct NetworkCounters {
     pub arbiter: PortCounters,
     /// Frames that a full capture file did not take.
     pub not_captured: u64,
+    /// Times that an address was heard at another port than before: on the client network, that the guest moved.
+    pub moves: u64,
 }
 
 impl NetworkCounters {

@@ -11,7 +11,7 @@ use super::counters::{NetworkCounters, PortCounters};
 use super::delay::DelayQueue;
 use super::forward::Forwarder;
 use super::frame::Header;
-use super::link::{LinkChange, LinkSettings, Transit};
+use super::link::{Direction, LinkChange, LinkSettings, Transit};
 use super::port::{Port, SendFailure};
 use super::relay::Relay;
 use super::switch::{PortSet, Switch};
@@ -120,7 +120,7 @@ impl Lan {
     pub fn counters(&self) -> NetworkCounters {
         let [slots @ .., host, arbiter] = self.counters;
         let not_captured = self.capture.as_ref().map_or(0, |capture| capture.skipped);
-        NetworkCounters { network: self.network, slots, host, arbiter, not_captured }
+        NetworkCounters { network: self.network, slots, host, arbiter, not_captured, moves: self.switch.moves() }
     }
 
     /// A frame comes in at a port.
@@ -130,7 +130,7 @@ impl Lan {
             counters.dropped.malformed += 1;
             return;
         };
-        let transit = match self.cables[ingress].cross(Transit::default(), way.rng) {
+        let transit = match self.cables[ingress].cross(Transit::default(), Direction::FromMachine, way.rng) {
             Ok(transit) => transit,
             Err(refusal) => return counters.dropped.refuse(refusal),
         };
@@ -141,8 +141,9 @@ impl Lan {
         }
         let ports = self.switch.forward(ingress, &header);
         for egress in (0..PORTS).filter(|&port| ports.contains(port)) {
-            let crossed = self.link.cross(transit, way.rng).and_then(|t| self.cables[egress].cross(t, way.rng));
-            match crossed {
+            let to = Direction::ToMachine;
+            let crossed = self.link.cross(transit, to, way.rng);
+            match crossed.and_then(|transit| self.cables[egress].cross(transit, to, way.rng)) {
                 Ok(transit) => self.dispatch((ingress, egress), transit, frame, way),
                 Err(refusal) => self.counters[egress].dropped.refuse(refusal),
             }
@@ -167,7 +168,7 @@ impl Lan {
 
     /// A delayed frame arrives, unless the link was cut meanwhile.
     pub fn arrive(&mut self, egress: usize, frame: &[u8], now: Duration, registry: &Registry) {
-        if self.link.up && self.cables[egress].up {
+        if [&self.link, &self.cables[egress]].iter().all(|link| link.is_open(Direction::ToMachine)) {
             self.deliver(egress, frame, now, registry);
         } else {
             self.counters[egress].dropped.down += 1;

@@ -14,6 +14,10 @@ pub const MAX_DELAY: Duration = Duration::from_secs(60);
 pub struct LinkSettings {
     /// Connected, or cut.
     pub up: bool,
+    /// Nothing gets through that the machine at the end of this cable sends.
+    pub mute: bool,
+    /// Nothing gets through to the machine at the end of this cable.
+    pub deaf: bool,
     /// One way, in each direction.
     pub delay: Duration,
     /// Added to the delay: uniform between zero and this. Frames stay in order.
@@ -28,15 +32,28 @@ pub struct LinkSettings {
 
 impl Default for LinkSettings {
     fn default() -> Self {
-        Self { up: true, delay: Duration::ZERO, jitter: Duration::ZERO, loss: 0.0, duplicate: 0.0, reorder: 0.0 }
+        Self {
+            up: true,
+            mute: false,
+            deaf: false,
+            delay: Duration::ZERO,
+            jitter: Duration::ZERO,
+            loss: 0.0,
+            duplicate: 0.0,
+            reorder: 0.0,
+        }
     }
 }
 
 /// A change of [`LinkSettings`]; what is none stays as it is. Shares must be within 0 to 1, times at most a minute.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LinkChange {
-    /// Connected, or cut.
+    /// Connected in both ways, or cut.
     pub up: Option<bool>,
+    /// The machine's frames are lost, or not.
+    pub mute: Option<bool>,
+    /// Frames for the machine are lost, or not.
+    pub deaf: Option<bool>,
     /// One way, in each direction.
     pub delay: Option<Duration>,
     /// Added to the delay at random, at most.
@@ -75,6 +92,15 @@ pub struct Transit {
     pub overtaken: bool,
 }
 
+/// Which way a frame crosses a cable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// To the switch.
+    FromMachine,
+    /// From the switch.
+    ToMachine,
+}
+
 /// Why a link did not let a frame through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
@@ -88,6 +114,8 @@ impl LinkSettings {
     /// Takes over what `change` gives; it must have been checked.
     pub fn apply(&mut self, change: &LinkChange) {
         self.up = change.up.unwrap_or(self.up);
+        self.mute = change.mute.unwrap_or(self.mute);
+        self.deaf = change.deaf.unwrap_or(self.deaf);
         self.delay = change.delay.unwrap_or(self.delay);
         self.jitter = change.jitter.unwrap_or(self.jitter);
         self.loss = change.loss.unwrap_or(self.loss);
@@ -95,10 +123,19 @@ impl LinkSettings {
         self.reorder = change.reorder.unwrap_or(self.reorder);
     }
 
+    /// Whether frames get through at all.
+    pub fn is_open(&self, direction: Direction) -> bool {
+        let blocked = match direction {
+            Direction::FromMachine => self.mute,
+            Direction::ToMachine => self.deaf,
+        };
+        self.up && !blocked
+    }
+
     /// Sends a frame through. Links without a random setting draw no number, so that their traffic does not disturb
     /// the sequence of the others.
-    pub fn cross(&self, mut transit: Transit, rng: &mut Rng) -> Result<Transit, Refusal> {
-        if !self.up {
+    pub fn cross(&self, mut transit: Transit, direction: Direction, rng: &mut Rng) -> Result<Transit, Refusal> {
+        if !self.is_open(direction) {
             return Err(Refusal::Down);
         }
         if happens(self.loss, rng) {
@@ -128,7 +165,7 @@ mod tests {
 
     fn run(settings: LinkSettings, seed: u64, frames: usize) -> Vec<Result<Transit, Refusal>> {
         let mut rng = Rng::with_seed(seed);
-        (0..frames).map(|_| settings.cross(Transit::default(), &mut rng)).collect()
+        (0..frames).map(|_| settings.cross(Transit::default(), Direction::ToMachine, &mut rng)).collect()
     }
 
     #[test]
@@ -161,12 +198,25 @@ mod tests {
     }
 
     #[test]
+    fn a_cable_can_be_cut_one_way() {
+        for (mute, deaf) in [(false, false), (true, false), (false, true), (true, true)] {
+            let cable = LinkSettings { mute, deaf, ..LinkSettings::default() };
+            assert_eq!(cable.is_open(Direction::FromMachine), !mute);
+            assert_eq!(cable.is_open(Direction::ToMachine), !deaf);
+        }
+        let down = LinkSettings { up: false, ..LinkSettings::default() };
+        assert!(!down.is_open(Direction::FromMachine) && !down.is_open(Direction::ToMachine));
+    }
+
+    #[test]
     fn delays_add_up_and_jitter_stays_within_its_bound() {
         let (delay, jitter) = (Duration::from_millis(5), Duration::from_millis(2));
         let first = LinkSettings { delay, jitter, ..LinkSettings::default() };
         let mut rng = Rng::with_seed(3);
         for _ in 0..1000 {
-            let transit = first.cross(Transit::default(), &mut rng).and_then(|t| first.cross(t, &mut rng)).unwrap();
+            let [there, away] = [Direction::FromMachine, Direction::ToMachine];
+            let halfway = first.cross(Transit::default(), there, &mut rng).unwrap();
+            let transit = first.cross(halfway, away, &mut rng).unwrap();
             assert!((2 * delay..=2 * (delay + jitter)).contains(&transit.delay), "{transit:?}");
         }
     }

@@ -251,7 +251,12 @@ impl Fabric {
         match target {
             LinkTarget::Slot(_, slot) => ensure!(slot < SLOTS, "there is no slot {slot}"),
             LinkTarget::Arbiter => ensure!(self.has_arbiter, "there is no arbiter"),
-            LinkTarget::Network(_) => {}
+            LinkTarget::Network(_) => {
+                ensure!(
+                    change.mute != Some(true) && change.deaf != Some(true),
+                    "`mute` and `deaf` are about a machine's cable"
+                );
+            }
         }
         change.check()?;
         self.ask(|reply| Command::SetLink(target, change.clone(), reply))

@@ -45,12 +45,13 @@ const MAX_ADDRESSES: usize = 1024;
 pub struct Switch {
     ports: PortSet,
     owners: HashMap<Mac, usize>,
+    moves: u64,
 }
 
 impl Switch {
     /// A switch with these ports that knows no address.
     pub fn new(ports: PortSet) -> Self {
-        Self { ports, owners: HashMap::new() }
+        Self { ports, owners: HashMap::new(), moves: 0 }
     }
 
     /// Learns the source of a frame that came in at `ingress`, and tells the ports it leaves by; never `ingress`.
@@ -70,6 +71,11 @@ impl Switch {
         self.owners.retain(|_, owner| *owner != port);
     }
 
+    /// Times that an address was heard at another port than before.
+    pub fn moves(&self) -> u64 {
+        self.moves
+    }
+
     fn learn(&mut self, ingress: usize, source: Mac) {
         if source.is_group() {
             return;
@@ -77,7 +83,9 @@ impl Switch {
         if self.owners.len() >= MAX_ADDRESSES && !self.owners.contains_key(&source) {
             self.owners.clear();
         }
-        self.owners.insert(source, ingress);
+        if self.owners.insert(source, ingress).is_some_and(|before| before != ingress) {
+            self.moves += 1;
+        }
     }
 }
 
@@ -106,8 +114,10 @@ mod tests {
     fn an_announcement_moves_an_address() {
         let mut switch = Switch::new(PortSet::first(3));
         switch.forward(0, &frame(A, ALL));
+        assert_eq!(switch.moves(), 0);
         switch.forward(1, &frame(A, ALL));
         assert_eq!(switch.forward(2, &frame(B, A)), PortSet::only(1));
+        assert_eq!(switch.moves(), 1);
     }
 
     #[test]

@@ -61,7 +61,7 @@ enum Verb {
         /// log, client, one machine's cable such as log:castor, or arbiter
         #[arg(value_name = "log|client[:MACHINE]|arbiter")]
         network: String,
-        /// delay=5ms jitter=1ms loss=1% duplicate=1% reorder=1% down up
+        /// delay=5ms jitter=1ms loss=1% duplicate=1% reorder=1% down up; a machine's cable also mute, deaf
         #[arg(required = true)]
         changes: Vec<String>,
     },

@@ -18,7 +18,7 @@ pub use crate::net::{FabricCounters, LinkChange, Network, arbiter_address};
 use crate::units::{format_duration, parse_duration};
 
 /// What can be changed, for messages.
-const WORDS: &str = "delay=5ms, jitter=1ms, loss=1%, duplicate=1%, reorder=1%, down, up";
+const WORDS: &str = "delay=5ms, jitter=1ms, loss=1%, duplicate=1%, reorder=1%, down, up, mute, deaf";
 
 /// Reads `log`, `client`, one machine's cable such as `log:castor`, or `arbiter`.
 pub fn parse_target(text: &str) -> Result<LinkTarget> {
@@ -43,7 +43,9 @@ pub fn parse_change(words: &[String]) -> Result<LinkChange> {
         let time = |text| parse_duration(text).map_err(anyhow::Error::msg);
         let up_before = change.up;
         match word.split_once('=') {
-            None if word == "up" => change.up = Some(true),
+            None if word == "up" => (change.up, change.mute, change.deaf) = (Some(true), Some(false), Some(false)),
+            None if word == "mute" => change.mute = Some(true),
+            None if word == "deaf" => change.deaf = Some(true),
             None if word == "down" => change.up = Some(false),
             Some(("delay", text)) => change.delay = Some(time(text)?),
             Some(("jitter", text)) => change.jitter = Some(time(text)?),
@@ -53,6 +55,8 @@ pub fn parse_change(words: &[String]) -> Result<LinkChange> {
             _ => bail!("`{word}` is none of {WORDS}"),
         }
         ensure!(up_before.is_none() || change.up == up_before, "`up` and `down` contradict each other");
+        let one_way = change.mute == Some(true) || change.deaf == Some(true);
+        ensure!(change.up != Some(true) || !one_way, "`up` and `mute` or `deaf` contradict each other");
     }
     Ok(change)
 }
@@ -69,6 +73,11 @@ fn parse_share(text: &str) -> Result<f64> {
 /// The settings in the words that would make them.
 fn describe(settings: &LinkSettings) -> String {
     let mut text = if settings.up { "up" } else { "down" }.to_owned();
+    for (name, on) in [("mute", settings.mute), ("deaf", settings.deaf)] {
+        if on {
+            let _ = write!(text, " {name}");
+        }
+    }
     for (name, time) in [("delay", settings.delay), ("jitter", settings.jitter)] {
         if time > Duration::ZERO {
             // Writing to a string cannot fail.
@@ -241,7 +250,9 @@ mod tests {
         let change = parse("delay=5ms loss=1% down").unwrap();
         let delay = Some(Duration::from_millis(5));
         assert_eq!(change, LinkChange { up: Some(false), delay, loss: Some(0.01), ..LinkChange::default() });
-        assert_eq!(parse("up").unwrap(), LinkChange { up: Some(true), ..LinkChange::default() });
+        let healed = LinkChange { up: Some(true), mute: Some(false), deaf: Some(false), ..LinkChange::default() };
+        assert_eq!(parse("up").unwrap(), healed);
+        assert_eq!(parse("mute").unwrap(), LinkChange { mute: Some(true), ..LinkChange::default() });
     }
 
     #[test]
@@ -269,6 +280,11 @@ mod tests {
         let mut settings = LinkSettings::default();
         settings.apply(&parse(words).unwrap());
         assert_eq!(describe(&settings), words);
+        settings.apply(&parse_change(&["mute".into(), "deaf".into()]).unwrap());
+        assert!(describe(&settings).starts_with("up mute deaf"), "{settings:?}");
+        settings.apply(&parse_change(&["up".into()]).unwrap());
+        assert_eq!(describe(&settings), words);
+        assert!(parse_change(&["up".into(), "deaf".into()]).is_err());
         assert_eq!(describe(&LinkSettings::default()), "up");
     }
 }
