@@ -9,7 +9,7 @@ use linked_list_allocator::LockedHeap;
 use pollux_boot::BootInfo;
 use pollux_hypervisor::config::{Config, StartRole};
 use pollux_hypervisor::counter::{Ticks, selftest};
-use pollux_hypervisor::cpu::svm::{SvmVcpu, calibrate};
+use pollux_hypervisor::cpu::{self, calibrate};
 use pollux_hypervisor::guest::Guest;
 use pollux_hypervisor::host::apic::Apic;
 use pollux_hypervisor::host::clock::{self, WallClock};
@@ -132,19 +132,19 @@ fn make_guest(info: &'static BootInfo, config: &Config, apic: &Apic, memory: &mu
     let base = ram.as_ptr() as u64;
     let mut guest_memory = GuestMemory::new(ram);
     // SAFETY: first and only virtual CPU; the memory is the guest's.
-    let mut vcpu = unsafe { SvmVcpu::new(base, config.guest_memory, apic) }.unwrap_or_else(|error| refuse(&error));
+    let (mut vcpu, kind) = unsafe { cpu::open(base, config.guest_memory, apic) }.unwrap_or_else(|error| refuse(&error));
     let mut settle = || interrupts::open_window();
-    let calibration = calibrate::calibrate(&mut vcpu, &mut guest_memory, &mut settle)
+    let calibration = calibrate::calibrate(&mut *vcpu, &mut guest_memory, &mut settle)
         .unwrap_or_else(|error| refuse(&format_args!("the counter 'ticks' is refused: {error}")));
     vcpu.calibrate(calibration);
-    let report = selftest::run(&mut vcpu, &Ticks, &mut guest_memory, &mut settle);
-    log::info!("counter 'ticks': {calibration:?}\n{report}");
+    let report = selftest::run(&mut *vcpu, &Ticks, &mut guest_memory, &mut settle);
+    log::info!("{kind}, counter 'ticks': {calibration:?}\n{report}");
     if !report.passed() {
         refuse(&"the counter 'ticks' is refused: its self-test failed (see the table above)");
     }
     let platform = make_platform(config);
     let (image, name) = find_image(info, config);
-    let mut guest = Guest::new(Box::new(vcpu), Box::new(Ticks), guest_memory, platform, image, interrupts::let_in);
+    let mut guest = Guest::new(vcpu, Box::new(Ticks), guest_memory, platform, image, interrupts::let_in);
     // A backup tries it too, so that a bad image is found at the start and not at a reset; the state replaces it.
     guest.restart().unwrap_or_else(|error| refuse(&format_args!("the guest image '{name}': {error}")));
     guest

@@ -3,13 +3,23 @@
 //! A backend only answers questions (enter the guest, say why it came back, show or take its state); what an exit
 //! means is decided in `guest/`, the same for every vendor.
 
+pub mod calibrate;
+mod lazy;
+pub mod nested;
 pub mod registers;
 pub mod svm;
 pub mod vectors;
+pub mod vmx;
 
-use registers::{CpuMsrs, CpuState, Registers, Segments};
+use alloc::boxed::Box;
+use core::fmt;
 
+use crate::host::apic::Apic;
 use crate::memory::Gpa;
+use calibrate::Timed;
+use registers::{CpuMsrs, CpuState, Registers, Segments};
+use svm::{SvmError, SvmVcpu};
+use vmx::{VmxError, VmxVcpu};
 
 /// How far one entry may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +70,8 @@ pub enum Exit {
     Shutdown,
     /// The CPU refuses to go on with the guest's state, such as reserved bits that it let the guest set in CR4.
     Invalid,
+    /// The guest does what hardware can do and Pollux cannot.
+    Unsupported(&'static str),
     /// An exit that this hypervisor does not know: a bug of ours. The vendor's code for it.
     Unknown(u64),
 }
@@ -164,4 +176,56 @@ pub trait Vcpu {
 
     /// Replaces the whole state.
     fn load(&mut self, state: &CpuState);
+}
+
+/// Why no virtual CPU can be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OpenError {
+    /// The CPU lists no virtualization that Pollux knows.
+    Absent,
+    /// AMD's cannot be used.
+    Svm(SvmError),
+    /// Intel's cannot be used.
+    Vmx(VmxError),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => {
+                f.write_str("this CPU has no hardware virtualization that Pollux knows (Intel VMX, AMD SVM)")
+            }
+            Self::Svm(error) => error.fmt(f),
+            Self::Vmx(error) => error.fmt(f),
+        }
+    }
+}
+
+/// A virtual CPU of the kind that this machine has, and the kind's name. Its guest-physical memory is `memory_len` bytes
+/// at host-physical `memory_base`; its state is that of real mode at 0.
+///
+/// # Safety
+/// Called once, on the only CPU, with the interrupt table loaded; memory is identity-mapped; the range belongs to the
+/// guest alone.
+///
+/// # Errors
+/// When the machine has no kind that can be used.
+#[allow(unsafe_code)]
+pub unsafe fn open(
+    memory_base: u64,
+    memory_len: u64,
+    apic: &Apic,
+) -> Result<(Box<dyn Timed>, &'static str), OpenError> {
+    let cpuid = raw_cpuid::CpuId::new();
+    if cpuid.get_feature_info().is_some_and(|features| features.has_vmx()) {
+        // SAFETY: CPUID lists VMX; the caller vouches for the rest.
+        let vcpu = unsafe { VmxVcpu::new(memory_base, memory_len) }.map_err(OpenError::Vmx)?;
+        return Ok((Box::new(vcpu), "Intel VMX"));
+    }
+    if cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|features| features.has_svm()) {
+        // SAFETY: CPUID lists SVM; the caller vouches for the rest.
+        let vcpu = unsafe { SvmVcpu::new(memory_base, memory_len, apic) }.map_err(OpenError::Svm)?;
+        return Ok((Box::new(vcpu), "AMD SVM"));
+    }
+    Err(OpenError::Absent)
 }

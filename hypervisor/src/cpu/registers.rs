@@ -34,6 +34,11 @@ pub const EFER_LME: u64 = 1 << 8;
 /// EFER.LMA: long mode active.
 pub const EFER_LMA: u64 = 1 << 10;
 
+/// Registers that belong to the guest while it runs, so that it may use them directly: SYSENTER_CS, _ESP, _EIP, STAR,
+/// LSTAR, CSTAR, SFMASK, FS.base, GS.base, KernelGSbase. In ascending order.
+pub const DIRECT_MSRS: [u32; 10] =
+    [0x174, 0x175, 0x176, 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084, 0xC000_0100, 0xC000_0101, 0xC000_0102];
+
 /// General registers, instruction pointer and flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]

@@ -31,7 +31,7 @@ impl ExitCounts {
             Exit::Cr8 => 8,
             Exit::CacheFlush => 9,
             Exit::Undefined => 10,
-            Exit::Shutdown | Exit::Invalid | Exit::Unknown(_) => 11,
+            Exit::Shutdown | Exit::Invalid | Exit::Unsupported(_) | Exit::Unknown(_) => 11,
         };
         self.0[kind] += 1;
     }
@@ -78,6 +78,7 @@ impl Guest {
                 Done::Crash("triple fault".into())
             }
             Exit::Invalid => Done::Crash("the CPU refuses the guest's state".into()),
+            Exit::Unsupported(what) => Done::Crash(format!("{what} is not supported")),
             Exit::Unknown(code) => panic!("unknown exit {code:#x} at position {}", self.position()),
         };
         self.finish(done)

@@ -1,9 +1,7 @@
 //! AMD SVM. See: AMD64 APM volume 2 (24593, rev. 3.41), chapter 15.
 #![allow(unsafe_code)]
 
-pub mod calibrate;
 mod entry;
-mod npt;
 mod permissions;
 mod vmcb;
 
@@ -12,10 +10,12 @@ use core::arch::asm;
 
 use x86_64::registers::model_specific::Msr;
 
-use self::npt::NestedPaging;
 use self::permissions::{IoPermissions, MsrPermissions};
 use self::vmcb::{Vmcb, exit, intercept1, intercept2};
-use super::registers::{CpuMsrs, CpuState, Fxsave, Registers, Segment, Segments, Table, gpr};
+use super::calibrate::{Calibration, Timed};
+use super::lazy::{self, PAT_RESET};
+use super::nested::{Format, NestedPaging};
+use super::registers::{CpuMsrs, CpuState, Registers, Segment, Segments, Table, gpr};
 use super::{Entered, Exception, Exit, IoExit, Limit, Mode, Vcpu};
 use crate::host::apic::Apic;
 use crate::memory::Gpa;
@@ -27,25 +27,14 @@ const VM_CR_SVMDIS: u64 = 1 << 4;
 const VM_HSAVE_PA: u32 = 0xC001_0117;
 /// The guest's address-space identifier; 0 is the host's.
 const ASID: u32 = 1;
-/// Power-on value of the page attribute table. See: APM volume 2, 7.8.2.
-const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+/// Nested page tables have the format of ordinary ones; nested walks are user accesses. See: APM volume 2, 15.25.
+const NPT: Format = Format { table: 0b111, page: 0b111, written: 1 << 6, gib_pages: false };
 /// Largest timer count that is armed in one go.
 const TIMER_MAX: u64 = 0x7FFF_FFFF;
-
-/// What the counter's calibration found: see [`crate::counter`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Calibration {
-    /// TSC ticks of the world switch itself.
-    pub overhead: u64,
-    /// Timer ticks that pass between arming the timer and the guest's first instruction.
-    pub lead: u64,
-}
 
 /// Why this CPU cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SvmError {
-    /// CPUID does not list SVM.
-    Absent,
     /// The firmware disabled it.
     Disabled,
     /// No nested paging.
@@ -55,7 +44,6 @@ pub enum SvmError {
 impl core::fmt::Display for SvmError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str(match self {
-            Self::Absent => "this CPU has no hardware virtualization that Pollux knows (AMD SVM)",
             Self::Disabled => "the firmware has disabled SVM (VM_CR.SVMDIS)",
             Self::NoNestedPaging => "this CPU's SVM has no nested paging",
         })
@@ -84,7 +72,7 @@ impl SvmVcpu {
     /// `memory_base`. Its state is that of real mode at 0 until [`Vcpu::load`].
     ///
     /// # Safety
-    /// Called once on the only CPU; memory is identity-mapped; the range belongs to the guest alone.
+    /// Called once on the only CPU, which has SVM by CPUID; memory is identity-mapped; the range belongs to the guest alone.
     ///
     /// # Errors
     /// When the CPU or the firmware does not offer what is needed.
@@ -98,8 +86,8 @@ impl SvmVcpu {
             efer.write(value | EFER_SVME);
             Msr::new(VM_HSAVE_PA).write(core::ptr::from_ref(&*host_save) as u64);
         }
-        enable_sse();
-        let nested_paging = NestedPaging::new(memory_base, memory_len);
+        lazy::enable_sse();
+        let nested_paging = NestedPaging::new(memory_base, memory_len, NPT);
         let io = Box::new(IoPermissions::intercept_all());
         let msr = Box::new(MsrPermissions::for_guest());
         let mut guest = Box::new(Vmcb::zeroed());
@@ -131,30 +119,6 @@ impl SvmVcpu {
         };
         vcpu.load(&CpuState::real_mode(0));
         Ok(vcpu)
-    }
-
-    /// Sets what calibration found.
-    pub fn calibrate(&mut self, calibration: Calibration) {
-        self.calibration = calibration;
-    }
-
-    /// One entry with a raw timer count, 0 for none; returns the exit and raw TSC ticks. For calibration.
-    pub fn enter_raw(&mut self, timer_count: u32) -> (Exit, u64) {
-        self.guest.save.rax = self.registers.gpr[gpr::RAX];
-        self.guest.save.rsp = self.registers.gpr[gpr::RSP];
-        self.guest.save.rip = self.registers.rip;
-        self.guest.save.rflags = self.registers.rflags;
-        // SAFETY: SVM is enabled (see `new`), the nested page tables map only guest memory, the timer register is the
-        // APIC's, and hypervisor code runs with interrupts off.
-        let ticks =
-            unsafe { entry::enter(&mut self.registers, &mut self.guest, &mut self.host, timer_count, self.timer) };
-        self.registers.gpr[gpr::RAX] = self.guest.save.rax;
-        self.registers.gpr[gpr::RSP] = self.guest.save.rsp;
-        self.registers.rip = self.guest.save.rip;
-        self.registers.rflags = self.guest.save.rflags;
-        self.guest.control.event_injection = 0;
-        self.guest.control.tlb_control = 0;
-        (self.decode_exit(), ticks)
     }
 
     fn decode_exit(&self) -> Exit {
@@ -221,32 +185,14 @@ const INTERCEPTS2: u32 = intercept2::VMRUN
     | intercept2::XSETBV;
 
 fn check() -> Result<(), SvmError> {
-    let cpuid = raw_cpuid::CpuId::new();
-    if !cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|id| id.has_svm()) {
-        return Err(SvmError::Absent);
-    }
     // SAFETY: a CPU with SVM has this register.
     if unsafe { Msr::new(VM_CR).read() } & VM_CR_SVMDIS != 0 {
         return Err(SvmError::Disabled);
     }
-    if !cpuid.get_svm_info().is_some_and(|svm| svm.has_nested_paging()) {
+    if !raw_cpuid::CpuId::new().get_svm_info().is_some_and(|svm| svm.has_nested_paging()) {
         return Err(SvmError::NoNestedPaging);
     }
     Ok(())
-}
-
-/// Lets FXSAVE and FXRSTOR carry SSE state: the guest's lives in the CPU's registers all the time, since the
-/// hypervisor itself uses none.
-fn enable_sse() {
-    use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
-    // SAFETY: changes how floating point behaves in the hypervisor, which uses none.
-    unsafe {
-        Cr0::update(|cr0| {
-            cr0.remove(Cr0Flags::EMULATE_COPROCESSOR | Cr0Flags::TASK_SWITCHED);
-            cr0.insert(Cr0Flags::MONITOR_COPROCESSOR | Cr0Flags::NUMERIC_ERROR);
-        });
-        Cr4::update(|cr4| cr4.insert(Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE));
-    }
 }
 
 /// See: APM volume 2, 15.10.2.
@@ -257,6 +203,30 @@ fn decode_io(info: u64, next_rip: u64) -> IoExit {
         input: info & 1 != 0,
         string: info & 1 << 2 != 0,
         next_rip,
+    }
+}
+
+impl Timed for SvmVcpu {
+    fn enter_raw(&mut self, timer_count: u32) -> (Exit, u64) {
+        self.guest.save.rax = self.registers.gpr[gpr::RAX];
+        self.guest.save.rsp = self.registers.gpr[gpr::RSP];
+        self.guest.save.rip = self.registers.rip;
+        self.guest.save.rflags = self.registers.rflags;
+        // SAFETY: SVM is enabled (see `new`), the nested page tables map only guest memory, the timer register is the
+        // APIC's, and hypervisor code runs with interrupts off.
+        let ticks =
+            unsafe { entry::enter(&mut self.registers, &mut self.guest, &mut self.host, timer_count, self.timer) };
+        self.registers.gpr[gpr::RAX] = self.guest.save.rax;
+        self.registers.gpr[gpr::RSP] = self.guest.save.rsp;
+        self.registers.rip = self.guest.save.rip;
+        self.registers.rflags = self.guest.save.rflags;
+        self.guest.control.event_injection = 0;
+        self.guest.control.tlb_control = 0;
+        (self.decode_exit(), ticks)
+    }
+
+    fn calibrate(&mut self, calibration: Calibration) {
+        self.calibration = calibration;
     }
 }
 
@@ -375,15 +345,12 @@ impl Vcpu for SvmVcpu {
     }
 
     fn take_written(&mut self, written: &mut dyn FnMut(Gpa)) {
-        self.nested_paging.take_dirty(written);
+        self.nested_paging.take_written(written);
         self.guest.control.tlb_control = vmcb::TLB_FLUSH_ALL;
     }
 
     fn save(&mut self) -> CpuState {
         let mode = self.mode();
-        let mut fpu = Fxsave([0; 512]);
-        // SAFETY: the image is 512 bytes aligned to 64; FXSAVE64 only writes there.
-        unsafe { asm!("fxsave64 [{}]", in(reg) fpu.0.as_mut_ptr(), options(nostack, preserves_flags)) };
         let save = &self.guest.save;
         CpuState {
             registers: self.registers,
@@ -394,11 +361,11 @@ impl Vcpu for SvmVcpu {
             cr2: save.cr2,
             cr3: mode.cr3,
             cr4: mode.cr4,
-            dr: read_debug_registers(),
+            dr: lazy::debug_registers(),
             dr6: save.dr6,
             dr7: save.dr7,
             msrs: self.msrs(),
-            fpu,
+            fpu: lazy::floating_point(),
             interrupt_shadow: self.in_shadow(),
             halted: false,
         }
@@ -430,27 +397,7 @@ impl Vcpu for SvmVcpu {
         self.offered = None;
         self.guest.control.event_injection = 0;
         self.guest.control.tlb_control = vmcb::TLB_FLUSH_ALL;
-        write_debug_registers(&state.dr);
-        // SAFETY: the image is 512 bytes aligned to 64 and came from FXSAVE64 or was checked by the loader; the
-        // hypervisor uses no floating point.
-        unsafe { asm!("fxrstor64 [{}]", in(reg) state.fpu.0.as_ptr(), options(nostack, preserves_flags)) };
-    }
-}
-
-fn read_debug_registers() -> [u64; 4] {
-    let (dr0, dr1, dr2, dr3);
-    // SAFETY: reading debug registers has no effect.
-    unsafe {
-        asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
-            out(reg) dr0, out(reg) dr1, out(reg) dr2, out(reg) dr3, options(nomem, nostack, preserves_flags));
-    }
-    [dr0, dr1, dr2, dr3]
-}
-
-fn write_debug_registers(dr: &[u64; 4]) {
-    // SAFETY: DR7 of the host enables no breakpoint, so the addresses have no effect on the hypervisor.
-    unsafe {
-        asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
-            in(reg) dr[0], in(reg) dr[1], in(reg) dr[2], in(reg) dr[3], options(nomem, nostack, preserves_flags));
+        lazy::set_debug_registers(&state.dr);
+        lazy::set_floating_point(&state.fpu);
     }
 }

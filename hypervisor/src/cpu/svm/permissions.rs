@@ -1,5 +1,7 @@
 //! Permission maps: which ports and model-specific registers cause an exit. See: APM volume 2, 15.10 and 15.11.
 
+use crate::cpu::registers::DIRECT_MSRS;
+
 /// A bit per port, one page more than 64 Ki bits because accesses may straddle the end.
 #[repr(C, align(4096))]
 pub(super) struct IoPermissions([u8; 3 * 4096]);
@@ -20,16 +22,11 @@ impl IoPermissions {
     }
 }
 
-/// Registers that VMRUN, VMLOAD and VMSAVE switch completely, so that the guest may use them directly: SYSENTER_CS,
-/// _ESP, _EIP, STAR, LSTAR, CSTAR, SFMASK, FS.base, GS.base, KernelGSbase.
-const DIRECT: [u32; 10] =
-    [0x174, 0x175, 0x176, 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084, 0xC000_0100, 0xC000_0101, 0xC000_0102];
-
 impl MsrPermissions {
     /// Everything exits but the registers that the hardware switches itself.
     pub(super) fn for_guest() -> Self {
         let mut map = Self([0xFF; 2 * 4096]);
-        for msr in DIRECT {
+        for msr in DIRECT_MSRS {
             if let Some((byte, shift)) = position(msr) {
                 map.0[byte] &= !(0b11 << shift);
             }
@@ -60,6 +57,6 @@ mod tests {
             .chain(0xC000_0000..0xC000_2000)
             .chain(0xC001_0000..0xC001_2000)
             .filter(|&msr| position(msr).is_some_and(|(byte, shift)| map.0[byte] >> shift & 0b11 != 0b11));
-        assert!(open.eq(DIRECT));
+        assert!(open.eq(DIRECT_MSRS));
     }
 }

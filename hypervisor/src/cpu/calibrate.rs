@@ -3,9 +3,8 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::{Calibration, SvmVcpu};
-use crate::cpu::registers::CpuState;
-use crate::cpu::{Exit, Vcpu};
+use super::registers::CpuState;
+use super::{Exit, Vcpu};
 use crate::memory::{Gpa, GuestMemory, OutsideMemory};
 
 const CODE: u64 = 0x1000;
@@ -13,6 +12,24 @@ const NOP: u8 = 0x90;
 const HLT: u8 = 0xF4;
 /// Timer counts that are tried; larger than any plausible lead.
 const TIMER_COUNTS: [u32; 4] = [200, 201, 500, 3000];
+
+/// What the world switch costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Calibration {
+    /// TSC ticks of the world switch itself.
+    pub overhead: u64,
+    /// Timer ticks that pass between arming the timer and the guest's first instruction.
+    pub lead: u64,
+}
+
+/// A virtual CPU whose entries are counted by the TSC and limited by a timer.
+pub trait Timed: Vcpu {
+    /// One entry with a raw timer count, 0 for none; returns the exit and raw TSC ticks.
+    fn enter_raw(&mut self, timer_count: u32) -> (Exit, u64);
+
+    /// Sets what calibration found.
+    fn calibrate(&mut self, calibration: Calibration);
+}
 
 /// Why no constant could be found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +59,12 @@ impl fmt::Display for CalibrationError {
     }
 }
 
-/// Finds the constants with straight runs of NOPs in `memory` (left zeroed). `settle` lets host interrupts in.
+/// Finds the constants of `vcpu` with straight runs of NOPs in `memory` (left zeroed). `settle` lets host interrupts in.
 ///
 /// # Errors
 /// When the constants are not constant: then TSC and timer do not count instructions on this machine.
 pub fn calibrate(
-    vcpu: &mut SvmVcpu,
+    vcpu: &mut dyn Timed,
     memory: &mut GuestMemory,
     settle: &mut dyn FnMut(),
 ) -> Result<Calibration, CalibrationError> {
@@ -81,7 +98,7 @@ pub fn calibrate(
 }
 
 fn straight(
-    vcpu: &mut SvmVcpu,
+    vcpu: &mut dyn Timed,
     memory: &mut GuestMemory,
     count: usize,
     timer: u32,

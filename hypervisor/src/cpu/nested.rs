@@ -1,0 +1,248 @@
+//! Nested page tables: guest-physical to host-physical. Both vendors' have the shape of ordinary long-mode page tables;
+//! only the flags in the entries differ. See: APM volume 2, 15.25; SDM volume 3, 29.3.2.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use crate::memory::{Gpa, PAGE_SIZE};
+
+/// Flags of a vendor's entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Format {
+    /// Of an entry that leads to another table.
+    pub table: u64,
+    /// Of an entry that maps a page, without the mark of a large one.
+    pub page: u64,
+    /// What an entry of the lowest level has when its page was written since the flag was last taken away: the CPU's
+    /// dirty flag. Where there is none it is the right to write, which [`NestedPaging::allow_write`] gives back.
+    pub written: u64,
+    /// Pages of 1 GiB may be used.
+    pub gib_pages: bool,
+}
+
+/// Mark of an entry above the lowest level that maps a page.
+const LARGE: u64 = 1 << 7;
+
+const PER_TABLE: u64 = 512;
+/// Bytes that one entry covers, by level: 4 KiB, 2 MiB, 1 GiB, 512 GiB.
+const COVERED: [u64; 4] = [1 << 12, 1 << 21, 1 << 30, 1 << 39];
+
+#[repr(C, align(4096))]
+struct Table([u64; 512]);
+
+const _: () = assert!(size_of::<Table>() == 4096);
+
+/// Physical address of a table: the hypervisor's memory is identity-mapped.
+fn address(table: &Table) -> u64 {
+    core::ptr::from_ref(table) as u64
+}
+
+/// Tables that map guest-physical 0 to the end of guest memory, and nothing else. All of it is mapped up front, so that
+/// a nested page fault always means a device.
+///
+/// Large pages are used wherever base and length allow. While the guest's writes are [tracked](Self::track), every page
+/// of 4 KiB has an entry of its own, which tells that it was written.
+pub struct NestedPaging {
+    root: Box<Table>,
+    /// The tables between the root and the lowest level, kept where the entries point.
+    upper: Vec<Box<Table>>,
+    /// Those of the lowest level, each with its first address, in order.
+    lowest: Vec<(u64, Box<Table>)>,
+    base: u64,
+    len: u64,
+    format: Format,
+}
+
+impl NestedPaging {
+    /// Maps guest-physical `0 .. len` to host-physical `base ..`; `len` in whole pages, at most 512 GiB.
+    #[must_use]
+    pub fn new(base: u64, len: u64, format: Format) -> Self {
+        let root = Box::new(Table([0; 512]));
+        let mut paging = Self { root, upper: Vec::new(), lowest: Vec::new(), base, len, format };
+        paging.track(false);
+        paging
+    }
+
+    /// Begins to notice the guest's writes, or ends it. The CPU must forget what it has cached of these tables.
+    pub fn track(&mut self, on: bool) {
+        let (base, len, format) = (self.base, self.len, self.format);
+        let mut builder = Builder { base, len, format, track: on, upper: Vec::new(), lowest: Vec::new() };
+        builder.fill(&mut self.root, 3, 0);
+        (self.upper, self.lowest) = (builder.upper, builder.lowest);
+    }
+
+    /// Calls `written` with each page that the guest wrote since the last call, or since the tracking began. The CPU
+    /// must forget what it has cached of these tables, or it will not note the next write.
+    pub fn take_written(&mut self, written: &mut dyn FnMut(Gpa)) {
+        let flag = self.format.written;
+        for (start, table) in &mut self.lowest {
+            for (page, entry) in (0..).zip(&mut table.0) {
+                if *entry & flag != 0 {
+                    *entry &= !flag;
+                    written(Gpa(*start + page * PAGE_SIZE));
+                }
+            }
+        }
+    }
+
+    /// Notes a write of the guest's to the page at `gpa` and allows it. Returns whether there was nothing but the
+    /// tracking that forbade it.
+    pub fn allow_write(&mut self, gpa: Gpa) -> bool {
+        let Ok(index) = self.lowest.binary_search_by_key(&(gpa.0 & !(COVERED[1] - 1)), |&(start, _)| start) else {
+            return false;
+        };
+        let entry = &mut self.lowest[index].1.0[(gpa.0 / PAGE_SIZE % PER_TABLE) as usize];
+        let forbidden = *entry != 0 && *entry & self.format.written == 0;
+        if forbidden {
+            *entry |= self.format.written;
+        }
+        forbidden
+    }
+
+    /// Physical address of the root table, which never changes.
+    #[must_use]
+    pub fn root(&self) -> u64 {
+        address(&self.root)
+    }
+}
+
+struct Builder {
+    base: u64,
+    len: u64,
+    format: Format,
+    track: bool,
+    upper: Vec<Box<Table>>,
+    lowest: Vec<(u64, Box<Table>)>,
+}
+
+impl Builder {
+    /// Fills a table at `level` (0 is the lowest) for guest-physical addresses from `start` on.
+    fn fill(&mut self, table: &mut Table, level: usize, start: u64) {
+        let entries = (self.len - start).div_ceil(COVERED[level]).min(PER_TABLE);
+        for index in 0..entries {
+            let gpa = start + index * COVERED[level];
+            table.0[index as usize] =
+                if self.is_page(level, gpa) { self.page(level, gpa) } else { self.below(level - 1, gpa) };
+        }
+    }
+
+    /// Makes a table for what one entry covers, and that entry.
+    fn below(&mut self, level: usize, start: u64) -> u64 {
+        let mut table = Box::new(Table([0; 512]));
+        self.fill(&mut table, level, start);
+        let entry = address(&table) | self.format.table;
+        if level == 0 {
+            self.lowest.push((start, table))
+        } else {
+            self.upper.push(table)
+        }
+        entry
+    }
+
+    fn page(&self, level: usize, gpa: u64) -> u64 {
+        let mark = if level > 0 { LARGE } else { 0 };
+        let flags = if self.track { self.format.page & !self.format.written } else { self.format.page };
+        (self.base + gpa) | mark | flags
+    }
+
+    /// Whether one page at `level` can map `gpa`.
+    fn is_page(&self, level: usize, gpa: u64) -> bool {
+        let fits = self.base.is_multiple_of(COVERED[level]) && gpa + COVERED[level] <= self.len;
+        match level {
+            0 => true,
+            1 => fits && !self.track,
+            2 => fits && !self.track && self.format.gib_pages,
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(unsafe_code)]
+mod tests {
+    use super::*;
+
+    const NPT: Format = Format { table: 0b111, page: 0b111, written: 1 << 6, gib_pages: false };
+    const EPT: Format = Format { table: 0b111, page: 0b111 | 6 << 3, written: 1 << 9, gib_pages: true };
+    /// Of a CPU without dirty flags.
+    const OLD_EPT: Format = Format { written: 1 << 1, ..EPT };
+
+    fn entry(table: u64, index: u64) -> u64 {
+        // SAFETY: `table` is the address of a live `Table`, `index` is below 512.
+        unsafe { *((table & 0x000F_FFFF_FFFF_F000) as *const u64).add(index as usize) }
+    }
+
+    /// Host-physical address, flags of the last entry and its level.
+    fn translate(paging: &NestedPaging, gpa: u64) -> Option<(u64, u64, usize)> {
+        let mut table = paging.root();
+        for level in (0..4).rev() {
+            let found = entry(table, gpa / COVERED[level] % PER_TABLE);
+            if found & 1 == 0 {
+                return None;
+            }
+            let mask = COVERED[level] - 1;
+            if level == 0 || found & LARGE != 0 {
+                return Some(((found & 0x000F_FFFF_FFFF_F000 & !mask) | (gpa & mask), found & 0xFFF & !LARGE, level));
+            }
+            assert_eq!(found & 0xFFF, 0b111);
+            table = found;
+        }
+        None
+    }
+
+    /// What the CPU, or the hypervisor for it, does at a write.
+    fn write(paging: &mut NestedPaging, gpa: u64) {
+        assert!(paging.allow_write(Gpa(gpa)), "{gpa:#x} was not written before");
+        assert!(!paging.allow_write(Gpa(gpa | 8)));
+    }
+
+    #[test]
+    fn written_pages_are_told_once() {
+        for format in [NPT, EPT, OLD_EPT] {
+            let mut paging = NestedPaging::new(0x4000_0000, 0x40_5000, format);
+            let root = paging.root();
+            assert!(!paging.allow_write(Gpa(0)), "nothing is tracked");
+            paging.track(true);
+            for gpa in [0, 0x1F_FFF0, 0x20_0000, 0x40_4000] {
+                let unwritten = Some((0x4000_0000 + gpa, format.page & !format.written, 0));
+                assert_eq!(translate(&paging, gpa), unwritten);
+                write(&mut paging, gpa);
+            }
+            assert!(!paging.allow_write(Gpa(0x40_5000)), "this is no memory");
+            let mut dirty = Vec::new();
+            paging.take_written(&mut |gpa| dirty.push(gpa.0));
+            assert_eq!(dirty, [0, 0x1F_F000, 0x20_0000, 0x40_4000]);
+            paging.take_written(&mut |gpa| panic!("{gpa:?} was told before"));
+            write(&mut paging, 0x20_0000);
+            paging.track(false);
+            assert_eq!(translate(&paging, 0x20_0000), Some((0x4020_0000, format.page, 1)), "large pages again");
+            assert_eq!(paging.root(), root);
+        }
+    }
+
+    #[test]
+    fn all_of_memory_is_mapped_and_nothing_else() {
+        for format in [NPT, EPT] {
+            for (base, len) in [(0x4000_0000, 0x40_0000), (0x4000_0000, 0x40_5000), (0x4000_1000, 0x20_0000)] {
+                let paging = NestedPaging::new(base, len, format);
+                for gpa in [0, 1, 0x1F_FFFF, 0x20_0000, len / 2, len - 1] {
+                    let found = translate(&paging, gpa).map(|(hpa, flags, _)| (hpa, flags));
+                    assert_eq!(found, (gpa < len).then_some((base + gpa, format.page)));
+                }
+                assert_eq!(translate(&paging, len), None);
+                assert_eq!(translate(&paging, 0xFEE0_0000), None);
+            }
+        }
+    }
+
+    #[test]
+    fn pages_are_as_large_as_can_be() {
+        let level = |base, len, gpa, format| translate(&NestedPaging::new(base, len, format), gpa).map(|found| found.2);
+        assert_eq!(level(1 << 30, 3 << 29, 0, EPT), Some(2));
+        assert_eq!(level(1 << 30, 3 << 29, 1 << 30, EPT), Some(1));
+        assert_eq!(level(1 << 30, 1 << 30, 0, NPT), Some(1));
+        assert_eq!(level(1 << 21, 1 << 30, 0, EPT), Some(1));
+        assert_eq!(level(1 << 21, (1 << 21) + 4096, 1 << 21, EPT), Some(0));
+        assert_eq!(level(4096, 1 << 21, 0, EPT), Some(0));
+    }
+}
