@@ -65,6 +65,14 @@ struct Seen {
     memory: Option<u64>,
 }
 
+impl Seen {
+    /// A hash of what was seen up to here and this: equal on machines whose clocks started alike.
+    fn add_to(&self, digest: u64) -> u64 {
+        let words = [self.position, self.machine, self.memory.unwrap_or(0)];
+        words.iter().fold(digest, |digest, word| xxh64(&word.to_le_bytes(), digest))
+    }
+}
+
 /// Why the test failed.
 enum Failure {
     /// A run ended somewhere else than at its stop.
@@ -109,9 +117,10 @@ fn compare(guest: &mut Guest, config: &Config) -> Result<alloc::string::String, 
         return Err(alloc::format!("stop {index} differs: {:?} against {:?}", first[index], second[index]));
     }
     let last = first.last().map_or(0, |seen| seen.position);
+    let digest = first.iter().fold(0, |digest, seen| seen.add_to(digest));
     let exits: u64 = guest.exits().0.iter().sum();
     Ok(alloc::format!(
-        "{} stops exact and equal in two runs, {last} ticks each, {exits} exits, seed {}, exits by kind {:?}",
+        "{} stops exact and equal in two runs, digest {digest:016x}, {last} ticks each, {exits} exits, seed {}, exits by kind {:?}",
         first.len(),
         config.seed,
         guest.exits().0

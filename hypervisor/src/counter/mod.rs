@@ -72,6 +72,18 @@ impl Progress {
         entered
     }
 
+    /// Runs the guest once up to the tick before `target`, or to `target` itself when a limit is late by one.
+    ///
+    /// # Panics
+    /// As [`enter`](Self::enter).
+    pub fn approach(&mut self, target: u64, counter: &dyn Counter, vcpu: &mut dyn Vcpu) -> Entered {
+        assert!(target > self.position + 1, "the tick before {target} lies ahead of {}", self.position);
+        let entered = vcpu.enter(counter.limit(target - 1 - self.position));
+        self.position += entered.ticks;
+        self.check(target, entered.exit);
+        entered
+    }
+
     /// Counts an instruction that was emulated instead of executed.
     pub fn emulated(&mut self) {
         self.position += 1;

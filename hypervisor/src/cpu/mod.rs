@@ -17,7 +17,7 @@ use core::fmt;
 use crate::host::apic::Apic;
 use crate::memory::Gpa;
 use calibrate::Timed;
-use registers::{CpuMsrs, CpuState, Registers, Segments};
+use registers::{CpuMsrs, CpuState, Registers, Segment, Segments, Table};
 use svm::{SvmError, SvmVcpu};
 use vmx::{VmxError, VmxVcpu};
 
@@ -159,6 +159,11 @@ pub trait Vcpu {
     /// Ends an interrupt shadow, after an instruction was emulated.
     fn clear_interrupt_shadow(&mut self);
 
+    /// What is there for CPUs whose limits do not end an entry in an interrupt shadow, but one tick later.
+    fn shadow_steps(&mut self) -> Option<&mut dyn ShadowSteps> {
+        None
+    }
+
     /// Model-specific registers of the CPU itself, as the guest sees them.
     fn msrs(&self) -> CpuMsrs;
 
@@ -176,6 +181,25 @@ pub trait Vcpu {
 
     /// Replaces the whole state.
     fn load(&mut self, state: &CpuState);
+}
+
+/// How to stop right behind an instruction that begins an interrupt shadow, when no limit does: the instruction is
+/// emulated.
+pub trait ShadowSteps {
+    /// Delivers the events that the guest can take now, without running an instruction.
+    fn deliver(&mut self) -> Entered;
+
+    /// Where the guest's descriptors are.
+    fn gdtr(&self) -> Table;
+
+    /// Whether the guest is in the shadow of a MOV SS.
+    fn after_mov_ss(&self) -> bool;
+
+    /// Whether a breakpoint of the guest's holds for the instruction at a linear address.
+    fn breaks_at(&self, linear: u64) -> bool;
+
+    /// An instruction was emulated that begins a shadow: STI, or one that loads the stack segment.
+    fn begin_shadow(&mut self, stack: Option<Segment>);
 }
 
 /// Why no virtual CPU can be had.

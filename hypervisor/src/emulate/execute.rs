@@ -205,14 +205,14 @@ impl Execution<'_> {
     }
 
     /// By how many bytes PUSH or POP moves the stack pointer.
-    fn stack_step(&self) -> Result<u8, Fault> {
+    pub(super) fn stack_step(&self) -> Result<u8, Fault> {
         match self.instruction.stack_pointer_increment().unsigned_abs() {
             step @ (2 | 4 | 8) => Ok(step as u8),
             _ => Err(self.unsupported()),
         }
     }
 
-    fn stack(&mut self, offset: u64, size: u8, write: bool) -> Result<Span, Fault> {
+    pub(super) fn stack(&mut self, offset: u64, size: u8, write: bool) -> Result<Span, Fault> {
         let kind = if write { Write } else { Read };
         self.space.span(self.bus.memory(), SegmentName::Ss, offset, size, kind)
     }

@@ -6,7 +6,8 @@
 //! * [`walk`]: the guest's page tables;
 //! * [`decode`]: fetching, lengths, MOV CR8;
 //! * [`mmio`]: one instruction with operands in memory;
-//! * [`io`]: one element of INS or OUTS.
+//! * [`io`]: one element of INS or OUTS;
+//! * [`shadow`]: STI, MOV SS and POP SS.
 //!
 //! An instruction takes effect as a whole or faults with nothing changed but accessed and dirty bits. One that is not
 //! implemented is reported with its bytes, never guessed at. References are to the AMD64 manual (APM), revision 3.42
@@ -20,6 +21,7 @@ pub mod io;
 mod linear;
 pub mod mmio;
 mod operand;
+pub mod shadow;
 mod strings;
 mod vectors;
 pub mod walk;

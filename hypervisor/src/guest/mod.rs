@@ -8,6 +8,7 @@
 
 mod exits;
 mod mmio;
+mod shadow;
 
 use alloc::string::String;
 use core::fmt;
@@ -212,7 +213,7 @@ impl Guest {
     fn enter(&mut self, target: u64, offered: Option<u8>, out: &mut Noting<'_>) -> Exit {
         let deadline = self.platform.next_deadline().and_then(|time| self.platform.clock().position_at(time));
         let stop = deadline.map_or(target, |deadline| deadline.min(target));
-        let entered = self.progress.enter(stop, &*self.counter, &mut *self.vcpu);
+        let entered = self.run_towards(stop);
         if let (true, Some(vector)) = (entered.interrupt_taken, offered) {
             self.platform.interrupt_taken(vector);
         }

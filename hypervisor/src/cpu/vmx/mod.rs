@@ -27,7 +27,7 @@ use super::calibrate::{Calibration, Timed};
 use super::lazy;
 use super::nested::NestedPaging;
 use super::registers::{CR0_PE, CpuMsrs, CpuState, RFLAGS_IF, Registers, gpr};
-use super::{Entered, Exception, Exit, Limit, Mode, Vcpu};
+use super::{Entered, Exception, Exit, Limit, Mode, ShadowSteps, Vcpu};
 use crate::memory::Gpa;
 
 /// Ticks after which an entry ends in any case, so that the host's interrupts are looked at: Bochs holds them back from
@@ -81,7 +81,7 @@ enum ExitOrGoOn {
 impl VmxVcpu {
     /// One entry with an event to inject; returns the exit's reason and raw TSC ticks.
     fn switch(&mut self, event: Option<Event>, timer_count: u32) -> (u32, u64) {
-        self.mode.set(None);
+        self.forget_mode();
         self.put_registers();
         write(fields::PREEMPTION_TIMER, timer_count);
         if let Some(event) = event {
@@ -176,6 +176,11 @@ impl VmxVcpu {
         }
     }
 
+    /// Whether there is something to deliver before the next instruction.
+    fn has_event(&self) -> bool {
+        self.event.is_some() || (self.offered.is_some() && self.can_interrupt())
+    }
+
     /// Whether the guest would take an interrupt before its next instruction.
     fn can_interrupt(&self) -> bool {
         self.registers.rflags & RFLAGS_IF != 0 && read(fields::INTERRUPTIBILITY) & SHADOW == 0
@@ -225,6 +230,28 @@ impl VmxVcpu {
     }
 }
 
+impl VmxVcpu {
+    /// Entries until something happens that is the guest's or the host's business, of `end` ticks at most. With none,
+    /// only what waits is delivered.
+    fn enter_within(&mut self, end: u64) -> Entered {
+        let mut entered = Entered { exit: Exit::Interrupted, ticks: 0, interrupt_taken: false };
+        loop {
+            let once = self.enter_once(end - entered.ticks);
+            entered.ticks += once.ticks;
+            entered.interrupt_taken |= once.interrupt_taken;
+            match once.exit {
+                ExitOrGoOn::Exit(exit) => return Entered { exit, ..entered },
+                ExitOrGoOn::GoOn if entered.ticks >= end => return entered,
+                ExitOrGoOn::GoOn => {}
+            }
+        }
+    }
+
+    fn forget_mode(&mut self) {
+        self.mode.set(None);
+    }
+}
+
 impl Timed for VmxVcpu {
     fn enter_raw(&mut self, timer_count: u32) -> (Exit, u64) {
         let count = if timer_count == 0 { u32::MAX } else { timer_count };
@@ -242,21 +269,10 @@ impl Timed for VmxVcpu {
 
 impl Vcpu for VmxVcpu {
     fn enter(&mut self, limit: Limit) -> Entered {
-        let end = match limit {
+        self.enter_within(match limit {
             Limit::None => SLICE,
             Limit::Exact(ticks) => ticks.min(SLICE),
-        };
-        let mut entered = Entered { exit: Exit::Interrupted, ticks: 0, interrupt_taken: false };
-        loop {
-            let once = self.enter_once(end - entered.ticks);
-            entered.ticks += once.ticks;
-            entered.interrupt_taken |= once.interrupt_taken;
-            match once.exit {
-                ExitOrGoOn::Exit(exit) => return Entered { exit, ..entered },
-                ExitOrGoOn::GoOn if entered.ticks >= end => return entered,
-                ExitOrGoOn::GoOn => {}
-            }
-        }
+        })
     }
 
     fn registers(&self) -> &Registers {
@@ -294,6 +310,8 @@ impl Vcpu for VmxVcpu {
             lazy::set_cr2(cr2);
         }
         self.event = Some(event);
+        // Delivery ends a shadow, and an entry that delivers is to end at once if it is so limited.
+        self.clear_interrupt_shadow();
     }
 
     fn clear_interrupt_shadow(&mut self) {
@@ -303,12 +321,16 @@ impl Vcpu for VmxVcpu {
         }
     }
 
+    fn shadow_steps(&mut self) -> Option<&mut dyn ShadowSteps> {
+        Some(self)
+    }
+
     fn msrs(&self) -> CpuMsrs {
         self.read_msrs()
     }
 
     fn set_msrs(&mut self, msrs: &CpuMsrs) {
-        self.mode.set(None);
+        self.forget_mode();
         self.write_msrs(msrs);
     }
 
@@ -327,7 +349,7 @@ impl Vcpu for VmxVcpu {
     }
 
     fn load(&mut self, state: &CpuState) {
-        self.mode.set(None);
+        self.forget_mode();
         self.write_state(state);
     }
 }

@@ -43,10 +43,12 @@ fn attributes(access_rights: u32) -> u16 {
 
 /// Reads a segment register of the guest.
 pub(super) fn get(fields: SegmentFields) -> Segment {
+    let rights = read(fields.access_rights);
     Segment {
         selector: read(fields.selector),
-        attributes: attributes(read(fields.access_rights)),
-        limit: read(fields.limit),
+        attributes: attributes(rights),
+        // Undefined where there is no segment; bases of FS and GS hold in 64-bit mode all the same.
+        limit: if rights & UNUSABLE == 0 { read(fields.limit) } else { 0 },
         base: read(fields.base),
     }
 }

@@ -8,8 +8,8 @@ use super::fields::{self, Field, GUEST_PDPTES};
 use super::instructions::{self, read, write};
 use super::setup::GUEST_VPID;
 use super::{SHADOW, VmxVcpu, segments};
-use crate::cpu::registers::{CR0_PG, CpuMsrs, CpuState, EFER_LMA, RFLAGS_IF, Segments, Table, gpr};
-use crate::cpu::{Mode, lazy};
+use crate::cpu::registers::{CR0_PG, CpuMsrs, CpuState, EFER_LMA, RFLAGS_IF, Segment, Segments, Table, gpr};
+use crate::cpu::{Entered, Exit, Mode, ShadowSteps, Vcpu, lazy};
 
 const STAR: u32 = 0xC000_0081;
 const LSTAR: u32 = 0xC000_0082;
@@ -95,13 +95,12 @@ impl VmxVcpu {
     }
 
     pub(super) fn read_state(&mut self) -> CpuState {
-        let mode = self.mode_now();
-        let table = |base, limit: Field<u32>| Table { base: read(base), limit: read(limit) as u16 };
+        let mode = self.mode();
         CpuState {
             registers: self.registers,
             segments: mode.segments,
-            gdtr: table(fields::GUEST_GDTR_BASE, fields::GUEST_GDTR_LIMIT),
-            idtr: table(fields::GUEST_IDTR_BASE, fields::GUEST_IDTR_LIMIT),
+            gdtr: self.gdtr(),
+            idtr: Table { base: read(fields::GUEST_IDTR_BASE), limit: read(fields::GUEST_IDTR_LIMIT) as u16 },
             cr0: mode.cr0,
             cr2: lazy::cr2(),
             cr3: mode.cr3,
@@ -114,10 +113,6 @@ impl VmxVcpu {
             interrupt_shadow: read(fields::INTERRUPTIBILITY) & SHADOW != 0,
             halted: false,
         }
-    }
-
-    fn mode_now(&self) -> Mode {
-        crate::cpu::Vcpu::mode(self)
     }
 
     pub(super) fn write_state(&mut self, state: &CpuState) {
@@ -183,16 +178,70 @@ impl VmxVcpu {
     }
 
     /// Puts the guest into an interrupt shadow or out of it. With IF clear it can only come from MOV SS.
-    pub(super) fn write_shadow(&mut self, shadow: bool) {
-        let rflags = self.registers.rflags;
-        let blocked = match (shadow, rflags & RFLAGS_IF != 0) {
+    fn write_shadow(&mut self, shadow: bool) {
+        self.block(match (shadow, self.registers.rflags & RFLAGS_IF != 0) {
             (false, _) => 0,
             (true, true) => BLOCKED_BY_STI,
             (true, false) => BLOCKED_BY_MOV_SS,
-        };
+        });
+    }
+
+    fn block(&mut self, blocked: u32) {
         write(fields::INTERRUPTIBILITY, blocked);
         // A single-step trap waits for the end of the shadow, and VM entry insists on it.
-        let step = if shadow && rflags & RFLAGS_TF != 0 { PENDING_STEP } else { 0 };
+        let step = if blocked != 0 && self.registers.rflags & RFLAGS_TF != 0 { PENDING_STEP } else { 0 };
         write(fields::PENDING_DEBUG, step);
+    }
+}
+
+impl ShadowSteps for VmxVcpu {
+    fn deliver(&mut self) -> Entered {
+        let mut delivered = Entered { exit: Exit::Interrupted, ticks: 0, interrupt_taken: false };
+        while delivered.exit == Exit::Interrupted && self.has_event() {
+            let next = self.enter_within(0);
+            delivered = Entered { interrupt_taken: delivered.interrupt_taken || next.interrupt_taken, ..next };
+        }
+        delivered
+    }
+
+    fn gdtr(&self) -> Table {
+        Table { base: read(fields::GUEST_GDTR_BASE), limit: read(fields::GUEST_GDTR_LIMIT) as u16 }
+    }
+
+    fn after_mov_ss(&self) -> bool {
+        read(fields::INTERRUPTIBILITY) & BLOCKED_BY_MOV_SS != 0
+    }
+
+    fn breaks_at(&self, linear: u64) -> bool {
+        breaks_at(linear, read(fields::GUEST_DR7), lazy::debug_registers())
+    }
+
+    fn begin_shadow(&mut self, stack: Option<Segment>) {
+        self.forget_mode();
+        self.block(if stack.is_some() { BLOCKED_BY_MOV_SS } else { BLOCKED_BY_STI });
+        if let Some(stack) = stack {
+            segments::set(fields::SS, &stack);
+        }
+    }
+}
+
+/// Whether an instruction breakpoint is enabled at `linear`. See: SDM volume 3, 18.2.4.
+fn breaks_at(linear: u64, dr7: u64, addresses: [u64; 4]) -> bool {
+    let is_set = |index: usize| dr7 >> (2 * index) & 3 != 0 && dr7 >> (16 + 4 * index) & 0xF == 0;
+    (0..4).any(|index| is_set(index) && addresses[index] == linear)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instruction_breakpoints_are_told_from_data_ones() {
+        let addresses = [0x1000, 0x2000, 0x3000, 0x4000];
+        assert!(breaks_at(0x2000, 1 << 2, addresses));
+        assert!(breaks_at(0x2000, 1 << 3, addresses));
+        assert!(!breaks_at(0x2000, 1 << 2 | 1 << 20, addresses));
+        assert!(!breaks_at(0x2000, 1 << 0, addresses));
+        assert!(!breaks_at(0x1001, 1 << 0, addresses));
     }
 }

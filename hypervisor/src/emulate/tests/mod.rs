@@ -3,6 +3,7 @@
 mod instructions;
 mod paging;
 mod properties;
+mod shadow;
 mod strings;
 mod vectors;
 

@@ -1,0 +1,54 @@
+//! Exact stops on CPUs whose limits do not end an entry in an interrupt shadow, but one tick later: the last tick before
+//! a stop is looked at, and an instruction that begins a shadow is emulated instead of executed.
+
+use super::Guest;
+use crate::cpu::{Entered, Exit};
+use crate::emulate::shadow::{self, ShadowView};
+
+impl Guest {
+    /// One entry towards `stop`, which lies ahead; or as many as it takes to get there exactly.
+    pub(super) fn run_towards(&mut self, stop: u64) -> Entered {
+        if self.vcpu.shadow_steps().is_none() {
+            return self.progress.enter(stop, &*self.counter, &mut *self.vcpu);
+        }
+        if stop - self.position() == 1 {
+            return self.last_tick(stop);
+        }
+        let entered = self.progress.approach(stop, &*self.counter, &mut *self.vcpu);
+        if entered.exit != Exit::Interrupted || self.position() + 1 != stop {
+            return entered;
+        }
+        let last = self.last_tick(stop);
+        let interrupt_taken = entered.interrupt_taken || last.interrupt_taken;
+        Entered { exit: last.exit, ticks: entered.ticks + last.ticks, interrupt_taken }
+    }
+
+    /// From the tick before `stop` to `stop`.
+    fn last_tick(&mut self, stop: u64) -> Entered {
+        // The next instruction is known only when nothing comes before it any more.
+        let delivered = self.vcpu.shadow_steps().map(|steps| steps.deliver());
+        let interrupt_taken = delivered.is_some_and(|delivered| delivered.interrupt_taken);
+        if let Some(delivered) = delivered.filter(|delivered| delivered.exit != Exit::Interrupted) {
+            return delivered;
+        }
+        if self.begin_shadow().is_some() {
+            self.progress.emulated();
+            return Entered { exit: Exit::Interrupted, ticks: 1, interrupt_taken };
+        }
+        let entered = self.progress.enter(stop, &*self.counter, &mut *self.vcpu);
+        Entered { interrupt_taken: interrupt_taken || entered.interrupt_taken, ..entered }
+    }
+
+    /// Carries out the next instruction if it begins an interrupt shadow.
+    fn begin_shadow(&mut self) -> Option<()> {
+        let mode = self.vcpu.mode();
+        let registers = *self.vcpu.registers();
+        let steps = self.vcpu.shadow_steps()?;
+        let view =
+            ShadowView { registers: &registers, mode: &mode, gdtr: steps.gdtr(), after_mov_ss: steps.after_mov_ss() };
+        let begun = shadow::begin(&view, &mut self.memory).filter(|_| !steps.breaks_at(view.linear_rip()))?;
+        *self.vcpu.registers_mut() = begun.registers;
+        self.vcpu.shadow_steps()?.begin_shadow(begun.stack);
+        Some(())
+    }
+}
