@@ -3,7 +3,7 @@
 
 use core::fmt;
 
-use heapless::Vec;
+use alloc::vec::Vec;
 
 /// Index of IA32_FEATURE_CONTROL.
 pub(super) const FEATURE_CONTROL: u32 = 0x3A;
@@ -89,16 +89,13 @@ const CR0_HOST: u64 = 1 << 5 | 1 << 29 | 1 << 30;
 /// PE and PG, which an unrestricted guest may clear.
 const CR0_UNRESTRICTED: u64 = 1 << 0 | 1 << 31;
 
-/// Most missing features that are named.
-const MAX_NAMED: usize = 8;
-
 /// Why VMX cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VmxError {
     /// The firmware locked it away.
     Disabled,
     /// The CPU does not have what is needed.
-    Lacks(Vec<&'static str, MAX_NAMED>),
+    Lacks(Vec<&'static str>),
     /// VMXON failed.
     Vmxon(super::instructions::VmFail),
 }
@@ -165,13 +162,12 @@ pub(super) struct RandomNumbers {
 /// What is allowed and what is not, as one of the control MSRs says, and what is missing so far.
 struct Adjuster<'a> {
     read: &'a dyn Fn(u32) -> u64,
-    missing: Vec<&'static str, MAX_NAMED>,
+    missing: Vec<&'static str>,
 }
 
 impl Adjuster<'_> {
     fn lacks(&mut self, name: &'static str) {
-        // A longer list would not help anybody.
-        let _ = self.missing.push(name);
+        self.missing.push(name);
     }
 
     /// The controls that are needed, and those that the CPU insists on.
@@ -251,14 +247,10 @@ impl Capabilities {
     }
 }
 
-fn secondary_needed(random: RandomNumbers) -> Vec<Control, 5> {
-    let mut needed = Vec::from_iter(SECONDARY_NEEDED);
-    for (present, control) in [(random.rdrand, RDRAND_EXITING), (random.rdseed, RDSEED_EXITING)] {
-        if present {
-            // Three and two are five.
-            let _ = needed.push(control);
-        }
-    }
+fn secondary_needed(random: RandomNumbers) -> Vec<Control> {
+    let mut needed = SECONDARY_NEEDED.to_vec();
+    needed.extend(random.rdrand.then_some(RDRAND_EXITING));
+    needed.extend(random.rdseed.then_some(RDSEED_EXITING));
     needed
 }
 
