@@ -47,10 +47,11 @@ fn main(info: &'static BootInfo) -> ! {
     // SAFETY: first and only call; the boot code maps the first 4 GiB one to one.
     let apic = unsafe { interrupts::start() }.unwrap_or_else(|error| refuse(&error));
     let guest = make_guest(info, &config, &apic, &mut memory);
+    let clock = WallClock::start(&apic).unwrap_or_else(|error| refuse(&error));
+    log::info!("ticks per microsecond asleep: {:?}", clock.speeds());
     if config.role == StartRole::Stops {
-        stops::run(guest, &config);
+        stops::run(guest, &config, clock);
     }
-    let clock = WallClock::start();
     let mut open = |bdf, mac| {
         // SAFETY: the configuration names each card once.
         unsafe { nic::open(bdf, mac, &apic, &mut memory) }.unwrap_or_else(|error| {

@@ -93,8 +93,8 @@ impl fmt::Display for Failure {
 }
 
 /// Runs the test on `guest` and prints the verdict, a line that begins with `stops: PASS` or `stops: FAIL`. Never returns.
-pub fn run(mut guest: Guest, config: &Config) -> ! {
-    let verdict = compare(&mut guest, config);
+pub fn run(mut guest: Guest, config: &Config, clock: WallClock) -> ! {
+    let verdict = compare(&mut guest, config, clock);
     match verdict {
         Ok(summary) => logger::raw(format_args!("stops: PASS {summary}")),
         Err(reason) => logger::raw(format_args!(
@@ -107,11 +107,14 @@ pub fn run(mut guest: Guest, config: &Config) -> ! {
     }
 }
 
-fn compare(guest: &mut Guest, config: &Config) -> Result<alloc::string::String, alloc::string::String> {
+fn compare(
+    guest: &mut Guest,
+    config: &Config,
+    clock: WallClock,
+) -> Result<alloc::string::String, alloc::string::String> {
     let start = Snapshot::take(guest);
     let first = record(guest, config, None).map_err(|failure| alloc::format!("first run: {failure}"))?;
     start.restore(guest);
-    let clock = WallClock::start();
     let second = record(guest, config, Some(clock)).map_err(|failure| alloc::format!("second run: {failure}"))?;
     if let Some(index) = (0..first.len()).find(|&index| first[index] != second[index]) {
         return Err(alloc::format!("stop {index} differs: {:?} against {:?}", first[index], second[index]));

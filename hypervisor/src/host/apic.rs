@@ -28,6 +28,7 @@ const LVT_LINT0: usize = 0x350;
 const LVT_LINT1: usize = 0x360;
 const LVT_ERROR: usize = 0x370;
 const TIMER_INITIAL_COUNT: usize = 0x380;
+const TIMER_CURRENT_COUNT: usize = 0x390;
 const TIMER_DIVIDE: usize = 0x3E0;
 
 const SOFTWARE_ENABLE: u32 = 1 << 8;
@@ -82,6 +83,12 @@ impl Apic {
     /// Arms the timer to fire after `ticks`; 0 disarms it.
     pub fn arm_timer(&self, ticks: u32) {
         self.write(TIMER_INITIAL_COUNT, ticks);
+    }
+
+    /// Ticks that are left until the timer fires; 0 when it has fired or is not armed.
+    #[must_use]
+    pub fn timer_left(&self) -> u32 {
+        self.read(TIMER_CURRENT_COUNT)
     }
 
     /// Address of the timer's initial-count register, for the world switch that arms it just before guest entry.

@@ -2,15 +2,16 @@
 //!
 //! In the QEMU rig the TSC counts instructions and not time, so time comes from the RTC: its periodic interrupt gives
 //! the ticks, its seconds anchor them (a tick lost while the emulator was descheduled is made good within a second).
-//! Between two ticks the TSC interpolates, never past the next one: time never runs backwards.
-//! See: MC146818A datasheet.
+//! Between two ticks the TSC interpolates, never past the next one: time never runs backwards. How fast TSC and APIC
+//! timer run while the machine sleeps is measured at the start, by the RTC's ticks. See: MC146818A datasheet.
 #![allow(unsafe_code)]
 
 use core::arch::x86_64::_rdtsc;
 
 use x86_64::instructions::port::Port;
 
-use super::pic;
+use super::apic::Apic;
+use super::{interrupts, pic};
 
 /// PIC line of the RTC, which is edge-triggered.
 pub const RTC_LINE: u8 = 8;
@@ -93,24 +94,83 @@ impl Timekeeper {
     }
 }
 
+/// How fast counters run while the machine sleeps, in ticks per microsecond, at least 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Speeds {
+    /// The TSC.
+    pub tsc: u64,
+    /// The local APIC's timer.
+    pub timer: u64,
+}
+
+/// Ticks of the RTC over which speeds are measured: 62 ms.
+const MEASURED_TICKS: usize = 16;
+
+impl Speeds {
+    /// Sleeps from tick to tick of the RTC, which interrupts already.
+    ///
+    /// # Errors
+    /// When the RTC gives no ticks.
+    fn measure(apic: &Apic) -> Result<Self, &'static str> {
+        const NO_TICKS: &str = "the RTC does not interrupt: there is no wall clock";
+        let (mut tsc, mut timer) = ([0; MEASURED_TICKS], [0; MEASURED_TICKS]);
+        // Long enough for all ticks on every machine; it ends the sleep if there are none.
+        apic.arm_timer(u32::MAX);
+        wait_tick(apic).ok_or(NO_TICKS)?;
+        let mut before = (cycles(), apic.timer_left());
+        for (tsc, timer) in tsc.iter_mut().zip(&mut timer) {
+            wait_tick(apic).ok_or(NO_TICKS)?;
+            let now = (cycles(), apic.timer_left());
+            (*tsc, *timer) = (now.0 - before.0, u64::from(before.1 - now.1));
+            before = now;
+        }
+        apic.arm_timer(0);
+        Ok(Self { tsc: per_us(tsc), timer: per_us(timer) })
+    }
+}
+
+/// Sleeps until the RTC's next tick; `None` when the timer has fired before.
+fn wait_tick(apic: &Apic) -> Option<()> {
+    while read(REGISTER_C) & C_PERIODIC == 0 {
+        if apic.timer_left() == 0 {
+            return None;
+        }
+        interrupts::wait();
+    }
+    Some(())
+}
+
+/// Speed from what a counter ran in each tick. The median: now and then an emulator's tick comes late.
+fn per_us(mut ran: [u64; MEASURED_TICKS]) -> u64 {
+    ran.sort_unstable();
+    ((ran[MEASURED_TICKS / 2] * TICKS_PER_SECOND + 500_000) / 1_000_000).max(1)
+}
+
 /// The machine's wall clock.
 #[derive(Debug)]
 pub struct WallClock {
     keeper: Timekeeper,
+    speeds: Speeds,
 }
 
-/// TSC ticks in a microsecond while the machine sleeps, in the QEMU rig (`-icount shift=0`: one a nanosecond).
-const TSC_PER_US: u64 = 1000;
-
 impl WallClock {
-    /// Starts the RTC's periodic interrupt.
-    #[must_use]
-    pub fn start() -> Self {
+    /// Starts the RTC's periodic interrupt and measures the speeds by it.
+    ///
+    /// # Errors
+    /// When the RTC does not interrupt.
+    pub fn start(apic: &Apic) -> Result<Self, &'static str> {
         write(REGISTER_A, (read(REGISTER_A) & 0x70) | RATE_SELECT);
         write(REGISTER_B, read(REGISTER_B) | B_PERIODIC | B_UPDATE_ENDED);
         read(REGISTER_C);
         pic::unmask(RTC_LINE);
-        Self { keeper: Timekeeper { tick_tsc: cycles(), ..Timekeeper::default() } }
+        let speeds = Speeds::measure(apic)?;
+        Ok(Self { keeper: Timekeeper { tick_tsc: cycles(), ..Timekeeper::default() }, speeds })
+    }
+
+    /// How fast counters run while the machine sleeps.
+    #[must_use]
+    pub fn speeds(&self) -> Speeds {
+        self.speeds
     }
 
     /// Takes in what the RTC reports. Called whenever an interrupt came.
@@ -126,7 +186,7 @@ impl WallClock {
 
     /// Microseconds since boot. Never runs backwards.
     pub fn now_us(&mut self) -> u64 {
-        self.keeper.now(cycles(), TSC_PER_US)
+        self.keeper.now(cycles(), self.speeds.tsc)
     }
 }
 
@@ -158,6 +218,15 @@ mod tests {
         assert_eq!(days_since_1970(2000, 1, 1), 10_957);
         assert_eq!(days_since_1970(2024, 2, 29), 19_782);
         assert_eq!(days_since_1970(2026, 11, 23), 20_780);
+    }
+
+    #[test]
+    fn late_ticks_do_not_change_the_speed() {
+        let mut ran = [3_906_250; MEASURED_TICKS];
+        (ran[3], ran[4], ran[9]) = (39_000_000, 1000, 7_000_000);
+        assert_eq!(per_us(ran), 1000);
+        assert_eq!(per_us([195_300; MEASURED_TICKS]), 50);
+        assert_eq!(per_us([3; MEASURED_TICKS]), 1);
     }
 
     #[test]

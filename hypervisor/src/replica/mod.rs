@@ -52,8 +52,6 @@ use crate::platform::PowerEvent;
 
 /// Longest time that the machine sleeps without looking around, in microseconds.
 const LONGEST_SLEEP_US: u64 = 1_000_000;
-/// Timer ticks in a microsecond while the machine sleeps (`-icount shift=0`: one a nanosecond).
-const TICKS_PER_US: u64 = 1000;
 
 /// What a replica is made of.
 pub struct Parts {
@@ -303,7 +301,7 @@ impl Replica {
             return interrupts::open_window();
         }
         let before = clock::cycles();
-        self.apic.arm_timer((us * TICKS_PER_US) as u32);
+        self.apic.arm_timer(u32::try_from(us * self.clock.speeds().timer).unwrap_or(u32::MAX).max(1));
         interrupts::wait();
         self.apic.arm_timer(0);
         self.figures.slept += clock::cycles() - before;
