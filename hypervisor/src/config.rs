@@ -12,6 +12,7 @@ use core::str::FromStr;
 use pollux_boot::command_line::{CommandOption, options};
 
 pub use self::arbiter::{ArbiterOptions, Routes};
+use crate::counter::choose::Wanted;
 use crate::host::pci::Bdf;
 
 /// What this machine starts as.
@@ -76,6 +77,8 @@ pub struct Config {
     pub log_buffer: u64,
     /// `transfer=live|stop`: whether the guest stands still while a new backup gets its state.
     pub transfer_stops: bool,
+    /// `counter=auto|pmu|ticks`: what positions are counted with.
+    pub counter: Wanted,
     /// `monitor=com2|none`: whether status goes to COM2.
     pub monitor: bool,
     /// `break=RULE`: a rule switched off.
@@ -106,6 +109,7 @@ impl Default for Config {
             suspect_us: 1_000_000,
             log_buffer: 4 << 20,
             transfer_stops: false,
+            counter: Wanted::Auto,
             monitor: true,
             broken_rule: None,
             test_commands: false,
@@ -127,7 +131,7 @@ impl fmt::Display for ConfigError {
 
 /// All option names, for the message about an unknown one.
 const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, guest-memory, guest-mac, guest-args, \
-                     heartbeat, suspect, log-buffer, transfer, clock, monitor, break, test-commands, stops, seed";
+                     heartbeat, suspect, log-buffer, transfer, counter, clock, monitor, break, test-commands, stops, seed";
 
 impl Config {
     /// Reads a command line.
@@ -186,6 +190,14 @@ impl Config {
                     "live" => false,
                     "stop" => true,
                     _ => return Err(bad("one of live, stop")),
+                }
+            }
+            "counter" => {
+                self.counter = match value {
+                    "auto" => Wanted::Auto,
+                    "pmu" => Wanted::Pmu,
+                    "ticks" => Wanted::Ticks,
+                    _ => return Err(bad("one of auto, pmu, ticks")),
                 }
             }
             "clock" if value == "rtc" => {}
@@ -349,10 +361,12 @@ mod tests {
 
     #[test]
     fn a_pair_is_understood() {
-        let config = Config::parse(&format!("{PAIR} guest-memory=32M suspect=2s guest-args=\"ip=1 gw=2\"")).unwrap();
+        let config =
+            Config::parse(&format!("{PAIR} guest-memory=32M suspect=2s counter=pmu guest-args=\"ip=1 gw=2\"")).unwrap();
         assert_eq!(config.role, StartRole::Primary);
         assert_eq!(config.guest_memory, 32 << 20);
         assert_eq!(config.suspect_us, 2_000_000);
+        assert_eq!((config.counter, Config::default().counter), (Wanted::Pmu, Wanted::Auto));
         assert_eq!(config.guest_args, "ip=1 gw=2");
         assert_eq!(config.log_peer, Some(Ipv4Addr::new(10, 1, 0, 2)));
     }
@@ -373,6 +387,7 @@ mod tests {
         refused("heartbeat=1s", "contradict");
         refused("suspect=fast", "suspect");
         refused("break=everything", "break");
+        refused("counter=tsc", "one of auto, pmu, ticks");
         refused("guest-args=\"open", "guest-args");
         for (line, named) in [
             ("role=backup", "client-nic"),

@@ -8,8 +8,9 @@ use core::slice;
 use linked_list_allocator::LockedHeap;
 use pollux_boot::BootInfo;
 use pollux_hypervisor::config::{Config, StartRole};
-use pollux_hypervisor::counter::{Ticks, selftest};
-use pollux_hypervisor::cpu::{self, calibrate};
+use pollux_hypervisor::counter::choose::{self, Chosen};
+use pollux_hypervisor::counter::selftest::Machine;
+use pollux_hypervisor::cpu::{self, Vcpu};
 use pollux_hypervisor::guest::Guest;
 use pollux_hypervisor::host::apic::Apic;
 use pollux_hypervisor::host::clock::{self, WallClock};
@@ -29,6 +30,9 @@ static HEAP: LockedHeap = LockedHeap::empty();
 const HEAP_BYTES: u64 = 48 << 20;
 /// Alignment that lets nested paging use large pages.
 const GUEST_ALIGN: u64 = 2 << 20;
+/// Ticks of the APIC timer after which a host interrupt comes to test what it does to a counter: between 20 microseconds and
+/// a millisecond on all known machines.
+const TEST_INTERRUPT_TICKS: u32 = 20_000;
 /// Below the first MiB lives the firmware.
 const FIRST_USED: u64 = 1 << 20;
 
@@ -134,21 +138,29 @@ fn make_guest(info: &'static BootInfo, config: &Config, apic: &Apic, memory: &mu
     let mut guest_memory = GuestMemory::new(ram);
     // SAFETY: first and only virtual CPU; the memory is the guest's.
     let (mut vcpu, kind) = unsafe { cpu::open(base, config.guest_memory, apic) }.unwrap_or_else(|error| refuse(&error));
-    let mut settle = || interrupts::open_window();
-    let calibration = calibrate::calibrate(&mut *vcpu, &mut guest_memory, &mut settle)
-        .unwrap_or_else(|error| refuse(&format_args!("the counter 'ticks' is refused: {error}")));
-    vcpu.calibrate(calibration);
-    let report = selftest::run(&mut *vcpu, &Ticks, &mut guest_memory, &mut settle);
-    log::info!("{kind}, counter 'ticks': {calibration:?}\n{report}");
-    if !report.passed() {
-        refuse(&"the counter 'ticks' is refused: its self-test failed (see the table above)");
-    }
+    log::info!("virtual CPU: {kind}");
+    let counter = choose_counter(config, apic, &mut *vcpu, &mut guest_memory);
     let platform = make_platform(config);
     let (image, name) = find_image(info, config);
-    let mut guest = Guest::new(vcpu, Box::new(Ticks), guest_memory, platform, image, interrupts::let_in);
+    let mut guest = Guest::new(vcpu, counter, guest_memory, platform, image, interrupts::let_in);
     // A backup tries it too, so that a bad image is found at the start and not at a reset; the state replaces it.
     guest.restart().unwrap_or_else(|error| refuse(&format_args!("the guest image '{name}': {error}")));
     guest
+}
+
+/// The counter that the options ask for and the self-test proves.
+fn choose_counter(config: &Config, apic: &Apic, vcpu: &mut dyn Vcpu, memory: &mut GuestMemory) -> Chosen {
+    let mut stand = Machine {
+        vcpu,
+        memory,
+        let_in: &mut interrupts::open_window,
+        interrupt_soon: &mut || apic.arm_timer(TEST_INTERRUPT_TICKS),
+    };
+    let chosen = choose::choose(config.counter, &mut stand).unwrap_or_else(|refused| refuse(&refused));
+    apic.arm_timer(0);
+    interrupts::open_window();
+    log::info!("counter '{}': {}", chosen.counter.identity(), chosen.why);
+    chosen
 }
 
 fn make_platform(config: &Config) -> Platform {

@@ -3,25 +3,27 @@
 //! Small real-mode guests of which it is known how many instructions they execute and what they leave behind. Each
 //! check gives name, got and want; one that fails refuses the counter.
 
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::{Counter, Progress};
-use crate::cpu::registers::{CpuState, RFLAGS_FIXED, RFLAGS_IF, gpr};
+use super::Counter;
+use crate::cpu::registers::{CpuState, RFLAGS_FIXED, RFLAGS_IF, Registers, gpr};
 use crate::cpu::{Exit, Limit, Vcpu};
 use crate::memory::{Gpa, GuestMemory};
 
 /// Where test code is placed.
-const CODE: u64 = 0x1000;
+pub(super) const CODE: u64 = 0x1000;
 /// Handler of the test interrupt.
-const HANDLER: u64 = 0x800;
+pub(super) const HANDLER: u64 = 0x800;
 /// Vector of the test interrupt.
-const VECTOR: u8 = 0x40;
+pub(super) const VECTOR: u8 = 0x40;
 /// Guest memory that the tests use, zeroed afterwards.
 const USED: u64 = 0x4000;
 
-const NOP: u8 = 0x90;
-const HLT: u8 = 0xF4;
+pub(super) const NOP: u8 = 0x90;
+pub(super) const HLT: u8 = 0xF4;
 /// 1: inc ax; add bx, ax; mov [0x2000], bx; jmp 1b
 const LOOP: [u8; 9] = [0x40, 0x01, 0xC3, 0x89, 0x1E, 0x00, 0x20, 0xEB, 0xF7];
 /// Instructions in one turn of [`LOOP`].
@@ -31,12 +33,35 @@ const AFTER_STI: [u8; 5] = [0xFB, 0x40, 0x40, 0x40, HLT];
 /// mov [0x2000], ax; mov [0x3000], ax; hlt
 const STORES: [u8; 7] = [0xA3, 0x00, 0x20, 0xA3, 0x00, 0x30, HLT];
 /// mov di, 0x3000; mov cx, `count`; rep stosb; hlt
-const fn rep(count: u8) -> [u8; 9] {
+pub(super) const fn rep(count: u8) -> [u8; 9] {
     [0xBF, 0x00, 0x30, 0xB9, count, 0, 0xF3, 0xAA, HLT]
 }
 
 /// Random stops that are tried.
-const STOPS: u64 = 500;
+pub(super) const STOPS: u64 = 500;
+/// Entries that a run may take at most: one that needs more makes no progress.
+const MAX_ENTRIES: u32 = 1 << 20;
+
+/// What a result must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// This.
+    Is(u64),
+    /// This or less.
+    AtMost(u64),
+    /// This or more.
+    AtLeast(u64),
+}
+
+impl fmt::Display for Want {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Is(value) => f.pad(&format!("{value}")),
+            Self::AtMost(value) => f.pad(&format!("<= {value}")),
+            Self::AtLeast(value) => f.pad(&format!(">= {value}")),
+        }
+    }
+}
 
 /// One result.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,8 +69,8 @@ pub struct Check {
     /// What was measured.
     pub name: &'static str,
     /// What it must be.
-    pub want: u64,
-    /// What it was.
+    pub want: Want,
+    /// What it was; [`NONSENSE`] when the guest did something else than its code says.
     pub got: u64,
 }
 
@@ -53,7 +78,27 @@ impl Check {
     /// Whether it is as it must be.
     #[must_use]
     pub fn passed(&self) -> bool {
-        self.got == self.want
+        self.got != NONSENSE
+            && match self.want {
+                Want::Is(value) => self.got == value,
+                Want::AtMost(value) => self.got <= value,
+                Want::AtLeast(value) => self.got >= value,
+            }
+    }
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: want {}, got {}", self.name, self.want, Got(self.got))
+    }
+}
+
+/// A result in a table.
+struct Got(u64);
+
+impl fmt::Display for Got {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == NONSENSE { f.pad("nonsense") } else { f.pad(&format!("{}", self.0)) }
     }
 }
 
@@ -65,6 +110,14 @@ pub struct Report {
 }
 
 impl Report {
+    /// Notes a result and returns whether it is as it must be.
+    pub fn check(&mut self, name: &'static str, want: Want, got: u64) -> bool {
+        let check = Check { name, want, got };
+        let passed = check.passed();
+        self.checks.push(check);
+        passed
+    }
+
     /// Whether the counter may be used. No data is a failure.
     #[must_use]
     pub fn passed(&self) -> bool {
@@ -74,48 +127,91 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "  {:<44} {:>12} {:>12}", "check", "want", "got")?;
+        writeln!(f, "  {:<52} {:>9} {:>9}", "check", "want", "got")?;
         for check in &self.checks {
             let verdict = if check.passed() { "ok" } else { "FAILED" };
-            writeln!(f, "  {:<44} {:>12} {:>12} {verdict}", check.name, check.want, check.got)?;
+            writeln!(f, "  {:<52} {:>9} {:>9} {verdict}", check.name, check.want, Got(check.got))?;
         }
         Ok(())
     }
 }
 
-/// A guest under test.
-struct Bench<'a> {
-    vcpu: &'a mut dyn Vcpu,
-    counter: &'a dyn Counter,
-    memory: &'a mut GuestMemory,
-    /// Lets host interrupts in after an interrupted run.
-    settle: &'a mut dyn FnMut(),
+/// The machine whose counter is tested.
+pub trait Stand {
+    /// Its CPU.
+    fn vcpu(&mut self) -> &mut dyn Vcpu;
+
+    /// Writes guest memory, whose first 16 KiB are there.
+    fn write(&mut self, at: u64, bytes: &[u8]);
+
+    /// Lets pending host interrupts in.
+    fn let_in(&mut self);
+
+    /// Has a host interrupt come soon: after some thousand instructions.
+    fn interrupt_soon(&mut self);
+
+    /// Prepares the CPU for exact limits, see [`Vcpu::calibrate`].
+    ///
+    /// # Errors
+    /// Why that is impossible.
+    fn calibrate(&mut self) -> Result<String, String>;
 }
 
-/// Runs all checks on `vcpu`, whose state and first pages of memory are used and left zeroed. `settle` is called after
-/// each interrupted entry, to let the pending host interrupt in.
-pub fn run(vcpu: &mut dyn Vcpu, counter: &dyn Counter, memory: &mut GuestMemory, settle: &mut dyn FnMut()) -> Report {
-    let mut bench = Bench { vcpu, counter, memory, settle };
+/// This machine.
+pub struct Machine<'a> {
+    /// The CPU.
+    pub vcpu: &'a mut dyn Vcpu,
+    /// Guest memory; its first pages are used and left zeroed.
+    pub memory: &'a mut GuestMemory,
+    /// Lets pending host interrupts in.
+    pub let_in: &'a mut dyn FnMut(),
+    /// Has a host interrupt come soon.
+    pub interrupt_soon: &'a mut dyn FnMut(),
+}
+
+impl Stand for Machine<'_> {
+    fn vcpu(&mut self) -> &mut dyn Vcpu {
+        &mut *self.vcpu
+    }
+
+    fn write(&mut self, at: u64, bytes: &[u8]) {
+        // Guest memory has at least 8 MiB; a write that does not take place lets the test fail.
+        let _ = self.memory.write(Gpa(at), bytes);
+    }
+
+    fn let_in(&mut self) {
+        (self.let_in)();
+    }
+
+    fn interrupt_soon(&mut self) {
+        (self.interrupt_soon)();
+    }
+
+    fn calibrate(&mut self) -> Result<String, String> {
+        self.vcpu.calibrate(self.memory, self.let_in)
+    }
+}
+
+/// A guest under test.
+pub(super) struct Bench<'a> {
+    pub(super) stand: &'a mut dyn Stand,
+    pub(super) counter: &'a mut dyn Counter,
+    /// Entries that ended by a single step.
+    steps: u64,
+    /// Single steps that each of the random stops took, on average.
+    pub(super) steps_per_stop: u64,
+}
+
+/// Checks a counter of ticks.
+pub fn ticks(stand: &mut dyn Stand, counter: &mut dyn Counter) -> Report {
+    let mut bench = Bench::new(stand, counter);
     let mut report = Report::default();
-    let mut check = |name, want, got| report.checks.push(Check { name, want, got });
-    check("1000 instructions count", 1000, bench.straight(1000));
-    check("100 equal runs that count differently", 0, bench.unequal_runs());
-    let stops = bench.random_stops();
-    check("500 random stops: exact ones", STOPS, stops.exact);
-    check("500 random stops: largest skid in ticks", 0, stops.skid);
-    check("500 single steps: exact ones", 500, bench.single_steps());
+    bench.exactness(&mut report);
     // Some CPUs count the end of the repetition, too.
-    check("100 iterations more of rep stosb count", 100, bench.rep(200).wrapping_sub(bench.rep(100)));
-    check("stop inside rep stosb: bytes stored", 50, bench.stop_in_rep());
-    for (name, code) in EXITS {
-        check(name, 0, bench.exit_cost(code));
-    }
-    check("delivering an interrupt counts", 0, bench.interrupt_cost());
-    check("instructions between STI and an interrupt", 1, bench.after_sti());
-    check("stores to 2 pages, twice: pages seen written", 4, bench.pages_written());
-    if let Ok(used) = bench.memory.slice_mut(Gpa(0), USED) {
-        used.fill(0);
-    }
+    report.check("100 iterations more of rep stosb count", Want::Is(100), bench.rep(200).wrapping_sub(bench.rep(100)));
+    report.check("stop inside rep stosb: bytes stored", Want::Is(50), bench.stop_in_rep());
+    bench.exits(&mut report);
+    bench.clear();
     report
 }
 
@@ -132,41 +228,94 @@ const EXITS: [(&str, &[u8]); 6] = [
 
 struct Stops {
     exact: u64,
-    skid: u64,
+    error: u64,
 }
 
 /// A count that no run can have: the guest did something else than expected.
-const NONSENSE: u64 = u64::MAX;
+pub const NONSENSE: u64 = u64::MAX;
 
-impl Bench<'_> {
-    fn place(&mut self, code: &[u8]) {
-        // The self-test runs in the first pages of guest memory, whose presence the caller checked.
-        let _ = self.memory.write(Gpa(CODE), code);
-        let mut state = CpuState::real_mode(CODE);
-        // Real-mode segments reach 64 KiB; the device access needs 4 GiB.
-        state.segments.ds.limit = u32::MAX;
-        state.registers.gpr[gpr::RSP] = 0x700;
-        self.vcpu.load(&state);
+/// Places code at [`CODE`] and lets the guest stand there, in real mode.
+pub(super) fn place(stand: &mut dyn Stand, code: &[u8]) {
+    stand.write(CODE, code);
+    let mut state = CpuState::real_mode(CODE);
+    // Real-mode segments reach 64 KiB; the device access needs 4 GiB.
+    state.segments.ds.limit = u32::MAX;
+    state.registers.gpr[gpr::RSP] = 0x700;
+    stand.vcpu().load(&state);
+}
+
+/// Places code, and a HLT as the handler of the test interrupt.
+pub(super) fn place_with_handler(stand: &mut dyn Stand, code: &[u8]) {
+    stand.write(HANDLER, &[HLT]);
+    stand.write(u64::from(VECTOR) * 4, &(HANDLER as u32).to_le_bytes());
+    place(stand, code);
+}
+
+impl<'a> Bench<'a> {
+    pub(super) fn new(stand: &'a mut dyn Stand, counter: &'a mut dyn Counter) -> Self {
+        Self { stand, counter, steps: 0, steps_per_stop: 0 }
+    }
+
+    /// Checks that the counter counts and stops exactly.
+    pub(super) fn exactness(&mut self, report: &mut Report) {
+        report.check("1000 instructions count", Want::Is(1000), self.straight(1000));
+        report.check("100 equal runs that count differently", Want::Is(0), self.unequal_runs());
+        let before = self.steps;
+        let stops = self.random_stops();
+        self.steps_per_stop = (self.steps - before) / STOPS;
+        report.check("500 random stops: exact ones", Want::Is(STOPS), stops.exact);
+        report.check("500 random stops: largest error in ticks", Want::Is(0), stops.error);
+        report.check("500 stops one tick apart: exact ones", Want::Is(500), self.neighbours());
+    }
+
+    /// Checks what exits and events count.
+    pub(super) fn exits(&mut self, report: &mut Report) {
+        for (name, code) in EXITS {
+            report.check(name, Want::Is(0), self.exit_cost(code));
+        }
+        report.check("delivering an interrupt counts", Want::Is(0), self.interrupt_cost());
+        report.check("instructions between STI and an interrupt", Want::Is(1), self.after_sti());
+        report.check("stores to 2 pages, twice: pages seen written", Want::Is(4), self.pages_written());
+    }
+
+    /// Leaves the memory that was used zeroed.
+    pub(super) fn clear(&mut self) {
+        self.stand.write(0, &[0; USED as usize]);
+    }
+
+    pub(super) fn registers(&mut self) -> &mut Registers {
+        self.stand.vcpu().registers_mut()
     }
 
     /// Runs to `target` or to an exit of the guest's own. Returns that exit, if any, and the ticks run.
-    fn run(&mut self, target: u64) -> (Option<Exit>, u64) {
-        let mut progress = Progress::at(0);
-        while progress.position() < target {
-            let entered = self.vcpu.enter(self.counter.limit(target - progress.position()));
-            progress = Progress::at(progress.position() + entered.ticks);
-            if entered.exit != Exit::Interrupted {
-                return (Some(entered.exit), progress.position());
+    pub(super) fn run(&mut self, target: u64) -> (Option<Exit>, u64) {
+        let mut position = 0;
+        for _ in 0..MAX_ENTRIES {
+            if position >= target {
+                return (None, position);
             }
-            (self.settle)();
+            let limit = self.counter.limit(target - position);
+            if let Limit::Overflow(_) = limit {
+                // Should the overflow not come, this ends the run.
+                self.stand.interrupt_soon();
+            }
+            let entered = self.stand.vcpu().enter(limit);
+            position += self.counter.read(limit, &entered);
+            if entered.exit.is_own() {
+                return (Some(entered.exit), position);
+            }
+            self.steps += u64::from(entered.exit == Exit::Stepped);
+            if entered.exit != Exit::Stepped {
+                self.stand.let_in();
+            }
         }
-        (None, progress.position())
+        (None, NONSENSE)
     }
 
     fn straight(&mut self, instructions: usize) -> u64 {
         let mut code = alloc::vec![NOP; instructions];
         code.push(HLT);
-        self.place(&code);
+        place(self.stand, &code);
         match self.run(u64::MAX) {
             (Some(Exit::Hlt), ticks) => ticks,
             _ => NONSENSE,
@@ -179,35 +328,31 @@ impl Bench<'_> {
     }
 
     fn random_stops(&mut self) -> Stops {
-        let mut stops = Stops { exact: 0, skid: 0 };
+        let mut stops = Stops { exact: 0, error: 0 };
         let mut random = 0x9E37_79B9_7F4A_7C15_u64;
         for round in 0..STOPS {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             // Short and long runs alike.
             let target = 1 + (random >> 40) % [20, 2000, 60_000][round as usize % 3];
-            self.place(&LOOP);
+            place(self.stand, &LOOP);
             let (exit, ticks) = self.run(target);
-            let turns = self.vcpu.registers().gpr[gpr::RAX];
+            let turns = self.registers().gpr[gpr::RAX];
             let offset = [0, 1, 3, 7][(target % LOOP_LEN) as usize];
-            let landed = turns == target.div_ceil(LOOP_LEN) && self.vcpu.registers().rip == CODE + offset;
+            let landed = turns == target.div_ceil(LOOP_LEN) && self.registers().rip == CODE + offset;
             stops.exact += u64::from(exit.is_none() && ticks == target && landed);
-            stops.skid = stops.skid.max(ticks.abs_diff(target));
+            stops.error = stops.error.max(ticks.abs_diff(target));
         }
         stops
     }
 
-    fn single_steps(&mut self) -> u64 {
-        self.place(&[NOP; 501]);
-        let stepped = |bench: &mut Self, step: u64| {
-            let entered = bench.vcpu.enter(Limit::Exact(1));
-            (bench.settle)();
-            entered.ticks == 1 && bench.vcpu.registers().rip == CODE + step
-        };
-        (1..=500).take_while(|&step| stepped(self, step)).count() as u64
+    fn neighbours(&mut self) -> u64 {
+        place(self.stand, &[NOP; 501]);
+        let next = |bench: &mut Self, stop: u64| bench.run(1) == (None, 1) && bench.registers().rip == CODE + stop;
+        (1..=500).take_while(|&stop| next(self, stop)).count() as u64
     }
 
-    fn rep(&mut self, count: u8) -> u64 {
-        self.place(&rep(count));
+    pub(super) fn rep(&mut self, count: u8) -> u64 {
+        place(self.stand, &rep(count));
         match self.run(u64::MAX) {
             (Some(Exit::Hlt), ticks) => ticks,
             _ => NONSENSE,
@@ -215,39 +360,32 @@ impl Bench<'_> {
     }
 
     fn stop_in_rep(&mut self) -> u64 {
-        self.place(&rep(100));
+        place(self.stand, &rep(100));
         match self.run(2 + 50) {
-            (None, 52) => 100 - self.vcpu.registers().gpr[gpr::RCX],
+            (None, 52) => 100 - self.registers().gpr[gpr::RCX],
             _ => NONSENSE,
         }
     }
 
     fn exit_cost(&mut self, code: &[u8]) -> u64 {
-        self.place(code);
+        place(self.stand, code);
         // An address that is no memory, for the device access; no register of the others' concern.
-        self.vcpu.registers_mut().gpr[gpr::RAX] = 0xFEC0_0000;
-        self.vcpu.registers_mut().gpr[gpr::RBX] = 0xFEC0_0000;
+        self.registers().gpr[gpr::RAX] = 0xFEC0_0000;
+        self.registers().gpr[gpr::RBX] = 0xFEC0_0000;
         match self.run(u64::MAX) {
             (Some(Exit::Shutdown | Exit::Invalid | Exit::Unknown(_)) | None, _) => NONSENSE,
             (Some(_), ticks) => ticks,
         }
     }
 
-    /// Places code, and a HLT as the handler of the test interrupt.
-    fn place_with_handler(&mut self, code: &[u8]) {
-        let _ = self.memory.write(Gpa(HANDLER), &[HLT]);
-        let _ = self.memory.write(Gpa(u64::from(VECTOR) * 4), &(HANDLER as u32).to_le_bytes());
-        self.place(code);
-    }
-
     /// Two NOPs, an interrupt whose handler is a HLT: the ticks beyond the two.
     fn interrupt_cost(&mut self) -> u64 {
-        self.place_with_handler(&[NOP; 64]);
-        self.vcpu.registers_mut().rflags = RFLAGS_FIXED | RFLAGS_IF;
+        place_with_handler(self.stand, &[NOP; 64]);
+        self.registers().rflags = RFLAGS_FIXED | RFLAGS_IF;
         let (None, 2) = self.run(2) else { return NONSENSE };
-        self.vcpu.offer_interrupt(Some(VECTOR));
+        self.stand.vcpu().offer_interrupt(Some(VECTOR));
         match self.run(1000) {
-            (Some(Exit::Hlt), ticks) if self.vcpu.registers().rip == HANDLER => ticks,
+            (Some(Exit::Hlt), ticks) if self.registers().rip == HANDLER => ticks,
             _ => NONSENSE,
         }
     }
@@ -255,31 +393,32 @@ impl Bench<'_> {
     /// An interrupt waits while the guest stands behind STI, and a host interrupt ends the next entry before anything
     /// ran: the instructions that still come before the guest's handler. The guest counts them in AX.
     fn after_sti(&mut self) -> u64 {
-        self.place_with_handler(&AFTER_STI);
+        place_with_handler(self.stand, &AFTER_STI);
         // The stop's own interrupt is not let in: it is the host's that the next entry meets.
-        if self.vcpu.enter(Limit::Exact(1)).exit != Exit::Interrupted {
+        let limit = self.counter.limit(1);
+        if self.stand.vcpu().enter(limit).exit.is_own() {
             return NONSENSE;
         }
-        self.vcpu.offer_interrupt(Some(VECTOR));
+        self.stand.vcpu().offer_interrupt(Some(VECTOR));
         match self.run(1000) {
-            (Some(Exit::Hlt), _) if self.vcpu.registers().rip == HANDLER => self.vcpu.registers().gpr[gpr::RAX],
+            (Some(Exit::Hlt), _) if self.registers().rip == HANDLER => self.registers().gpr[gpr::RAX],
             _ => NONSENSE,
         }
     }
 
     /// The second time shows whether a page that was told once is told again.
     fn pages_written(&mut self) -> u64 {
-        self.vcpu.track_writes(true);
+        self.stand.vcpu().track_writes(true);
         let mut pages = 0;
         for _ in 0..2 {
-            self.place(&STORES);
+            place(self.stand, &STORES);
             if self.run(u64::MAX) != (Some(Exit::Hlt), 2) {
                 pages = NONSENSE;
                 break;
             }
-            self.vcpu.take_written(&mut |_| pages += 1);
+            self.stand.vcpu().take_written(&mut |_| pages += 1);
         }
-        self.vcpu.track_writes(false);
+        self.stand.vcpu().track_writes(false);
         pages
     }
 }

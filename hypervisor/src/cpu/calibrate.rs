@@ -26,9 +26,6 @@ pub struct Calibration {
 pub trait Timed: Vcpu {
     /// One entry with a raw timer count, 0 for none; returns the exit and raw TSC ticks.
     fn enter_raw(&mut self, timer_count: u32) -> (Exit, u64);
-
-    /// Sets what calibration found.
-    fn calibrate(&mut self, calibration: Calibration);
 }
 
 /// Why no constant could be found.

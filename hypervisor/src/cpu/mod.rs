@@ -3,7 +3,7 @@
 //! A backend only answers questions (enter the guest, say why it came back, show or take its state); what an exit
 //! means is decided in `guest/`, the same for every vendor.
 
-pub mod calibrate;
+mod calibrate;
 mod lazy;
 pub mod nested;
 pub mod registers;
@@ -12,11 +12,11 @@ pub mod vectors;
 pub mod vmx;
 
 use alloc::boxed::Box;
+use alloc::string::String;
 use core::fmt;
 
 use crate::host::apic::Apic;
-use crate::memory::Gpa;
-use calibrate::Timed;
+use crate::memory::{Gpa, GuestMemory};
 use registers::{CpuMsrs, CpuState, Registers, Segment, Segments, Table};
 use svm::{SvmError, SvmVcpu};
 use vmx::{VmxError, VmxVcpu};
@@ -28,13 +28,23 @@ pub enum Limit {
     None,
     /// Exactly this many ticks at most, at least 1: the entry ends by [`Exit::Interrupted`] when they are used up.
     Exact(u64),
+    /// Until the counter of retired instructions has counted this many, at least 1: the entry ends by
+    /// [`Exit::Overflow`] some instructions later, by the counter's skid.
+    Overflow(u64),
+    /// To the next boundary between two instructions (for string instructions: between two iterations), where the entry
+    /// ends by [`Exit::Stepped`]. The delivery of an event is such a step, too.
+    Step,
 }
 
 /// Why the guest came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// A host interrupt came, or the limit was reached. Nothing of the guest's doing.
+    /// A host interrupt came, or an exact limit was reached. Nothing of the guest's doing.
     Interrupted,
+    /// The overflow interrupt of the counter came, or another non-maskable one. Nothing of the guest's doing.
+    Overflow,
+    /// A single step is over. Nothing of the guest's doing.
+    Stepped,
     /// An access to guest-physical memory that is not mapped.
     Memory {
         /// Where.
@@ -76,6 +86,53 @@ pub enum Exit {
     Unknown(u64),
 }
 
+/// Names of the kinds of exit: what costs the same, and what is counted together.
+pub const EXIT_KINDS: [&str; 14] = [
+    "interrupt",
+    "overflow",
+    "step",
+    "memory",
+    "io",
+    "cpuid",
+    "tsc",
+    "msr",
+    "hlt",
+    "hypercall",
+    "cr8",
+    "flush",
+    "undefined",
+    "fatal",
+];
+
+impl Exit {
+    /// Whether the guest itself made it, so that something must be done for the guest.
+    #[must_use]
+    pub const fn is_own(self) -> bool {
+        !matches!(self, Self::Interrupted | Self::Overflow | Self::Stepped)
+    }
+
+    /// Its place in [`EXIT_KINDS`].
+    #[must_use]
+    pub const fn kind(self) -> usize {
+        match self {
+            Self::Interrupted => 0,
+            Self::Overflow => 1,
+            Self::Stepped => 2,
+            Self::Memory { .. } => 3,
+            Self::Io(_) => 4,
+            Self::Cpuid => 5,
+            Self::Rdtsc | Self::Rdtscp | Self::Rdpmc => 6,
+            Self::Rdmsr | Self::Wrmsr | Self::Xsetbv => 7,
+            Self::Hlt => 8,
+            Self::Hypercall => 9,
+            Self::Cr8 => 10,
+            Self::CacheFlush => 11,
+            Self::Undefined => 12,
+            Self::Shutdown | Self::Invalid | Self::Unsupported(_) | Self::Unknown(_) => 13,
+        }
+    }
+}
+
 /// A port access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IoExit {
@@ -96,10 +153,13 @@ pub struct IoExit {
 pub struct Entered {
     /// Why it ended.
     pub exit: Exit,
-    /// Ticks that the guest ran, as counted by the counter.
+    /// What the limit's counter counted meanwhile: instructions for [`Limit::Exact`]; the raw difference of the counter of
+    /// retired instructions for [`Limit::Overflow`] and [`Limit::Step`], costs of exits and events included.
     pub ticks: u64,
     /// The offered interrupt was delivered.
     pub interrupt_taken: bool,
+    /// The injected exception was delivered.
+    pub exception_taken: bool,
 }
 
 /// An exception to be delivered to the guest.
@@ -135,8 +195,32 @@ pub struct Mode {
     pub efer: u64,
 }
 
+/// A counter of retired instructions as a virtual CPU describes it: claims, not facts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InstructionCounter {
+    /// Which one; counts of different ones are not comparable.
+    pub name: &'static str,
+    /// Bits that it has.
+    pub width: u8,
+    /// Most instructions that [`Limit::Overflow`] can be armed for.
+    pub longest: u64,
+}
+
 /// A virtual CPU of one vendor.
 pub trait Vcpu {
+    /// Measures what an entry costs in ticks, so that [`Limit::Exact`] is exact. Uses the first pages of `memory`, which
+    /// are left zeroed; `settle` lets host interrupts in. Returns the findings for people to read.
+    ///
+    /// # Errors
+    /// Why this machine has no clock that counts instructions.
+    fn calibrate(&mut self, memory: &mut GuestMemory, settle: &mut dyn FnMut()) -> Result<String, String>;
+
+    /// The counter behind [`Limit::Overflow`] and [`Limit::Step`].
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn instruction_counter(&self) -> Result<InstructionCounter, &'static str>;
+
     /// Runs the guest until it exits, at most as far as `limit`, with host interrupts ending the run.
     fn enter(&mut self, limit: Limit) -> Entered;
 
@@ -235,11 +319,7 @@ impl fmt::Display for OpenError {
 /// # Errors
 /// When the machine has no kind that can be used.
 #[allow(unsafe_code)]
-pub unsafe fn open(
-    memory_base: u64,
-    memory_len: u64,
-    apic: &Apic,
-) -> Result<(Box<dyn Timed>, &'static str), OpenError> {
+pub unsafe fn open(memory_base: u64, memory_len: u64, apic: &Apic) -> Result<(Box<dyn Vcpu>, &'static str), OpenError> {
     let cpuid = raw_cpuid::CpuId::new();
     if cpuid.get_feature_info().is_some_and(|features| features.has_vmx()) {
         // SAFETY: CPUID lists VMX; the caller vouches for the rest.

@@ -5,13 +5,9 @@ use alloc::format;
 use super::mmio::fault;
 use super::{Guest, Noting};
 use crate::cpu::registers::{CpuMsrs, EFER_LMA, EFER_LME, RFLAGS_RF, gpr};
-use crate::cpu::{Exception, Exit, IoExit};
+use crate::cpu::{EXIT_KINDS, Exception, Exit, IoExit};
 use crate::emulate::decode;
 use crate::platform::{CpuidContext, Outputs, PowerEvent, Size};
-
-/// Names of the kinds of exit that are counted, as the status shows them.
-pub const EXIT_KINDS: [&str; 12] =
-    ["interrupt", "memory", "io", "cpuid", "tsc", "msr", "hlt", "hypercall", "cr8", "flush", "undefined", "fatal"];
 
 /// Exits by kind, in the order of [`EXIT_KINDS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,21 +15,7 @@ pub struct ExitCounts(pub [u64; EXIT_KINDS.len()]);
 
 impl ExitCounts {
     pub(super) fn count(&mut self, exit: Exit) {
-        let kind = match exit {
-            Exit::Interrupted => 0,
-            Exit::Memory { .. } => 1,
-            Exit::Io(_) => 2,
-            Exit::Cpuid => 3,
-            Exit::Rdtsc | Exit::Rdtscp | Exit::Rdpmc => 4,
-            Exit::Rdmsr | Exit::Wrmsr | Exit::Xsetbv => 5,
-            Exit::Hlt => 6,
-            Exit::Hypercall => 7,
-            Exit::Cr8 => 8,
-            Exit::CacheFlush => 9,
-            Exit::Undefined => 10,
-            Exit::Shutdown | Exit::Invalid | Exit::Unsupported(_) | Exit::Unknown(_) => 11,
-        };
-        self.0[kind] += 1;
+        self.0[exit.kind()] += 1;
     }
 }
 
@@ -57,7 +39,7 @@ impl Guest {
     /// Handles an exit of the guest's own. Returns whether the guest stands at an exact stop now.
     pub(super) fn handle(&mut self, exit: Exit, out: &mut Noting<'_>) -> bool {
         let done = match exit {
-            Exit::Interrupted => return false,
+            Exit::Interrupted | Exit::Overflow | Exit::Stepped => return false,
             Exit::Memory { gpa } => self.device_access(gpa, out),
             Exit::Io(io) => self.port_access(io, out),
             Exit::Cpuid => self.cpuid(),

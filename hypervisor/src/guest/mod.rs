@@ -15,7 +15,8 @@ use core::fmt;
 
 use xxhash_rust::xxh64::xxh64;
 
-use crate::counter::{Counter, Progress};
+use crate::counter::Progress;
+use crate::counter::choose::Chosen;
 use crate::cpu::registers::{CpuState, RFLAGS_IF};
 use crate::cpu::{Exit, Vcpu};
 use crate::memory::{Gpa, GuestMemory, PageSet};
@@ -23,7 +24,8 @@ use crate::platform::loader::{self, GuestImage, LoadError};
 use crate::platform::{GuestTime, Outputs, Platform, PowerEvent};
 use crate::state::{self, State, StateError, Visitor};
 
-pub use exits::{EXIT_KINDS, ExitCounts};
+pub use crate::cpu::EXIT_KINDS;
+pub use exits::ExitCounts;
 
 /// Why a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +47,7 @@ pub enum Stop {
 /// The guest.
 pub struct Guest {
     vcpu: alloc::boxed::Box<dyn Vcpu>,
-    counter: alloc::boxed::Box<dyn Counter>,
+    counter: Chosen,
     /// Guest RAM.
     pub memory: GuestMemory,
     /// Devices.
@@ -99,7 +101,7 @@ impl Guest {
     /// host interrupts in and says whether the host wants attention; it is called after each interrupted entry.
     pub fn new(
         vcpu: alloc::boxed::Box<dyn Vcpu>,
-        counter: alloc::boxed::Box<dyn Counter>,
+        counter: Chosen,
         memory: GuestMemory,
         platform: Platform,
         image: GuestImage<'static>,
@@ -142,7 +144,7 @@ impl Guest {
     /// The earliest position at which an entry may be applied.
     #[must_use]
     pub fn next_stop(&self) -> u64 {
-        if self.settled { self.position() } else { self.position() + self.counter.lead() }
+        if self.settled { self.position() } else { self.position() + self.counter.counter.lead() }
     }
 
     /// Whether the guest waits for an interrupt.
@@ -175,10 +177,10 @@ impl Guest {
         &self.exits
     }
 
-    /// Name of the counter that positions are counted with.
+    /// What positions are counted with.
     #[must_use]
-    pub fn counter_name(&self) -> &'static str {
-        self.counter.name()
+    pub fn counter(&self) -> &Chosen {
+        &self.counter
     }
 
     /// Runs until exactly `target`, or until something else ends the run. Does nothing when the guest is there.
@@ -203,7 +205,10 @@ impl Guest {
             }
             self.halted = false;
             self.vcpu.offer_interrupt(interrupt);
-            if self.enter(target, interrupt, &mut out) == Exit::Interrupted && ((self.let_in)() || !self.settled) {
+            let exit = self.enter(target, interrupt, &mut out);
+            // Host interrupts that come during single steps end one of these.
+            let interrupted = matches!(exit, Exit::Interrupted | Exit::Overflow);
+            if interrupted && ((self.let_in)() || !self.settled) {
                 return Stop::Host;
             }
         }
@@ -221,7 +226,7 @@ impl Guest {
         // A stop is exact when the limit ended the run; before that a host interrupt may have come in the middle of
         // the delivery of a fault, where the count is ambiguous.
         self.settled = self.position() == stop;
-        if entered.exit != Exit::Interrupted {
+        if entered.exit.is_own() {
             self.settled = self.handle(entered.exit, out);
         }
         if self.settled {

@@ -2,41 +2,49 @@
 //! a stop is looked at, and an instruction that begins a shadow is emulated instead of executed.
 
 use super::Guest;
-use crate::cpu::{Entered, Exit};
+use crate::cpu::{Entered, Exit, Limit};
 use crate::emulate::shadow::{self, ShadowView};
 
 impl Guest {
     /// One entry towards `stop`, which lies ahead; or as many as it takes to get there exactly.
     pub(super) fn run_towards(&mut self, stop: u64) -> Entered {
-        if self.vcpu.shadow_steps().is_none() {
-            return self.progress.enter(stop, &*self.counter, &mut *self.vcpu);
+        let exact = matches!(self.counter.counter.limit(stop - self.position()), Limit::Exact(_));
+        if !exact || self.vcpu.shadow_steps().is_none() {
+            return self.progress.enter(stop, &mut *self.counter.counter, &mut *self.vcpu);
         }
         if stop - self.position() == 1 {
             return self.last_tick(stop);
         }
-        let entered = self.progress.approach(stop, &*self.counter, &mut *self.vcpu);
+        let entered = self.progress.approach(stop, &mut *self.counter.counter, &mut *self.vcpu);
         if entered.exit != Exit::Interrupted || self.position() + 1 != stop {
             return entered;
         }
         let last = self.last_tick(stop);
         let interrupt_taken = entered.interrupt_taken || last.interrupt_taken;
-        Entered { exit: last.exit, ticks: entered.ticks + last.ticks, interrupt_taken }
+        let exception_taken = entered.exception_taken || last.exception_taken;
+        Entered { exit: last.exit, ticks: entered.ticks + last.ticks, interrupt_taken, exception_taken }
     }
 
     /// From the tick before `stop` to `stop`.
     fn last_tick(&mut self, stop: u64) -> Entered {
         // The next instruction is known only when nothing comes before it any more.
-        let delivered = self.vcpu.shadow_steps().map(|steps| steps.deliver());
-        let interrupt_taken = delivered.is_some_and(|delivered| delivered.interrupt_taken);
-        if let Some(delivered) = delivered.filter(|delivered| delivered.exit != Exit::Interrupted) {
+        let Some(steps) = self.vcpu.shadow_steps() else {
+            return self.progress.enter(stop, &mut *self.counter.counter, &mut *self.vcpu);
+        };
+        let delivered = steps.deliver();
+        if delivered.exit != Exit::Interrupted {
             return delivered;
         }
         if self.begin_shadow().is_some() {
             self.progress.emulated();
-            return Entered { exit: Exit::Interrupted, ticks: 1, interrupt_taken };
+            return Entered { ticks: 1, ..delivered };
         }
-        let entered = self.progress.enter(stop, &*self.counter, &mut *self.vcpu);
-        Entered { interrupt_taken: interrupt_taken || entered.interrupt_taken, ..entered }
+        let entered = self.progress.enter(stop, &mut *self.counter.counter, &mut *self.vcpu);
+        Entered {
+            interrupt_taken: delivered.interrupt_taken || entered.interrupt_taken,
+            exception_taken: delivered.exception_taken || entered.exception_taken,
+            ..entered
+        }
     }
 
     /// Carries out the next instruction if it begins an interrupt shadow.

@@ -325,7 +325,7 @@ fn make_peer(config: &Config, guest: &Guest, nic: E1000, route: Route, now_us: u
         build: env!("CARGO_PKG_VERSION").into(),
         cpu_digest: guest.platform.cpuid_digest(),
         cpu_name: cpu_name(),
-        counter: guest.counter_name().into(),
+        counter: guest.counter().counter.identity(),
         guest_memory: config.guest_memory,
         guest_image: guest.image_name(),
     };

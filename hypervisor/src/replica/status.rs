@@ -5,6 +5,7 @@ use pollux_ft::{Kind, Time, flow};
 use super::json::Json;
 use super::outlet::Console;
 use super::{Duty, Replica, monitor};
+use crate::counter::choose::Chosen;
 use crate::guest::EXIT_KINDS;
 use crate::host::clock;
 
@@ -64,7 +65,6 @@ impl Replica {
             .number("resets", self.figures.resets)
             .number("held_back", self.figures.held_back)
             .number("slowed_percent", u64::from(flow::FULL - self.throttle.share()) * 100 / u64::from(flow::FULL))
-            .text("counter", self.guest.counter_name())
             .object("transfer", |json| {
                 json.number("bytes", self.figures.transfer_bytes)
                     .number("pages", self.figures.transfer_pages)
@@ -77,6 +77,7 @@ impl Replica {
                 json.number(name, count);
             }
         });
+        self.report_counter(&mut json);
         self.report_gate(&mut json);
         self.report_log(&mut json);
         self.report_arbiter(&mut json);
@@ -90,6 +91,22 @@ impl Replica {
             _ if self.guest.is_halted() => "halted",
             _ => "running",
         }
+    }
+
+    fn report_counter(&self, json: &mut Json) {
+        let Chosen { counter, figures, why } = self.guest.counter();
+        let seen = counter.seen();
+        json.text("counter", counter.name()).object("counter_test", |json| {
+            json.text("identity", &counter.identity())
+                .text("why", why)
+                .number("checks", figures.checks)
+                .number("skid", figures.skid)
+                .number("margin", figures.margin)
+                .number("steps_per_stop", figures.steps_per_stop)
+                .number("skid_seen", seen.skid)
+                .number("late", seen.late)
+                .number("spurious", seen.spurious);
+        });
     }
 
     fn report_gate(&self, json: &mut Json) {

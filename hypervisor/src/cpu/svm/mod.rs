@@ -6,19 +6,21 @@ mod permissions;
 mod vmcb;
 
 use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
 use core::arch::asm;
 
 use x86_64::registers::model_specific::Msr;
 
 use self::permissions::{IoPermissions, MsrPermissions};
 use self::vmcb::{Vmcb, exit, intercept1, intercept2};
-use super::calibrate::{Calibration, Timed};
+use super::calibrate::{self, Calibration, Timed};
 use super::lazy::{self, PAT_RESET};
 use super::nested::{Format, NestedPaging};
 use super::registers::{CpuMsrs, CpuState, Registers, Segment, Segments, Table, gpr};
-use super::{Entered, Exception, Exit, IoExit, Limit, Mode, Vcpu};
+use super::{Entered, Exception, Exit, InstructionCounter, IoExit, Limit, Mode, Vcpu};
 use crate::host::apic::Apic;
-use crate::memory::Gpa;
+use crate::memory::{Gpa, GuestMemory};
 
 const EFER: u32 = 0xC000_0080;
 const EFER_SVME: u64 = 1 << 12;
@@ -224,13 +226,20 @@ impl Timed for SvmVcpu {
         self.guest.control.tlb_control = 0;
         (self.decode_exit(), ticks)
     }
-
-    fn calibrate(&mut self, calibration: Calibration) {
-        self.calibration = calibration;
-    }
 }
 
 impl Vcpu for SvmVcpu {
+    fn calibrate(&mut self, memory: &mut GuestMemory, settle: &mut dyn FnMut()) -> Result<String, String> {
+        self.calibration = calibrate::calibrate(self, memory, settle).map_err(|error| error.to_string())?;
+        Ok(format!("{:?}", self.calibration))
+    }
+
+    fn instruction_counter(&self) -> Result<InstructionCounter, &'static str> {
+        // See: revision guides for families 17h, 18h and 19h, erratum 1054 ("retired instructions"). No way to stop
+        // exactly is known on AMD processors.
+        Err("no counter of retired instructions is known to be exact on AMD processors")
+    }
+
     fn enter(&mut self, limit: Limit) -> Entered {
         let mut limit = limit;
         // The emulated CPU does not restore the interrupt shadow at entry: step over the shadowed instruction first.
@@ -249,7 +258,9 @@ impl Vcpu for SvmVcpu {
         let timer = match limit {
             Limit::None => 0,
             Limit::Exact(ticks) => (ticks + self.calibration.lead).min(TIMER_MAX) as u32,
+            Limit::Overflow(_) | Limit::Step => panic!("SVM has no counter of instructions, see instruction_counter"),
         };
+        let injected = self.guest.control.event_injection & vmcb::EVENT_VALID != 0;
         let before = (self.in_shadow(), self.registers.rip);
         let (exit, raw) = self.enter_raw(timer);
         let ticks = raw - self.calibration.overhead;
@@ -261,7 +272,8 @@ impl Vcpu for SvmVcpu {
         if ticks == 0 && !taken && before == (true, self.registers.rip) {
             self.set_shadow(true);
         }
-        Entered { exit, ticks, interrupt_taken: taken }
+        let exception_taken = injected && self.guest.control.exit_interrupt_info & vmcb::EVENT_VALID == 0;
+        Entered { exit, ticks, interrupt_taken: taken, exception_taken }
     }
 
     fn registers(&self) -> &Registers {

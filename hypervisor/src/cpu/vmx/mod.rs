@@ -13,6 +13,8 @@ mod setup;
 mod state;
 
 use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
 use core::cell::Cell;
 
 pub use self::capabilities::VmxError;
@@ -23,12 +25,12 @@ use self::exit::{ControlAccess, ENTRY_FAILED, Event, reason};
 use self::host::HostTables;
 use self::instructions::{read, write};
 use self::permissions::MsrPermissions;
-use super::calibrate::{Calibration, Timed};
+use super::calibrate::{self, Calibration, Timed};
 use super::lazy;
 use super::nested::NestedPaging;
 use super::registers::{CR0_PE, CpuMsrs, CpuState, RFLAGS_IF, Registers, gpr};
-use super::{Entered, Exception, Exit, Limit, Mode, ShadowSteps, Vcpu};
-use crate::memory::Gpa;
+use super::{Entered, Exception, Exit, InstructionCounter, Limit, Mode, ShadowSteps, Vcpu};
+use crate::memory::{Gpa, GuestMemory};
 
 /// Ticks after which an entry ends in any case, so that the host's interrupts are looked at: Bochs holds them back from
 /// an entry with the guest's IF clear until the guest changes it.
@@ -68,6 +70,7 @@ struct Once {
     exit: ExitOrGoOn,
     ticks: u64,
     interrupt_taken: bool,
+    exception_taken: bool,
 }
 
 /// What an exit means.
@@ -133,11 +136,13 @@ impl VmxVcpu {
         let (reason, raw) = self.switch(event, (ticks + self.calibration.lead) as u32);
         if reason & ENTRY_FAILED != 0 {
             log::warn!("VM entry: {}", exit::entry_failure(reason as u16, read(fields::EXIT_QUALIFICATION)));
-            return Once { exit: ExitOrGoOn::Exit(Exit::Invalid), ticks: 0, interrupt_taken: false };
+            let exit = ExitOrGoOn::Exit(Exit::Invalid);
+            return Once { exit, ticks: 0, interrupt_taken: false, exception_taken: false };
         }
-        let mut once =
-            Once { exit: self.decode(reason as u16), ticks: raw - self.calibration.overhead, interrupt_taken: false };
+        let (exit, ticks) = (self.decode(reason as u16), raw - self.calibration.overhead);
         let interrupted = self.interrupted_delivery();
+        let exception_taken = injects_exception && interrupted.is_none();
+        let mut once = Once { exit, ticks, interrupt_taken: false, exception_taken };
         if let Some(delivery) = interrupted {
             // Delivery that the CPU began by itself has cost a tick that it did not count.
             once.ticks += u64::from(event.is_none() && delivery.counts());
@@ -234,11 +239,12 @@ impl VmxVcpu {
     /// Entries until something happens that is the guest's or the host's business, of `end` ticks at most. With none,
     /// only what waits is delivered.
     fn enter_within(&mut self, end: u64) -> Entered {
-        let mut entered = Entered { exit: Exit::Interrupted, ticks: 0, interrupt_taken: false };
+        let mut entered = Entered { exit: Exit::Interrupted, ticks: 0, interrupt_taken: false, exception_taken: false };
         loop {
             let once = self.enter_once(end - entered.ticks);
             entered.ticks += once.ticks;
             entered.interrupt_taken |= once.interrupt_taken;
+            entered.exception_taken |= once.exception_taken;
             match once.exit {
                 ExitOrGoOn::Exit(exit) => return Entered { exit, ..entered },
                 ExitOrGoOn::GoOn if entered.ticks >= end => return entered,
@@ -261,17 +267,23 @@ impl Timed for VmxVcpu {
             _ => (Exit::Invalid, raw),
         }
     }
-
-    fn calibrate(&mut self, calibration: Calibration) {
-        self.calibration = calibration;
-    }
 }
 
 impl Vcpu for VmxVcpu {
+    fn calibrate(&mut self, memory: &mut GuestMemory, settle: &mut dyn FnMut()) -> Result<String, String> {
+        self.calibration = calibrate::calibrate(self, memory, settle).map_err(|error| error.to_string())?;
+        Ok(format!("{:?}", self.calibration))
+    }
+
+    fn instruction_counter(&self) -> Result<InstructionCounter, &'static str> {
+        Err("the counter of retired instructions is not used with VMX")
+    }
+
     fn enter(&mut self, limit: Limit) -> Entered {
         self.enter_within(match limit {
             Limit::None => SLICE,
             Limit::Exact(ticks) => ticks.min(SLICE),
+            Limit::Overflow(_) | Limit::Step => panic!("see instruction_counter"),
         })
     }
 

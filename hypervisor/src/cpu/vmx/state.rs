@@ -196,10 +196,15 @@ impl VmxVcpu {
 
 impl ShadowSteps for VmxVcpu {
     fn deliver(&mut self) -> Entered {
-        let mut delivered = Entered { exit: Exit::Interrupted, ticks: 0, interrupt_taken: false };
+        let mut delivered =
+            Entered { exit: Exit::Interrupted, ticks: 0, interrupt_taken: false, exception_taken: false };
         while delivered.exit == Exit::Interrupted && self.has_event() {
             let next = self.enter_within(0);
-            delivered = Entered { interrupt_taken: delivered.interrupt_taken || next.interrupt_taken, ..next };
+            delivered = Entered {
+                interrupt_taken: delivered.interrupt_taken || next.interrupt_taken,
+                exception_taken: delivered.exception_taken || next.exception_taken,
+                ..next
+            };
         }
         delivered
     }

@@ -1,0 +1,120 @@
+//! Which counter is used: what the option `counter=` allows and the self-test proves, and why.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use core::fmt;
+
+use super::selftest::{self, Report, Stand};
+use super::{Counter, Ticks, pmu};
+
+/// What the option `counter=` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Wanted {
+    /// The first that passes its self-test.
+    #[default]
+    Auto,
+    /// Retired instructions, or nothing.
+    Pmu,
+    /// Ticks of the TSC, or nothing.
+    Ticks,
+}
+
+/// A counter that passed its self-test.
+pub struct Chosen {
+    /// The counter.
+    pub counter: Box<dyn Counter>,
+    /// What its self-test found.
+    pub figures: Figures,
+    /// Why it is this one, in a sentence without an end.
+    pub why: String,
+}
+
+impl fmt::Debug for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chosen")
+            .field("counter", &self.counter.identity())
+            .field("why", &self.why)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the self-test of a counter found, for the status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Figures {
+    /// Checks that it passed.
+    pub checks: u64,
+    /// Largest skid of an overflow in instructions.
+    pub skid: u64,
+    /// Distance in instructions from which on the guest is stepped to a stop.
+    pub margin: u64,
+    /// Single steps that a stop took, on average.
+    pub steps_per_stop: u64,
+}
+
+/// Why no counter is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused(String);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Tries what `wanted` allows, and takes the first that passes. All tables go to the log.
+///
+/// # Errors
+/// Why each of them is refused.
+pub fn choose(wanted: Wanted, stand: &mut dyn Stand) -> Result<Chosen, Refused> {
+    let option = match wanted {
+        Wanted::Auto => "counter=auto",
+        Wanted::Pmu => return try_pmu(stand, "counter=pmu").map_err(Refused),
+        Wanted::Ticks => return try_ticks(stand, "counter=ticks").map_err(Refused),
+    };
+    let no_pmu = match try_pmu(stand, &format!("{option}, and its self-test passed")) {
+        Ok(chosen) => return Ok(chosen),
+        Err(why) => why,
+    };
+    try_ticks(stand, &format!("{option}, its self-test passed, and {no_pmu}"))
+        .map_err(|no_ticks| Refused(format!("no counter is exact here: {no_pmu}; {no_ticks}")))
+}
+
+fn try_pmu(stand: &mut dyn Stand, why: &str) -> Result<Chosen, String> {
+    const REFUSED: &str = "the counter 'pmu' is refused";
+    let claimed = stand.vcpu().instruction_counter().map_err(|error| format!("{REFUSED}: {error}"))?;
+    match pmu::selftest::run(stand, claimed) {
+        Ok(tested) => {
+            log::info!("counter 'pmu', {claimed:?}, {tested}");
+            let figures = Figures {
+                checks: tested.report.checks.len() as u64,
+                skid: tested.skid.largest(),
+                margin: tested.counter.margin(),
+                steps_per_stop: tested.steps_per_stop,
+            };
+            Ok(Chosen { counter: Box::new(tested.counter), figures, why: why.into() })
+        }
+        Err(report) => Err(refusal(REFUSED, &format!("{claimed:?}"), &report)),
+    }
+}
+
+fn try_ticks(stand: &mut dyn Stand, why: &str) -> Result<Chosen, String> {
+    const REFUSED: &str = "the counter 'ticks' is refused";
+    let calibration = stand.calibrate().map_err(|error| format!("{REFUSED}: {error}"))?;
+    let report = selftest::ticks(stand, &mut Ticks);
+    if !report.passed() {
+        return Err(refusal(REFUSED, &calibration, &report));
+    }
+    log::info!("counter 'ticks': {calibration}\n{report}");
+    let figures = Figures { checks: report.checks.len() as u64, ..Figures::default() };
+    Ok(Chosen { counter: Box::new(Ticks), figures, why: why.into() })
+}
+
+/// Puts the table on the log, and returns the reason in a sentence.
+fn refusal(refused: &str, claimed: &str, report: &Report) -> String {
+    log::warn!("{refused}: {claimed}\n{report}");
+    match report.checks.iter().find(|check| !check.passed()) {
+        Some(check) => format!("{refused}: its self-test failed (see the table above): {check}"),
+        None => format!("{refused}: its self-test has no results"),
+    }
+}
