@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::needs::{Need, State, ensure_present, is_root, version_line};
+use crate::rig::accelerator::{self, Accelerator, Wish};
 
 /// A line of the table.
 #[derive(Debug)]
@@ -48,20 +49,15 @@ fn required(need: Need) -> Result<Row> {
     })
 }
 
-/// KVM is of use only if it offers virtualization to what runs in it.
+/// What `--accel auto` would take.
 fn acceleration() -> Row {
-    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
-    let nested = ["intel", "amd"].into_iter().find(|vendor| {
-        let parameter = format!("/sys/module/kvm_{vendor}/parameters/nested");
-        std::fs::read_to_string(parameter).is_ok_and(|text| matches!(text.trim(), "Y" | "1"))
-    });
-    let (usable, detail) = match (device, nested) {
-        (Ok(_), Some(vendor)) => (true, format!("nested virtualization on {vendor}; not used yet")),
-        (Ok(_), None) => (false, "present, but without nested virtualization".to_owned()),
-        (Err(_), _) if Path::new("/dev/kvm").exists() => (false, "no access to /dev/kvm".to_owned()),
-        (Err(_), _) => (false, "no /dev/kvm; QEMU TCG is used".to_owned()),
+    let kvm = accelerator::nested_kvm(Path::new("/"));
+    let detail = match accelerator::choose(Wish::Auto, &kvm) {
+        Ok((Accelerator::Kvm(_), why)) => format!("{why}; --accel auto takes it"),
+        Ok((Accelerator::Tcg, why)) => format!("{why}; --accel auto takes tcg"),
+        Err(error) => format!("{error:#}"),
     };
-    Row { what: "KVM (optional)", usable, detail, remedy: None }
+    Row { what: "KVM (optional)", usable: kvm.is_ok(), detail, remedy: None }
 }
 
 fn bochs() -> Result<Row> {

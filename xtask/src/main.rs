@@ -104,6 +104,7 @@ mod tests {
     fn promised_forms_are_accepted() {
         let forms = [
             "qemu --solo --headless --dir D --port 7777 --for 60s --guest counter --accel auto",
+            "qemu --accel kvm",
             "qemu --guest ./x --guest-memory 128M --tap tap0 --seed 3 --hypervisor-option a=1 b=2 --yes",
             "qemu --hypervisor-option a=1 --hypervisor-option pollux:b=2",
             "rig --dir D status --json",

@@ -6,27 +6,21 @@ use std::process::Command;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 
+use super::accelerator::{Accelerator, Vendor};
 use crate::needs::{self, Need};
 
 /// QEMU's machine; see the file.
 const QEMU_MACHINE: &str = include_str!("../../../qemu/machine.args");
 /// QEMU's CPU without KVM; see the file.
 const QEMU_TCG: &str = include_str!("../../../qemu/tcg.args");
+/// QEMU's CPU with KVM; see the file.
+const QEMU_KVM: &str = include_str!("../../../qemu/kvm.args");
 
 /// An emulator, ready to start machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Emulator {
     /// QEMU.
     Qemu(Accelerator),
-}
-
-/// How QEMU runs the machine's instructions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Accelerator {
-    /// The best that works here; at present always `tcg`.
-    Auto,
-    /// In software.
-    Tcg,
 }
 
 /// The model of both NICs.
@@ -85,19 +79,22 @@ impl Emulator {
     /// What was chosen, for the user.
     pub fn description(self) -> &'static str {
         match self {
-            Self::Qemu(Accelerator::Auto | Accelerator::Tcg) => "QEMU TCG (AMD SVM in software)",
+            Self::Qemu(Accelerator::Tcg) => "QEMU TCG (AMD SVM in software)",
+            Self::Qemu(Accelerator::Kvm(Vendor::Intel)) => "QEMU KVM (Intel VMX)",
+            Self::Qemu(Accelerator::Kvm(Vendor::Amd)) => "QEMU KVM (AMD SVM)",
         }
     }
 
     /// The command that starts `machine`.
     pub fn command(self, machine: &MachineSpec<'_>) -> Result<Command> {
-        match self {
-            Self::Qemu(Accelerator::Auto | Accelerator::Tcg) => {
-                let mut command = Command::new(needs::QEMU);
-                command.args(fill(QEMU_TCG, machine)?).args(fill(QEMU_MACHINE, machine)?);
-                Ok(command)
-            }
-        }
+        let Self::Qemu(accelerator) = self;
+        let cpu = match accelerator {
+            Accelerator::Tcg => fill(QEMU_TCG, machine)?,
+            Accelerator::Kvm(vendor) => fill(&QEMU_KVM.replace("{virtualization}", vendor.feature()), machine)?,
+        };
+        let mut command = Command::new(needs::QEMU);
+        command.args(cpu).args(fill(QEMU_MACHINE, machine)?);
+        Ok(command)
     }
 }
 
@@ -162,7 +159,7 @@ fn lookup(name: &str, machine: &MachineSpec<'_>) -> Result<String> {
 mod tests {
     use super::*;
 
-    fn arguments(serial: &str) -> Vec<String> {
+    fn arguments(accelerator: Accelerator, serial: &str) -> Vec<String> {
         let cable =
             |name: &str, mac| Cable { local: format!("/t/{name}a").into(), remote: format!("/t/{name}b").into(), mac };
         let machine = MachineSpec {
@@ -177,18 +174,30 @@ mod tests {
             client: cable("c", "52:54:00:10:00:01"),
             log: cable("l", "52:54:00:20:00:01"),
         };
-        let command = Emulator::Qemu(Accelerator::Auto).command(&machine).unwrap();
+        let command = Emulator::Qemu(accelerator).command(&machine).unwrap();
         command.get_args().map(|argument| argument.to_str().unwrap().to_owned()).collect()
+    }
+
+    /// What stands behind each `flag`.
+    fn values<'a>(arguments: &'a [String], flag: &str) -> Vec<&'a str> {
+        let pairs = arguments.windows(2).filter(|pair| pair[0] == flag);
+        pairs.map(|pair| pair[1].as_str()).collect()
+    }
+
+    #[test]
+    fn kvm_offers_virtualization_and_counters() {
+        for (vendor, cpu) in [(Vendor::Intel, "host,pmu=on,+vmx"), (Vendor::Amd, "host,pmu=on,+svm")] {
+            let arguments = arguments(Accelerator::Kvm(vendor), "/d/castor.log");
+            assert_eq!(values(&arguments, "-cpu"), [cpu]);
+            assert_eq!(values(&arguments, "-accel"), ["kvm,kernel-irqchip=on"]);
+            assert!(values(&arguments, "-icount").is_empty());
+        }
     }
 
     #[test]
     fn braces_are_filled_in() {
-        let arguments = arguments("/d/castor.log");
-        let after = |flag: &str| {
-            let indices =
-                arguments.iter().enumerate().filter(|(_, argument)| *argument == flag).map(|(index, _)| index + 1);
-            indices.map(|index| arguments[index].as_str()).collect::<Vec<_>>()
-        };
+        let arguments = arguments(Accelerator::Tcg, "/d/castor.log");
+        let after = |flag| values(&arguments, flag);
         assert_eq!(after("-m"), ["160"]);
         assert_eq!(after("-append"), ["role=primary name=castor"]);
         assert_eq!(after("-icount"), ["shift=0,sleep=on"]);
@@ -199,7 +208,7 @@ mod tests {
 
     #[test]
     fn commas_are_doubled_only_within_lists() {
-        let arguments = arguments("/d,e/castor.log");
+        let arguments = arguments(Accelerator::Tcg, "/d,e/castor.log");
         assert!(arguments.contains(&"file,id=log,path=/d,,e/castor.log,append=on".to_owned()));
         assert!(arguments.contains(&"/b/hyper,visor".to_owned()));
     }

@@ -3,6 +3,7 @@
 //! [`Rig`] owns everything that runs and is driven by [`Rig::step`] from the main thread. Other threads only read (monitors,
 //! control connections) and send it [`Event`]s.
 
+pub mod accelerator;
 pub mod arbiter;
 pub mod command;
 pub mod control;

@@ -62,6 +62,30 @@ pub struct Gate {
     pub dropped: u64,
 }
 
+/// What the self-test of the instruction counter found, and what has been seen since.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CounterTest {
+    /// What must be equal on both twins.
+    pub identity: String,
+    /// Why it is this counter.
+    pub why: String,
+    /// Checks that it passed.
+    pub checks: u64,
+    /// Largest skid of an overflow in the test, in instructions.
+    pub skid: u64,
+    /// Distance in instructions from which on the guest is stepped to a stop.
+    pub margin: u64,
+    /// Single steps that a stop took in the test, on average.
+    pub steps_per_stop: u64,
+    /// Largest skid seen since.
+    pub skid_seen: u64,
+    /// Overflows that came late or not at all.
+    pub late: u64,
+    /// Overflow interrupts when none was due.
+    pub spurious: u64,
+}
+
 /// State transfer to a new backup.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -152,6 +176,8 @@ pub struct Status {
     pub errors: BTreeMap<String, u64>,
     /// The backend of the instruction counter.
     pub counter: String,
+    /// Its self-test.
+    pub counter_test: CounterTest,
     /// What this version of xtask does not know.
     #[serde(flatten)]
     pub more: Map<String, Value>,
@@ -256,12 +282,15 @@ mod tests {
     fn a_status_is_read() {
         let status = status(
             r#"{"t":"status","name":"castor","role":"primary","protected":true,"position":18446744073709551615,
-                "log":{"clock":{"n":3,"bytes":60},"packet":{"n":1}},"exits":{"io":7},"counter":"ticks","new":{"a":1}}"#,
+                "log":{"clock":{"n":3,"bytes":60},"packet":{"n":1}},"exits":{"io":7},"counter":"pmu",
+                "counter_test":{"checks":41,"skid":18,"margin":256},"new":{"a":1}}"#,
         );
         assert_eq!((status.role, status.protected, status.position), (Claim::Primary, true, u64::MAX));
         assert_eq!(status.log["clock"], Amount { n: 3, bytes: 60, data: 0 });
         assert_eq!(status.log["packet"], Amount { n: 1, bytes: 0, data: 0 });
         assert_eq!(status.exits["io"], 7);
+        let test = CounterTest { checks: 41, skid: 18, margin: 256, ..CounterTest::default() };
+        assert_eq!((status.counter.as_str(), status.counter_test), ("pmu", test));
         assert!(status.more.contains_key("new"));
     }
 

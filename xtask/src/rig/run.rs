@@ -2,15 +2,16 @@
 
 use std::io::IsTerminal;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use super::accelerator::{self, Wish};
 use super::arbiter::Choice;
 use super::directory::{Directory, default_parent};
-use super::emulator::{Accelerator, Emulator, NicModel};
+use super::emulator::{Emulator, NicModel};
 use super::options::{Common, GUEST_ARGUMENTS, GivenOption, parse_guest_arguments};
 use super::{Config, Rig};
 use crate::units::{parse_duration, parse_size};
@@ -55,8 +56,8 @@ pub struct RunArgs {
     #[arg(long, default_value = "64M", value_name = "SIZE", value_parser = parse_memory)]
     guest_memory: u64,
     /// How the emulator runs instructions
-    #[arg(long, value_enum, default_value_t = Accelerator::Auto)]
-    accel: Accelerator,
+    #[arg(long, value_enum, default_value_t = Wish::Auto)]
+    accel: Wish,
     /// The model of the network cards
     #[arg(long, value_enum, default_value_t = NicModel::E1000e)]
     nic: NicModel,
@@ -93,7 +94,8 @@ fn parse_memory(text: &str) -> Result<u64, String> {
 
 /// Runs a rig until somebody ends it.
 pub fn run(arguments: RunArgs) -> Result<()> {
-    let emulator = Emulator::Qemu(arguments.accel);
+    let (accelerator, why) = accelerator::choose(arguments.accel, &accelerator::nested_kvm(Path::new("/")))?;
+    let emulator = Emulator::Qemu(accelerator);
     let directory = Directory::take(arguments.dir.as_deref())?;
     check_ports(&arguments)?;
     needs::ensure_present(emulator.needs(), arguments.yes)?;
@@ -107,7 +109,7 @@ pub fn run(arguments: RunArgs) -> Result<()> {
     let limit = arguments.limit;
     let live = !arguments.headless && std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
 
-    println!("emulator: {}", emulator.description());
+    println!("emulator: {} ({why})", emulator.description());
     println!("directory: {}", directory.path().display());
     if arguments.dir.is_none() {
         remember_latest(&directory);

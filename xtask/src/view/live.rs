@@ -96,7 +96,7 @@ fn meaning(code: KeyCode, control: bool) -> Option<Key> {
 fn draw(frame: &mut Frame<'_>, snapshot: &Snapshot, logs: &[Vec<String>], answer: &str) {
     let rows = [
         Constraint::Length(2),
-        Constraint::Length(12),
+        Constraint::Length(13),
         Constraint::Length(8),
         Constraint::Min(3),
         Constraint::Length(1),
@@ -182,8 +182,15 @@ mod tests {
     #[test]
     fn the_screen_shows_what_matters() {
         let screen = screen(160, 40);
-        let parts =
-            ["protected for 12 s", "pollux: primary", "321.5 MIPS", "1003 ms", "self-test passed", "killed castor"];
+        let parts = [
+            "protected for 12 s",
+            "pollux: primary",
+            "321.5 MIPS",
+            "counter    pmu",
+            "1003 ms",
+            "self-test passed",
+            "killed castor",
+        ];
         for part in parts {
             assert!(screen.contains(part), "{part} is not in\n{screen}");
         }

@@ -26,6 +26,7 @@ pub fn summary(snapshot: &Snapshot) -> String {
         parts.extend(primary.rates.as_ref().map(|rates| format!("{:.1} MIPS", rates.guest_mips)));
         if let Some(status) = &primary.status {
             parts.push(format!("guest {}", format_count(status.guest_ticks as f64)));
+            parts.push(format!("counter {}", if status.counter.is_empty() { "unknown" } else { &status.counter }));
             parts.push(format!("lag {} entries {:.1} ms", status.lag_entries, status.lag_us as f64 / 1e3));
             parts.push(format!("gate {} held", status.gate.held));
         }
@@ -85,13 +86,13 @@ fn counters(status: &Status, rates: &Rates) -> Vec<String> {
     let gate = &status.gate;
     let mut lines = vec![
         format!(
-            "  guest      {}, {} instructions, {:.1} MIPS, time {:.1} s, counter {}",
+            "  guest      {}, {} instructions, {:.1} MIPS, time {:.1} s",
             if status.guest_state.is_empty() { "unknown" } else { &status.guest_state },
             format_count(status.guest_ticks as f64),
             rates.guest_mips,
             status.guest_ns as f64 / 1e9,
-            if status.counter.is_empty() { "unknown" } else { &status.counter },
         ),
+        counter(status),
         format!("  overhead   {:.1} % of the instructions are the hypervisor's", rates.overhead * 100.0),
         format!(
             "  lag        {} entries, {} ticks, {}",
@@ -148,6 +149,30 @@ fn term(status: &Status) -> String {
     parts.join(", ")
 }
 
+/// The instruction counter and why it can be relied on.
+fn counter(status: &Status) -> String {
+    let test = &status.counter_test;
+    let mut line = match status.counter.as_str() {
+        "" => "  counter    unknown".to_owned(),
+        name => format!("  counter    {name}, passed {} checks", test.checks),
+    };
+    if test.margin > 0 {
+        line += &format!(
+            ", margin {}, skid {} (now {}), {} steps a stop",
+            test.margin, test.skid, test.skid_seen, test.steps_per_stop
+        );
+    }
+    for (count, what) in [(test.late, "late"), (test.spurious, "spurious")] {
+        if count > 0 {
+            line += &format!(", {count} overflows {what}");
+        }
+    }
+    if !test.why.is_empty() {
+        line += &format!(" ({})", test.why);
+    }
+    line
+}
+
 /// The largest entries of a table of rates.
 fn top(rates: &BTreeMap<String, f64>, unit: &str) -> String {
     let mut entries: Vec<_> = rates.iter().filter(|(_, rate)| **rate > 0.0).collect();
@@ -185,7 +210,7 @@ pub fn takeover_times(times: &Takeover) -> String {
 pub(super) mod tests {
     use super::*;
     use crate::rig::arbiter::ArbiterSnapshot;
-    use crate::rig::monitor::{Amount, Claim};
+    use crate::rig::monitor::{Amount, Claim, CounterTest};
 
     /// A protected pair under load, after one takeover.
     pub(crate) fn example() -> Snapshot {
@@ -195,9 +220,19 @@ pub(super) mod tests {
             guest_state: "running".into(),
             log: [("packet".to_owned(), Amount { n: 3, bytes: 400, data: 300 })].into(),
             digests: 17,
-            counter: "ticks".into(),
             term: 2,
             arbiter: Asking { asks_for: 3, tries: 5, failures: 4, ..Asking::default() },
+            counter: "pmu".into(),
+            counter_test: CounterTest {
+                why: "counter=pmu".into(),
+                checks: 41,
+                skid: 18,
+                margin: 256,
+                steps_per_stop: 190,
+                skid_seen: 21,
+                late: 2,
+                ..CounterTest::default()
+            },
             ..Status::default()
         };
         let rates = Rates {
@@ -249,11 +284,28 @@ pub(super) mod tests {
     #[test]
     fn the_summary_is_one_line_with_the_essentials() {
         let line = summary(&example());
-        for part in ["castor=backup", "pollux=primary", "protected for 12 s", "321.5 MIPS", "digests 17", "takeovers 1"]
-        {
+        for part in [
+            "castor=backup",
+            "pollux=primary",
+            "counter pmu",
+            "protected for 12 s",
+            "321.5 MIPS",
+            "digests 17",
+            "takeovers 1",
+        ] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
         assert!(!line.contains('\n'));
+    }
+
+    #[test]
+    fn the_counter_comes_with_its_test() {
+        let text = status(&example()).join("\n");
+        let line = "counter    pmu, passed 41 checks, margin 256, skid 18 (now 21), 190 steps a stop, 2 overflows late \
+                    (counter=pmu)";
+        assert!(text.contains(line), "{line} is not in\n{text}");
+        let ticks = Status { counter: "ticks".into(), ..Status::default() };
+        assert_eq!(counter(&ticks), "  counter    ticks, passed 0 checks");
     }
 
     #[test]
