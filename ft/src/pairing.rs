@@ -23,9 +23,9 @@ pub struct Identity {
     pub build: String,
     /// Digest of all that the guest can see of the CPU.
     pub cpu_digest: u64,
-    /// The CPU for people to read.
+    /// The CPU for people to read: vendor, name and model.
     pub cpu_name: String,
-    /// Counter backend: positions of different ones are not comparable.
+    /// Counter: its backend, what it counts with, and all else that must be equal for positions to be comparable.
     pub counter: String,
     /// Guest memory in bytes.
     pub guest_memory: u64,
@@ -79,7 +79,7 @@ pub enum Mismatch {
     Build(String, String),
     /// What the guest sees of the CPU: name and digest of each.
     Cpu((String, u64), (String, u64)),
-    /// The counter backend.
+    /// The counter.
     Counter(String, String),
     /// Guest memory in bytes.
     Memory(u64, u64),
@@ -97,7 +97,9 @@ impl fmt::Display for Mismatch {
             Self::Cpu((a, x), (b, y)) => {
                 write!(f, "CPUs differ: {a} (digest {x:016x}) and {b} (digest {y:016x})")
             }
-            Self::Counter(a, b) => write!(f, "counter backends differ: {a} and {b}"),
+            Self::Counter(a, b) => {
+                write!(f, "counters differ: {a} and {b}: the same position is not the same instruction on both")
+            }
             Self::Memory(a, b) => write!(f, "guest memory differs: {a} and {b} bytes"),
             Self::Image(a, b) => write!(f, "guest images differ: {a} and {b}"),
         }
@@ -169,7 +171,7 @@ mod tests {
                 Identity { cpu_digest: 8, cpu_name: "Xeon".into(), ..identity(2) },
                 "EPYC (digest 0000000000000007) and Xeon",
             ),
-            (Identity { counter: "pmu".into(), ..identity(2) }, "ticks and pmu"),
+            (Identity { counter: "pmu".into(), ..identity(2) }, "ticks and pmu: the same position is not"),
             (Identity { guest_memory: 5, ..identity(2) }, "67108864 and 5"),
             (Identity { guest_image: "g2".into(), ..identity(2) }, "g1 and g2"),
         ];
@@ -177,6 +179,26 @@ mod tests {
             let text = check(&ours, &theirs).unwrap_err().to_string();
             assert!(text.contains(want), "{text}");
         }
+    }
+
+    #[test]
+    fn counters_that_count_differently_are_no_twins() {
+        let with = |node, counter: &str| Identity { counter: counter.into(), ..identity(node) };
+        let ours = with(1, "pmu (fixed counter 0, test program 301)");
+        for theirs in ["pmu (general counter 0, test program 301)", "pmu (fixed counter 0, test program 321)", "ticks"]
+        {
+            let mismatch = check(&ours, &with(2, theirs)).unwrap_err();
+            assert_eq!(mismatch, Mismatch::Counter(ours.counter.clone(), theirs.into()));
+        }
+        assert_eq!(check(&ours, &with(2, &ours.counter)), Ok(()));
+    }
+
+    #[test]
+    fn cpus_of_two_vendors_are_no_twins() {
+        let amd = Identity { cpu_name: "AuthenticAMD EPYC (family 23)".into(), ..identity(1) };
+        let intel = Identity { cpu_digest: 8, cpu_name: "GenuineIntel Core (family 6)".into(), ..identity(2) };
+        let text = check(&amd, &intel).unwrap_err().to_string();
+        assert!(text.starts_with("CPUs differ: AuthenticAMD EPYC") && text.contains("GenuineIntel Core"), "{text}");
     }
 
     #[test]

@@ -229,6 +229,12 @@ impl Guest {
         if entered.exit.is_own() {
             self.settled = self.handle(entered.exit, out);
         }
+        assert!(
+            self.position() <= stop,
+            "the guest should stop at {stop} and is at {}: {:?} counted its own instruction",
+            self.position(),
+            entered.exit
+        );
         if self.settled {
             self.fire_due();
         }

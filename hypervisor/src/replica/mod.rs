@@ -23,6 +23,7 @@ pub mod steering;
 mod terms;
 mod transfer;
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -364,7 +365,15 @@ fn make_arbiter(
     Some(Arbiter::new(name, options, routes, &mut peer.link, station))
 }
 
+/// Vendor, name and model of this CPU, for people who wonder why two are no twins.
 fn cpu_name() -> String {
-    let brand = raw_cpuid::CpuId::new().get_processor_brand_string();
-    brand.as_ref().map_or("unnamed CPU", |brand| brand.as_str().trim()).into()
+    let cpuid = raw_cpuid::CpuId::new();
+    let (vendor, brand) = (cpuid.get_vendor_info(), cpuid.get_processor_brand_string());
+    let brand = brand.as_ref().map_or("unnamed CPU", |brand| brand.as_str().trim());
+    let mut name = format!("{} {brand}", vendor.as_ref().map_or("unknown vendor", |vendor| vendor.as_str()));
+    if let Some(model) = cpuid.get_feature_info() {
+        let (family, number, stepping) = (model.family_id(), model.model_id(), model.stepping_id());
+        name += &format!(" (family {family}, model {number}, stepping {stepping})");
+    }
+    name
 }
