@@ -323,7 +323,7 @@ pub unsafe fn open(memory_base: u64, memory_len: u64, apic: &Apic) -> Result<(Bo
     let cpuid = raw_cpuid::CpuId::new();
     if cpuid.get_feature_info().is_some_and(|features| features.has_vmx()) {
         // SAFETY: CPUID lists VMX; the caller vouches for the rest.
-        let vcpu = unsafe { VmxVcpu::new(memory_base, memory_len) }.map_err(OpenError::Vmx)?;
+        let vcpu = unsafe { VmxVcpu::new(memory_base, memory_len, apic) }.map_err(OpenError::Vmx)?;
         return Ok((Box::new(vcpu), "Intel VMX"));
     }
     if cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|features| features.has_svm()) {

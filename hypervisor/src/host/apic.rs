@@ -91,6 +91,11 @@ impl Apic {
         self.read(TIMER_CURRENT_COUNT)
     }
 
+    /// The next overflow of a performance counter raises an NMI; this masks the entry again.
+    pub fn interrupt_at_overflow(&self) {
+        self.write(LVT_PERFORMANCE, DELIVERY_NMI);
+    }
+
     /// Address of the timer's initial-count register, for the world switch that arms it just before guest entry.
     #[must_use]
     pub fn timer_register(&self) -> *mut u32 {

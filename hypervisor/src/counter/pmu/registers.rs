@@ -21,17 +21,8 @@ pub const GLOBAL_STATUS: u32 = 0x38E;
 pub const GLOBAL_CTRL: u32 = 0x38F;
 /// `IA32_PERF_GLOBAL_OVF_CTRL` (from version 4 on `..._STATUS_RESET`): clears bits of the status.
 pub const GLOBAL_OVF_CTRL: u32 = 0x390;
-/// `IA32_DEBUGCTL`.
-pub const DEBUGCTL: u32 = 0x1D9;
-/// The local APIC's LVT entry for performance monitoring, as an offset in its page.
-pub const LVT_PERFORMANCE: u32 = 0x340;
 
-/// LVT entry: delivered as NMI, not masked. The CPU sets the mask bit (16) with each delivery, so that it must be written
-/// again after each. See: SDM 20.6.3.
-pub const LVT_NMI: u32 = 0b100 << 8;
-/// `DEBUGCTL.FREEZE_PERFMON_ON_PMI`.
-pub const DEBUGCTL_FREEZE_ON_PMI: u64 = 1 << 12;
-/// `DEBUGCTL.FREEZE_WHILE_SMM`: counters stand still in system-management mode, where `PERF_CAPABILITIES` bit 12 says so.
+/// `IA32_DEBUGCTL.FREEZE_WHILE_SMM`: counters stand still in system-management mode, where `PERF_CAPABILITIES` bit 12 says so.
 pub const DEBUGCTL_FREEZE_IN_SMM: u64 = 1 << 14;
 /// `PERF_CAPABILITIES.FW_WRITE`: [`A_PMC0`] exists.
 pub const CAPABILITY_FULL_WRITE: u64 = 1 << 13;

@@ -42,6 +42,8 @@ const PRIMARY: [Control; 11] = [
     (1 << 31, "secondary controls"),
     (INTERRUPT_WINDOW, "interrupt-window exiting"),
 ];
+/// Primary control: an exit behind the next instruction or event. Switched on for single steps.
+pub(super) const MONITOR_TRAP: u32 = 1 << 27;
 /// CR3-load and CR3-store exiting, which nested paging makes superfluous.
 const PRIMARY_UNWANTED: Control = (1 << 15 | 1 << 16, "CR3 accesses without exits");
 
@@ -69,6 +71,10 @@ const ENTRY: [Control; 4] = [
     (1 << 15, "loading of IA32_EFER at entry"),
     (IA32E_GUEST, "64-bit guests"),
 ];
+
+/// Loading of IA32_PERF_GLOBAL_CTRL at exit and at entry.
+const EXIT_PERFORMANCE: u32 = 1 << 12;
+const ENTRY_PERFORMANCE: u32 = 1 << 13;
 
 /// Of [`EPT_VPID`].
 const EPT_NEEDED: [(u64, &str); 4] = [
@@ -144,6 +150,10 @@ pub(super) struct Capabilities {
     pub(super) gib_pages: bool,
     /// The CPU notes in the nested page tables what was written.
     pub(super) dirty_flags: bool,
+    /// There is [`MONITOR_TRAP`].
+    pub(super) monitor_trap: bool,
+    /// Exits and entries load IA32_PERF_GLOBAL_CTRL.
+    pub(super) performance_control: bool,
     /// Bits of CR0 and CR4 that the guest does not own.
     pub(super) cr0_mask: u64,
     pub(super) cr4_mask: u64,
@@ -206,18 +216,22 @@ impl Capabilities {
             adjuster.lacks("the TRUE control MSRs");
             return Err(VmxError::Lacks(adjuster.missing));
         }
+        let may = |msr| halves(read(msr))[1];
+        let performance_control = may(TRUE_EXIT) & EXIT_PERFORMANCE != 0 && may(TRUE_ENTRY) & ENTRY_PERFORMANCE != 0;
+        let (exit_performance, entry_performance) =
+            if performance_control { (EXIT_PERFORMANCE, ENTRY_PERFORMANCE) } else { (0, 0) };
         let mut controls = Controls {
             pin: adjuster.adjust(TRUE_PIN, &PIN, 0),
             primary: adjuster.adjust(TRUE_PRIMARY, &PRIMARY, 0) & !INTERRUPT_WINDOW,
-            exit: adjuster.adjust(TRUE_EXIT, &EXIT, 0),
-            entry: adjuster.adjust(TRUE_ENTRY, &ENTRY, 0) & !IA32E_GUEST,
+            exit: adjuster.adjust(TRUE_EXIT, &EXIT, exit_performance),
+            entry: adjuster.adjust(TRUE_ENTRY, &ENTRY, entry_performance) & !IA32E_GUEST,
             secondary: 0,
         };
         if controls.primary & PRIMARY_UNWANTED.0 != 0 {
             adjuster.lacks(PRIMARY_UNWANTED.1);
         }
         let (mut vpid, mut gib_pages, mut dirty_flags) = (false, false, false);
-        if halves(read(TRUE_PRIMARY))[1] & 1 << 31 != 0 {
+        if may(TRUE_PRIMARY) & 1 << 31 != 0 {
             controls.secondary = adjuster.adjust(SECONDARY, &secondary_needed(random), RDTSCP | INVPCID | VPID);
             let ept_vpid = if controls.secondary & (1 << 1 | VPID) != 0 { read(EPT_VPID) } else { 0 };
             adjuster.check(ept_vpid, &EPT_NEEDED);
@@ -239,6 +253,8 @@ impl Capabilities {
             vpid,
             gib_pages,
             dirty_flags,
+            monitor_trap: may(TRUE_PRIMARY) & MONITOR_TRAP != 0,
+            performance_control,
             cr0_mask: cr0_fixed | CR0_HOST | 0xFFFF_FFFF & !read(CR0_FIXED[1]),
             cr4_mask: !CR4_GUEST | cr4_fixed | !read(CR4_FIXED[1]),
             cr0_fixed,
@@ -286,7 +302,10 @@ mod tests {
         assert_eq!(found.controls.primary & (INTERRUPT_WINDOW | PRIMARY_UNWANTED.0), 0);
         assert_eq!(found.controls.secondary, 1 << 1 | RDTSCP | VPID | 1 << 6 | 1 << 7 | 1 << 11 | INVPCID);
         assert_eq!(found.controls.entry & IA32E_GUEST, 0);
-        assert!(found.vpid && found.gib_pages && found.dirty_flags);
+        assert!(found.vpid && found.gib_pages && found.dirty_flags && found.monitor_trap && found.performance_control);
+        assert_eq!(found.controls.primary & MONITOR_TRAP, 0);
+        assert_ne!(found.controls.exit & EXIT_PERFORMANCE, 0);
+        assert_ne!(found.controls.entry & ENTRY_PERFORMANCE, 0);
         // The guest owns PE and PG but not NE; VMXE and OSXSAVE are not its own.
         assert_eq!((found.cr0_fixed, found.cr4_fixed), (1 << 5, 1 << 13));
         assert_eq!(found.cr0_mask, CR0_HOST);
@@ -319,10 +338,15 @@ mod tests {
         let poor = |msr: u32| match msr {
             SECONDARY => (1 << 1 | 1 << 6 | 1 << 7) << 32,
             EPT_VPID => EPT_NEEDED.iter().map(|(bits, _)| bits).sum(),
+            TRUE_PRIMARY => rich(msr) & !(u64::from(MONITOR_TRAP) << 32),
+            // One of them alone is of no use.
+            TRUE_EXIT => rich(msr) & !(u64::from(EXIT_PERFORMANCE) << 32),
             other => rich(other),
         };
         let found = Capabilities::find(&poor, NO_RANDOM).unwrap();
-        assert!(!found.vpid && !found.gib_pages && !found.dirty_flags);
+        assert!(!found.vpid && !found.gib_pages && !found.dirty_flags && !found.monitor_trap);
+        assert!(!found.performance_control);
+        assert_eq!(found.controls.entry & ENTRY_PERFORMANCE, 0);
         assert_eq!(found.controls.secondary, 1 << 1 | 1 << 6 | 1 << 7);
     }
 

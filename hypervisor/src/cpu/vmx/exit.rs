@@ -26,8 +26,10 @@ const EVENT_NMI: u32 = 2 << 8;
 /// Exits that need nothing but their reason.
 pub(super) fn simple(reason: u16) -> Exit {
     match reason {
-        // An NMI (exceptions do not exit), an external interrupt, the timer.
-        0 | 1 | 52 => Exit::Interrupted,
+        // An NMI: exceptions do not exit.
+        0 => Exit::Overflow,
+        // An external interrupt, the timer.
+        1 | 52 => Exit::Interrupted,
         2 => Exit::Shutdown,
         9 => Exit::Unsupported("a task switch"),
         10 => Exit::Cpuid,
@@ -38,6 +40,7 @@ pub(super) fn simple(reason: u16) -> Exit {
         18 => Exit::Hypercall,
         31 => Exit::Rdmsr,
         32 => Exit::Wrmsr,
+        37 => Exit::Stepped,
         51 => Exit::Rdtscp,
         55 => Exit::Xsetbv,
         // GETSEC; VMCLEAR to VMXON; MWAIT, MONITOR; INVEPT, INVVPID; RDRAND, VMFUNC, RDSEED.
@@ -165,6 +168,8 @@ mod tests {
     #[test]
     fn reasons_mean_the_same_as_with_the_other_vendor() {
         assert_eq!(simple(52), Exit::Interrupted);
+        assert_eq!(simple(0), Exit::Overflow);
+        assert_eq!(simple(37), Exit::Stepped);
         assert_eq!(simple(2), Exit::Shutdown);
         assert_eq!(simple(57), Exit::Undefined);
         assert_eq!(simple(27), Exit::Undefined);

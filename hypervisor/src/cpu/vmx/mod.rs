@@ -7,7 +7,9 @@ mod exit;
 mod fields;
 mod host;
 mod instructions;
+mod performance;
 mod permissions;
+mod run;
 mod segments;
 mod setup;
 mod state;
@@ -20,11 +22,13 @@ use core::cell::Cell;
 pub use self::capabilities::VmxError;
 pub use self::instructions::VmFail;
 
-use self::capabilities::{Capabilities, INTERRUPT_WINDOW};
+use self::capabilities::{Capabilities, INTERRUPT_WINDOW, MONITOR_TRAP};
 use self::exit::{ControlAccess, ENTRY_FAILED, Event, reason};
 use self::host::HostTables;
 use self::instructions::{read, write};
+use self::performance::Performance;
 use self::permissions::MsrPermissions;
+use self::run::{Bound, ExitOrGoOn};
 use super::calibrate::{self, Calibration, Timed};
 use super::lazy;
 use super::nested::NestedPaging;
@@ -35,6 +39,10 @@ use crate::memory::{Gpa, GuestMemory};
 /// Ticks after which an entry ends in any case, so that the host's interrupts are looked at: Bochs holds them back from
 /// an entry with the guest's IF clear until the guest changes it.
 const SLICE: u64 = 50_000;
+
+/// The same for entries that the counter of retired instructions limits, where ticks may be cycles: long enough for the
+/// tests of that counter to be left alone.
+const LONG_SLICE: u32 = 1 << 22;
 
 /// Interruptibility: blocking by STI or MOV SS.
 const SHADOW: u32 = 0b11;
@@ -48,7 +56,8 @@ pub struct VmxVcpu {
     /// RIP, RSP and RFLAGS as the VMCS has them.
     in_vmcs: [u64; 3],
     launched: bool,
-    window: bool,
+    /// The primary controls as the VMCS has them.
+    primary: u32,
     /// The event that is to be injected at the next entry.
     event: Option<Event>,
     offered: Option<u8>,
@@ -56,6 +65,7 @@ pub struct VmxVcpu {
     mode: Cell<Option<Mode>>,
     capabilities: Capabilities,
     calibration: Calibration,
+    performance: Result<Performance, &'static str>,
     memory: (u64, u64),
     _vmxon: Box<Page>,
     _vmcs: Box<Page>,
@@ -63,22 +73,6 @@ pub struct VmxVcpu {
     nested_paging: NestedPaging,
     ept_pointer: u64,
     _host: HostTables,
-}
-
-/// What one entry came to, before it is known what it means for the guest.
-struct Once {
-    exit: ExitOrGoOn,
-    ticks: u64,
-    interrupt_taken: bool,
-    exception_taken: bool,
-}
-
-/// What an exit means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ExitOrGoOn {
-    Exit(Exit),
-    /// It is dealt with: the guest goes on.
-    GoOn,
 }
 
 impl VmxVcpu {
@@ -123,64 +117,6 @@ impl VmxVcpu {
         [self.registers.rip, self.registers.gpr[gpr::RSP], self.registers.rflags] = self.in_vmcs;
     }
 
-    /// One entry of at most `ticks` ticks.
-    fn enter_once(&mut self, ticks: u64) -> Once {
-        let mut event = self.event.take();
-        let injects_exception = event.is_some();
-        let interrupt = match self.offered {
-            Some(vector) if !injects_exception && self.can_interrupt() => Some(Event::interrupt(vector)),
-            _ => None,
-        };
-        event = event.or(interrupt);
-        self.set_window(self.offered.is_some() && interrupt.is_none());
-        let (reason, raw) = self.switch(event, (ticks + self.calibration.lead) as u32);
-        if reason & ENTRY_FAILED != 0 {
-            log::warn!("VM entry: {}", exit::entry_failure(reason as u16, read(fields::EXIT_QUALIFICATION)));
-            let exit = ExitOrGoOn::Exit(Exit::Invalid);
-            return Once { exit, ticks: 0, interrupt_taken: false, exception_taken: false };
-        }
-        let (exit, ticks) = (self.decode(reason as u16), raw - self.calibration.overhead);
-        let interrupted = self.interrupted_delivery();
-        let exception_taken = injects_exception && interrupted.is_none();
-        let mut once = Once { exit, ticks, interrupt_taken: false, exception_taken };
-        if let Some(delivery) = interrupted {
-            // Delivery that the CPU began by itself has cost a tick that it did not count.
-            once.ticks += u64::from(event.is_none() && delivery.counts());
-            once.exit = self.after_interrupted_delivery(once.exit, delivery);
-        }
-        once.interrupt_taken = interrupt.is_some() && !interrupted.is_some_and(Event::is_interrupt);
-        if once.interrupt_taken {
-            self.offered = None;
-        }
-        once
-    }
-
-    /// The event whose delivery the exit interrupted, if it did.
-    fn interrupted_delivery(&self) -> Option<Event> {
-        let info = read(fields::VECTORING_EVENT);
-        if info & exit::EVENT_VALID == 0 {
-            return None;
-        }
-        let error_code = if info & exit::EVENT_ERROR_CODE == 0 { 0 } else { read(fields::VECTORING_ERROR_CODE) };
-        // Bit 12 is undefined here and reserved there.
-        Some(Event { info: info & !(1 << 12), error_code, length: read(fields::EXIT_INSTRUCTION_LENGTH) })
-    }
-
-    fn after_interrupted_delivery(&mut self, exit: ExitOrGoOn, delivery: Event) -> ExitOrGoOn {
-        match exit {
-            // All of guest memory is mapped, so the guest keeps its stack or its tables on a device: no event can be
-            // delivered there, and what hardware would do next is a triple fault.
-            ExitOrGoOn::Exit(Exit::Memory { .. }) => ExitOrGoOn::Exit(Exit::Shutdown),
-            exit => {
-                // An interrupt is still offered; everything else must come again.
-                if !delivery.is_interrupt() {
-                    self.event = Some(delivery);
-                }
-                exit
-            }
-        }
-    }
-
     /// Whether there is something to deliver before the next instruction.
     fn has_event(&self) -> bool {
         self.event.is_some() || (self.offered.is_some() && self.can_interrupt())
@@ -191,12 +127,17 @@ impl VmxVcpu {
         self.registers.rflags & RFLAGS_IF != 0 && read(fields::INTERRUPTIBILITY) & SHADOW == 0
     }
 
-    /// Whether the guest exits as soon as it can take an interrupt.
-    fn set_window(&mut self, window: bool) {
-        if window != self.window {
-            self.window = window;
-            let controls = self.capabilities.controls.primary;
-            write(fields::PRIMARY_CONTROLS, if window { controls | INTERRUPT_WINDOW } else { controls });
+    /// Whether the guest exits as soon as it can take an interrupt, and behind its next instruction.
+    fn set_primary(&mut self, window: bool, step: bool) {
+        let mut controls = self.capabilities.controls.primary;
+        for (control, wanted) in [(INTERRUPT_WINDOW, window), (MONITOR_TRAP, step)] {
+            if wanted {
+                controls |= control;
+            }
+        }
+        if controls != self.primary {
+            self.primary = controls;
+            write(fields::PRIMARY_CONTROLS, controls);
         }
     }
 
@@ -233,25 +174,6 @@ impl VmxVcpu {
         }
         ExitOrGoOn::GoOn
     }
-}
-
-impl VmxVcpu {
-    /// Entries until something happens that is the guest's or the host's business, of `end` ticks at most. With none,
-    /// only what waits is delivered.
-    fn enter_within(&mut self, end: u64) -> Entered {
-        let mut entered = Entered { exit: Exit::Interrupted, ticks: 0, interrupt_taken: false, exception_taken: false };
-        loop {
-            let once = self.enter_once(end - entered.ticks);
-            entered.ticks += once.ticks;
-            entered.interrupt_taken |= once.interrupt_taken;
-            entered.exception_taken |= once.exception_taken;
-            match once.exit {
-                ExitOrGoOn::Exit(exit) => return Entered { exit, ..entered },
-                ExitOrGoOn::GoOn if entered.ticks >= end => return entered,
-                ExitOrGoOn::GoOn => {}
-            }
-        }
-    }
 
     fn forget_mode(&mut self) {
         self.mode.set(None);
@@ -260,6 +182,8 @@ impl VmxVcpu {
 
 impl Timed for VmxVcpu {
     fn enter_raw(&mut self, timer_count: u32) -> (Exit, u64) {
+        self.set_primary(false, false);
+        self.stop_counting();
         let count = if timer_count == 0 { u32::MAX } else { timer_count };
         let (reason, raw) = self.switch(None, count);
         match self.decode(reason as u16) {
@@ -276,14 +200,19 @@ impl Vcpu for VmxVcpu {
     }
 
     fn instruction_counter(&self) -> Result<InstructionCounter, &'static str> {
-        Err("the counter of retired instructions is not used with VMX")
+        self.performance.as_ref().map(|performance| performance.layout().describe()).map_err(|why| *why)
     }
 
     fn enter(&mut self, limit: Limit) -> Entered {
         self.enter_within(match limit {
-            Limit::None => SLICE,
-            Limit::Exact(ticks) => ticks.min(SLICE),
-            Limit::Overflow(_) | Limit::Step => panic!("see instruction_counter"),
+            Limit::None => Bound::Ticks(SLICE),
+            Limit::Exact(ticks) => Bound::Ticks(ticks.min(SLICE)),
+            Limit::Overflow(counts) => Bound::Overflow(counts),
+            Limit::Step if self.capabilities.monitor_trap => Bound::Step,
+            Limit::Step => {
+                let exit = Exit::Unsupported("a single step, without the monitor trap flag");
+                return Entered { exit, ticks: 0, interrupt_taken: false, exception_taken: false };
+            }
         })
     }
 

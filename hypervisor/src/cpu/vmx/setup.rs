@@ -10,6 +10,7 @@ use x86_64::registers::model_specific::Msr;
 use super::capabilities::{self, Capabilities, Controls, FEATURE_CONTROL, RandomNumbers, VmxError};
 use super::host::HostTables;
 use super::instructions::{self, write};
+use super::performance::Performance;
 use super::permissions::MsrPermissions;
 use super::{Page, VmxVcpu, fields};
 use crate::cpu::Vcpu;
@@ -17,6 +18,7 @@ use crate::cpu::calibrate::Calibration;
 use crate::cpu::lazy::{self, PAT_RESET};
 use crate::cpu::nested::{Format, NestedPaging};
 use crate::cpu::registers::{CpuState, Registers};
+use crate::host::apic::Apic;
 
 /// The guest's tag in translations; 0 is the host's.
 pub(super) const GUEST_VPID: u16 = 1;
@@ -40,7 +42,7 @@ impl VmxVcpu {
     ///
     /// # Errors
     /// When the CPU or the firmware does not offer what is needed.
-    pub unsafe fn new(memory_base: u64, memory_len: u64) -> Result<Self, VmxError> {
+    pub unsafe fn new(memory_base: u64, memory_len: u64, apic: &Apic) -> Result<Self, VmxError> {
         // SAFETY: a CPU with VMX has the capability MSRs; reading has no effect.
         let read_msr = |msr| unsafe { Msr::new(msr).read() };
         let capabilities = Capabilities::find(&read_msr, random_numbers())?;
@@ -79,10 +81,11 @@ impl VmxVcpu {
             registers: Registers::default(),
             in_vmcs: [0; 3],
             launched: false,
-            window: false,
+            primary: capabilities.controls.primary,
             event: None,
             offered: None,
             mode: Cell::new(None),
+            performance: Performance::find(&capabilities, apic),
             capabilities,
             calibration: Calibration::default(),
             memory: (memory_base, memory_len),

@@ -6,6 +6,7 @@ use x86_64::registers::model_specific::Msr;
 use super::capabilities::IA32E_GUEST;
 use super::fields::{self, Field, GUEST_PDPTES};
 use super::instructions::{self, read, write};
+use super::run::Bound;
 use super::setup::GUEST_VPID;
 use super::{SHADOW, VmxVcpu, segments};
 use crate::cpu::registers::{CR0_PG, CpuMsrs, CpuState, EFER_LMA, RFLAGS_IF, Segment, Segments, Table, gpr};
@@ -199,7 +200,7 @@ impl ShadowSteps for VmxVcpu {
         let mut delivered =
             Entered { exit: Exit::Interrupted, ticks: 0, interrupt_taken: false, exception_taken: false };
         while delivered.exit == Exit::Interrupted && self.has_event() {
-            let next = self.enter_within(0);
+            let next = self.enter_within(Bound::Ticks(0));
             delivered = Entered {
                 interrupt_taken: delivered.interrupt_taken || next.interrupt_taken,
                 exception_taken: delivered.exception_taken || next.exception_taken,

@@ -1,0 +1,177 @@
+//! Entries: what bounds them, and what they come to.
+
+use super::exit::{self, ENTRY_FAILED, Event};
+use super::instructions::read;
+use super::{LONG_SLICE, VmxVcpu, fields};
+use crate::cpu::{Entered, Exit};
+
+/// What bounds an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bound {
+    /// Ticks; with none of them, what waits is delivered.
+    Ticks(u64),
+    /// Counts of retired instructions.
+    Overflow(u64),
+    /// A single step.
+    Step,
+}
+
+impl Bound {
+    /// What is left of it after `ran`.
+    fn after(self, ran: u64) -> Self {
+        match self {
+            Self::Ticks(end) => Self::Ticks(end - ran),
+            Self::Overflow(counts) => Self::Overflow(counts - ran),
+            Self::Step => Self::Step,
+        }
+    }
+
+    /// How the entry ends if the bound was reached by an exit that is dealt with.
+    fn end(self, ran: u64) -> Option<Exit> {
+        match self {
+            Self::Ticks(end) if ran >= end => Some(Exit::Interrupted),
+            // Its interrupt is still to come, and will end another entry.
+            Self::Overflow(counts) if ran >= counts => Some(Exit::Overflow),
+            _ => None,
+        }
+    }
+}
+
+/// What one entry came to, before it is known what it means for the guest.
+struct Once {
+    exit: ExitOrGoOn,
+    ticks: u64,
+    interrupt_taken: bool,
+    exception_taken: bool,
+}
+
+/// What an exit means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ExitOrGoOn {
+    Exit(Exit),
+    /// It is dealt with: the guest goes on.
+    GoOn,
+}
+
+impl VmxVcpu {
+    /// One entry of at most `bound`.
+    fn enter_once(&mut self, bound: Bound) -> Once {
+        let mut event = self.event.take();
+        let injects_exception = event.is_some();
+        let interrupt = match self.offered {
+            Some(vector) if !injects_exception && self.can_interrupt() => Some(Event::interrupt(vector)),
+            _ => None,
+        };
+        event = event.or(interrupt);
+        self.set_primary(self.offered.is_some() && interrupt.is_none(), bound == Bound::Step);
+        let timer = self.arm(bound);
+        let (reason, raw) = self.switch(event, timer);
+        if reason & ENTRY_FAILED != 0 {
+            log::warn!("VM entry: {}", exit::entry_failure(reason as u16, read(fields::EXIT_QUALIFICATION)));
+            let exit = ExitOrGoOn::Exit(Exit::Invalid);
+            return Once { exit, ticks: 0, interrupt_taken: false, exception_taken: false };
+        }
+        let (exit, ticks) = (self.decode(reason as u16), self.ran(bound, raw));
+        let interrupted = self.interrupted_delivery();
+        let exception_taken = injects_exception && interrupted.is_none();
+        let mut once = Once { exit, ticks, interrupt_taken: false, exception_taken };
+        if let Some(delivery) = interrupted {
+            // Delivery that the CPU began by itself has cost a tick that it did not count.
+            once.ticks += u64::from(event.is_none() && delivery.counts() && matches!(bound, Bound::Ticks(_)));
+            once.exit = self.after_interrupted_delivery(once.exit, delivery);
+        }
+        once.interrupt_taken = interrupt.is_some() && !interrupted.is_some_and(Event::is_interrupt);
+        if once.interrupt_taken {
+            self.offered = None;
+        }
+        once
+    }
+
+    /// Prepares what ends the entry; returns the timer's count.
+    fn arm(&mut self, bound: Bound) -> u32 {
+        match (bound, &mut self.performance) {
+            (Bound::Ticks(ticks), _) => {
+                self.stop_counting();
+                return (ticks + self.calibration.lead) as u32;
+            }
+            (Bound::Overflow(counts), Ok(performance)) => performance.arm(counts),
+            // No overflow in sight.
+            (Bound::Step, Ok(performance)) => performance.arm(performance.layout().longest()),
+            (Bound::Overflow(_) | Bound::Step, Err(why)) => panic!("{why}"),
+        }
+        LONG_SLICE
+    }
+
+    pub(super) fn stop_counting(&mut self) {
+        if let Ok(performance) = &mut self.performance {
+            performance.stop();
+        }
+    }
+
+    /// How far the guest ran, by what bounded it.
+    fn ran(&self, bound: Bound, raw: u64) -> u64 {
+        match (bound, &self.performance) {
+            (Bound::Overflow(_) | Bound::Step, Ok(performance)) => performance.counted(),
+            _ => raw - self.calibration.overhead,
+        }
+    }
+
+    /// The event whose delivery the exit interrupted, if it did.
+    fn interrupted_delivery(&self) -> Option<Event> {
+        let info = read(fields::VECTORING_EVENT);
+        if info & exit::EVENT_VALID == 0 {
+            return None;
+        }
+        let error_code = if info & exit::EVENT_ERROR_CODE == 0 { 0 } else { read(fields::VECTORING_ERROR_CODE) };
+        // Bit 12 is undefined here and reserved there.
+        Some(Event { info: info & !(1 << 12), error_code, length: read(fields::EXIT_INSTRUCTION_LENGTH) })
+    }
+
+    fn after_interrupted_delivery(&mut self, exit: ExitOrGoOn, delivery: Event) -> ExitOrGoOn {
+        match exit {
+            // All of guest memory is mapped, so the guest keeps its stack or its tables on a device: no event can be
+            // delivered there, and what hardware would do next is a triple fault.
+            ExitOrGoOn::Exit(Exit::Memory { .. }) => ExitOrGoOn::Exit(Exit::Shutdown),
+            exit => {
+                // An interrupt is still offered; everything else must come again.
+                if !delivery.is_interrupt() {
+                    self.event = Some(delivery);
+                }
+                exit
+            }
+        }
+    }
+
+    /// Entries until something happens that is the guest's or the host's business, of `bound` at most.
+    pub(super) fn enter_within(&mut self, bound: Bound) -> Entered {
+        let mut entered = Entered { exit: Exit::Interrupted, ticks: 0, interrupt_taken: false, exception_taken: false };
+        loop {
+            let once = self.enter_once(bound.after(entered.ticks));
+            entered.ticks += once.ticks;
+            entered.interrupt_taken |= once.interrupt_taken;
+            entered.exception_taken |= once.exception_taken;
+            let end = match once.exit {
+                ExitOrGoOn::Exit(exit) => Some(exit),
+                ExitOrGoOn::GoOn => bound.end(entered.ticks),
+            };
+            if let Some(exit) = end {
+                return Entered { exit, ..entered };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_ends_where_it_is_reached() {
+        assert_eq!((Bound::Ticks(5).after(2), Bound::Ticks(5).end(4)), (Bound::Ticks(3), None));
+        assert_eq!(Bound::Ticks(5).end(5), Some(Exit::Interrupted));
+        assert_eq!(Bound::Ticks(0).end(0), Some(Exit::Interrupted));
+        assert_eq!((Bound::Overflow(5).after(4), Bound::Overflow(5).end(4)), (Bound::Overflow(1), None));
+        assert_eq!(Bound::Overflow(5).end(9), Some(Exit::Overflow));
+        assert_eq!((Bound::Step.after(1), Bound::Step.end(1)), (Bound::Step, None));
+    }
+}
