@@ -169,7 +169,9 @@ fn read(bytes: &[u8]) -> Result<Content> {
 /// Checksum, key and value of a line.
 fn split(line: &[u8]) -> Option<(u64, &str, &str)> {
     let line = std::str::from_utf8(line).ok()?;
-    let (sum, content) = line.split_once(' ').filter(|(sum, _)| sum.len() == 16)?;
+    // As it was written, and in no other way that means the same number.
+    let is_digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let (sum, content) = line.split_once(' ').filter(|(sum, _)| sum.len() == 16 && sum.bytes().all(is_digit))?;
     let (key, value) = content.split_once(' ')?;
     Some((u64::from_str_radix(sum, 16).ok()?, key, value))
 }
@@ -283,6 +285,15 @@ mod tests {
             let error = format!("{:#}", Store::open(&path).unwrap_err());
             assert!(error.contains(named) && error.contains("a term that was never used"), "{damaged}: {error}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), damaged, "a refused file is left alone");
+        }
+    }
+
+    #[test]
+    fn a_checksum_is_written_in_one_way() {
+        let line = |sum: &str| format!("{sum} key value");
+        assert!(split(line("00000000000000ab").as_bytes()).is_some());
+        for other in ["00000000000000AB", "+0000000000000ab", "0000000000000ab", "000000000000000ab"] {
+            assert!(split(line(other).as_bytes()).is_none(), "{other}");
         }
     }
 
