@@ -1,4 +1,4 @@
-//! Deterministic simulation of the replication protocol, and a check of its decisions as a model.
+//! Deterministic simulation of the replication protocol.
 //!
 //! The crate under test is `pollux-ft` itself, behind the very gate of `pollux-nic`; what surrounds them is modelled:
 //! guest, networks, clients, arbiter, operators, and time. Everything in a run comes from its seed.
