@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::needs::{Need, State, ensure_present, is_root, version_line};
+use crate::needs::{Need, State, ensure_present, is_root};
 use crate::rig::accelerator::{self, Accelerator, Wish};
 
 /// A line of the table.
@@ -27,14 +27,14 @@ pub fn run(yes: bool) -> Result<()> {
         rows.push(required(need)?);
     }
     let complete = rows.iter().all(|row| row.usable);
-    rows.extend([acceleration(), bochs()?, root()]);
+    rows.extend([acceleration(), root()]);
     for line in table(&rows) {
         println!("{line}");
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     println!("\ncores: {cores} (a pair wants 2, a core for each machine)");
     if complete {
-        println!("ready: cargo xtask qemu");
+        println!("ready: cargo xtask qemu, cargo xtask bochs");
         return Ok(());
     }
     anyhow::bail!("something necessary is missing: type the commands above, or `cargo xtask doctor --yes`")
@@ -58,12 +58,6 @@ fn acceleration() -> Row {
         Err(error) => format!("{error:#}"),
     };
     Row { what: "KVM (optional)", usable: kvm.is_ok(), detail, remedy: None }
-}
-
-fn bochs() -> Result<Row> {
-    let present = Path::new("/usr/bin/bochs").exists() || version_line("bochs")?.is_some();
-    let detail = if present { "installed; not used yet" } else { "missing; not used yet" };
-    Ok(Row { what: "Bochs (optional)", usable: present, detail: detail.to_owned(), remedy: None })
 }
 
 fn root() -> Row {

@@ -5,6 +5,7 @@ mod artefacts;
 mod bench;
 mod checks;
 mod doctor;
+mod image;
 mod interrupt;
 mod needs;
 mod net;
@@ -33,7 +34,11 @@ enum Task {
     /// Build everything for bare metal and say where it is
     Build,
     /// Run a guest on two machines in QEMU
-    Qemu(Box<rig::run::RunArgs>),
+    Qemu(Box<rig::run::QemuArgs>),
+    /// Run a guest on two machines in Bochs
+    Bochs(Box<rig::run::RunArgs>),
+    /// Make a boot medium with hypervisor and guest, for real machines too
+    Image(image::ImageArgs),
     /// Look at a running rig, and make faults in it
     Rig(rig::command::RigArgs),
     /// Give terms to the machines of pairs: at most one machine for each
@@ -71,7 +76,9 @@ fn run(arguments: Arguments) -> Result<()> {
     interrupt::install()?;
     match arguments.task {
         Task::Build => build(),
-        Task::Qemu(arguments) => rig::run::run(*arguments),
+        Task::Qemu(arguments) => rig::run::qemu(*arguments),
+        Task::Bochs(arguments) => rig::run::bochs(*arguments),
+        Task::Image(arguments) => image::run(&arguments),
         Task::Rig(arguments) => rig::command::run(arguments),
         Task::Arbiter(arguments) => arbiter::run(&arguments),
         Task::Test(arguments) => checks::run(&arguments),
@@ -107,6 +114,10 @@ mod tests {
             "qemu --accel kvm",
             "qemu --guest ./x --guest-memory 128M --tap tap0 --seed 3 --hypervisor-option a=1 b=2 --yes",
             "qemu --hypervisor-option a=1 --hypervisor-option pollux:b=2",
+            "qemu --nic e1000e --accel tcg",
+            "bochs --solo --headless --dir D --port 7777 --for 60s --guest counter --hypervisor-option a=1 b=2",
+            "image --out pollux.iso",
+            "image --out F --guest ./x --guest-args a --hypervisor-option role=primary log-nic=0:3.0 --yes",
             "rig --dir D status --json",
             "rig --dir D kill primary",
             "rig --dir D start backup",
@@ -125,6 +136,7 @@ mod tests {
             "sim --seeds 100",
             "sim --seed 3 --trace",
             "sim --help",
+            "test rig --on bochs",
             "bench --json F start blackout",
             "doctor --yes",
             "build",

@@ -1,5 +1,6 @@
 //! What this desk must have, how to find out whether it has, and how to install it.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,6 +14,14 @@ use crate::progress::Progress;
 pub const OLDEST_QEMU: (u32, u32) = (7, 2);
 /// QEMU's program.
 pub const QEMU: &str = "qemu-system-x86_64";
+/// Bochs' program.
+pub const BOCHS: &str = "bochs";
+/// GRUB's program that makes boot media.
+pub const MKRESCUE: &str = "grub-mkrescue";
+/// The files that Bochs' machines refer to; see `qemu/bochsrc.in`.
+const BOCHS_FILES: [&str; 2] = ["/usr/share/bochs/BIOS-bochs-latest", "/usr/share/vgabios/vgabios.bin"];
+/// Where GRUB has its parts, by firmware.
+const GRUB_PARTS: [(&str, &str); 2] = [("BIOS", "/usr/lib/grub/i386-pc"), ("UEFI", "/usr/lib/grub/x86_64-efi")];
 
 /// An installation that takes longer hangs.
 const INSTALL_LIMIT: Duration = Duration::from_secs(1200);
@@ -24,6 +33,10 @@ pub enum Need {
     Target,
     /// QEMU.
     Qemu,
+    /// Bochs with its firmware.
+    Bochs,
+    /// GRUB, and what it makes boot media with.
+    Grub,
     /// `redis-cli` and `redis-benchmark`, which the tests use as clients.
     Redis,
 }
@@ -41,13 +54,15 @@ pub enum State {
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Target, Self::Qemu, Self::Redis];
+    pub const ALL: [Self; 5] = [Self::Target, Self::Qemu, Self::Bochs, Self::Grub, Self::Redis];
 
     /// What to call it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Target => "Rust for x86_64-unknown-none",
             Self::Qemu => "QEMU 7.2 or newer",
+            Self::Bochs => "Bochs",
+            Self::Grub => "GRUB and xorriso",
             Self::Redis => "redis-cli, redis-benchmark",
         }
     }
@@ -56,7 +71,9 @@ impl Need {
     pub fn purpose(self) -> &'static str {
         match self {
             Self::Target => "build the hypervisor and the guests",
-            Self::Qemu => "cargo xtask qemu",
+            Self::Qemu => "cargo xtask qemu, cargo xtask test rig",
+            Self::Bochs => "cargo xtask bochs, cargo xtask test rig",
+            Self::Grub => "cargo xtask image, cargo xtask bochs, cargo xtask test rig",
             Self::Redis => "cargo xtask test rig",
         }
     }
@@ -69,6 +86,8 @@ impl Need {
                 Some(line) => Ok(judge_qemu(&line)),
                 None => Ok(State::Missing),
             },
+            Self::Bochs => bochs_state(),
+            Self::Grub => grub_state(),
             Self::Redis => match (version_line("redis-cli")?, version_line("redis-benchmark")?) {
                 (Some(line), Some(_)) => Ok(State::Present(line)),
                 _ => Ok(State::Missing),
@@ -81,6 +100,8 @@ impl Need {
         match self {
             Self::Target => vec![vec!["rustup", "target", "add", METAL]],
             Self::Qemu => apt(&["qemu-system-x86"]),
+            Self::Bochs => apt(&["bochs", "bochsbios", "vgabios"]),
+            Self::Grub => apt(&["grub-common", "grub-pc-bin", "grub-efi-amd64-bin", "xorriso", "mtools"]),
             Self::Redis => apt(&["redis-tools"]),
         }
     }
@@ -170,8 +191,28 @@ fn target_state() -> Result<State> {
     command.current_dir(crate::artefacts::root()).args(["--print", "target-libdir", "--target", METAL]);
     let Some(output) = process::output(&mut command)? else { return Ok(State::Missing) };
     let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    let present = output.status.success() && std::path::Path::new(&path).is_dir();
+    let present = output.status.success() && Path::new(&path).is_dir();
     Ok(if present { State::Present("installed".to_owned()) } else { State::Missing })
+}
+
+fn bochs_state() -> Result<State> {
+    // It has no option that only shows the version.
+    if process::output(Command::new(BOCHS).arg("--help"))?.is_none() {
+        return Ok(State::Missing);
+    }
+    let absent = BOCHS_FILES.into_iter().find(|path| !Path::new(path).exists());
+    Ok(absent.map_or(State::Present("installed".to_owned()), |_| State::Missing))
+}
+
+fn grub_state() -> Result<State> {
+    let (Some(line), Some(_)) = (version_line(MKRESCUE)?, version_line("xorriso")?) else { return Ok(State::Missing) };
+    let firmware: Vec<_> =
+        GRUB_PARTS.into_iter().filter(|(_, path)| Path::new(path).is_dir()).map(|(name, _)| name).collect();
+    Ok(if firmware.contains(&"BIOS") {
+        State::Present(format!("{line}: {}", firmware.join(", ")))
+    } else {
+        State::Missing
+    })
 }
 
 fn apt(packages: &[&'static str]) -> Vec<Vec<&'static str>> {
@@ -192,7 +233,7 @@ fn shell_line(command: &[&str]) -> String {
 }
 
 /// The last lines of what a command wrote.
-fn tail(mut log: std::fs::File) -> String {
+pub fn tail(mut log: std::fs::File) -> String {
     use std::io::{Read, Seek};
     let mut text = Vec::new();
     // A log that cannot be read is not worth a second error.

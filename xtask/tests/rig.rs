@@ -1,4 +1,5 @@
-//! The rig as outside scripts see it: `rig.json`, the verbs of `cargo xtask rig`, signals. A fake takes QEMU's place.
+//! The rig as outside scripts see it: `rig.json`, the verbs of `cargo xtask rig`, signals. A fake takes the emulators'
+//! place.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -21,7 +22,9 @@ struct Desk {
 impl Desk {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        symlink(env!("CARGO_BIN_EXE_fake-emulator"), directory.path().join("qemu-system-x86_64")).unwrap();
+        for emulator in ["qemu-system-x86_64", "bochs"] {
+            symlink(env!("CARGO_BIN_EXE_fake-emulator"), directory.path().join(emulator)).unwrap();
+        }
         fs::write(directory.path().join("image"), b"\x7fELF").unwrap();
         Self { directory }
     }
@@ -40,16 +43,24 @@ impl Desk {
     }
 
     fn qemu(&self, port: u16, arguments: &[&str]) -> Command {
+        self.run("qemu", port, arguments)
+    }
+
+    fn run(&self, verb: &str, port: u16, arguments: &[&str]) -> Command {
         let mut command = self.xtask();
         let image = self.directory.path().join("image");
-        command.args(["qemu", "--headless", "--port", &port.to_string(), "--dir"]).arg(self.rig_directory());
+        command.args([verb, "--headless", "--port", &port.to_string(), "--dir"]).arg(self.rig_directory());
         command.arg("--hypervisor").arg(&image).arg("--guest").arg(&image).args(arguments);
         command
     }
 
     fn start(&self, arguments: &[&str]) -> Rig {
+        self.start_in("qemu", arguments)
+    }
+
+    fn start_in(&self, verb: &str, arguments: &[&str]) -> Rig {
         let output = fs::File::create(self.directory.path().join("output")).unwrap();
-        let mut command = self.qemu(0, arguments);
+        let mut command = self.run(verb, 0, arguments);
         command.stdout(output.try_clone().unwrap()).stderr(output);
         Rig { process: command.spawn().unwrap(), directory: self.rig_directory() }
     }
@@ -163,6 +174,56 @@ fn a_pair_lives_through_kills() {
     assert!(gone(&pids));
     assert_eq!(desk.leftovers(), [""; 0]);
     assert!(!desk.rig(&["status"]).status.success());
+}
+
+/// What a Bochs rig needs besides Bochs itself.
+fn has_grub_and_firmware() -> bool {
+    let files = ["/usr/share/bochs/BIOS-bochs-latest", "/usr/share/vgabios/vgabios.bin", "/usr/lib/grub/i386-pc"];
+    let present = files.iter().all(|path| Path::new(path).exists())
+        && ["grub-mkrescue", "xorriso"].iter().all(|tool| Command::new(tool).arg("--version").output().is_ok());
+    if !present {
+        println!("SKIPPED: GRUB or Bochs' firmware is missing (cargo xtask doctor --yes)");
+    }
+    present
+}
+
+#[test]
+fn two_pairs_in_bochs_live_side_by_side() {
+    if !has_grub_and_firmware() {
+        return;
+    }
+    let desks = [Desk::new(), Desk::new()];
+    let rigs = desks.each_ref().map(|desk| desk.start_in("bochs", &[]));
+    for (desk, rig) in desks.iter().zip(&rigs) {
+        rig.wait_for(["primary", "backup"], true);
+        assert!(desk.rig(&["kill", "primary"]).status.success());
+        rig.wait_for(["dead", "primary"], false);
+        assert!(desk.rig(&["start", "backup", "--wait"]).status.success());
+        rig.wait_for(["backup", "primary"], true);
+        // What castor's first process wrote is still there.
+        let log = fs::read_to_string(rig.directory.join("castor.log")).unwrap();
+        assert_eq!(log, "Bochs was started\nBochs was started\n");
+        assert!(desk.rig(&["command", "pollux", "console hello"]).status.success());
+        let console = rig.directory.join("console.log");
+        wait_until(|| fs::read_to_string(&console).unwrap() == "hello\n", || "console".to_owned());
+    }
+    let pids: Vec<_> = rigs.iter().flat_map(Rig::pids).collect();
+    for (desk, rig) in desks.iter().zip(rigs) {
+        assert!(desk.rig(&["stop"]).status.success());
+        assert_eq!(rig.wait(), Some(0), "{}", desk.output());
+        assert_eq!(desk.leftovers(), [""; 0]);
+    }
+    assert!(gone(&pids));
+}
+
+#[test]
+fn what_grub_cannot_pass_is_refused() {
+    if !has_grub_and_firmware() {
+        return;
+    }
+    let desk = Desk::new();
+    let refused = desk.run("bochs", 0, &["--guest-args", "it's"]).output().unwrap();
+    assert!(!refused.status.success() && text(&refused).contains("it's"), "{}", text(&refused));
 }
 
 #[test]

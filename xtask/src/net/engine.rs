@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -20,10 +21,10 @@ use super::delay::DelayQueue;
 use super::forward::{Forwarder, Tokens};
 use super::lan::{ARBITER, Destination, HOST, HostEnd, Lan, Way};
 use super::link::LinkChange;
-use super::port::Port;
+use super::port::{Opening, Port};
 use super::relay::{self, Relay};
 use super::tap::Tap;
-use super::{CaptureConfig, FabricConfig, Host, LinkPart, LinkStatus, LinkTarget, Network, PortPaths, SLOTS};
+use super::{CaptureConfig, FabricConfig, Host, LinkPart, LinkStatus, LinkTarget, Network, Plug, SLOTS, Transport};
 
 const WAKER: Token = Token(0);
 const TIMER: Token = Token(1);
@@ -70,8 +71,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens everything; no frame moves yet.
-    pub fn new(config: &FabricConfig, paths: &[[PortPaths; SLOTS]; 2], inbox: Receiver<Command>) -> Result<Self> {
+    /// Opens everything, with sockets in `dir`; no frame moves yet. Also how emulators are connected.
+    pub fn new(config: &FabricConfig, dir: &Path, inbox: Receiver<Command>) -> Result<(Self, [[Plug; SLOTS]; 2])> {
         let poll = Poll::new().context("cannot create an event queue")?;
         let registry = poll.registry();
         let waker = Arc::new(Waker::new(registry, WAKER).context("cannot create a waker")?);
@@ -92,20 +93,19 @@ impl Engine {
             HostEnd::Forwarder(forwarder) => (Some(forwarder.address()?), forwarder.udp_address()?),
             _ => (None, None),
         };
-        let [client, log] = paths;
+        let (client, client_plugs) = open(Network::Client, config.transport, dir, registry)?;
+        let (log, log_plugs) = open(Network::Log, config.transport, dir, registry)?;
         let [client_capture, log_capture] = captures(config.capture.as_ref())?;
         let arbiter = |network: Network| -> Result<_> {
             let Some(target) = config.arbiter else { return Ok(None) };
             Ok(Some(Box::new(Relay::new(network, target, config.seed, RELAYS[network.index()])?)))
         };
         let [client_arbiter, log_arbiter] = [arbiter(Network::Client)?, arbiter(Network::Log)?];
-        let client = bind(client, Network::Client, registry)?;
-        let log = bind(log, Network::Log, registry)?;
         let lans = [
             Lan::new(Network::Client, client, host, client_arbiter, client_capture),
             Lan::new(Network::Log, log, HostEnd::None, log_arbiter, log_capture),
         ];
-        Ok(Self {
+        let engine = Self {
             poll,
             waker,
             timer,
@@ -120,7 +120,8 @@ impl Engine {
             flush_at: FLUSH,
             service,
             udp,
-        })
+        };
+        Ok((engine, [client_plugs, log_plugs]))
     }
 
     /// Wakes the thread after a command.
@@ -149,6 +150,7 @@ impl Engine {
             }
             self.now = self.start.elapsed();
             // First what is due, so that nothing that comes in now overtakes it.
+            self.flush_due();
             self.deliver_due();
             let mut asked = false;
             for event in &events {
@@ -193,7 +195,8 @@ impl Engine {
         };
         let captures = self.lans.iter().any(|lan| lan.capture.is_some()).then_some(self.flush_at);
         let relays = self.lans.iter().filter_map(|lan| lan.arbiter.as_ref()?.deadline());
-        let next = [forwarder, captures].into_iter().flatten().chain(relays).min();
+        let ports = self.lans.iter().flat_map(|lan| lan.slots.iter().filter_map(Port::flush_at));
+        let next = [forwarder, captures].into_iter().flatten().chain(relays).chain(ports).min();
         Ok(next.map(|next| next.saturating_sub(now)))
     }
 
@@ -220,6 +223,17 @@ impl Engine {
             _ => {
                 if let HostEnd::Forwarder(forwarder) = &mut self.lans[0].host {
                     forwarder.event(event);
+                }
+            }
+        }
+    }
+
+    /// Sends what waits in ports that have no event for it.
+    fn flush_due(&mut self) {
+        for lan in &mut self.lans {
+            for slot in 0..SLOTS {
+                if lan.slots[slot].flush_at().is_some_and(|at| at <= self.now) {
+                    lan.flush(slot, self.now, self.poll.registry());
                 }
             }
         }
@@ -363,15 +377,19 @@ fn captures(config: Option<&CaptureConfig>) -> Result<[Option<Capture<std::fs::F
     Ok([create(Network::Client)?, create(Network::Log)?])
 }
 
-fn bind(paths: &[PortPaths; SLOTS], network: Network, registry: &Registry) -> Result<[Port; SLOTS]> {
-    let ports = paths
-        .iter()
-        .enumerate()
-        .map(|(slot, paths)| {
-            let index = network.index() * SLOTS + slot;
-            Port::bind(paths.clone(), registry, Token(INBOUND + index), Token(OUTBOUND + index))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let Ok(ports) = ports.try_into() else { bail!("one port for each slot") };
-    Ok(ports)
+/// The machines' ports in a network.
+fn open(
+    network: Network,
+    transport: Transport,
+    dir: &Path,
+    registry: &Registry,
+) -> Result<([Port; SLOTS], [Plug; SLOTS])> {
+    let ports = (0..SLOTS).map(|slot| {
+        let index = network.index() * SLOTS + slot;
+        let (inbound, outbound) = (Token(INBOUND + index), Token(OUTBOUND + index));
+        Port::open(network, slot, &Opening { transport, dir, registry, inbound, outbound })
+    });
+    let (ports, plugs): (Vec<_>, Vec<_>) = ports.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+    let (Ok(ports), Ok(plugs)) = (ports.try_into(), plugs.try_into()) else { bail!("one port for each slot") };
+    Ok((ports, plugs))
 }

@@ -1,9 +1,10 @@
 //! The rig's networks in user space: two learning switches, links that can be made bad, captures, and the way from
 //! the clients on this desk to the guest.
 //!
-//! Everything runs in one thread. Machines are attached by QEMU's `-netdev dgram` over Unix sockets, one Ethernet
-//! frame per datagram, and may come and go at any time. Clients come either through the forwarder (local TCP and UDP
-//! ports, no privileges) or through a kernel tap interface (root).
+//! Everything runs in one thread. Machines are attached by datagram sockets, one Ethernet frame per datagram, and may
+//! come and go at any time: by Unix sockets as QEMU has them, or by UDP ports of the loopback interface as Bochs does.
+//! Clients come either through the forwarder (local TCP and UDP ports, no privileges) or through a kernel tap interface
+//! (root).
 //!
 //! `link`, `switch`, `delay`, `capture`, `frame` and `forward::recovery` are pure; sockets are touched only by
 //! `port`, `tap`, `forward`, `relay` and `engine`.
@@ -91,6 +92,25 @@ pub struct PortPaths {
     pub remote: PathBuf,
 }
 
+/// How emulators are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// Unix sockets: QEMU.
+    Unix,
+    /// Ports of the loopback interface: Bochs.
+    Loopback,
+}
+
+/// A port of the switch as an emulator is told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plug {
+    /// See [`Transport::Unix`].
+    Unix(PortPaths),
+    /// See [`Transport::Loopback`]: for each of the machine's NICs in the network a UDP port that the emulator binds; it
+    /// sends to the one after it.
+    Udp(Vec<u16>),
+}
+
 /// How clients reach the client network.
 #[derive(Debug, Clone)]
 pub enum Host {
@@ -158,6 +178,8 @@ impl CaptureConfig {
 /// How a fabric is set up.
 #[derive(Debug, Clone)]
 pub struct FabricConfig {
+    /// How emulators are attached.
+    pub transport: Transport,
     /// Where the sockets live; it must exist. When the paths get too long for Unix sockets, a temporary directory is
     /// used instead: always ask [`Fabric::port`].
     pub sockets: PathBuf,
@@ -199,7 +221,7 @@ pub struct Fabric {
     commands: Sender<Command>,
     waker: Arc<mio::Waker>,
     thread: Option<JoinHandle<Result<()>>>,
-    paths: [[PortPaths; SLOTS]; 2],
+    plugs: [[Plug; SLOTS]; 2],
     service: Option<SocketAddr>,
     udp: Option<SocketAddr>,
     has_arbiter: bool,
@@ -212,17 +234,16 @@ impl Fabric {
     /// # Errors
     /// A port or socket in use, a tap that cannot be made, a capture file that cannot be written.
     pub fn start(config: FabricConfig) -> Result<Self> {
-        let (dir, fallback) = port::socket_directory(&config.sockets)?;
-        let paths = Network::ALL.map(|network| [0, 1].map(|slot| port::paths(&dir, network, slot)));
+        let (dir, fallback) = port::unix::socket_directory(&config.sockets)?;
         let (commands, inbox) = mpsc::channel();
-        let engine = Engine::new(&config, &paths, inbox)?;
+        let (engine, plugs) = Engine::new(&config, &dir, inbox)?;
         let (waker, service, udp) = (engine.waker(), engine.service(), engine.udp());
         let thread = std::thread::Builder::new()
             .name("fabric".into())
             .spawn(move || engine.run())
             .context("cannot start the thread of the networks")?;
         let has_arbiter = config.arbiter.is_some();
-        Ok(Self { commands, waker, thread: Some(thread), paths, service, udp, has_arbiter, _fallback: fallback })
+        Ok(Self { commands, waker, thread: Some(thread), plugs, service, udp, has_arbiter, _fallback: fallback })
     }
 
     /// The local TCP address that leads to the guest; none without a forwarder.
@@ -235,12 +256,12 @@ impl Fabric {
         self.udp
     }
 
-    /// The sockets of a slot's port in a network.
+    /// How an emulator is connected to a slot's port in a network.
     ///
     /// # Panics
     /// If `slot` is not below [`SLOTS`].
-    pub fn port(&self, network: Network, slot: usize) -> &PortPaths {
-        &self.paths[network.index()][slot]
+    pub fn port(&self, network: Network, slot: usize) -> &Plug {
+        &self.plugs[network.index()][slot]
     }
 
     /// Changes a link. Frames that are already under way keep their delay, but do not cross a link that is down.

@@ -1,29 +1,30 @@
-//! The emulators that can play a machine. What is particular to one of them stays in here and in its folder of descriptions.
+//! The emulators that can play a machine. What is particular to one of them stays in its file in here, and in the
+//! descriptions in `qemu/`.
+
+mod bochs;
+mod qemu;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use super::accelerator::{Accelerator, Vendor};
-use crate::needs::{self, Need};
-
-/// QEMU's machine; see the file.
-const QEMU_MACHINE: &str = include_str!("../../../qemu/machine.args");
-/// QEMU's CPU without KVM; see the file.
-const QEMU_TCG: &str = include_str!("../../../qemu/tcg.args");
-/// QEMU's CPU with KVM; see the file.
-const QEMU_KVM: &str = include_str!("../../../qemu/kvm.args");
+use super::options::CommandLine;
+use crate::needs::Need;
+use crate::net::{Network, Plug, Transport};
 
 /// An emulator, ready to start machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Emulator {
     /// QEMU.
-    Qemu(Accelerator),
+    Qemu(Accelerator, NicModel),
+    /// Bochs.
+    Bochs,
 }
 
-/// The model of both NICs.
+/// The model of QEMU's NICs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum NicModel {
     /// Intel 82540EM.
@@ -32,15 +33,62 @@ pub enum NicModel {
     E1000e,
 }
 
-/// One end of a NIC's cable: a pair of datagram sockets.
+/// The patience of the twins with each other, as options of the hypervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// `heartbeat=`
+    pub heartbeat: &'static str,
+    /// `suspect=`
+    pub suspect: &'static str,
+}
+
+/// What a NIC is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The guest's frames and, where cards take frames to other addresses than their own, the machine's.
+    Client,
+    /// The twin.
+    Log,
+    /// The machine's own frames in the clients' network.
+    Machine,
+}
+
+impl Purpose {
+    /// The network that it is in.
+    pub fn network(self) -> Network {
+        match self {
+            Self::Client | Self::Machine => Network::Client,
+            Self::Log => Network::Log,
+        }
+    }
+
+    /// What a description of a machine calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Log => "log",
+            Self::Machine => "machine",
+        }
+    }
+
+    /// Its place among those of the machine's NICs that are in the same network.
+    fn place(self) -> usize {
+        match self {
+            Self::Client | Self::Log => 0,
+            Self::Machine => 1,
+        }
+    }
+}
+
+/// A NIC and its cable.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cable {
-    /// The emulator's socket.
-    pub local: PathBuf,
-    /// The switch's socket.
-    pub remote: PathBuf,
-    /// The NIC's hardware address.
-    pub mac: &'static str,
+pub struct Card {
+    /// What it is for.
+    pub purpose: Purpose,
+    /// Where its cable ends.
+    pub plug: Plug,
+    /// Its hardware address.
+    pub mac: String,
 }
 
 /// A machine to be started.
@@ -55,161 +103,154 @@ pub struct MachineSpec<'a> {
     /// The guest's image.
     pub guest: &'a Path,
     /// The hypervisor's command line.
-    pub options: String,
-    /// The file that COM1 is appended to.
-    pub serial: &'a Path,
-    /// The socket that COM2 connects to; somebody must listen.
-    pub monitor: &'a Path,
-    /// The model of the NICs.
-    pub nic: NicModel,
-    /// The client NIC's cable.
-    pub client: Cable,
-    /// The log NIC's cable.
-    pub log: Cable,
+    pub options: CommandLine,
+    /// The rig's directory, where files of the emulator may go that begin with the machine's name.
+    pub directory: &'a Path,
+    /// What COM1 is connected to: the path of a file that is appended to or, if the emulator cannot do that
+    /// ([`Emulator::appends`]), a listener's address.
+    pub log: String,
+    /// The listener's address that COM2 is connected to.
+    pub monitor: String,
+    /// Its NICs, in the order of their places on the PCI bus.
+    pub cards: Vec<Card>,
 }
 
 impl Emulator {
     /// What has to be installed for it.
     pub fn needs(self) -> &'static [Need] {
         match self {
-            Self::Qemu(_) => &[Need::Target, Need::Qemu],
+            Self::Qemu(..) => &[Need::Target, Need::Qemu],
+            Self::Bochs => &[Need::Target, Need::Bochs, Need::Grub],
         }
     }
 
     /// What was chosen, for the user.
     pub fn description(self) -> &'static str {
         match self {
-            Self::Qemu(Accelerator::Tcg) => "QEMU TCG (AMD SVM in software)",
-            Self::Qemu(Accelerator::Kvm(Vendor::Intel)) => "QEMU KVM (Intel VMX)",
-            Self::Qemu(Accelerator::Kvm(Vendor::Amd)) => "QEMU KVM (AMD SVM)",
+            Self::Qemu(Accelerator::Tcg, _) => "QEMU TCG (AMD SVM in software)",
+            Self::Qemu(Accelerator::Kvm(Vendor::Intel), _) => "QEMU KVM (Intel VMX)",
+            Self::Qemu(Accelerator::Kvm(Vendor::Amd), _) => "QEMU KVM (AMD SVM)",
+            Self::Bochs => "Bochs (Intel VMX in software)",
         }
     }
 
-    /// The command that starts `machine`.
-    pub fn command(self, machine: &MachineSpec<'_>) -> Result<Command> {
-        let Self::Qemu(accelerator) = self;
-        let cpu = match accelerator {
-            Accelerator::Tcg => fill(QEMU_TCG, machine)?,
-            Accelerator::Kvm(vendor) => fill(&QEMU_KVM.replace("{virtualization}", vendor.feature()), machine)?,
+    /// How its machines are attached to networks and monitors.
+    pub fn transport(self) -> Transport {
+        match self {
+            Self::Qemu(..) => Transport::Unix,
+            Self::Bochs => Transport::Loopback,
+        }
+    }
+
+    /// Whether it appends to the file of a serial line, rather than to overwrite it at the next start.
+    pub fn appends(self) -> bool {
+        match self {
+            Self::Qemu(..) => true,
+            Self::Bochs => false,
+        }
+    }
+
+    /// Whether a NIC drops frames to all addresses but its own, so that the client NIC must have the guest's.
+    pub fn nics_are_strict(self) -> bool {
+        match self {
+            Self::Qemu(..) => false,
+            Self::Bochs => true,
+        }
+    }
+
+    /// The NICs of its machines, in the order of their places on the PCI bus.
+    pub fn cards(self) -> &'static [Purpose] {
+        match self {
+            Self::Qemu(..) => &qemu::CARDS,
+            Self::Bochs => &bochs::CARDS,
+        }
+    }
+
+    /// The PCI address of its machines' NIC for `purpose`, if they have one.
+    pub fn pci_address(self, purpose: Purpose) -> Option<String> {
+        let first = match self {
+            Self::Qemu(..) => qemu::FIRST_SLOT,
+            Self::Bochs => bochs::FIRST_SLOT,
         };
-        let mut command = Command::new(needs::QEMU);
-        command.args(cpu).args(fill(QEMU_MACHINE, machine)?);
-        Ok(command)
+        let place = self.cards().iter().position(|&card| card == purpose)?;
+        Some(format!("0:{}.0", first + place))
     }
-}
 
-/// The arguments of a description with the braces filled in.
-fn fill(description: &str, machine: &MachineSpec<'_>) -> Result<Vec<String>> {
-    let mut arguments = Vec::new();
-    for line in description.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        let (flag, value) = line.split_once(' ').map_or((line, None), |(flag, value)| (flag, Some(value.trim())));
-        arguments.push(flag.to_owned());
-        if let Some(value) = value {
-            arguments.push(fill_value(value, machine)?);
+    /// How long the twins wait for each other.
+    pub fn patience(self) -> Patience {
+        match self {
+            Self::Qemu(..) => Patience { heartbeat: "100ms", suspect: "1000ms" },
+            Self::Bochs => bochs::PATIENCE,
         }
     }
-    Ok(arguments)
+
+    /// Writes what it needs into the machine's directory; the command that starts `machine`.
+    pub fn command(self, machine: &MachineSpec<'_>) -> Result<Command> {
+        match self {
+            Self::Qemu(accelerator, nic) => qemu::command(machine, accelerator, nic),
+            Self::Bochs => bochs::command(machine),
+        }
+    }
 }
 
-fn fill_value(value: &str, machine: &MachineSpec<'_>) -> Result<String> {
-    if let Some(name) =
-        value.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).filter(|name| !name.contains('{'))
-    {
-        return lookup(name, machine);
-    }
+/// Replaces each `{name}` in `text` by its value.
+fn fill(text: &str, value: impl Fn(&str) -> Result<String>) -> Result<String> {
     let mut filled = String::new();
-    let mut rest = value;
+    let mut rest = text;
     while let Some((before, after)) = rest.split_once('{') {
-        let Some((name, after)) = after.split_once('}') else { bail!("a brace is not closed in `{value}`") };
-        filled.push_str(before);
-        filled.push_str(&lookup(name, machine)?.replace(',', ",,"));
-        rest = after;
+        let Some((name, behind)) = after.split_once('}') else { bail!("unclosed brace in `{text}`") };
+        filled += before;
+        filled += &value(name)?;
+        rest = behind;
     }
     Ok(filled + rest)
 }
 
+/// What stands in a description for `name`, the same for all emulators: a property of the machine or, as in `client-mac`,
+/// of one of its cards.
 fn lookup(name: &str, machine: &MachineSpec<'_>) -> Result<String> {
-    let path = |path: &Path| match path.to_str() {
-        Some(text) => Ok(text.to_owned()),
-        None => bail!("the path {} is not UTF-8", path.display()),
-    };
     Ok(match name {
         "name" => machine.name.to_owned(),
         "memory-mib" => machine.memory_mib.to_string(),
-        "hypervisor" => path(machine.hypervisor)?,
-        "guest" => path(machine.guest)?,
-        "options" => machine.options.clone(),
-        "serial" => path(machine.serial)?,
-        "monitor" => path(machine.monitor)?,
-        "nic" => match machine.nic {
-            NicModel::E1000 => "e1000".to_owned(),
-            NicModel::E1000e => "e1000e".to_owned(),
-        },
-        "client-mac" => machine.client.mac.to_owned(),
-        "client-local" => path(&machine.client.local)?,
-        "client-remote" => path(&machine.client.remote)?,
-        "log-mac" => machine.log.mac.to_owned(),
-        "log-local" => path(&machine.log.local)?,
-        "log-remote" => path(&machine.log.remote)?,
-        _ => bail!("unknown name {{{name}}} in a description of a machine"),
+        "hypervisor" => utf8(machine.hypervisor)?,
+        "guest" => utf8(machine.guest)?,
+        "options" => machine.options.to_string(),
+        "log" => machine.log.clone(),
+        "monitor" => machine.monitor.clone(),
+        _ => {
+            let unknown = || format!("unknown name {{{name}}} in a description of a machine");
+            let (purpose, property) = name.split_once('-').with_context(unknown)?;
+            let card = machine.cards.iter().find(|card| card.purpose.name() == purpose).with_context(unknown)?;
+            match (property, &card.plug) {
+                ("mac", _) => card.mac.clone(),
+                ("port", Plug::Udp(ports)) => ports.get(card.purpose.place()).with_context(unknown)?.to_string(),
+                ("local", Plug::Unix(paths)) => utf8(&paths.local)?,
+                ("remote", Plug::Unix(paths)) => utf8(&paths.remote)?,
+                _ => bail!(unknown()),
+            }
+        }
     })
+}
+
+fn utf8(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).with_context(|| format!("the path {} is not UTF-8", path.display()))
+}
+
+/// The file of the machine's emulator called `what`.
+fn own_file(machine: &MachineSpec<'_>, what: &str) -> PathBuf {
+    machine.directory.join(format!("{}.{what}", machine.name))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn arguments(accelerator: Accelerator, serial: &str) -> Vec<String> {
-        let cable =
-            |name: &str, mac| Cable { local: format!("/t/{name}a").into(), remote: format!("/t/{name}b").into(), mac };
-        let machine = MachineSpec {
-            name: "castor",
-            memory_mib: 160,
-            hypervisor: Path::new("/b/hyper,visor"),
-            guest: Path::new("/b/guest"),
-            options: "role=primary name=castor".into(),
-            serial: Path::new(serial),
-            monitor: Path::new("/t/monitor"),
-            nic: NicModel::E1000,
-            client: cable("c", "52:54:00:10:00:01"),
-            log: cable("l", "52:54:00:20:00:01"),
-        };
-        let command = Emulator::Qemu(accelerator).command(&machine).unwrap();
-        command.get_args().map(|argument| argument.to_str().unwrap().to_owned()).collect()
-    }
-
-    /// What stands behind each `flag`.
-    fn values<'a>(arguments: &'a [String], flag: &str) -> Vec<&'a str> {
-        let pairs = arguments.windows(2).filter(|pair| pair[0] == flag);
-        pairs.map(|pair| pair[1].as_str()).collect()
-    }
-
-    #[test]
-    fn kvm_offers_virtualization_and_counters() {
-        for (vendor, cpu) in [(Vendor::Intel, "host,pmu=on,+vmx"), (Vendor::Amd, "host,pmu=on,+svm")] {
-            let arguments = arguments(Accelerator::Kvm(vendor), "/d/castor.log");
-            assert_eq!(values(&arguments, "-cpu"), [cpu]);
-            assert_eq!(values(&arguments, "-accel"), ["kvm,kernel-irqchip=on"]);
-            assert!(values(&arguments, "-icount").is_empty());
-        }
-    }
-
     #[test]
     fn braces_are_filled_in() {
-        let arguments = arguments(Accelerator::Tcg, "/d/castor.log");
-        let after = |flag| values(&arguments, flag);
-        assert_eq!(after("-m"), ["160"]);
-        assert_eq!(after("-append"), ["role=primary name=castor"]);
-        assert_eq!(after("-icount"), ["shift=0,sleep=on"]);
-        assert_eq!(after("-serial"), ["chardev:log", "chardev:monitor"]);
-        assert_eq!(after("-device")[0], "e1000,netdev=client,mac=52:54:00:10:00:01,addr=4,romfile=");
-        assert!(!arguments.iter().any(|argument| argument.contains('{')), "{arguments:?}");
-    }
-
-    #[test]
-    fn commas_are_doubled_only_within_lists() {
-        let arguments = arguments(Accelerator::Tcg, "/d,e/castor.log");
-        assert!(arguments.contains(&"file,id=log,path=/d,,e/castor.log,append=on".to_owned()));
-        assert!(arguments.contains(&"/b/hyper,visor".to_owned()));
+        let value = |name: &str| if name == "x" { Ok("y".to_owned()) } else { bail!("unknown name {name}") };
+        assert_eq!(fill("a{x}b{x}", value).unwrap(), "ayby");
+        assert_eq!(fill("none", value).unwrap(), "none");
+        assert!(fill("{z}", value).unwrap_err().to_string().contains('z'));
+        assert!(fill("{x", value).unwrap_err().to_string().contains("unclosed"));
     }
 }

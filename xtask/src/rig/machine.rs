@@ -3,21 +3,23 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::emulator::Emulator;
 use super::monitor::{self, Claim, Line, Status};
 use super::rates::{Rates, Sample};
 use super::roles::Facts;
+use super::serial::Listener;
 use super::{Event, Slot};
 use crate::process::Process;
 
@@ -28,13 +30,49 @@ const RATE_WINDOW: Duration = Duration::from_secs(2);
 /// The most that is kept of what the emulator complains about.
 const MAX_COMPLAINT: u64 = 4096;
 
+/// A machine's serial lines, to be connected by its emulator.
+#[derive(Debug)]
+pub struct Lines {
+    monitor: Listener,
+    /// For an emulator that does not write the log itself.
+    log: Option<Listener>,
+    log_path: PathBuf,
+}
+
+impl Lines {
+    /// Opens those of the machine `name` in `emulator`, with sockets in `directory` and the log at `log_path`.
+    pub fn open(emulator: Emulator, directory: &Path, name: &str, log_path: &Path) -> Result<Self> {
+        let open = |line| Listener::open(emulator.transport(), &directory.join(format!("{name}-{line}")));
+        let log = if emulator.appends() { None } else { Some(open("log")?) };
+        Ok(Self { monitor: open("monitor")?, log, log_path: log_path.to_owned() })
+    }
+
+    /// What the emulator connects COM1 to.
+    pub fn log_address(&self) -> Result<String> {
+        match &self.log {
+            Some(listener) => Ok(listener.address()),
+            None => {
+                let text = self.log_path.to_str().map(str::to_owned);
+                text.with_context(|| format!("the path {} is not UTF-8", self.log_path.display()))
+            }
+        }
+    }
+
+    /// What the emulator connects COM2 to.
+    pub fn monitor_address(&self) -> String {
+        self.monitor.address()
+    }
+}
+
 /// A machine whose process has been started.
 #[derive(Debug)]
 pub struct Machine {
     process: Process,
     /// Tells events of this process from those of its predecessors.
     generation: u64,
-    monitor: Option<UnixStream>,
+    monitor: Option<File>,
+    /// Writes the log, if the emulator does not.
+    log: Option<JoinHandle<()>>,
     ended: Arc<AtomicBool>,
     heard: Instant,
     status: Option<Status>,
@@ -48,35 +86,34 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts `command`, whose COM2 will connect to a socket at `monitor`; what it says is sent to `events`. What the
-    /// emulator itself writes goes to the file `complaints`.
+    /// Starts `command`, whose serial lines will be connected to `lines`; what the monitor says is sent to `events`. What
+    /// the emulator itself writes goes to the file `complaints`.
     pub fn start(
         slot: Slot,
         generation: u64,
         mut command: Command,
-        monitor: &Path,
+        lines: Lines,
         complaints: PathBuf,
         events: &SyncSender<Event>,
     ) -> Result<Self> {
         let file = File::create(&complaints).with_context(|| format!("cannot write {}", complaints.display()))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        if monitor.exists() {
-            std::fs::remove_file(monitor).with_context(|| format!("cannot remove {}", monitor.display()))?;
-        }
-        let listener =
-            UnixListener::bind(monitor).with_context(|| format!("cannot listen at {}", monitor.display()))?;
-        listener.set_nonblocking(true).context("monitor")?;
         let process = Process::spawn(&mut command)?;
         let ended = Arc::new(AtomicBool::new(false));
+        let Lines { monitor: listener, log, log_path } = lines;
         let (flag, sender) = (Arc::clone(&ended), events.clone());
-        std::thread::Builder::new()
-            .name(format!("monitor-{}", slot.name()))
-            .spawn(move || read_monitor(slot, generation, &listener, &flag, &sender))
-            .context("cannot start a thread")?;
+        spawn(format!("monitor-{}", slot.name()), move || read_monitor(slot, generation, &listener, &flag, &sender))?;
+        let log = match log {
+            None => None,
+            Some(listener) => {
+                let flag = Arc::clone(&ended);
+                Some(spawn(format!("log-{}", slot.name()), move || copy_log(&listener, &log_path, &flag))?)
+            }
+        };
         let heard = Instant::now();
         let samples = VecDeque::new();
         let (monitor, status, halted, malformed) = (None, None, None, 0);
-        Ok(Self { process, generation, monitor, ended, heard, status, samples, halted, complaints, malformed })
+        Ok(Self { process, generation, monitor, log, ended, heard, status, samples, halted, complaints, malformed })
     }
 
     /// Its process.
@@ -144,7 +181,7 @@ impl Machine {
     }
 
     /// Its monitor is connected.
-    pub fn connect(&mut self, generation: u64, stream: UnixStream) {
+    pub fn connect(&mut self, generation: u64, stream: File) {
         if generation == self.generation {
             self.monitor = Some(stream);
         }
@@ -169,6 +206,7 @@ impl Machine {
     /// How it ended, if it has.
     pub fn ended(&mut self) -> Result<Option<String>> {
         let Some(status) = self.process.try_wait()? else { return Ok(None) };
+        self.finish_log();
         let mut complaint = String::new();
         // Whatever can be read of it helps.
         let _ = File::open(&self.complaints).and_then(|file| file.take(MAX_COMPLAINT).read_to_string(&mut complaint));
@@ -180,6 +218,14 @@ impl Machine {
     /// Cuts its power.
     pub fn kill(&mut self) {
         self.process.kill();
+        self.finish_log();
+    }
+
+    /// Waits until everything that the machine wrote before its end is in the log.
+    fn finish_log(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        // A log that cannot be written is none of the machine's business.
+        let _ = self.log.take().map(JoinHandle::join);
     }
 }
 
@@ -200,19 +246,23 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
+fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name).spawn(body).context("cannot start a thread")
+}
+
+/// The thread that appends what COM1 says to the log, for emulators that do not.
+fn copy_log(listener: &Listener, path: &Path, ended: &AtomicBool) {
+    let Some(mut line) = listener.accept(ended) else { return };
+    if let Ok(mut file) = File::options().append(true).open(path) {
+        // Ends with the machine. On a full disk what is missing is missing.
+        let _ = std::io::copy(&mut line, &mut file);
+    }
+}
+
 /// The thread of one machine's monitor. It ends with the connection, or when nobody listens to it any more.
-fn read_monitor(slot: Slot, generation: u64, listener: &UnixListener, ended: &AtomicBool, events: &SyncSender<Event>) {
-    let stream = loop {
-        match listener.accept() {
-            Ok((stream, _)) => break stream,
-            Err(_) if ended.load(Ordering::Relaxed) => return,
-            Err(_) => std::thread::sleep(Duration::from_millis(10)),
-        }
-    };
-    // A hypervisor that does not read its commands must not stop the rig.
-    let prepared =
-        stream.set_nonblocking(false).and_then(|()| stream.set_write_timeout(Some(Duration::from_millis(200))));
-    let Ok(writer) = prepared.and_then(|()| stream.try_clone()) else { return };
+fn read_monitor(slot: Slot, generation: u64, listener: &Listener, ended: &AtomicBool, events: &SyncSender<Event>) {
+    let Some(stream) = listener.accept(ended) else { return };
+    let Ok(writer) = stream.try_clone() else { return };
     if events.send(Event::Connected { slot, generation, stream: writer }).is_err() {
         return;
     }

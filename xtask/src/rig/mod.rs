@@ -18,14 +18,16 @@ mod probe;
 pub mod rates;
 pub mod roles;
 pub mod run;
+mod serial;
 pub mod snapshot;
+pub mod software;
 mod state;
 
-use std::os::unix::net::UnixStream;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 
-use emulator::{Emulator, NicModel};
+use emulator::Emulator;
 pub use logs::tail;
 use monitor::Line;
 pub use state::Rig;
@@ -63,8 +65,6 @@ pub struct Config {
     pub guest: PathBuf,
     /// One machine without replication instead of a pair.
     pub solo: bool,
-    /// The model of the NICs.
-    pub nic: NicModel,
     /// The local TCP port that leads to the guest.
     pub port: u16,
     /// The local UDP port that leads to the guest's UDP port 7.
@@ -93,7 +93,7 @@ pub enum Event {
         /// The process that it belongs to.
         generation: u64,
         /// The writing end.
-        stream: UnixStream,
+        stream: File,
     },
     /// A machine has said something.
     Monitor {

@@ -12,7 +12,7 @@ use super::options::{GUEST_ADDRESS, GUEST_PORT};
 use super::{SLOTS, Slot};
 use crate::net::{
     CaptureConfig, Fabric, FabricConfig, ForwardConfig, Host, LinkPart, LinkSettings, LinkStatus, LinkTarget,
-    NetworkCounters, PortCounters, PortPaths,
+    NetworkCounters, Plug, PortCounters, Transport,
 };
 pub use crate::net::{FabricCounters, LinkChange, Network, arbiter_address};
 use crate::units::{format_duration, parse_duration};
@@ -110,6 +110,8 @@ pub struct LinkSnapshot {
 /// How the networks are set up.
 #[derive(Debug, Clone)]
 pub struct NetworkConfig<'a> {
+    /// How machines are attached.
+    pub transport: Transport,
     /// Where the sockets live.
     pub sockets: &'a Path,
     /// Where captures go, if any.
@@ -144,6 +146,7 @@ impl Networks {
             }),
         };
         let fabric = Fabric::start(FabricConfig {
+            transport: config.transport,
             sockets: config.sockets.to_owned(),
             host,
             arbiter: config.arbiter,
@@ -164,8 +167,8 @@ impl Networks {
         self.fabric.as_ref().and_then(Fabric::udp)
     }
 
-    /// The emulator's and the switch's socket of a port.
-    pub fn port(&self, network: Network, slot: Slot) -> Result<PortPaths> {
+    /// How an emulator is connected to a port.
+    pub fn plug(&self, network: Network, slot: Slot) -> Result<Plug> {
         Ok(self.fabric()?.port(network, slot.index()).clone())
     }
 

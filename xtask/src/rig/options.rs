@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use super::emulator::{Emulator, Purpose};
 use super::network::{Network, arbiter_address};
 use super::{SLOTS, Slot};
 use crate::units::format_size;
@@ -105,20 +106,21 @@ impl Common {
 pub struct CommandLine(Vec<(String, Option<String>)>);
 
 impl CommandLine {
-    /// The options of the machine in `slot`, started as `part`. A primary bids for `first_term` at the arbiter; none if
-    /// the pair has no arbiter.
-    pub fn new(slot: Slot, part: Part, first_term: Option<u64>, common: &Common) -> Self {
+    /// The options of the machine in `slot`, started as `part` in `emulator`. A primary bids for `first_term` at the
+    /// arbiter; none if the pair has no arbiter.
+    pub fn new(slot: Slot, part: Part, emulator: Emulator, first_term: Option<u64>, common: &Common) -> Self {
         let mut line = Self::default();
         line.set("role", Some(part.word()));
         line.set("name", Some(slot.name()));
-        line.set("client-nic", Some("0:4.0"));
+        line.set("client-nic", emulator.pci_address(Purpose::Client).as_deref());
         if part != Part::Solo {
-            line.set("log-nic", Some("0:5.0"));
+            let patience = emulator.patience();
+            line.set("log-nic", emulator.pci_address(Purpose::Log).as_deref());
             line.set("log-address", Some(&format!("{}/24", slot.log_address())));
             line.set("log-peer", Some(slot.twin().log_address()));
-            line.set("heartbeat", Some("100ms"));
-            line.set("suspect", Some("1000ms"));
-            line.set_arbiter(slot, part, first_term);
+            line.set("heartbeat", Some(patience.heartbeat));
+            line.set("suspect", Some(patience.suspect));
+            line.set_arbiter(slot, part, emulator, first_term);
         }
         line.set("guest-memory", Some(&format_size(common.guest_memory)));
         line.set("guest-mac", Some(GUEST_MAC));
@@ -131,14 +133,54 @@ impl CommandLine {
         line
     }
 
-    fn set_arbiter(&mut self, slot: Slot, part: Part, first_term: Option<u64>) {
+    fn set_arbiter(&mut self, slot: Slot, part: Part, emulator: Emulator, first_term: Option<u64>) {
         let Some(first_term) = first_term else { return self.set("arbiter", Some("none")) };
         let [client, log] = Network::ALL.map(|network| arbiter_address(network).ip().to_string());
         self.set("arbiter", Some(&format!("{log},{client}")));
         self.set("machine-address", Some(&format!("{}/24", slot.client_address())));
+        if let Some(nic) = emulator.pci_address(Purpose::Machine) {
+            self.set("arbiter-nic", Some(&nic));
+        }
         if part == Part::Primary && first_term > 1 {
             self.set("first-term", Some(&first_term.to_string()));
         }
+    }
+
+    /// What was given, for no machine in particular.
+    ///
+    /// # Errors
+    /// When an option is meant for one machine of a rig.
+    pub fn given(options: &[GivenOption]) -> Result<Self, String> {
+        let mut line = Self::default();
+        for option in options {
+            if let Some(slot) = option.slot {
+                return Err(format!("there is no machine {} here: give `{}` alone", slot.name(), option.key));
+            }
+            line.set(&option.key, option.value.as_deref());
+        }
+        Ok(line)
+    }
+
+    /// Sets the options among `defaults` that are not there yet.
+    pub fn complete(&mut self, defaults: &[(&str, &str)]) {
+        for (key, value) in defaults {
+            if !self.0.iter().any(|(present, _)| present == key) {
+                self.set(key, Some(value));
+            }
+        }
+    }
+
+    /// The value of an option.
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.0.iter().find(|(present, _)| present == key)?.1.as_deref()
+    }
+
+    /// The options one by one, without any quotes.
+    pub fn words(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(|(key, value)| match value {
+            None => key.clone(),
+            Some(value) => format!("{key}={value}"),
+        })
     }
 
     fn set(&mut self, key: &str, value: Option<&str>) {
@@ -187,14 +229,12 @@ impl Slot {
         ["10.0.2.21", "10.0.2.22"][self.index()]
     }
 
-    /// The hardware address of its client NIC.
-    pub fn client_mac(self) -> &'static str {
-        ["52:54:00:10:00:01", "52:54:00:10:00:02"][self.index()]
-    }
-
-    /// The hardware address of its log NIC.
-    pub fn log_mac(self) -> &'static str {
-        ["52:54:00:20:00:01", "52:54:00:20:00:02"][self.index()]
+    /// The hardware address of its NIC in `network`.
+    pub fn mac(self, network: Network) -> &'static str {
+        match network {
+            Network::Client => ["52:54:00:10:00:01", "52:54:00:10:00:02"][self.index()],
+            Network::Log => ["52:54:00:20:00:01", "52:54:00:20:00:02"][self.index()],
+        }
     }
 }
 
@@ -210,15 +250,23 @@ impl FromStr for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rig::accelerator::Accelerator;
+    use crate::rig::emulator::NicModel;
 
-    fn line(slot: Slot, part: Part, given: &[&str]) -> String {
-        line_with(slot, part, Some(1), given)
+    const QEMU: Emulator = Emulator::Qemu(Accelerator::Tcg, NicModel::E1000);
+
+    fn line_in(emulator: Emulator, slot: Slot, part: Part, first_term: Option<u64>, given: &[&str]) -> String {
+        let given = given.iter().map(|text| text.parse().unwrap()).collect();
+        let common = Common { guest_memory: 64 << 20, guest_arguments: GUEST_ARGUMENTS.into(), given };
+        CommandLine::new(slot, part, emulator, first_term, &common).to_string()
     }
 
     fn line_with(slot: Slot, part: Part, first_term: Option<u64>, given: &[&str]) -> String {
-        let given = given.iter().map(|text| text.parse().unwrap()).collect();
-        let common = Common { guest_memory: 64 << 20, guest_arguments: GUEST_ARGUMENTS.into(), given };
-        CommandLine::new(slot, part, first_term, &common).to_string()
+        line_in(QEMU, slot, part, first_term, given)
+    }
+
+    fn line(slot: Slot, part: Part, given: &[&str]) -> String {
+        line_with(slot, part, Some(1), given)
     }
 
     #[test]
@@ -232,6 +280,25 @@ mod tests {
         let pollux = line(Slot::Pollux, Part::Backup, &[]);
         assert!(pollux.starts_with("role=backup name=pollux"), "{pollux}");
         assert!(pollux.contains("log-address=10.1.0.2/24 log-peer=10.1.0.1"), "{pollux}");
+    }
+
+    #[test]
+    fn a_pair_in_bochs_has_its_cards_elsewhere_and_is_more_patient() {
+        let castor = line_in(Emulator::Bochs, Slot::Castor, Part::Primary, None, &[]);
+        assert!(castor.contains("client-nic=0:2.0 log-nic=0:3.0"), "{castor}");
+        assert!(castor.contains("suspect=2500ms"), "{castor}");
+        let castor = line_in(Emulator::Bochs, Slot::Castor, Part::Primary, Some(1), &[]);
+        assert!(castor.contains("machine-address=10.0.2.21/24 arbiter-nic=0:4.0"), "{castor}");
+    }
+
+    #[test]
+    fn options_for_no_machine_in_particular() {
+        let given = ["role=solo", "guest-args=a b", "quiet"].map(|text| text.parse().unwrap());
+        let mut line = CommandLine::given(&given).unwrap();
+        line.complete(&[("role", "primary"), ("name", "x")]);
+        assert_eq!(line.to_string(), "role=solo guest-args=\"a b\" quiet name=x");
+        assert_eq!(line.words().collect::<Vec<_>>(), ["role=solo", "guest-args=a b", "quiet", "name=x"]);
+        assert!(CommandLine::given(&["castor:x=1".parse().unwrap()]).unwrap_err().contains("castor"));
     }
 
     #[test]

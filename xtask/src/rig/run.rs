@@ -1,4 +1,4 @@
-//! `cargo xtask qemu`: builds, starts a rig, shows it, and ends it.
+//! `cargo xtask qemu` and `cargo xtask bochs`: builds, starts a rig, shows it, and ends it.
 
 use std::io::IsTerminal;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -12,18 +12,27 @@ use super::accelerator::{self, Wish};
 use super::arbiter::Choice;
 use super::directory::{Directory, default_parent};
 use super::emulator::{Emulator, NicModel};
-use super::options::{Common, GUEST_ARGUMENTS, GivenOption, parse_guest_arguments};
+use super::software::{DEFAULT_GUEST, Software, SoftwareArgs};
 use super::{Config, Rig};
-use crate::units::{parse_duration, parse_size};
+use crate::units::parse_duration;
 use crate::view::{Key, View, live::Live, plain::Plain};
-use crate::{artefacts, interrupt, needs};
+use crate::{interrupt, needs};
 
-/// The guest that speaks the protocol the rig can probe.
-const PROBED_GUEST: &str = "counter";
 /// The main loop looks at least so often after its children and the keyboard.
 const STEP: Duration = Duration::from_millis(20);
-/// Guest memory that makes sense.
-const MEMORY_RANGE: std::ops::RangeInclusive<u64> = 8 << 20..=3 << 30;
+
+/// Options of a rig in QEMU.
+#[derive(Debug, Args)]
+pub struct QemuArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    /// How the emulator runs instructions
+    #[arg(long, value_enum, default_value_t = Wish::Auto)]
+    accel: Wish,
+    /// The model of the network cards
+    #[arg(long, value_enum, default_value_t = NicModel::E1000e)]
+    nic: NicModel,
+}
 
 /// Options of a rig.
 #[derive(Debug, Args)]
@@ -46,21 +55,8 @@ pub struct RunArgs {
     /// End after this time, such as 60s
     #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
     limit: Option<Duration>,
-    /// One of our guests, or the path of an image
-    #[arg(long, default_value = PROBED_GUEST, value_name = "NAME|PATH")]
-    guest: String,
-    /// The guest's command line
-    #[arg(long, default_value = GUEST_ARGUMENTS, value_name = "TEXT", value_parser = parse_guest_arguments)]
-    guest_args: String,
-    /// The guest's memory
-    #[arg(long, default_value = "64M", value_name = "SIZE", value_parser = parse_memory)]
-    guest_memory: u64,
-    /// How the emulator runs instructions
-    #[arg(long, value_enum, default_value_t = Wish::Auto)]
-    accel: Wish,
-    /// The model of the network cards
-    #[arg(long, value_enum, default_value_t = NicModel::E1000e)]
-    nic: NicModel,
+    #[command(flatten)]
+    software: SoftwareArgs,
     /// Make the client network this kernel interface instead of forwarding a port (root)
     #[arg(long, value_name = "NAME", conflicts_with = "udp")]
     tap: Option<String>,
@@ -73,39 +69,25 @@ pub struct RunArgs {
     /// Seed of the networks' random faults
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// An option of the hypervisors, or of one: [MACHINE:]KEY=VALUE (repeatable)
-    #[arg(long, value_name = "OPTION", num_args = 1..)]
-    hypervisor_option: Vec<GivenOption>,
-    /// Use this hypervisor instead of building one
-    #[arg(long, value_name = "PATH")]
-    hypervisor: Option<PathBuf>,
-    /// Install what is missing
-    #[arg(long)]
-    yes: bool,
 }
 
-fn parse_memory(text: &str) -> Result<u64, String> {
-    let bytes = parse_size(text)?;
-    if !bytes.is_multiple_of(2 << 20) || !MEMORY_RANGE.contains(&bytes) {
-        return Err(format!("`{text}` is not an even number of MiB from 8M to 3G"));
-    }
-    Ok(bytes)
-}
-
-/// Runs a rig until somebody ends it.
-pub fn run(arguments: RunArgs) -> Result<()> {
+/// Runs a rig in QEMU until somebody ends it.
+pub fn qemu(arguments: QemuArgs) -> Result<()> {
     let (accelerator, why) = accelerator::choose(arguments.accel, &accelerator::nested_kvm(Path::new("/")))?;
-    let emulator = Emulator::Qemu(accelerator);
+    run(Emulator::Qemu(accelerator, arguments.nic), &why, arguments.run)
+}
+
+/// Runs a rig in Bochs until somebody ends it.
+pub fn bochs(arguments: RunArgs) -> Result<()> {
+    run(Emulator::Bochs, "as asked for", arguments)
+}
+
+fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
     let directory = Directory::take(arguments.dir.as_deref())?;
     check_ports(&arguments)?;
-    needs::ensure_present(emulator.needs(), arguments.yes)?;
+    needs::ensure_present(emulator.needs(), arguments.software.yes)?;
     interrupt::check()?;
-    // The guest first: a wrong name should not have to wait for the hypervisor's build.
-    let guest = artefacts::guest(&arguments.guest, arguments.guest_memory)?;
-    let hypervisor = match &arguments.hypervisor {
-        Some(path) => path.canonicalize().with_context(|| format!("hypervisor {}", path.display()))?,
-        None => artefacts::build_hypervisor()?,
-    };
+    let Software { hypervisor, guest } = arguments.software.build()?;
     let limit = arguments.limit;
     let live = !arguments.headless && std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
 
@@ -118,20 +100,15 @@ pub fn run(arguments: RunArgs) -> Result<()> {
         emulator,
         hypervisor,
         solo: arguments.solo,
-        nic: arguments.nic,
         port: arguments.port,
         udp: arguments.udp,
         tap: arguments.tap,
         capture: arguments.capture,
         arbiter: arguments.arbiter,
         seed: arguments.seed,
-        probe: arguments.guest == PROBED_GUEST,
+        probe: arguments.software.guest == DEFAULT_GUEST,
         guest,
-        options: Common {
-            guest_memory: arguments.guest_memory,
-            guest_arguments: arguments.guest_args,
-            given: arguments.hypervisor_option,
-        },
+        options: arguments.software.options(),
     };
     let mut rig = Rig::start(config, directory)?;
     let service = rig.service();
@@ -200,17 +177,4 @@ fn remember_latest(directory: &Directory) {
     let link = latest_link();
     let _ = std::fs::remove_file(&link);
     let _ = std::os::unix::fs::symlink(directory.path(), &link);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_has_limits() {
-        assert_eq!(parse_memory("64M"), Ok(64 << 20));
-        for bad in ["1M", "4G", "64", "5000K", "x"] {
-            assert!(parse_memory(bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -14,11 +14,11 @@ use serde_json::{Map, Value};
 use super::arbiter::{Arbiter, Choice};
 use super::control;
 use super::directory::{Directory, MachineEntry, PrivateDirectory, RigFile};
-use super::emulator::{Cable, MachineSpec};
+use super::emulator::{Card, MachineSpec, Purpose};
 use super::logs::tail;
-use super::machine::Machine;
+use super::machine::{Lines, Machine};
 use super::monitor::{Line, Takeover};
-use super::network::{Network, NetworkConfig, Networks};
+use super::network::{NetworkConfig, Networks};
 use super::options::{CommandLine, Part};
 use super::roles::{self, Facts, Role};
 use super::snapshot::{Notice, TakeoverEntry};
@@ -82,6 +82,7 @@ impl Rig {
         let choice = if config.solo { Choice::Off } else { config.arbiter };
         let arbiter = Arbiter::start(choice, directory.path(), config.options.pair())?;
         let networks = Networks::start(&NetworkConfig {
+            transport: config.emulator.transport(),
             sockets: private.path(),
             captures: config.capture.then(|| directory.path()),
             port: config.port,
@@ -231,27 +232,31 @@ impl Rig {
     fn start_machine(&mut self, index: usize, part: Part) -> Result<()> {
         let place = &self.places[index];
         let (slot, name) = (place.slot, place.slot.name());
-        let cable = |network, mac| -> Result<Cable> {
-            let paths = self.networks.port(network, slot)?;
-            Ok(Cable { local: paths.local, remote: paths.remote, mac })
-        };
+        let emulator = self.config.emulator;
         let first_term = self.arbiter.as_ref().map(Arbiter::first_free_term);
-        self.generation += 1;
-        let monitor = self.private.path().join(format!("{name}-monitor"));
-        let command = self.config.emulator.command(&MachineSpec {
+        let options = CommandLine::new(slot, part, emulator, first_term, &self.config.options);
+        let card = |&purpose: &Purpose| -> Result<Card> {
+            let network = purpose.network();
+            let guests_own = purpose == Purpose::Client && emulator.nics_are_strict();
+            let mac = options.value("guest-mac").filter(|_| guests_own).unwrap_or_else(|| slot.mac(network));
+            Ok(Card { purpose, plug: self.networks.plug(network, slot)?, mac: mac.to_owned() })
+        };
+        let cards = emulator.cards().iter().map(card).collect::<Result<_>>()?;
+        let lines = Lines::open(emulator, self.private.path(), name, &place.serial)?;
+        let command = emulator.command(&MachineSpec {
             name,
             memory_mib: (self.config.options.guest_memory >> 20) + HYPERVISOR_MIB,
             hypervisor: &self.config.hypervisor,
             guest: &self.config.guest,
-            options: CommandLine::new(slot, part, first_term, &self.config.options).to_string(),
-            serial: &place.serial,
-            monitor: &monitor,
-            nic: self.config.nic,
-            client: cable(Network::Client, slot.client_mac())?,
-            log: cable(Network::Log, slot.log_mac())?,
+            options,
+            directory: self.directory.path(),
+            log: lines.log_address()?,
+            monitor: lines.monitor_address(),
+            cards,
         })?;
+        self.generation += 1;
         let complaints = self.directory.path().join(format!("{name}.emulator.log"));
-        let machine = Machine::start(slot, self.generation, command, &monitor, complaints, &self.sender)?;
+        let machine = Machine::start(slot, self.generation, command, lines, complaints, &self.sender)?;
         let text = format!("{name}: started as {} (pid {})", part.word(), machine.pid());
         self.places[index].machine = Some(machine);
         self.notice(text);

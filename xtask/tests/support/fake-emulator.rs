@@ -1,9 +1,12 @@
-//! Stands in for QEMU in `tests/rig.rs`: takes its arguments and plays a machine that only talks on its monitor.
+//! Stands in for QEMU or Bochs in `tests/rig.rs`: takes its arguments and plays a machine that only talks on its monitor.
 //!
-//! The twins see each other by files beside the monitor's socket. A backup becomes primary when its twin's process is gone.
+//! The twins see each other by files in a directory that they share. A backup becomes primary when its twin's process is
+//! gone.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,21 +24,21 @@ fn main() -> Result<()> {
         println!("QEMU emulator version {version} (fake)");
         return Ok(());
     }
-    let options = value(&arguments, "-append", "role=").context("no -append")?;
-    let monitor = value(&arguments, "-chardev", "socket,id=monitor").context("no monitor")?;
-    let monitor = monitor.split("path=").nth(1).context("no path of the monitor")?;
+    let (options, mut stream, directory) = match value(&arguments, "-f", "") {
+        Some(settings) => bochs(settings)?,
+        None => qemu(&arguments)?,
+    };
     let option = |key: &str| {
-        let found = options.split(' ').find_map(|option| option.strip_prefix(key)?.strip_prefix('='));
+        let words = options.split([' ', '\'']);
+        let found = words.into_iter().find_map(|option| option.strip_prefix(key)?.strip_prefix('='));
         found.map(str::to_owned).with_context(|| format!("no {key}="))
     };
     let mut machine = Machine {
         name: option("name")?,
         role: if option("role")? == "backup" { "joining" } else { "primary" },
         alone: option("role")? == "solo",
-        directory: Path::new(monitor).parent().context("no directory")?.to_owned(),
+        directory,
     };
-    let mut stream = UnixStream::connect(monitor).context("monitor")?;
-    stream.set_read_timeout(Some(PERIOD))?;
     writeln!(stream, "no JSON: noise of the firmware")?;
     loop {
         let protected = machine.step(&mut stream)?;
@@ -51,6 +54,37 @@ fn main() -> Result<()> {
 fn value<'a>(arguments: &'a [String], flag: &str, prefix: &str) -> Option<&'a str> {
     let pairs = arguments.windows(2).filter(|pair| pair[0] == flag);
     pairs.map(|pair| pair[1].as_str()).find(|value| value.starts_with(prefix))
+}
+
+/// The hypervisor's options, the monitor, and where the twins meet: from QEMU's arguments.
+fn qemu(arguments: &[String]) -> Result<(String, File, PathBuf)> {
+    let options = value(arguments, "-append", "role=").context("no -append")?;
+    let monitor = value(arguments, "-chardev", "socket,id=monitor").context("no monitor")?;
+    let monitor = monitor.split("path=").nth(1).context("no path of the monitor")?;
+    let stream = UnixStream::connect(monitor).context("monitor")?;
+    stream.set_read_timeout(Some(PERIOD))?;
+    let directory = Path::new(monitor).parent().context("no directory")?.to_owned();
+    Ok((options.to_owned(), OwnedFd::from(stream).into(), directory))
+}
+
+/// The same from the settings of Bochs, and from the disc. Writes a line of log.
+fn bochs(settings: &str) -> Result<(String, File, PathBuf)> {
+    let settings = fs::read_to_string(settings).context("settings")?;
+    let setting = |line: &str, key: &str| {
+        let line = settings.lines().find(|other| other.starts_with(line)).with_context(|| format!("no {line}"))?;
+        let found = line.split(", ").find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+        found.map(str::to_owned).with_context(|| format!("no {key} in {line}"))
+    };
+    writeln!(TcpStream::connect(setting("com1:", "dev")?).context("log")?, "Bochs was started")?;
+    let stream = TcpStream::connect(setting("com2:", "dev")?).context("monitor")?;
+    stream.set_read_timeout(Some(PERIOD))?;
+    // The file with the options lies uncompressed on the disc.
+    let disc = fs::read(setting("ata0-master:", "path")?).context("disc")?;
+    let start = b"multiboot2 /boot/pollux ";
+    let found = disc.windows(start.len()).position(|window| window == start).context("no options on the disc")?;
+    let rest = &disc[found + start.len()..];
+    let line = rest.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    Ok((String::from_utf8(line.to_owned())?, OwnedFd::from(stream).into(), std::env::current_dir()?))
 }
 
 struct Machine {
@@ -75,7 +109,7 @@ impl Machine {
     }
 
     /// Follows the twin; whether this machine is protected.
-    fn step(&mut self, stream: &mut UnixStream) -> Result<bool> {
+    fn step(&mut self, stream: &mut File) -> Result<bool> {
         let twin = if self.alone { None } else { self.twin() };
         match (self.role, twin.as_deref()) {
             ("joining", Some("primary")) => self.role = "backup",
@@ -92,7 +126,7 @@ impl Machine {
     }
 
     /// Reads commands for a short while.
-    fn obey(&mut self, stream: &mut UnixStream) -> Result<()> {
+    fn obey(&mut self, stream: &mut File) -> Result<()> {
         let mut buffer = [0; 256];
         let length = match stream.read(&mut buffer) {
             // The rig is gone.

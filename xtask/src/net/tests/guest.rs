@@ -101,7 +101,7 @@ pub(super) struct Wire {
 
 impl Wire {
     pub(super) fn open(fabric: &Fabric, network: Network, slot: usize) -> Self {
-        let paths = fabric.port(network, slot);
+        let paths = super::paths(fabric, network, slot);
         let _ = std::fs::remove_file(&paths.local);
         let socket = UnixDatagram::bind(&paths.local).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();

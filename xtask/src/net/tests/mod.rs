@@ -3,6 +3,7 @@
 mod forwarding;
 mod guest;
 mod load;
+mod loopback;
 mod relaying;
 mod switching;
 
@@ -11,13 +12,22 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{Fabric, FabricConfig, ForwardConfig, Host, LinkChange};
+use super::{Fabric, FabricConfig, ForwardConfig, Host, LinkChange, Network, Plug, PortPaths, Transport};
 
 /// Long enough for a busy desk, short enough to notice a hang.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn config(dir: &TempDir, host: Host) -> FabricConfig {
-    FabricConfig { sockets: dir.path().to_owned(), host, arbiter: None, capture: None, seed: 1 }
+    let (transport, sockets) = (Transport::Unix, dir.path().to_owned());
+    FabricConfig { transport, sockets, host, arbiter: None, capture: None, seed: 1 }
+}
+
+/// The sockets of a port of a fabric with [`config`].
+fn paths(fabric: &Fabric, network: Network, slot: usize) -> PortPaths {
+    match fabric.port(network, slot) {
+        Plug::Unix(paths) => paths.clone(),
+        Plug::Udp(ports) => panic!("UDP ports {ports:?}"),
+    }
 }
 
 /// Forwards any free TCP and UDP port to a service of the guest.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::net::counters::Drops;
-use crate::net::{CaptureConfig, LinkSettings, LinkTarget, Network, PortPaths};
+use crate::net::{CaptureConfig, LinkSettings, LinkTarget};
 
 const LOG: LinkTarget = LinkTarget::Network(Network::Log);
 
@@ -19,7 +19,7 @@ struct Machine {
 
 impl Machine {
     fn start(fabric: &Fabric, slot: usize) -> Self {
-        let paths = fabric.port(Network::Log, slot).clone();
+        let paths = paths(fabric, Network::Log, slot);
         // As QEMU does, which removes a socket that was left behind.
         let _ = std::fs::remove_file(&paths.local);
         let socket = UnixDatagram::bind(&paths.local).unwrap();

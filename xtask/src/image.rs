@@ -1,0 +1,193 @@
+//! Boot media: an ISO image with GRUB, hypervisor and guest, for optical drives and USB sticks, BIOS and UEFI.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+
+use crate::needs::{self, Need};
+use crate::process::Process;
+use crate::rig::options::CommandLine;
+use crate::rig::software::{Software, SoftwareArgs};
+use crate::units::format_size;
+
+/// GRUB's modules on the medium: what reads our configuration and boots, and those partition tables that GRUB's start-up
+/// for UEFI asks for by name.
+const MODULES: &str = "multiboot2 normal test mmap iso9660 part_acorn part_amiga part_apple part_bsd part_dfly part_dvh \
+                       part_gpt part_msdos part_plan part_sun part_sunpc";
+/// An image takes a second; longer than this it hangs.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Which image.
+#[derive(Debug, Args)]
+pub struct ImageArgs {
+    /// Where the image goes
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    #[command(flatten)]
+    software: SoftwareArgs,
+}
+
+/// Makes an image.
+pub fn run(arguments: &ImageArgs) -> Result<()> {
+    let common = arguments.software.options();
+    let mut options = CommandLine::given(&common.given).map_err(anyhow::Error::msg)?;
+    options.complete(&[("guest-memory", &format_size(common.guest_memory)), ("guest-args", &common.guest_arguments)]);
+    needs::ensure_present(&[Need::Target, Need::Grub], arguments.software.yes)?;
+    let Software { hypervisor, guest } = arguments.software.build()?;
+    Image { hypervisor: &hypervisor, guest: &guest, options: &options }.write(&arguments.out)?;
+    println!("image       {}", arguments.out.display());
+    println!("options     {options}");
+    Ok(())
+}
+
+/// What is on a medium.
+#[derive(Debug)]
+pub struct Image<'a> {
+    /// The hypervisor's image.
+    pub hypervisor: &'a Path,
+    /// The guest's image.
+    pub guest: &'a Path,
+    /// The hypervisor's command line.
+    pub options: &'a CommandLine,
+}
+
+impl Image<'_> {
+    /// Makes the medium, replacing what is at `out`. Main thread only.
+    ///
+    /// # Errors
+    /// Options that GRUB cannot pass on, files that cannot be read or written, and what GRUB complains about.
+    pub fn write(&self, out: &Path) -> Result<()> {
+        let tree = tempfile::Builder::new().prefix("pollux-image-").tempdir().context("cannot create a directory")?;
+        let boot = tree.path().join("boot");
+        fs::create_dir_all(boot.join("grub"))?;
+        let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        let write = |name, bytes| fs::write(boot.join(name), bytes).context("cannot write a temporary file");
+        write("grub/grub.cfg", configuration(self.options)?.into())?;
+        write("pollux", without_sections(read(self.hypervisor)?))?;
+        write("guest", read(self.guest)?)?;
+        let mut command = Command::new(needs::MKRESCUE);
+        command.arg("-o").arg(out).arg(tree.path());
+        command.arg(format!("--install-modules={MODULES}")).args(["--locales=", "--fonts=", "--themes="]);
+        let log = tempfile::tempfile().context("cannot create a temporary file")?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
+        let status = Process::spawn(&mut command)?.wait(LIMIT)?;
+        ensure!(status.success(), "cannot make the image {} ({status})\n{}", out.display(), needs::tail(log));
+        Ok(())
+    }
+}
+
+/// GRUB's configuration: boot at once.
+fn configuration(options: &CommandLine) -> Result<String> {
+    let mut words = String::new();
+    for word in options.words() {
+        // Quoted thus GRUB takes all other characters as they are. It passes an option with spaces in double quotes, and
+        // what it would escape our command line does not know how to read.
+        if let Some(bad) = word.chars().find(|c| "'\"\\".contains(*c)) {
+            bail!("GRUB cannot pass {bad} in the option `{word}`");
+        }
+        words += &format!(" '{word}'");
+    }
+    // By UEFI, GRUB would put a small guest at address 0, where nothing in Rust can be.
+    Ok(format!(
+        "set timeout=0\n\
+         set gfxpayload=text\n\
+         if [ $grub_platform = efi ]; then cutmem 0 4K; fi\n\
+         menuentry Pollux {{\n\
+         \x20   multiboot2 /boot/pollux{words}\n\
+         \x20   module2 /boot/guest\n\
+         }}\n"
+    ))
+}
+
+/// An ELF file without its sections, which GRUB would read and pass on, and which are mostly for debuggers. What cannot be
+/// understood is returned as it is: GRUB will complain.
+/// See: "System V ABI", ELF-64 header and program header.
+fn without_sections(mut elf: Vec<u8>) -> Vec<u8> {
+    const SECTION_OFFSET: std::ops::Range<usize> = 40..48;
+    const SECTION_COUNTS: std::ops::Range<usize> = 58..64;
+    if let Some(end) = end_of_segments(&elf)
+        && end <= elf.len()
+    {
+        elf[SECTION_OFFSET].fill(0);
+        elf[SECTION_COUNTS].fill(0);
+        elf.truncate(end);
+    }
+    elf
+}
+
+/// Where the last of what the headers and segments need ends.
+fn end_of_segments(elf: &[u8]) -> Option<usize> {
+    const HEADER: usize = 64;
+    let u16_at = |at: usize| Some(usize::from(u16::from_le_bytes(*elf.get(at..)?.first_chunk()?)));
+    let u64_at = |at: usize| usize::try_from(u64::from_le_bytes(*elf.get(at..)?.first_chunk()?)).ok();
+    if !elf.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    let (table, size, count) = (u64_at(32)?, u16_at(54)?, u16_at(56)?);
+    let mut end = HEADER.max(table.checked_add(size * count)?);
+    for header in (0..count).map(|number| table + number * size) {
+        let (offset, length) = (u64_at(header.checked_add(8)?)?, u64_at(header.checked_add(32)?)?);
+        end = end.max(offset.checked_add(length)?);
+    }
+    Some(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(given: &[&str]) -> CommandLine {
+        CommandLine::given(&given.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>()).unwrap()
+    }
+
+    #[test]
+    fn options_are_quoted_for_grub() {
+        let text = configuration(&options(&["role=solo", "guest-args=ip=10.0.2.15/24 x=$y;{z}", "quiet"])).unwrap();
+        let line = "    multiboot2 /boot/pollux 'role=solo' 'guest-args=ip=10.0.2.15/24 x=$y;{z}' 'quiet'\n";
+        assert!(text.contains(line), "{text}");
+    }
+
+    /// A header, one program header, a segment of `segment` bytes, and as many of a section.
+    fn elf(segment: u64) -> Vec<u8> {
+        let mut elf = [&b"\x7fELF\x02\x01"[..], &[0xee; 114]].concat();
+        let fields: [(usize, &[u8]); 5] = [
+            (32, &64u64.to_le_bytes()),
+            (54, &56u16.to_le_bytes()),
+            (56, &1u16.to_le_bytes()),
+            (64 + 8, &120u64.to_le_bytes()),
+            (64 + 32, &segment.to_le_bytes()),
+        ];
+        for (at, bytes) in fields {
+            elf[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        elf.resize(120 + 2 * 100, 7);
+        elf
+    }
+
+    #[test]
+    fn sections_are_left_out_and_segments_are_not() {
+        let short = without_sections(elf(100));
+        assert_eq!(short.len(), 120 + 100);
+        assert_eq!((&short[40..48], &short[58..64]), (&[0; 8][..], &[0; 6][..]));
+        assert_eq!(short[120..], [7; 100]);
+    }
+
+    #[test]
+    fn other_files_are_left_alone() {
+        for strange in [elf(201), elf(u64::MAX), elf(100)[..100].to_vec(), b"#!/bin/sh".to_vec(), Vec::new()] {
+            assert_eq!(without_sections(strange.clone()), strange);
+        }
+    }
+
+    #[test]
+    fn what_grub_cannot_pass_is_refused() {
+        for bad in ["name=it's", "name=a\\b"] {
+            let error = configuration(&options(&[bad])).unwrap_err().to_string();
+            assert!(error.contains(bad), "{error}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Bochs: a machine is a file of settings and a disc to boot from.
+//!
+//! Bochs splits its settings at commas and knows no way to quote a quote, so that it is given plain names only, relative to
+//! the rig's directory.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::{MachineSpec, Patience, Purpose, fill, lookup, own_file};
+use crate::image::Image;
+use crate::needs;
+
+/// The machine; see the file.
+const MACHINE: &str = include_str!("../../../../qemu/bochsrc.in");
+/// Debian's Bochs starts in its debugger, which is told to continue.
+const DEBUGGER: &str = "c\n";
+
+/// The PCI device number of the first NIC: Bochs' slot 1 comes after host bridge and ISA bridge.
+pub const FIRST_SLOT: usize = 2;
+/// The NICs in the machine's file.
+pub const CARDS: [Purpose; 3] = [Purpose::Client, Purpose::Log, Purpose::Machine];
+/// Bochs keeps pace with the wall clock only to within a second: see the machine's file.
+pub const PATIENCE: Patience = Patience { heartbeat: "200ms", suspect: "2500ms" };
+
+/// Writes the machine's settings and its disc; the command that starts it.
+pub fn command(machine: &MachineSpec<'_>) -> Result<Command> {
+    let image = Image { hypervisor: machine.hypervisor, guest: machine.guest, options: &machine.options };
+    image.write(&own_file(machine, "iso"))?;
+    for (what, text) in [("bochsrc", settings(machine)?), ("bochs-commands", DEBUGGER.to_owned())] {
+        let path = own_file(machine, what);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let mut command = Command::new(needs::BOCHS);
+    command.current_dir(machine.directory);
+    // A killed machine leaves locks at what it had opened.
+    command.args(["-q", "-unlock", "-f"]).arg(format!("{}.bochsrc", machine.name));
+    command.arg("-rc").arg(format!("{}.bochs-commands", machine.name));
+    Ok(command)
+}
+
+fn settings(machine: &MachineSpec<'_>) -> Result<String> {
+    fill(MACHINE, |name| lookup(name, machine))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::{Card, Plug};
+    use super::*;
+    use crate::rig::options::CommandLine;
+
+    #[test]
+    fn settings_are_filled_in() {
+        let card = |purpose, ports: &[u16], mac: &str| {
+            let plug = Plug::Udp(ports.to_vec());
+            Card { purpose, plug, mac: mac.to_owned() }
+        };
+        let machine = MachineSpec {
+            name: "castor",
+            memory_mib: 160,
+            hypervisor: Path::new("/b/hypervisor"),
+            guest: Path::new("/b/guest"),
+            options: CommandLine::given(&[]).unwrap(),
+            directory: Path::new("/d, with a comma"),
+            log: "localhost:1".into(),
+            monitor: "localhost:2".into(),
+            cards: vec![
+                card(Purpose::Client, &[20_000, 20_002], "52:54:00:12:34:56"),
+                card(Purpose::Log, &[20_004], "52:54:00:20:00:01"),
+                card(Purpose::Machine, &[20_000, 20_002], "52:54:00:10:00:01"),
+            ],
+        };
+        let settings = settings(&machine).unwrap();
+        let lines: Vec<_> = settings.lines().filter(|line| !line.starts_with('#')).collect();
+        for expected in [
+            "megs: 160",
+            "ata0-master: type=cdrom, path=castor.iso, status=inserted",
+            "com1: enabled=1, mode=socket-client, dev=localhost:1",
+            "com2: enabled=1, mode=socket-client, dev=localhost:2",
+            "e1000: card=0, enabled=1, mac=52:54:00:12:34:56, ethmod=socket, ethdev=20000",
+            "e1000: card=1, enabled=1, mac=52:54:00:20:00:01, ethmod=socket, ethdev=20004",
+            "e1000: card=2, enabled=1, mac=52:54:00:10:00:01, ethmod=socket, ethdev=20002",
+        ] {
+            assert!(lines.contains(&expected), "{expected} is not in\n{settings}");
+        }
+        assert!(!lines.iter().any(|line| line.contains('{') || line.contains("/d")), "{settings}");
+    }
+}

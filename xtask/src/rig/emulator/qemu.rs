@@ -1,0 +1,119 @@
+//! QEMU: a machine is a list of arguments.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::{MachineSpec, NicModel, Purpose, fill, lookup};
+use crate::needs;
+use crate::rig::accelerator::Accelerator;
+
+/// The machine; see the file.
+const MACHINE: &str = include_str!("../../../../qemu/machine.args");
+/// The CPU without KVM; see the file.
+const TCG: &str = include_str!("../../../../qemu/tcg.args");
+/// The CPU with KVM; see the file.
+const KVM: &str = include_str!("../../../../qemu/kvm.args");
+
+/// The PCI device number of the first NIC in the machine's file.
+pub const FIRST_SLOT: usize = 4;
+/// The NICs in that file.
+pub const CARDS: [Purpose; 2] = [Purpose::Client, Purpose::Log];
+
+/// The command that starts `machine` with NICs of model `nic`.
+pub fn command(machine: &MachineSpec<'_>, accelerator: Accelerator, nic: NicModel) -> Result<Command> {
+    let cpu = match accelerator {
+        Accelerator::Tcg => arguments(TCG, machine, nic)?,
+        Accelerator::Kvm(vendor) => arguments(&KVM.replace("{virtualization}", vendor.feature()), machine, nic)?,
+    };
+    let mut command = Command::new(needs::QEMU);
+    command.args(cpu).args(arguments(MACHINE, machine, nic)?);
+    Ok(command)
+}
+
+/// The arguments of a description with the braces filled in.
+fn arguments(description: &str, machine: &MachineSpec<'_>, nic: NicModel) -> Result<Vec<String>> {
+    let value = &|name: &str| match (name, nic) {
+        ("nic", NicModel::E1000) => Ok("e1000".to_owned()),
+        ("nic", NicModel::E1000e) => Ok("e1000e".to_owned()),
+        _ => lookup(name, machine),
+    };
+    let mut arguments = Vec::new();
+    for line in description.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let (flag, given) = line.split_once(' ').map_or((line, None), |(flag, given)| (flag, Some(given.trim())));
+        arguments.push(flag.to_owned());
+        if let Some(given) = given {
+            let alone = given.starts_with('{') && given.find('}') == Some(given.len() - 1);
+            // Within a list of options, commas are doubled.
+            let in_list = |name: &str| value(name).map(|text| text.replace(',', ",,"));
+            arguments.push(if alone { fill(given, value) } else { fill(given, in_list) }?);
+        }
+    }
+    Ok(arguments)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::{Card, Plug};
+    use super::*;
+    use crate::net::PortPaths;
+    use crate::rig::accelerator::Vendor;
+    use crate::rig::options::CommandLine;
+
+    fn rendered(accelerator: Accelerator, log: &str) -> Vec<String> {
+        let card = |purpose, mac: &str| {
+            let paths = PortPaths { local: format!("/t/{mac}a").into(), remote: format!("/t/{mac}b").into() };
+            Card { purpose, plug: Plug::Unix(paths), mac: mac.to_owned() }
+        };
+        let machine = MachineSpec {
+            name: "castor",
+            memory_mib: 160,
+            hypervisor: Path::new("/b/hyper,visor"),
+            guest: Path::new("/b/guest"),
+            options: CommandLine::given(&["role=primary".parse().unwrap(), "name=castor".parse().unwrap()]).unwrap(),
+            directory: Path::new("/d"),
+            log: log.into(),
+            monitor: "/t/monitor".into(),
+            cards: vec![card(Purpose::Client, "52:54:00:10:00:01"), card(Purpose::Log, "52:54:00:20:00:01")],
+        };
+        let command = command(&machine, accelerator, NicModel::E1000).unwrap();
+        command.get_args().map(|argument| argument.to_str().unwrap().to_owned()).collect()
+    }
+
+    /// What stands behind each `flag`.
+    fn values<'a>(arguments: &'a [String], flag: &str) -> Vec<&'a str> {
+        let pairs = arguments.windows(2).filter(|pair| pair[0] == flag);
+        pairs.map(|pair| pair[1].as_str()).collect()
+    }
+
+    #[test]
+    fn kvm_offers_virtualization_and_counters() {
+        for (vendor, cpu) in [(Vendor::Intel, "host,pmu=on,+vmx"), (Vendor::Amd, "host,pmu=on,+svm")] {
+            let arguments = rendered(Accelerator::Kvm(vendor), "/d/castor.log");
+            assert_eq!(values(&arguments, "-cpu"), [cpu]);
+            assert_eq!(values(&arguments, "-accel"), ["kvm,kernel-irqchip=on"]);
+            assert!(values(&arguments, "-icount").is_empty());
+        }
+    }
+
+    #[test]
+    fn braces_are_filled_in() {
+        let arguments = rendered(Accelerator::Tcg, "/d/castor.log");
+        let after = |flag| values(&arguments, flag);
+        assert_eq!(after("-m"), ["160"]);
+        assert_eq!(after("-append"), ["role=primary name=castor"]);
+        assert_eq!(after("-icount"), ["shift=0,sleep=on"]);
+        assert_eq!(after("-serial"), ["chardev:log", "chardev:monitor"]);
+        assert_eq!(after("-device")[0], "e1000,netdev=client,mac=52:54:00:10:00:01,addr=4,romfile=");
+        assert!(!arguments.iter().any(|argument| argument.contains('{')), "{arguments:?}");
+    }
+
+    #[test]
+    fn commas_are_doubled_only_within_lists() {
+        let arguments = rendered(Accelerator::Tcg, "/d,e/castor.log");
+        assert!(arguments.contains(&"file,id=log,path=/d,,e/castor.log,append=on".to_owned()));
+        assert!(arguments.contains(&"/b/hyper,visor".to_owned()));
+    }
+}
