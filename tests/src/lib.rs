@@ -4,7 +4,6 @@
 //! They are run by `cargo xtask test rig`.
 
 pub mod capture;
-pub mod emulator;
 pub mod history;
 pub mod load;
 pub mod resp;

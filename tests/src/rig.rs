@@ -24,6 +24,47 @@ pub const TAKEOVER_LIMIT: Duration = Duration::from_secs(20);
 /// From a signal to the end.
 pub const END_LIMIT: Duration = Duration::from_secs(15);
 
+/// What plays the machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Platform {
+    /// QEMU
+    Qemu,
+    /// Bochs
+    Bochs,
+}
+
+impl Platform {
+    /// What `cargo xtask test rig` runs the tests on.
+    ///
+    /// # Panics
+    /// When it says nothing that we know.
+    #[must_use]
+    pub fn get() -> Self {
+        match std::env::var("POLLUX_RIG").as_deref() {
+            Ok("qemu") => Self::Qemu,
+            Ok("bochs") => Self::Bochs,
+            other => panic!("POLLUX_RIG={other:?}: run these tests by `cargo xtask test rig`"),
+        }
+    }
+
+    /// The verb of `cargo xtask`.
+    #[must_use]
+    pub fn verb(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Bochs => "bochs",
+        }
+    }
+
+    /// How much longer things may take than in QEMU.
+    fn patience(self) -> u32 {
+        match self {
+            Self::Qemu => 1,
+            Self::Bochs => 3,
+        }
+    }
+}
+
 /// `rig.json`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct RigFile {
@@ -69,7 +110,7 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Starts `guest`, one of ours or a path, with further arguments of `xtask qemu`, in the directory of test `name`.
+    /// Starts `guest`, one of ours or a path, with further arguments of the rig, in the directory of test `name`.
     ///
     /// # Errors
     /// When `xtask` cannot be started. What it does then is awaited by other calls.
@@ -85,7 +126,7 @@ impl Rig {
         let artefacts = Artefacts::get();
         let image = if guest.contains('/') { Path::new(guest) } else { artefacts.path(guest)? };
         let mut command = xtask::command();
-        command.args(["qemu", "--headless", "--for", LIFE]);
+        command.args([Platform::get().verb(), "--headless", "--for", LIFE]);
         if !arguments.contains(&"--port") {
             command.args(["--port", "0"]);
         }
@@ -153,7 +194,7 @@ impl Rig {
         serde_json::from_str(&self.ask(&["status", "--json"])?).context("status")
     }
 
-    /// Waits until `look` finds something, at most for `limit`.
+    /// Waits until `look` finds something, at most for `limit`, which is longer where machines are slow.
     ///
     /// # Errors
     /// When it does not, or the rig ends, or `look` fails.
@@ -163,6 +204,7 @@ impl Rig {
         limit: Duration,
         mut look: impl FnMut(&Self) -> Result<Option<T>>,
     ) -> Result<T> {
+        let limit = limit * Platform::get().patience();
         let deadline = Instant::now() + limit;
         loop {
             if let Some(found) = look(self).with_context(|| format!("waiting: {what}\n{}", self.report()))? {
@@ -279,6 +321,7 @@ impl Rig {
     /// # Errors
     /// When it does not end.
     pub fn wait_end(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let limit = limit * Platform::get().patience();
         let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = self.child.try_wait()? {

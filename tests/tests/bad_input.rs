@@ -1,15 +1,16 @@
 //! What users, guests and networks do wrong gets a clear answer, and nothing is left behind.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use pollux_tests::GUEST_MAC;
 use pollux_tests::resp::Client;
-use pollux_tests::rig::{END_LIMIT, Rig, START_LIMIT, fresh_directory, is_running};
+use pollux_tests::rig::{END_LIMIT, Platform, Rig, START_LIMIT, fresh_directory, is_running};
 use pollux_tests::seed;
 use pollux_tests::xtask::{self, Artefacts};
 
@@ -174,31 +175,64 @@ fn nonsense(random: &mut fastrand::Rng) -> Vec<u8> {
     frame
 }
 
+/// The way past the switch, right into an emulator's socket.
+#[derive(Debug)]
+enum Cable {
+    Unix(UnixDatagram, PathBuf),
+    Udp(UdpSocket, u16),
+}
+
+impl Cable {
+    /// All of a rig: two of each machine.
+    fn all(rig: &Rig) -> Result<Vec<Self>> {
+        match Platform::get() {
+            Platform::Qemu => Self::sockets(rig),
+            Platform::Bochs => Self::ports(rig),
+        }
+    }
+
+    fn sockets(rig: &Rig) -> Result<Vec<Self>> {
+        let control = rig.file()?.control.context("no control socket")?;
+        let mut cables = Vec::new();
+        for entry in fs::read_dir(control.parent().context("control socket")?)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let cable = Self::Unix(UnixDatagram::unbound()?, path);
+            if (name.contains("client") || name.contains("log")) && cable.send(&[0; 60]) {
+                cables.push(cable);
+            }
+        }
+        Ok(cables)
+    }
+
+    fn ports(rig: &Rig) -> Result<Vec<Self>> {
+        let settings = rig.read("castor.bochsrc") + &rig.read("pollux.bochsrc");
+        let ports = settings.lines().filter(|line| line.starts_with("e1000:"));
+        let ports = ports.filter_map(|line| line.split("ethdev=").nth(1)?.trim().parse().ok());
+        ports.map(|port| Ok(Self::Udp(UdpSocket::bind("127.0.0.1:0")?, port))).collect()
+    }
+
+    /// Whether the frame was taken.
+    fn send(&self, frame: &[u8]) -> bool {
+        match self {
+            Self::Unix(socket, path) => socket.set_nonblocking(true).and_then(|()| socket.send_to(frame, path)).is_ok(),
+            Self::Udp(socket, port) => socket.send_to(frame, ("127.0.0.1", *port)).is_ok(),
+        }
+    }
+}
+
 #[test]
 fn nonsense_on_both_networks_harms_nothing() -> Result<()> {
     let mut rig = Rig::protected("nonsense", "counter", &[])?;
-    let control = rig.file()?.control.context("no control socket")?;
-    let sockets = control.parent().context("control socket")?;
     let mut client = Client::connect(&rig.service()?, PATIENCE)?;
     ensure!(client.increment("x")? == 1);
-    // Past the switch, right into the emulators' sockets.
-    let mut cables = Vec::new();
-    for entry in fs::read_dir(sockets)? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if (name.contains("client") || name.contains("log"))
-            && UnixDatagram::unbound()?.send_to(&[0; 60], &path).is_ok()
-        {
-            cables.push(path);
-        }
-    }
-    ensure!(cables.len() >= 4, "only {cables:?} in {}", sockets.display());
-    let (socket, mut random) = (UnixDatagram::unbound()?, seed::random());
-    socket.set_nonblocking(true)?;
+    let cables = Cable::all(&rig)?;
+    ensure!(cables.len() >= 4, "only {cables:?}");
+    let mut random = seed::random();
     let mut sent = 0;
     for expected in 2..=200 {
         for cable in &cables {
-            sent += usize::from(socket.send_to(&nonsense(&mut random), cable).is_ok());
+            sent += usize::from(cable.send(&nonsense(&mut random)));
         }
         ensure!(client.increment("x")? == expected);
     }
@@ -225,7 +259,8 @@ fn a_directory_belongs_to_one_rig() -> Result<()> {
     let mut first = Rig::start("shared", "idle", &["--solo"])?;
     first.wait_role("castor", "primary", START_LIMIT)?;
     let directory = first.directory().to_str().context("path")?.to_owned();
-    let second = xtask::run(&["qemu", "--headless", "--port", "0", "--dir", &directory, "--for", "60s"])?;
+    let verb = Platform::get().verb();
+    let second = xtask::run(&[verb, "--headless", "--port", "0", "--dir", &directory, "--for", "60s"])?;
     let errors = String::from_utf8_lossy(&second.stderr).into_owned();
     ensure!(!second.status.success() && errors.contains("another rig runs in"), "{errors}");
     // The first one is as it was.
@@ -237,16 +272,17 @@ fn a_directory_belongs_to_one_rig() -> Result<()> {
 fn wrong_arguments_are_explained() -> Result<()> {
     let directory = fresh_directory("arguments")?;
     let directory = directory.to_str().context("path")?;
+    let verb = Platform::get().verb();
     let cases: [(&[&str], &str); 9] = [
-        (&["qemu", "--guest", "nobody", "--dir", directory], "nobody"),
-        (&["qemu", "--guest-memory", "1M"], "8M to 3G"),
+        (&[verb, "--guest", "nobody", "--dir", directory], "nobody"),
+        (&[verb, "--guest-memory", "1M"], "8M to 3G"),
         (&["qemu", "--accel", "kvm"], "kvm"),
         (
-            &["qemu", "--hypervisor", "/nowhere/at-all", "--guest", "/bin/sh", "--dir", directory, "--port", "0"],
+            &[verb, "--hypervisor", "/nowhere/at-all", "--guest", "/bin/sh", "--dir", directory, "--port", "0"],
             "/nowhere",
         ),
-        (&["qemu", "--for", "soon"], "soon"),
-        (&["qemu", "--hypervisor-option", "helen:x=1"], "helen"),
+        (&[verb, "--for", "soon"], "soon"),
+        (&[verb, "--hypervisor-option", "helen:x=1"], "helen"),
         (&["rig", "--dir", directory, "status"], directory),
         (&["rig", "--dir", "/nowhere/at-all", "kill", "primary"], "/nowhere"),
         (&["frobnicate"], "frobnicate"),
