@@ -237,9 +237,12 @@ impl Replica {
             self.do_actions();
         }
         self.serve_arbiter(fired);
+        let speaking = monitor::pump();
         if fired.line(clock::RTC_LINE) {
             self.serve_monitor();
-            self.report_if_due();
+            if !speaking {
+                self.report_if_due();
+            }
         }
     }
 

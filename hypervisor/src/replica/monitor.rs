@@ -97,9 +97,14 @@ impl Monitor {
     }
 }
 
-/// Sends a finished line.
+/// Sends a finished line, without waiting for it: see [`pump`].
 pub fn send(json: Json) {
-    serial::MONITOR.write(json.finish().as_bytes());
+    serial::MONITOR.queue(json.finish().as_bytes());
+}
+
+/// Sends on what was not sent at once; whether something still waits. To be called in every turn of the loop.
+pub fn pump() -> bool {
+    serial::MONITOR.pump()
 }
 
 /// Reports an event with a text that explains it.
@@ -109,9 +114,10 @@ pub fn event(name: &str, key: &str, text: &dyn Display) {
     send(json);
 }
 
-/// Reports that this machine halts, and why.
+/// Reports that this machine halts, and why, before it does.
 pub fn halt_event(reason: &dyn Display) {
     event("halt", "reason", reason);
+    serial::MONITOR.flush();
 }
 
 /// Reports a panic, without using the heap.
