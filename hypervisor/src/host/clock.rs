@@ -68,7 +68,9 @@ struct Timekeeper {
 
 impl Timekeeper {
     fn tick(&mut self, tsc: u64) {
-        self.tick_us += TICK_US;
+        // Where an emulator makes up for lost time, ticks come too fast; the seconds are right.
+        let latest = self.second_us.unwrap_or(0) + 1_000_000;
+        self.tick_us = (self.tick_us + TICK_US).min(latest);
         self.tick_tsc = tsc;
     }
 
@@ -248,5 +250,19 @@ mod tests {
         assert!(last < 1_000_000);
         keeper.second(cycles);
         assert_eq!(keeper.now(cycles, 1000), 1_000_000);
+    }
+
+    #[test]
+    fn ticks_that_come_too_fast_wait_for_the_second() {
+        let mut keeper = Timekeeper::default();
+        for second in 1..5 {
+            for tick in 0..3 * TICKS_PER_SECOND {
+                keeper.tick(tick);
+            }
+            let now = keeper.now(u64::MAX, 1000);
+            let latest = second * 1_000_000;
+            assert!((latest..latest + TICK_US).contains(&now), "{now}");
+            keeper.second(0);
+        }
     }
 }
