@@ -4,7 +4,7 @@
 use alloc::collections::VecDeque;
 
 use spin::Mutex;
-use uart_16550::{Config, Uart16550, backend::PioBackend};
+use uart_16550::{BaudRate, Config, Uart16550, backend::PioBackend};
 
 /// I/O base of COM1.
 pub const COM1: u16 = 0x3F8;
@@ -68,7 +68,7 @@ impl Serial {
     pub unsafe fn start(&self, base: u16) {
         // SAFETY: the caller vouches for the ports.
         let Ok(mut uart) = (unsafe { Uart16550::new_port(base) }) else { return };
-        if uart.init(Config::default()).is_ok() {
+        if uart.init(Config { baud_rate: BaudRate::Baud115200, ..Config::DEFAULT }).is_ok() {
             self.0.lock().uart = Some(uart);
         }
     }
