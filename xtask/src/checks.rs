@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every check, with a closing summary.
 
+use crate::output::{self, say};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -122,9 +123,7 @@ pub fn run(arguments: &TestArgs) -> Result<()> {
     for step in steps {
         outcomes.push(run_step(step)?);
     }
-    for line in summary(&outcomes) {
-        println!("{line}");
-    }
+    output::lines(summary(&outcomes));
     let failed = outcomes.iter().filter(|outcome| outcome.failure.is_some()).count();
     if failed == 0 { Ok(()) } else { bail!("{failed} of {} steps failed", outcomes.len()) }
 }
@@ -178,7 +177,7 @@ fn rig_step(platform: Platform, filter: Option<&str>) -> Result<Step> {
 
 fn run_step(mut step: Step) -> Result<Outcome> {
     let words: Vec<_> = step.command.get_args().map(|word| word.to_string_lossy()).collect();
-    println!("\n== {}: cargo {}", step.name, words.join(" "));
+    say!("\n== {}: cargo {}", step.name, words.join(" "));
     step.command.stdin(Stdio::null());
     let started = Instant::now();
     let result = Process::spawn(&mut step.command)?.wait(STEP_LIMIT);

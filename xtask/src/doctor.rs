@@ -1,5 +1,6 @@
 //! `cargo xtask doctor`: what this desk can run.
 
+use crate::output::{self, say};
 use std::path::Path;
 
 use anyhow::Result;
@@ -28,13 +29,11 @@ pub fn run(yes: bool) -> Result<()> {
     }
     let complete = rows.iter().all(|row| row.usable);
     rows.extend([acceleration(), root()]);
-    for line in table(&rows) {
-        println!("{line}");
-    }
+    output::lines(table(&rows));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    println!("\ncores: {cores} (a pair wants 2, a core for each machine)");
+    say!("\ncores: {cores} (a pair wants 2, a core for each machine)");
     if complete {
-        println!("ready: cargo xtask qemu, cargo xtask bochs");
+        say!("ready: cargo xtask qemu, cargo xtask bochs");
         return Ok(());
     }
     anyhow::bail!("something necessary is missing: type the commands above, or `cargo xtask doctor --yes`")

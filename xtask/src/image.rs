@@ -1,5 +1,6 @@
 //! Boot media: an ISO image with GRUB, hypervisor and guest, for optical drives and USB sticks, BIOS and UEFI.
 
+use crate::output::say;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -39,8 +40,8 @@ pub fn run(arguments: &ImageArgs) -> Result<()> {
     needs::ensure_present(&[Need::Target, Need::Grub], arguments.software.yes)?;
     let Software { hypervisor, guest } = arguments.software.build()?;
     Image { hypervisor: &hypervisor, guest: &guest, options: &options }.write(&arguments.out)?;
-    println!("image       {}", arguments.out.display());
-    println!("options     {options}");
+    say!("image       {}", arguments.out.display());
+    say!("options     {options}");
     Ok(())
 }
 

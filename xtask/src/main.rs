@@ -1,4 +1,5 @@
 //! `cargo xtask`: the one tool a user types.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod arbiter;
 mod artefacts;
@@ -9,6 +10,7 @@ mod image;
 mod interrupt;
 mod needs;
 mod net;
+mod output;
 mod process;
 mod progress;
 mod rig;
@@ -20,6 +22,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use output::{complain, say};
 
 /// Build, run, test and measure Pollux.
 #[derive(Debug, Parser)]
@@ -62,11 +65,11 @@ fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<interrupt::Interrupted>() => {
-            eprintln!("interrupted");
+            complain!("interrupted");
             ExitCode::from(130)
         }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            complain!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -89,9 +92,9 @@ fn run(arguments: Arguments) -> Result<()> {
 }
 
 fn build() -> Result<()> {
-    println!("hypervisor  {}", artefacts::build_hypervisor()?.display());
+    say!("hypervisor  {}", artefacts::build_hypervisor()?.display());
     for (name, path) in artefacts::build_guests()? {
-        println!("{name:<11} {}", path.display());
+        say!("{name:<11} {}", path.display());
     }
     Ok(())
 }

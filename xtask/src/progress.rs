@@ -1,5 +1,6 @@
 //! Progress of long work: a spinner on a terminal, plain lines otherwise.
 
+use crate::output::complain;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,7 @@ impl Progress {
             bar
         });
         if bar.is_none() {
-            eprintln!("{what} ...");
+            complain!("{what} ...");
         }
         Self { what, bar, started: Instant::now() }
     }
@@ -45,7 +46,7 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        eprintln!("{}: done in {seconds:.1} s", self.what);
+        complain!("{}: done in {seconds:.1} s", self.what);
     }
 }
 

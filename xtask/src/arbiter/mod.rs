@@ -8,6 +8,7 @@ mod kv;
 pub mod range;
 mod store;
 
+use crate::output::say;
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -48,7 +49,7 @@ pub struct ArbiterArgs {
 /// Serves until somebody ends it.
 pub fn run(arguments: &ArbiterArgs) -> Result<()> {
     let service = Service::start(arguments.listen, &arguments.file)?;
-    println!("arbiter: listening at {}, {} keys in {}", service.address(), service.keys(), arguments.file.display());
+    say!("arbiter: listening at {}, {} keys in {}", service.address(), service.keys(), arguments.file.display());
     while !interrupt::pending() {
         std::thread::sleep(POLL);
     }

@@ -5,6 +5,7 @@ mod figures;
 mod report;
 mod rig;
 
+use crate::output::{self, complain};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -53,14 +54,12 @@ pub fn run(arguments: &BenchArgs) -> Result<()> {
             }
             Err(error) => {
                 drop(progress);
-                eprintln!("{name}: {error:#}");
+                complain!("{name}: {error:#}");
                 figures.push(report::Figure::failed(name, &format!("{error:#}")));
             }
         }
     }
-    for line in report::table(&figures) {
-        println!("{line}");
-    }
+    output::lines(report::table(&figures));
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&figures)? + "\n";
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;

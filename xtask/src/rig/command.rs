@@ -1,5 +1,6 @@
 //! `cargo xtask rig`: asks a running rig for something.
 
+use crate::output::{self, say};
 use std::io::{BufRead, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -106,32 +107,32 @@ pub fn run(arguments: RigArgs) -> Result<()> {
         Verb::Status { json } => {
             let snapshot = client.status()?;
             if json {
-                println!("{}", serde_json::to_string_pretty(&snapshot)?);
+                say!("{}", serde_json::to_string_pretty(&snapshot)?);
             } else {
-                text::status(&snapshot).iter().for_each(|line| println!("{line}"));
+                output::lines(text::status(&snapshot));
             }
             Ok(())
         }
-        Verb::Kill { target } => say(&mut client, &Request::Kill { target }),
+        Verb::Kill { target } => ask(&mut client, &Request::Kill { target }),
         Verb::Start { role: Startable::Backup, wait, timeout } => {
-            say(&mut client, &Request::StartBackup)?;
+            ask(&mut client, &Request::StartBackup)?;
             if wait { wait_for_protection(&mut client, timeout) } else { Ok(()) }
         }
         Verb::Switch { timeout } => switch(&mut client, timeout),
-        Verb::Link { network, changes } => say(&mut client, &Request::Link { network, changes }),
-        Verb::Capture { switch } => say(&mut client, &Request::Capture { on: switch == Switch::On }),
-        Verb::Console { line: Some(line) } => say(&mut client, &console_request(&line)),
+        Verb::Link { network, changes } => ask(&mut client, &Request::Link { network, changes }),
+        Verb::Capture { switch } => ask(&mut client, &Request::Capture { on: switch == Switch::On }),
+        Verb::Console { line: Some(line) } => ask(&mut client, &console_request(&line)),
         Verb::Console { line: None } => console(&mut client, &directory),
-        Verb::Command { target, words } => say(&mut client, &Request::Command { target, text: words.join(" ") }),
+        Verb::Command { target, words } => ask(&mut client, &Request::Command { target, text: words.join(" ") }),
         Verb::Stop => {
-            say(&mut client, &Request::Stop)?;
+            ask(&mut client, &Request::Stop)?;
             client.wait_for_end()
         }
     }
 }
 
-fn say(client: &mut Client, request: &Request) -> Result<()> {
-    println!("{}", client.ask(request)?.message);
+fn ask(client: &mut Client, request: &Request) -> Result<()> {
+    say!("{}", client.ask(request)?.message);
     Ok(())
 }
 
@@ -159,7 +160,7 @@ fn switch(client: &mut Client, timeout: Duration) -> Result<()> {
         if snapshot.protected
             && let Some(takeover) = snapshot.takeovers.get(before)
         {
-            println!("{} {}", takeover.name, text::takeover_times(&takeover.times));
+            say!("{} {}", takeover.name, text::takeover_times(&takeover.times));
             return Ok(());
         }
         interrupt::check()?;

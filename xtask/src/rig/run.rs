@@ -1,5 +1,6 @@
 //! `cargo xtask qemu` and `cargo xtask bochs`: builds, starts a rig, shows it, and ends it.
 
+use crate::output::say;
 use std::io::IsTerminal;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -91,8 +92,8 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
     let limit = arguments.limit;
     let live = !arguments.headless && std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
 
-    println!("emulator: {} ({why})", emulator.description());
-    println!("directory: {}", directory.path().display());
+    say!("emulator: {} ({why})", emulator.description());
+    say!("directory: {}", directory.path().display());
     if arguments.dir.is_none() {
         remember_latest(&directory);
     }
@@ -114,7 +115,7 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
     let service = rig.service();
     let (address, port) = service.split_once(':').unwrap_or((service, ""));
     let host = if address == "127.0.0.1" { String::new() } else { format!(" -h {address}") };
-    println!("service: {service} (try: redis-cli{host} -p {port} INCR x)");
+    say!("service: {service} (try: redis-cli{host} -p {port} INCR x)");
 
     let mut view: Box<dyn View> = if live { Box::new(Live::new()?) } else { Box::new(Plain::new()) };
     let result = drive(&mut rig, view.as_mut(), limit);

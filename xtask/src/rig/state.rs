@@ -2,6 +2,7 @@
 
 mod answer;
 
+use crate::output::complain;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -408,7 +409,7 @@ impl Drop for Rig {
         self.places.clear();
         for result in [self.networks.end(), self.directory.close()] {
             if let Err(error) = result {
-                eprintln!("warning: {error:#}");
+                complain!("warning: {error:#}");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Plain lines, for pipes, scripts and logs.
 
-use std::io::Write;
+use crate::output::say;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -27,7 +27,8 @@ impl Plain {
 
 impl View for Plain {
     fn notice(&mut self, notice: &Notice) -> Result<()> {
-        print(&text::notice(notice))
+        say!("{}", text::notice(notice));
+        Ok(())
     }
 
     fn refresh(&mut self, rig: &Rig) -> Result<()> {
@@ -35,7 +36,8 @@ impl View for Plain {
             return Ok(());
         }
         self.next = Instant::now() + PERIOD;
-        print(&text::summary(&rig.snapshot()))
+        say!("{}", text::summary(&rig.snapshot()));
+        Ok(())
     }
 
     fn key(&mut self) -> Result<Option<Key>> {
@@ -45,11 +47,4 @@ impl View for Plain {
     fn answer(&mut self, _text: String) -> Result<()> {
         Ok(())
     }
-}
-
-/// A reader that has gone away (a closed pipe) does not end the rig.
-fn print(line: &str) -> Result<()> {
-    let mut output = std::io::stdout().lock();
-    let _ = writeln!(output, "{line}").and_then(|()| output.flush());
-    Ok(())
 }
