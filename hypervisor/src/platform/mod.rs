@@ -18,7 +18,6 @@ pub mod clock;
 pub mod cpuid;
 pub mod ioapic;
 pub mod lapic;
-mod lapic_timer;
 pub mod loader;
 pub mod msr;
 pub mod pci;

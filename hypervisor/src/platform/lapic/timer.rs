@@ -1,7 +1,7 @@
 //! The local APIC's timer: one-shot, periodic and TSC-deadline over guest time.
 //! See: SDM volume 3 (revision 083), 11.5.4.
 
-use super::clock::GuestTime;
+use super::super::clock::GuestTime;
 use crate::state::{State, StateError, Visitor};
 
 /// Shortest period of a periodic timer. A guest that asks for less would leave no time to run between two

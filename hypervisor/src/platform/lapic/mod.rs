@@ -3,9 +3,15 @@
 //! One CPU, APIC ID 0. The timer's input clock is guest time: 1 GHz, so one count is `divide` nanoseconds.
 //! See: SDM volume 3 (revision 083), chapter 11 "Advanced Programmable Interrupt Controller".
 
-use super::access::{Gp, Size};
+mod registers;
+mod timer;
+mod vectors;
+
+use timer::Timer;
+use vectors::Vectors;
+
+use super::access::Gp;
 use super::clock::GuestTime;
-use super::lapic_timer::Timer;
 use crate::state::{State, StateError, Visitor};
 
 /// Where the register page is after reset.
@@ -20,8 +26,6 @@ const BASE_ENABLE: u64 = 1 << 11;
 /// IA32_APIC_BASE: bits that may hold the page's address.
 const BASE_ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 
-/// Version 0x14, six LVT entries. See: 11.4.8.
-const VERSION: u32 = 0x0005_0014;
 /// SVR: the APIC is enabled by software.
 const SVR_ENABLE: u32 = 1 << 8;
 /// LVT: masked.
@@ -32,62 +36,7 @@ const ESR_SEND_VECTOR: u32 = 1 << 5;
 const ESR_RECEIVE_VECTOR: u32 = 1 << 6;
 const ESR_REGISTER: u32 = 1 << 7;
 
-/// Register numbers: the MMIO offset divided by 16, which is also the MSR's distance from 0x800.
-mod reg {
-    pub(super) const ID: u32 = 0x02;
-    pub(super) const VERSION: u32 = 0x03;
-    pub(super) const TPR: u32 = 0x08;
-    pub(super) const PPR: u32 = 0x0A;
-    pub(super) const EOI: u32 = 0x0B;
-    pub(super) const LDR: u32 = 0x0D;
-    pub(super) const DFR: u32 = 0x0E;
-    pub(super) const SVR: u32 = 0x0F;
-    pub(super) const ISR: u32 = 0x10;
-    pub(super) const TMR: u32 = 0x18;
-    pub(super) const IRR: u32 = 0x20;
-    pub(super) const ESR: u32 = 0x28;
-    pub(super) const ICR_LOW: u32 = 0x30;
-    pub(super) const ICR_HIGH: u32 = 0x31;
-    pub(super) const LVT_TIMER: u32 = 0x32;
-    pub(super) const LVT_ERROR: u32 = 0x37;
-    pub(super) const INITIAL_COUNT: u32 = 0x38;
-    pub(super) const CURRENT_COUNT: u32 = 0x39;
-    pub(super) const DIVIDE: u32 = 0x3E;
-    pub(super) const SELF_IPI: u32 = 0x3F;
-}
-
-/// Writable bits of the LVT entries timer, thermal, performance, LINT0, LINT1, error. See: 11.5.1.
-const LVT_WRITABLE: [u32; 6] = [0x7_00FF, 0x1_07FF, 0x1_07FF, 0x1_A7FF, 0x1_A7FF, 0x1_00FF];
 const LVT_ERROR: usize = 5;
-
-/// 256 bits, one per vector.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Vectors([u64; 4]);
-
-impl Vectors {
-    fn set(&mut self, vector: u8, on: bool) {
-        let bit = 1 << (vector & 63);
-        let word = &mut self.0[usize::from(vector >> 6)];
-        if on { *word |= bit } else { *word &= !bit }
-    }
-
-    fn get(&self, vector: u8) -> bool {
-        self.0[usize::from(vector >> 6)] >> (vector & 63) & 1 != 0
-    }
-
-    fn highest(&self) -> Option<u8> {
-        let word = self.0.iter().rposition(|word| *word != 0)?;
-        Some((word as u32 * 64 + self.0[word].ilog2()) as u8)
-    }
-
-    fn dword(&self, index: u32) -> u32 {
-        (self.0[(index as usize / 2) & 3] >> (32 * (index % 2))) as u32
-    }
-
-    fn visit(&mut self, v: &mut dyn Visitor) -> Result<(), StateError> {
-        self.0.iter_mut().try_for_each(|word| v.u64(word))
-    }
-}
 
 /// The local APIC of the one CPU.
 #[derive(Debug, Clone)]
@@ -108,9 +57,6 @@ pub struct Lapic {
     timer: Timer,
     nmi: bool,
 }
-
-/// An unknown register, or a write to a read-only one.
-struct NoRegister;
 
 impl Default for Lapic {
     fn default() -> Self {
@@ -182,127 +128,6 @@ impl Lapic {
         }
         self.base = value;
         Ok(())
-    }
-
-    /// Reads from the register page. Anything but an aligned doubleword reads that doubleword's part.
-    pub fn mmio_read(&mut self, now: GuestTime, offset: u64, size: Size) -> u64 {
-        let register = if offset & 0xC == 0 { self.read((offset >> 4) as u32, now) } else { None };
-        let Some(value) = register else {
-            self.error(ESR_REGISTER);
-            return 0;
-        };
-        size.extract(u64::from(value), offset & 3)
-    }
-
-    /// Writes to the register page; only aligned doublewords take effect (11.4.1). Returns the level-triggered
-    /// vector whose service just ended, for the IOAPIC.
-    pub fn mmio_write(&mut self, now: GuestTime, offset: u64, size: Size, value: u64) -> Option<u8> {
-        if size != Size::Dword || offset & 0xF != 0 || offset >> 4 == u64::from(reg::SELF_IPI) {
-            return None;
-        }
-        let result = self.write((offset >> 4) as u32, value as u32, now);
-        result.unwrap_or_else(|NoRegister| {
-            self.error(ESR_REGISTER);
-            None
-        })
-    }
-
-    /// Reads an x2APIC MSR, `msr` in 0x800–0x8FF. See: 11.12.1.2.
-    ///
-    /// # Errors
-    /// Not in x2APIC mode, or no such register.
-    pub fn msr_read(&mut self, now: GuestTime, msr: u32) -> Result<u64, Gp> {
-        match msr & 0xFF {
-            _ if !self.x2apic() => Err(Gp),
-            reg::ICR_LOW => Ok(self.icr),
-            reg::ICR_HIGH | reg::DFR | reg::EOI | reg::SELF_IPI => Err(Gp),
-            reg::LDR => Ok(1),
-            register => self.read(register, now).map(u64::from).ok_or(Gp),
-        }
-    }
-
-    /// Writes an x2APIC MSR, `msr` in 0x800–0x8FF; returns what [`mmio_write`](Self::mmio_write) does.
-    ///
-    /// # Errors
-    /// Not in x2APIC mode, no such register, a read-only one, or reserved bits set.
-    pub fn msr_write(&mut self, now: GuestTime, msr: u32, value: u64) -> Result<Option<u8>, Gp> {
-        let register = msr & 0xFF;
-        let allowed = match register {
-            _ if !self.x2apic() => return Err(Gp),
-            reg::ICR_LOW => 0xFFFF_FFFF_000C_CFFF,
-            reg::EOI | reg::ESR => 0,
-            reg::TPR | reg::SELF_IPI => 0xFF,
-            reg::SVR => 0x1FF,
-            reg::LVT_TIMER..=reg::LVT_ERROR => u64::from(LVT_WRITABLE[(register - reg::LVT_TIMER) as usize]) | 0x5000,
-            reg::INITIAL_COUNT => u64::from(u32::MAX),
-            reg::DIVIDE => 0xB,
-            _ => return Err(Gp),
-        };
-        if value & !allowed != 0 {
-            return Err(Gp);
-        }
-        match register {
-            reg::ICR_LOW => self.send(value),
-            reg::SELF_IPI => self.accept(value as u8, false),
-            _ => return self.write(register, value as u32, now).map_err(|NoRegister| Gp),
-        }
-        Ok(None)
-    }
-
-    fn read(&self, register: u32, now: GuestTime) -> Option<u32> {
-        Some(match register {
-            reg::ID | reg::EOI => 0,
-            reg::VERSION => VERSION,
-            reg::TPR => u32::from(self.tpr),
-            reg::PPR => u32::from(self.ppr()),
-            reg::LDR => self.ldr,
-            reg::DFR => self.dfr,
-            reg::SVR => self.svr,
-            reg::ISR..=0x17 => self.isr.dword(register - reg::ISR),
-            reg::TMR..=0x1F => self.tmr.dword(register - reg::TMR),
-            reg::IRR..=0x27 => self.irr.dword(register - reg::IRR),
-            reg::ESR => self.esr,
-            reg::ICR_LOW => self.icr as u32,
-            reg::ICR_HIGH => (self.icr >> 32) as u32,
-            reg::LVT_TIMER..=reg::LVT_ERROR => self.lvt[(register - reg::LVT_TIMER) as usize],
-            reg::INITIAL_COUNT => self.timer.initial(),
-            reg::CURRENT_COUNT => self.timer.current(now),
-            reg::DIVIDE => self.timer.divide_register(),
-            _ => return None,
-        })
-    }
-
-    fn write(&mut self, register: u32, value: u32, now: GuestTime) -> Result<Option<u8>, NoRegister> {
-        match register {
-            reg::ID => {}
-            reg::TPR => self.tpr = value as u8,
-            reg::EOI => return Ok(self.end_of_interrupt()),
-            reg::LDR => self.ldr = value & 0xFF00_0000,
-            reg::DFR => self.dfr = value | 0x0FFF_FFFF,
-            reg::SVR => {
-                self.svr = value & 0x1FF;
-                if self.svr & SVR_ENABLE == 0 {
-                    self.lvt.iter_mut().for_each(|lvt| *lvt |= LVT_MASKED);
-                }
-            }
-            reg::ESR => self.esr = core::mem::take(&mut self.errors),
-            reg::ICR_LOW => self.send(self.icr & !u64::from(u32::MAX) | u64::from(value)),
-            reg::ICR_HIGH => self.icr = self.icr & u64::from(u32::MAX) | u64::from(value & 0xFF00_0000) << 32,
-            reg::LVT_TIMER..=reg::LVT_ERROR => self.write_lvt((register - reg::LVT_TIMER) as usize, value),
-            reg::INITIAL_COUNT => self.timer.start(value, self.lvt[0], now),
-            reg::DIVIDE => self.timer.set_divide(value, self.lvt[0], now),
-            _ => return Err(NoRegister),
-        }
-        Ok(None)
-    }
-
-    fn write_lvt(&mut self, index: usize, value: u32) {
-        let masked = if self.svr & SVR_ENABLE == 0 { LVT_MASKED } else { 0 };
-        let new = value & LVT_WRITABLE[index] | masked;
-        if index == 0 {
-            self.timer.mode_changed(self.lvt[0], new);
-        }
-        self.lvt[index] = new;
     }
 
     /// IA32_TSC_DEADLINE: the armed TSC value, 0 when disarmed. See: 11.5.4.1.
