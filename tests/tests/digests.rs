@@ -11,6 +11,8 @@ const INTERVAL: u64 = 1 << 25;
 const SLICE: u64 = 256 << 10;
 /// Small, so that its last slice has its turn soon.
 const MEMORY: u64 = 8 << 20;
+/// Digests of a serving guest that are waited for; `POLLUX_DIGESTS` says otherwise.
+const DIGESTS: u64 = 4;
 /// Far more than the bound takes on a busy desk.
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -29,10 +31,14 @@ fn digests_of_a_serving_guest_stay_equal() -> Result<()> {
     let mut rig = Rig::protected("digests-counter", "counter", &[])?;
     let service = rig.service()?;
     let loads = (0..4).map(|_| Load::start(&service, "x", Instant::now())).collect::<Result<Vec<_>>>()?;
-    wait_digests(&mut rig, 4)?;
-    for load in loads {
-        ensure!(!load.stop()?.is_empty());
+    let goal = std::env::var("POLLUX_DIGESTS").ok().map_or(Ok(DIGESTS), |text| text.parse())?;
+    for _ in 0..goal.div_ceil(DIGESTS) {
+        wait_digests(&mut rig, DIGESTS)?;
     }
+    let backup = rig.fresh("backup")?;
+    let answers = loads.into_iter().map(|load| Ok(load.stop()?.len())).sum::<Result<usize>>()?;
+    ensure!(answers > 0 && rig.file()?.protected);
+    println!("{} digests equal up to position {}, {answers} answers", backup.digests, backup.position);
     rig.stop()
 }
 

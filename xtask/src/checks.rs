@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 
 use crate::artefacts::{self, GUESTS, HYPERVISOR, METAL, SIMULATION, SIMULATOR};
 use crate::needs::{self, Need};
+use crate::platform::Platform;
 use crate::process::Process;
 use crate::{interrupt, rig};
 
@@ -38,33 +39,6 @@ enum Part {
     Host,
     /// End-to-end tests
     Rig,
-}
-
-/// What plays the machines of the end-to-end tests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Platform {
-    /// QEMU
-    Qemu,
-    /// Bochs
-    Bochs,
-}
-
-impl Platform {
-    /// What has to be installed for it.
-    fn needs(self) -> &'static [Need] {
-        match self {
-            Self::Qemu => &[Need::Qemu],
-            Self::Bochs => &[Need::Bochs, Need::Grub],
-        }
-    }
-
-    /// The verb of `cargo xtask` that starts a rig in it, and the name of the step.
-    fn names(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Qemu => ("qemu", "end to end, QEMU"),
-            Self::Bochs => ("bochs", "end to end, Bochs"),
-        }
-    }
 }
 
 /// What is tested in Bochs unless a filter says otherwise: what depends on the processor, the cards or the clock, in six
@@ -170,8 +144,11 @@ fn rig_step(platform: Platform, filter: Option<&str>) -> Result<Step> {
     }
     command.env("POLLUX_XTASK", std::env::current_exe().context("cannot find myself")?);
     command.env("POLLUX_RIG_PARENT", rig::directory::default_parent());
-    let (verb, name) = platform.names();
-    command.env("POLLUX_RIG", verb);
+    command.env("POLLUX_RIG", platform.verb());
+    let name = match platform {
+        Platform::Qemu => "end to end, QEMU",
+        Platform::Bochs => "end to end, Bochs",
+    };
     Ok(Step { name, command })
 }
 

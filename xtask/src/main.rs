@@ -11,6 +11,7 @@ mod interrupt;
 mod needs;
 mod net;
 mod output;
+mod platform;
 mod process;
 mod progress;
 mod rig;

@@ -1,32 +1,35 @@
 //! How each figure is measured. Ratios come from one run on one desk; times in a rig are indications.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::Bench;
 use super::client::{Counting, load};
 use super::report::{Figure, Wanted, quantile};
 use super::rig::{BenchRig, pause};
+use crate::platform::Platform;
 use crate::rig::control::Request;
-use crate::rig::monitor::{Amount, Status};
+use crate::rig::monitor::{Amount, Status, Takeover, Transfer};
 
 /// Measures one or more figures.
-type Measure = fn() -> Result<Vec<Figure>>;
+type Measure = fn(&Bench) -> Result<Vec<Figure>>;
 
 /// All figures by name.
-pub const ALL: [(&str, Measure); 8] = [
+pub const ALL: [(&str, Measure); 10] = [
     ("start", start),
     ("blackout", blackout),
     ("throughput", throughput),
     ("latency", latency),
     ("overhead", overhead),
+    ("exits", exits),
+    ("transfer", transfer),
     ("log-compute", log_compute),
     ("log-idle", log_idle),
     ("log-frame", log_frame),
 ];
 
-/// Kills in one run.
-const KILLS: usize = 5;
 /// For how long a rate is taken.
 const WINDOW: Duration = Duration::from_secs(10);
 /// How long after a start caches, calibration and TCP have settled.
@@ -34,61 +37,89 @@ const SETTLE: Duration = Duration::from_secs(3);
 /// Clients that load the guest at the same time.
 const CLIENTS: usize = 16;
 
-fn start() -> Result<Vec<Figure>> {
-    let mut rig = BenchRig::pair(&[])?;
-    let seconds = rig.snapshot()?.first_protected_s.context("never protected")?;
-    Ok(vec![Figure::new("start to protected", Wanted::AtMost(15.0), seconds, "s", "machines started to protected")])
+impl Bench {
+    fn start(&self, arguments: &[&str]) -> Result<BenchRig> {
+        BenchRig::start(self.platform, arguments)
+    }
+
+    fn pair(&self, arguments: &[&str]) -> Result<BenchRig> {
+        BenchRig::pair(self.platform, arguments)
+    }
+
+    /// What is wanted of times: limits are for QEMU.
+    fn times(&self, wanted: Wanted) -> Wanted {
+        if self.platform == Platform::Qemu { wanted } else { Wanted::Anything }
+    }
 }
 
-fn blackout() -> Result<Vec<Figure>> {
-    let mut rig = BenchRig::pair(&[])?;
+fn start(bench: &Bench) -> Result<Vec<Figure>> {
+    let mut rig = bench.pair(&[])?;
+    let seconds = rig.snapshot()?.first_protected_s.context("never protected")?;
+    Ok(vec![Figure::new(
+        "start to protected",
+        bench.times(Wanted::AtMost(15.0)),
+        seconds,
+        "s",
+        "machines started to protected",
+    )])
+}
+
+fn blackout(bench: &Bench) -> Result<Vec<Figure>> {
+    let mut rig = bench.pair(&[])?;
+    let kills = bench.kills as usize;
     let mut blackouts = Vec::new();
-    for round in 0..KILLS {
+    for round in 1..=kills {
         let client = Counting::start(rig.service(), &format!("blackout-{round}"))?;
         // Not in step with anything in the rig.
-        pause(Duration::from_millis(700 + 137 * round as u64))?;
-        rig.ask(&Request::Kill { target: "primary".to_owned() })?;
-        pause(Duration::from_secs(6))?;
+        pause(Duration::from_millis(700 + 137 * (round as u64 % 16)))?;
+        rig.kill_primary(round)?;
+        pause(SETTLE)?;
         let times = client.finish()?;
         blackouts.push(times.into_iter().fold(0.0, f64::max));
         rig.protect_again()?;
         pause(SETTLE)?;
     }
     let takeovers = rig.snapshot()?.takeovers;
-    ensure!(takeovers.len() == KILLS, "{} takeovers were reported for {KILLS} kills", takeovers.len());
-    let median = |name: &str, values: Vec<f64>| quantile(&values, 0.5).with_context(|| format!("no {name}"));
-    let part = |name: &str, of: fn(&crate::rig::snapshot::TakeoverEntry) -> f64| -> Result<Figure> {
-        let value = median(name, takeovers.iter().map(of).collect())?;
-        Ok(Figure::new(&format!("  {name}"), Wanted::Anything, value / 1e3, "s", "median, by the hypervisor's clock"))
+    ensure!(takeovers.len() == kills, "{} takeovers were reported for {kills} kills", takeovers.len());
+    let part = |name: &str, of: fn(&Takeover) -> f64| -> Result<Figure> {
+        let seconds: Vec<_> = takeovers.iter().map(|takeover| of(&takeover.times) / 1e3).collect();
+        let (median, longest) = middle_and_longest(&seconds)?;
+        let note = format!("median, longest {longest:.4} s, by the hypervisor's clock");
+        Ok(Figure::new(&format!("  {name}"), Wanted::Anything, median, "s", note))
     };
-    let worst = quantile(&blackouts, 1.0).context("no blackout")?;
-    let note = format!("median of {KILLS} kills, longest {worst:.2} s; no answer lost or doubled");
+    let (median, longest) = middle_and_longest(&blackouts)?;
+    let note = format!("median of {kills} kills, longest {longest:.2} s; no answer lost or doubled");
     Ok(vec![
-        Figure::new("blackout seen by the client", Wanted::AtMost(2.5), median("blackout", blackouts)?, "s", note),
-        part("detection", |takeover| takeover.times.detect_ms)?,
-        part("drain", |takeover| takeover.times.drain_ms)?,
-        part("arbiter", |takeover| takeover.times.arbiter_ms)?,
-        part("announcement", |takeover| takeover.times.announce_ms)?,
+        Figure::new("blackout seen by the client", bench.times(Wanted::AtMost(2.5)), median, "s", note),
+        part("detection", |times| times.detect_ms)?,
+        part("arbiter", |times| times.arbiter_ms)?,
+        part("drain", |times| times.drain_ms)?,
+        part("announcement", |times| times.announce_ms)?,
     ])
 }
 
-fn throughput() -> Result<Vec<Figure>> {
+/// The median and the largest of some values.
+fn middle_and_longest(values: &[f64]) -> Result<(f64, f64)> {
+    quantile(values, 0.5).zip(quantile(values, 1.0)).context("no value")
+}
+
+fn throughput(bench: &Bench) -> Result<Vec<Figure>> {
     let measure = |rig: &BenchRig| -> Result<f64> {
         load(rig.service(), CLIENTS, SETTLE)?;
         Ok(load(rig.service(), CLIENTS, WINDOW)?.1)
     };
     let solo = {
-        let mut rig = BenchRig::start(&["--solo"])?;
+        let mut rig = bench.start(&["--solo"])?;
         wait_for_answer(&mut rig)?;
         measure(&rig)?
     };
-    let protected = measure(&BenchRig::pair(&[])?)?;
+    let protected = measure(&bench.pair(&[])?)?;
     let note = format!("{CLIENTS} clients, {protected:.0} against {solo:.0} requests/s");
-    Ok(vec![Figure::new("throughput, protected / solo", Wanted::AtLeast(0.7), protected / solo, "", note)])
+    Ok(vec![Figure::new("throughput, protected / solo", bench.times(Wanted::AtLeast(0.7)), protected / solo, "", note)])
 }
 
-fn latency() -> Result<Vec<Figure>> {
-    let mut rig = BenchRig::pair(&[])?;
+fn latency(bench: &Bench) -> Result<Vec<Figure>> {
+    let mut rig = bench.pair(&[])?;
     let mut medians = Vec::new();
     let delays = ["0", "500us", "5ms", "20ms"];
     for delay in delays {
@@ -100,15 +131,15 @@ fn latency() -> Result<Vec<Figure>> {
     let base = medians[0];
     let mut figures = vec![Figure::new("latency, no delay", Wanted::Anything, base, "ms", "median, one client")];
     for (delay, median) in delays.into_iter().zip(medians).skip(1) {
-        let wanted = if delay == "5ms" { Wanted::Between(10.0, 13.0) } else { Wanted::Anything };
+        let wanted = if delay == "5ms" { bench.times(Wanted::Between(10.0, 13.0)) } else { Wanted::Anything };
         let name = format!("latency added by {delay} one way");
         figures.push(Figure::new(&name, wanted, median - base, "ms", "median, one client"));
     }
     Ok(figures)
 }
 
-fn overhead() -> Result<Vec<Figure>> {
-    let (first, last) = observe("compute")?;
+fn overhead(bench: &Bench) -> Result<Vec<Figure>> {
+    let (first, last) = observe(bench, "compute")?;
     let host = last.host_ticks.saturating_sub(first.host_ticks) as f64;
     let guest = last.guest_ticks.saturating_sub(first.guest_ticks) as f64;
     ensure!(host > 0.0 && guest > 0.0 && guest <= host, "the counters do not fit: guest {guest}, all {host}");
@@ -122,16 +153,69 @@ fn overhead() -> Result<Vec<Figure>> {
     )])
 }
 
-fn log_compute() -> Result<Vec<Figure>> {
-    log_rate("log of a computing guest", "compute", 100.0)
+fn exits(bench: &Bench) -> Result<Vec<Figure>> {
+    let mut rig = bench.pair(&[])?;
+    load(rig.service(), CLIENTS, SETTLE)?;
+    let first = rig.primary()?;
+    load(rig.service(), CLIENTS, WINDOW)?;
+    let loaded = exit_rate("exits while 16 clients count", &first, &rig.primary()?)?;
+    drop(rig);
+    let (first, last) = observe(bench, "compute")?;
+    Ok(vec![loaded, exit_rate("exits while the guest computes", &first, &last)?])
 }
 
-fn log_idle() -> Result<Vec<Figure>> {
-    log_rate("log of an idle guest", "idle", 40.0)
+/// Exits per second of the machine's wall clock.
+fn exit_rate(name: &str, first: &Status, last: &Status) -> Result<Figure> {
+    let seconds = last.wall_ms.saturating_sub(first.wall_ms) as f64 / 1e3;
+    let by_reason: BTreeMap<&str, u64> = last
+        .exits
+        .iter()
+        .map(|(reason, count)| (reason.as_str(), count.saturating_sub(first.exits.get(reason).copied().unwrap_or(0))))
+        .collect();
+    let all = by_reason.values().sum::<u64>() as f64;
+    ensure!(seconds > 0.0 && all > 0.0, "no exits in {seconds} s");
+    let (reason, most) = by_reason.iter().max_by_key(|(_, count)| **count).context("no reasons")?;
+    let note = format!("per second; the most by {reason}: {:.0} %", *most as f64 / all * 100.0);
+    Ok(Figure::new(name, Wanted::Anything, all / seconds, "1/s", note))
 }
 
-fn log_frame() -> Result<Vec<Figure>> {
-    let mut rig = BenchRig::pair(&[])?;
+/// A new backup for a guest that rewrites its memory: how long the guest stands still with pre-copy, and without.
+fn transfer(bench: &Bench) -> Result<Vec<Figure>> {
+    let guest = ["--guest-memory", "256M", "--guest-args", "ip=10.0.2.15/24 gw=10.0.2.2 fill=180M rewrite=10M"];
+    let measure = |mode: &str| -> Result<Transfer> {
+        let option = format!("transfer={mode}");
+        let mut rig = bench.pair(&[&guest[..], &["--hypervisor-option", &option]].concat())?;
+        pause(SETTLE)?;
+        rig.ask(&Request::Kill { target: "backup".to_owned() })?;
+        pause(SETTLE)?;
+        rig.protect_again()?;
+        // The status of the transfer's end.
+        pause(Duration::from_secs(1))?;
+        Ok(rig.primary()?.transfer)
+    };
+    let (live, stop) = (measure("live")?, measure("stop")?);
+    let told = |transfer: &Transfer| {
+        let megabytes = transfer.bytes as f64 / 1e6;
+        format!("{megabytes:.0} MB in {} rounds; 256 MiB, 10 MB/s rewritten", transfer.rounds)
+    };
+    let figure = |name, wanted, value, transfer| Figure::new(name, wanted, value, "ms", told(transfer));
+    Ok(vec![
+        figure("pause for a new backup", bench.times(Wanted::AtMost(100.0)), live.pause_ms, &live),
+        figure("  all of its transfer", Wanted::Anything, live.total_ms, &live),
+        figure("pause with transfer=stop", Wanted::Anything, stop.pause_ms, &stop),
+    ])
+}
+
+fn log_compute(bench: &Bench) -> Result<Vec<Figure>> {
+    log_rate(bench, "log of a computing guest", "compute", 100.0)
+}
+
+fn log_idle(bench: &Bench) -> Result<Vec<Figure>> {
+    log_rate(bench, "log of an idle guest", "idle", 40.0)
+}
+
+fn log_frame(bench: &Bench) -> Result<Vec<Figure>> {
+    let mut rig = bench.pair(&[])?;
     load(rig.service(), CLIENTS, SETTLE)?;
     let first = rig.primary()?;
     load(rig.service(), CLIENTS, WINDOW)?;
@@ -150,8 +234,8 @@ fn log_frame() -> Result<Vec<Figure>> {
 }
 
 /// Everything on the log link but heartbeats, per second of guest time.
-fn log_rate(name: &str, guest: &str, wanted: f64) -> Result<Vec<Figure>> {
-    let (first, last) = observe(guest)?;
+fn log_rate(bench: &Bench, name: &str, guest: &str, wanted: f64) -> Result<Vec<Figure>> {
+    let (first, last) = observe(bench, guest)?;
     let wire = |status: &Status| status.wire_tx.saturating_add(status.wire_rx);
     let bits = wire(&last).saturating_sub(wire(&first)) as f64 * 8.0;
     let guest = last.guest_ns.saturating_sub(first.guest_ns) as f64 / 1e9;
@@ -164,8 +248,8 @@ fn log_rate(name: &str, guest: &str, wanted: f64) -> Result<Vec<Figure>> {
 }
 
 /// A protected pair with `guest`, at two moments.
-fn observe(guest: &str) -> Result<(Status, Status)> {
-    let mut rig = BenchRig::pair(&["--guest", guest])?;
+fn observe(bench: &Bench, guest: &str) -> Result<(Status, Status)> {
+    let mut rig = bench.pair(&["--guest", guest])?;
     pause(SETTLE)?;
     rig.observe(WINDOW * 2)
 }

@@ -12,14 +12,28 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::needs::{self, Need};
+use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::{artefacts, interrupt};
+
+/// Where is measured, and how often.
+#[derive(Debug, Clone, Copy)]
+struct Bench {
+    platform: Platform,
+    kills: u32,
+}
 
 /// Which figures.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Only these: start, blackout, throughput, latency, overhead, log-compute, log-idle, log-frame
+    /// Only these: start, blackout, throughput, latency, overhead, exits, transfer, log-compute, log-idle, log-frame
     figures: Vec<String>,
+    /// The emulator; limits of times are for QEMU
+    #[arg(long, value_name = "EMULATOR", default_value = "qemu")]
+    on: Platform,
+    /// How often `blackout` kills the primary
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    kills: u32,
     /// Write them to this file as JSON, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -35,7 +49,8 @@ pub fn run(arguments: &BenchArgs) -> Result<()> {
         let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
         bail!("there is no figure `{unknown}`: they are {}", names.join(", "));
     }
-    needs::ensure_present(&[Need::Target, Need::Qemu], arguments.yes)?;
+    needs::ensure_present(&[&[Need::Target], arguments.on.needs()].concat(), arguments.yes)?;
+    let bench = Bench { platform: arguments.on, kills: arguments.kills };
     // Built now, so that no figure contains a build.
     artefacts::build_hypervisor()?;
     artefacts::build_guests()?;
@@ -45,7 +60,7 @@ pub fn run(arguments: &BenchArgs) -> Result<()> {
     let mut figures = Vec::new();
     for (name, measure) in wanted {
         let progress = Progress::start(format!("measuring {name}"));
-        let result = measure();
+        let result = measure(&bench);
         interrupt::check()?;
         match result {
             Ok(measured) => {

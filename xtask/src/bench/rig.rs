@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use crate::interrupt;
+use crate::platform::Platform;
 use crate::process::Process;
 use crate::rig::command::wait_for_protection;
 use crate::rig::control::{Client, Request};
@@ -18,6 +19,8 @@ use crate::rig::snapshot::Snapshot;
 
 /// A pair that is not protected by then never will be.
 const PROTECTION_LIMIT: Duration = Duration::from_secs(60);
+/// A twin that has not taken over by then never will.
+const TAKEOVER_LIMIT: Duration = Duration::from_secs(30);
 /// How often is looked.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -31,12 +34,12 @@ pub struct BenchRig {
 }
 
 impl BenchRig {
-    /// Starts a rig with further `arguments` of `cargo xtask qemu`.
-    pub fn start(arguments: &[&str]) -> Result<Self> {
+    /// Starts a rig on `platform` with further `arguments` of its verb.
+    pub fn start(platform: Platform, arguments: &[&str]) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("pollux-bench-").tempdir().context("temporary directory")?;
         let log = std::fs::File::create(directory.path().join("rig.out")).context("temporary file")?;
         let mut command = Command::new(std::env::current_exe().context("cannot find myself")?);
-        command.args(["qemu", "--headless", "--port", "0", "--dir"]).arg(directory.path());
+        command.args([platform.verb(), "--headless", "--port", "0", "--dir"]).arg(directory.path());
         command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut process = Process::spawn(&mut command)?;
         let deadline = Instant::now() + PROTECTION_LIMIT;
@@ -55,8 +58,8 @@ impl BenchRig {
     }
 
     /// A pair, once it is protected.
-    pub fn pair(arguments: &[&str]) -> Result<Self> {
-        let mut rig = Self::start(arguments)?;
+    pub fn pair(platform: Platform, arguments: &[&str]) -> Result<Self> {
+        let mut rig = Self::start(platform, arguments)?;
         wait_for_protection(&mut rig.client, PROTECTION_LIMIT).with_context(|| last_words(rig.directory.path()))?;
         Ok(rig)
     }
@@ -87,6 +90,19 @@ impl BenchRig {
             bail!("the primary made no progress: {}", last_words(self.directory.path()));
         }
         Ok((first, last))
+    }
+
+    /// Kills the primary and waits until the other machine runs the guest alone, as takeover `number` (from 1).
+    pub fn kill_primary(&mut self, number: usize) -> Result<()> {
+        self.ask(&Request::Kill { target: "primary".to_owned() })?;
+        let deadline = Instant::now() + TAKEOVER_LIMIT;
+        while self.snapshot()?.takeovers.len() < number {
+            if Instant::now() >= deadline {
+                bail!("no takeover: {}", last_words(self.directory.path()));
+            }
+            pause(POLL)?;
+        }
+        Ok(())
     }
 
     /// Asks the rig for something.
