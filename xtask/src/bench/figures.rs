@@ -49,8 +49,8 @@ impl Bench {
         BenchRig::pair(self.platform, arguments)
     }
 
-    /// What is wanted of times: limits are for QEMU.
-    fn times(&self, wanted: Wanted) -> Wanted {
+    /// What is wanted of figures that depend on the speed of the machine: limits are for QEMU.
+    fn in_qemu(&self, wanted: Wanted) -> Wanted {
         if self.platform == Platform::Qemu { wanted } else { Wanted::Anything }
     }
 }
@@ -60,7 +60,7 @@ fn start(bench: &Bench) -> Result<Vec<Figure>> {
     let seconds = rig.snapshot()?.first_protected_s.context("never protected")?;
     Ok(vec![Figure::new(
         "start to protected",
-        bench.times(Wanted::AtMost(15.0)),
+        bench.in_qemu(Wanted::AtMost(15.0)),
         seconds,
         "s",
         "machines started to protected",
@@ -93,7 +93,7 @@ fn blackout(bench: &Bench) -> Result<Vec<Figure>> {
     let (median, longest) = middle_and_longest(&blackouts)?;
     let note = format!("median of {kills} kills, longest {longest:.2} s; no answer lost or doubled");
     Ok(vec![
-        Figure::new("blackout seen by the client", bench.times(Wanted::AtMost(2.5)), median, "s", note),
+        Figure::new("blackout seen by the client", bench.in_qemu(Wanted::AtMost(2.5)), median, "s", note),
         part("detection", |times| times.detect_ms)?,
         part("arbiter", |times| times.arbiter_ms)?,
         part("drain", |times| times.drain_ms)?,
@@ -118,7 +118,13 @@ fn throughput(bench: &Bench) -> Result<Vec<Figure>> {
     };
     let protected = measure(&bench.pair(&[])?)?;
     let note = format!("{CLIENTS} clients, {protected:.0} against {solo:.0} requests/s");
-    Ok(vec![Figure::new("throughput, protected / solo", bench.times(Wanted::AtLeast(0.7)), protected / solo, "", note)])
+    Ok(vec![Figure::new(
+        "throughput, protected / solo",
+        bench.in_qemu(Wanted::AtLeast(0.7)),
+        protected / solo,
+        "",
+        note,
+    )])
 }
 
 fn latency(bench: &Bench) -> Result<Vec<Figure>> {
@@ -134,7 +140,7 @@ fn latency(bench: &Bench) -> Result<Vec<Figure>> {
     let base = medians[0];
     let mut figures = vec![Figure::new("latency, no delay", Wanted::Anything, base, "ms", "median, one client")];
     for (delay, median) in delays.into_iter().zip(medians).skip(1) {
-        let wanted = if delay == "5ms" { bench.times(Wanted::Between(10.0, 13.0)) } else { Wanted::Anything };
+        let wanted = if delay == "5ms" { bench.in_qemu(Wanted::Between(10.0, 13.0)) } else { Wanted::Anything };
         let name = format!("latency added by {delay} one way");
         figures.push(Figure::new(&name, wanted, median - base, "ms", "median, one client"));
     }
@@ -149,7 +155,7 @@ fn overhead(bench: &Bench) -> Result<Vec<Figure>> {
     let note = format!("protected, over {:.1} G guest instructions", guest / 1e9);
     Ok(vec![Figure::new(
         "hypervisor's share of instructions",
-        Wanted::AtMost(2.0),
+        bench.in_qemu(Wanted::AtMost(2.0)),
         (1.0 - guest / host) * 100.0,
         "%",
         note,
@@ -203,7 +209,7 @@ fn transfer(bench: &Bench) -> Result<Vec<Figure>> {
     };
     let figure = |name, wanted, value, transfer| Figure::new(name, wanted, value, "ms", told(transfer));
     Ok(vec![
-        figure("pause for a new backup", bench.times(Wanted::AtMost(100.0)), live.pause_ms, &live),
+        figure("pause for a new backup", bench.in_qemu(Wanted::AtMost(100.0)), live.pause_ms, &live),
         figure("  all of its transfer", Wanted::Anything, live.total_ms, &live),
         figure("pause with transfer=stop", Wanted::Anything, stop.pause_ms, &stop),
     ])

@@ -28,7 +28,7 @@ struct Bench {
 pub struct BenchArgs {
     /// Only these: start, blackout, throughput, latency, overhead, exits, transfer, log-compute, log-idle, log-frame
     figures: Vec<String>,
-    /// The emulator; limits of times are for QEMU
+    /// The emulator; limits that depend on its speed are for QEMU
     #[arg(long, value_name = "EMULATOR", default_value = "qemu")]
     on: Platform,
     /// How often `blackout` kills the primary
