@@ -138,7 +138,10 @@ fn host_steps(filter: Option<&str>) -> Vec<Step> {
 /// The tests start rigs by this very program. One at a time: two emulators fill two cores.
 fn rig_step(platform: Platform, filter: Option<&str>) -> Result<Step> {
     let mut command = artefacts::cargo();
-    command.args(["test", "-p", END_TO_END, "--no-fail-fast", "--"]).args(filter).arg("--test-threads=1");
+    command
+        .args(["test", "-p", END_TO_END, "--no-fail-fast", "--"])
+        .args(filter)
+        .args(["--test-threads=1", "--show-output"]);
     if platform == Platform::Bochs && filter.is_none() {
         command.arg("--exact").args(IN_BOCHS);
     }
