@@ -150,6 +150,25 @@ fn the_roles_change_without_a_failure() -> Result<()> {
     rig.stop()
 }
 
+#[test]
+fn a_running_backup_is_replaced() -> Result<()> {
+    let mut rig = Rig::protected("replace", "counter", &[])?;
+    let before = rig.file()?.machine("backup")?.clone();
+    let load = Load::start(&rig.service()?, "x", Instant::now())?;
+    wait_answers(&mut rig, &load, 10)?;
+    rig.ask(&["replace"])?;
+    let file = rig.wait_protected()?;
+    let after = file.machine("backup")?;
+    ensure!(after.name == before.name && after.pid != before.pid, "{before:?} {after:?}");
+    wait_answers(&mut rig, &load, 10)?;
+    let summary = judge(load)?;
+    println!("the longest wait for a reply was {:?}", summary.longest_wait);
+    // Nobody had to be suspected.
+    ensure!(summary.longest_wait < Duration::from_millis(900), "a reply took {:?}", summary.longest_wait);
+    ensure!(rig.status()?.takeovers.is_empty());
+    rig.stop()
+}
+
 /// The primary's figure about its last transfer.
 fn transfer(rig: &mut Rig, key: &str) -> Result<f64> {
     let status = rig.fresh("primary")?;

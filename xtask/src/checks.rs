@@ -1,6 +1,5 @@
 //! `cargo xtask test`: every check, with a closing summary.
 
-use crate::output::{self, say};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,6 +8,7 @@ use clap::{Args, ValueEnum};
 
 use crate::artefacts::{self, GUESTS, HYPERVISOR, METAL, SIMULATION, SIMULATOR};
 use crate::needs::{self, Need};
+use crate::output::{self, say};
 use crate::platform::Platform;
 use crate::process::Process;
 use crate::{interrupt, rig};

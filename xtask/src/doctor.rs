@@ -1,11 +1,11 @@
 //! `cargo xtask doctor`: what this desk can run.
 
-use crate::output::{self, say};
 use std::path::Path;
 
 use anyhow::Result;
 
 use crate::needs::{Need, State, ensure_present, is_root};
+use crate::output::{self, say};
 use crate::rig::accelerator::{self, Accelerator, Wish};
 
 /// A line of the table.

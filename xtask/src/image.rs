@@ -1,6 +1,5 @@
 //! Boot media: an ISO image with GRUB, hypervisor and guest, for optical drives and USB sticks, BIOS and UEFI.
 
-use crate::output::say;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::needs::{self, Need};
+use crate::output::say;
 use crate::process::Process;
 use crate::rig::options::CommandLine;
 use crate::rig::software::{Software, SoftwareArgs};

@@ -1,10 +1,11 @@
 //! Progress of long work: a spinner on a terminal, plain lines otherwise.
 
-use crate::output::complain;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::output::complain;
 
 /// One piece of work that is shown until it is [done](Progress::done) or dropped, which means that it failed.
 #[derive(Debug)]

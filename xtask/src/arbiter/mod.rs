@@ -8,7 +8,6 @@ mod kv;
 pub mod range;
 mod store;
 
-use crate::output::say;
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -22,6 +21,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::interrupt;
+use crate::output::say;
 use http::{Request, RequestError, Response};
 pub use store::Store;
 

@@ -5,13 +5,13 @@ mod figures;
 mod report;
 mod rig;
 
-use crate::output::{self, complain};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::needs::{self, Need};
+use crate::output::{self, complain};
 use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::{artefacts, interrupt};

@@ -1,6 +1,5 @@
 //! `cargo xtask rig`: asks a running rig for something.
 
-use crate::output::{self, say};
 use std::io::{BufRead, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,8 +8,10 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::control::{Client, Request};
+use super::roles::Role;
 use super::run::latest_link;
 use crate::interrupt;
+use crate::output::{self, say};
 use crate::units::parse_duration;
 use crate::view::text;
 
@@ -49,6 +50,12 @@ enum Verb {
         wait: bool,
         /// How long to wait
         #[arg(long, default_value = "60s", value_parser = parse_duration, requires = "wait")]
+        timeout: Duration,
+    },
+    /// Put a fresh machine in the running backup's place: it is stopped in order, so that no client waits for a suspicion
+    Replace {
+        /// How long to wait until the guest is protected again
+        #[arg(long, default_value = "60s", value_parser = parse_duration)]
         timeout: Duration,
     },
     /// Let primary and backup change their roles, without a failure
@@ -118,6 +125,7 @@ pub fn run(arguments: RigArgs) -> Result<()> {
             ask(&mut client, &Request::StartBackup)?;
             if wait { wait_for_protection(&mut client, timeout) } else { Ok(()) }
         }
+        Verb::Replace { timeout } => replace(&mut client, timeout),
         Verb::Switch { timeout } => switch(&mut client, timeout),
         Verb::Link { network, changes } => ask(&mut client, &Request::Link { network, changes }),
         Verb::Capture { switch } => ask(&mut client, &Request::Capture { on: switch == Switch::On }),
@@ -147,6 +155,22 @@ pub fn wait_for_protection(client: &mut Client, timeout: Duration) -> Result<()>
         std::thread::sleep(POLL);
     }
     Ok(())
+}
+
+/// Takes the backup out of service in order, and starts a new one.
+fn replace(client: &mut Client, timeout: Duration) -> Result<()> {
+    let deadline = Instant::now() + timeout;
+    let old = client.status()?.machine(Role::Backup).context("there is no backup to replace")?.name.clone();
+    client.ask(&Request::Command { target: old.clone(), text: "stop".to_owned() })?;
+    while client.status()?.machines.iter().any(|machine| machine.name == old && machine.role != Role::Dead) {
+        interrupt::check()?;
+        if Instant::now() >= deadline {
+            bail!("{old} has not stopped after {} s", timeout.as_secs());
+        }
+        std::thread::sleep(POLL);
+    }
+    ask(client, &Request::StartBackup)?;
+    wait_for_protection(client, deadline.saturating_duration_since(Instant::now()))
 }
 
 /// Asks for a planned change of roles, and waits until the guest runs, protected, on the other machine.

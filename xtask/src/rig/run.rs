@@ -1,6 +1,5 @@
 //! `cargo xtask qemu` and `cargo xtask bochs`: builds, starts a rig, shows it, and ends it.
 
-use crate::output::say;
 use std::io::IsTerminal;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -15,6 +14,7 @@ use super::directory::{Directory, default_parent};
 use super::emulator::{Emulator, NicModel};
 use super::software::{DEFAULT_GUEST, Software, SoftwareArgs};
 use super::{Config, Rig};
+use crate::output::say;
 use crate::units::parse_duration;
 use crate::view::{Key, View, live::Live, plain::Plain};
 use crate::{interrupt, needs};

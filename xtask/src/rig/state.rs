@@ -2,7 +2,6 @@
 
 mod answer;
 
-use crate::output::complain;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -24,6 +23,7 @@ use super::options::{CommandLine, Part};
 use super::roles::{self, Facts, Role};
 use super::snapshot::{Notice, TakeoverEntry};
 use super::{Config, Event, HYPERVISOR_MIB, SLOTS, Slot, probe};
+use crate::output::complain;
 use crate::view::text;
 
 /// Events that may wait for the main loop before their senders have to.

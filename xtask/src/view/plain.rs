@@ -1,11 +1,11 @@
 //! Plain lines, for pipes, scripts and logs.
 
-use crate::output::say;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use super::{Key, View, text};
+use crate::output::say;
 use crate::rig::Rig;
 use crate::rig::snapshot::Notice;
 
