@@ -41,3 +41,4 @@ pub mod rx_poll;
 pub mod serial;
 #[cfg(target_os = "none")]
 pub mod virtio;
+pub mod work;

@@ -19,6 +19,8 @@ pub struct Options<'a> {
     pub fill: u64,
     /// `rewrite=size`: how many bytes of it are written anew each second.
     pub rewrite: u64,
+    /// `busy`: compute instead of sleeping.
+    pub busy: bool,
     /// `xapic`: keep to the local APIC's MMIO even when there is x2APIC.
     pub xapic: bool,
 }
@@ -32,6 +34,7 @@ impl Default for Options<'_> {
             case: "",
             fill: 0,
             rewrite: 0,
+            busy: false,
             xapic: false,
         }
     }
@@ -53,8 +56,9 @@ impl<'a> Options<'a> {
                 ("case", Some(value)) => parsed.case = value,
                 ("fill", Some(value)) => parsed.fill = size(value).ok_or(key)?,
                 ("rewrite", Some(value)) => parsed.rewrite = size(value).ok_or(key)?,
+                ("busy", None) => parsed.busy = true,
                 ("xapic", None) => parsed.xapic = true,
-                ("ip" | "gw" | "seed" | "case" | "fill" | "rewrite" | "xapic", _) => return Err(key),
+                ("ip" | "gw" | "seed" | "case" | "fill" | "rewrite" | "busy" | "xapic", _) => return Err(key),
                 _ => {}
             }
         }
@@ -87,7 +91,7 @@ mod tests {
     #[test]
     fn options_and_defaults() {
         assert_eq!(Options::parse("other=1 quiet"), Ok(Options::default()));
-        let line = "ip=192.168.7.2/30 gw=192.168.7.1 seed=99 case=ring-loop fill=3M rewrite=17 xapic";
+        let line = "ip=192.168.7.2/30 gw=192.168.7.1 seed=99 case=ring-loop fill=3M rewrite=17 busy xapic";
         let expected = Options {
             ip: (Ipv4Addr::new(192, 168, 7, 2), 30),
             gateway: Ipv4Addr::new(192, 168, 7, 1),
@@ -95,6 +99,7 @@ mod tests {
             case: "ring-loop",
             fill: 3 << 20,
             rewrite: 17,
+            busy: true,
             xapic: true,
         };
         assert_eq!(Options::parse(line), Ok(expected));
@@ -102,7 +107,9 @@ mod tests {
 
     #[test]
     fn malformed_options_are_named() {
-        for line in ["ip=10.0.0.1", "ip=10.0.0.1/33", "ip", "gw=x", "seed=-1", "fill=M", "rewrite=5MM", "xapic=1"] {
+        for line in
+            ["ip=10.0.0.1", "ip=10.0.0.1/33", "ip", "gw=x", "seed=-1", "fill=M", "rewrite=5MM", "busy=1", "xapic=1"]
+        {
             let key = line.split('=').next().unwrap();
             assert_eq!(Options::parse(line), Err(key), "{line}");
         }

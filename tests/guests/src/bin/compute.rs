@@ -3,12 +3,10 @@
 #![no_main]
 #![allow(unsafe_code)]
 
-extern crate alloc;
-
-use alloc::vec;
 use core::arch::asm;
 
 use pollux_boot::BootInfo;
+use pollux_guests::work::Work;
 use pollux_guests::{cpu, println, runtime};
 
 /// Words of memory worked on: 512 KiB.
@@ -22,37 +20,17 @@ fn main(info: &'static BootInfo) -> ! {
     runtime::init(info);
     cpu::enable_sse();
     println!("compute: running");
-    let mut words = vec![0u64; WORDS];
-    let mut state = 0x9e37_79b9_7f4a_7c15;
+    let mut work = Work::new(WORDS);
     let mut sums = [1.0f64, 0.5];
     for round in 0u64.. {
-        state = fill(&mut words, state);
-        state ^= visit(&words, (state as usize) % WORDS, 64);
-        average(&mut sums, &words);
+        work.round();
+        average(&mut sums, work.words());
         if round % ROUNDS == 0 {
+            let state = work.state();
             println!("compute: round {round} state {state:016x} sums {:016x}", sums[0].to_bits() ^ sums[1].to_bits());
         }
     }
     runtime::halt()
-}
-
-/// xorshift64 over all words.
-#[inline(never)]
-fn fill(words: &mut [u64], mut state: u64) -> u64 {
-    for word in words {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        *word = word.wrapping_add(state);
-    }
-    state
-}
-
-/// Follows the words as if they were indices, by recursion.
-#[inline(never)]
-fn visit(words: &[u64], at: usize, depth: u32) -> u64 {
-    let word = words[at];
-    if depth == 0 { word } else { word.rotate_left(depth) ^ visit(words, (word as usize) % WORDS, depth - 1) }
 }
 
 /// Folds the first words into two averages with SSE2.

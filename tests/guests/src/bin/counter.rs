@@ -1,4 +1,4 @@
-//! A server of a small part of the Redis protocol on TCP port 6379. Asked to, it rewrites memory meanwhile.
+//! A server of a small part of the Redis protocol on TCP port 6379. Asked to, it rewrites memory or computes meanwhile.
 #![no_std]
 #![no_main]
 
@@ -12,6 +12,7 @@ use pollux_guests::ballast::Ballast;
 use pollux_guests::net::{Host, now};
 use pollux_guests::options::Options;
 use pollux_guests::session::{Server, Session};
+use pollux_guests::work::Work;
 use pollux_guests::{clock, lapic, println, runtime};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
@@ -22,6 +23,8 @@ const PORT: u16 = 6379;
 const BUFFER_BYTES: usize = 8 * 1024;
 /// Most connections at a time. One more listens.
 const MAX_CONNECTIONS: usize = 128;
+/// Words to compute on: a round takes some 30,000 instructions.
+const BUSY_WORDS: usize = 4096;
 /// How often memory is rewritten, at least.
 const BALLAST_STEP: Duration = Duration::from_millis(1);
 
@@ -40,6 +43,8 @@ struct Counter {
     /// Unix time when the TSC was zero, in microseconds.
     epoch: u64,
     ballast: Ballast<'static>,
+    /// What is done instead of sleeping.
+    work: Option<Work>,
 }
 
 pollux_boot::entry!(main);
@@ -59,8 +64,9 @@ fn main(info: &'static BootInfo) -> ! {
     let memory = runtime::memory_beyond_heap(info, options.fill);
     println!("counter: {} bytes filled, {} rewritten each second", memory.len(), options.rewrite);
     let ballast = Ballast::new(memory, options.rewrite, clock::microseconds());
+    let work = options.busy.then(|| Work::new(BUSY_WORDS));
     let (connections, idle) = (Vec::new(), Vec::new());
-    let mut counter = Counter { host, server: Server::default(), connections, idle, epoch, ballast };
+    let mut counter = Counter { host, server: Server::default(), connections, idle, epoch, ballast, work };
     counter.listen();
     let (address, _) = options.ip;
     println!("counter: listening on {address}:{PORT}");
@@ -81,7 +87,9 @@ impl Counter {
         self.serve();
         self.host.send(now);
         self.ballast.step(clock::microseconds());
-        if !received {
+        if let Some(work) = &mut self.work {
+            work.round();
+        } else if !received {
             self.host.wait(now, self.ballast.is_busy().then_some(BALLAST_STEP));
         }
     }
