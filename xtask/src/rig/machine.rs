@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::emulator::Emulator;
+use super::logs::tail;
 use super::monitor::{self, Claim, Line, Status};
 use super::rates::{Rates, Sample};
 use super::roles::Facts;
@@ -27,8 +28,9 @@ use crate::process::Process;
 const SILENCE: Duration = Duration::from_secs(3);
 /// Rates are taken over about this time.
 const RATE_WINDOW: Duration = Duration::from_secs(2);
-/// The most that is kept of what the emulator complains about.
-const MAX_COMPLAINT: u64 = 4096;
+/// Lines that are repeated of what an emulator said before it ended.
+const LAST_WORDS: usize = 4;
+const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
 
 /// A machine's serial lines, to be connected by its emulator.
 #[derive(Debug)]
@@ -207,12 +209,11 @@ impl Machine {
     pub fn ended(&mut self) -> Result<Option<String>> {
         let Some(status) = self.process.try_wait()? else { return Ok(None) };
         self.finish_log();
-        let mut complaint = String::new();
-        // Whatever can be read of it helps.
-        let _ = File::open(&self.complaints).and_then(|file| file.take(MAX_COMPLAINT).read_to_string(&mut complaint));
-        let complaint = complaint.trim();
         let how = describe(status);
-        Ok(Some(if complaint.is_empty() { how } else { format!("{how}: {complaint}") }))
+        // Who was killed has nothing to complain about, and Bochs talks all the time.
+        let words = if status.signal() == Some(SIGKILL) { Vec::new() } else { tail(&self.complaints, LAST_WORDS) };
+        let words = words.join("; ");
+        Ok(Some(if words.is_empty() { how } else { format!("{how}: {words}") }))
     }
 
     /// Cuts its power.
