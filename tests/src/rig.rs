@@ -56,6 +56,16 @@ impl Platform {
         }
     }
 
+    /// How long a reply may take that takes less than `usual` in QEMU: machines in Bochs keep pace with the wall clock, and
+    /// with each other, only to within two seconds, and suspect each other later.
+    #[must_use]
+    pub fn longest(self, usual: Duration) -> Duration {
+        match self {
+            Self::Qemu => usual,
+            Self::Bochs => usual + Duration::from_secs(5),
+        }
+    }
+
     /// How much longer things may take than in QEMU.
     fn patience(self) -> u32 {
         match self {

@@ -98,7 +98,7 @@ impl Outputs for Noting<'_> {
 
 impl Guest {
     /// Puts the parts together; the guest stands at position 0 with the state that the CPU has. `let_in` lets pending
-    /// host interrupts in and says whether the host wants attention; it is called after each interrupted entry.
+    /// host interrupts in and says whether the host wants attention; it is called after each entry.
     pub fn new(
         vcpu: alloc::boxed::Box<dyn Vcpu>,
         counter: Chosen,
@@ -206,9 +206,12 @@ impl Guest {
             self.halted = false;
             self.vcpu.offer_interrupt(interrupt);
             let exit = self.enter(target, interrupt, &mut out);
+            // Not only after the exits that host interrupts cause: in Bochs they end no entry of a guest that keeps its
+            // own off, and one that leaves often would keep us from them for ever.
+            let host = (self.let_in)();
             // Host interrupts that come during single steps end one of these.
             let interrupted = matches!(exit, Exit::Interrupted | Exit::Overflow);
-            if interrupted && ((self.let_in)() || !self.settled) {
+            if host || interrupted && !self.settled {
                 return Stop::Host;
             }
         }
