@@ -126,6 +126,7 @@ fn host_steps(filter: Option<&str>) -> Vec<Step> {
         tests,
         simulate("simulation", &["--seeds", "10000"]),
         simulate("broken rules", &["--mutations"]),
+        simulate("model", &["--model"]),
         // Their programs only build for bare metal; what they are made of is tested here.
         step("unit tests, guests", &["test", "-p", GUESTS, "--lib"]),
         // Apart, as for a rig: a shared build would give both the features of either.

@@ -139,6 +139,7 @@ mod tests {
             "test rig takeover",
             "sim --seeds 100",
             "sim --seed 3 --trace",
+            "sim --model",
             "sim --help",
             "test rig --on bochs",
             "bench --json F start blackout",

@@ -9,6 +9,7 @@
 //! | `machine`, `guest` | what the hypervisor does around a node; the guest as a chain of all that it saw |
 //! | `net`, `arbiter`, `client` | what lies between and around the machines |
 //! | [`check`] | the rules, checked by somebody who sees everything |
+//! | [`model`] | the decisions alone, in all orders of events |
 //! | [`run`], [`mutations`] | many seeds; broken rules, each of which must be noticed |
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ mod figures;
 mod frame;
 mod guest;
 mod machine;
+pub mod model;
 pub mod mutations;
 mod net;
 mod plan;

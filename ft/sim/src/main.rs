@@ -5,7 +5,7 @@ use clap::Parser;
 use pollux_ft::Mutation;
 use pollux_sim::mutations::{self, try_mutation};
 use pollux_sim::run::{self, Report, Summary, run_many, run_seed};
-use pollux_sim::{Figures, Keep, Kind};
+use pollux_sim::{Figures, Keep, Kind, model};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -31,6 +31,9 @@ struct Arguments {
     /// Break every rule on purpose, one by one: each must be noticed
     #[arg(long, conflicts_with_all = ["seed", "mutation"])]
     mutations: bool,
+    /// Check the model of the decisions in all orders of events, whole and with each rule broken
+    #[arg(long, conflicts_with_all = ["seed", "mutation", "mutations"])]
+    model: bool,
     /// Threads
     #[arg(long)]
     threads: Option<usize>,
@@ -52,6 +55,9 @@ fn work(arguments: &Arguments) -> Result<()> {
     let mutation = arguments.mutation.as_deref().map(find_mutation).transpose()?;
     if arguments.mutations {
         return mutation_table(threads);
+    }
+    if arguments.model {
+        return check_model(threads);
     }
     match arguments.seed {
         Some(seed) => one_seed(seed, mutation, arguments.trace),
@@ -137,6 +143,16 @@ fn mutation_table(threads: usize) -> Result<()> {
         }
     }
     ensure!(missed == 0, "{missed} broken rules were not noticed");
+    Ok(())
+}
+
+fn check_model(threads: usize) -> Result<()> {
+    let started = Instant::now();
+    let report = model::Report::new(threads);
+    print!("{report}");
+    println!("\ntook {:.1} s on {threads} threads", started.elapsed().as_secs_f64());
+    let failures = report.failures();
+    ensure!(failures.is_empty(), "{}", failures.join("; "));
     Ok(())
 }
 

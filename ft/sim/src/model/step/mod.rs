@@ -1,0 +1,151 @@
+//! What a machine of the model does: the glue of `pollux_ft`'s node around the rules, without time and bytes.
+
+mod arrive;
+mod backup;
+mod primary;
+
+use super::rules::{Broken, Rules};
+use super::state::{Faults, Flaw, Machine, Message, State};
+use pollux_ft::decide::{self, Bid, OnAnswer};
+use pollux_ft::{Role, Term, Verdict};
+
+/// One machine of a state, with all that is around it.
+pub(super) struct Step<'a> {
+    pub(super) rules: Rules,
+    pub(super) state: &'a mut State,
+    pub(super) me: usize,
+}
+
+impl Step<'_> {
+    pub(super) fn own(&mut self) -> &mut Machine {
+        &mut self.state.machines[self.me]
+    }
+
+    fn send(&mut self, message: Message) {
+        let me = self.me;
+        if let Some(twin) = self.own().link
+            && self.state.machines[twin].link == Some(me)
+        {
+            self.state.queues[twin].push_back(message);
+        }
+    }
+
+    /// Closes our end. What was sent is still under way; the other end hears of it when it does.
+    fn close(&mut self) {
+        self.own().link = None;
+        self.own().paired = false;
+        self.state.queues[self.me].clear();
+    }
+
+    fn flaw(&mut self, flaw: Flaw) {
+        self.state.flaw.get_or_insert(flaw);
+    }
+
+    /// Frames of the first `count` entries have left.
+    fn release(&mut self, count: usize) {
+        let log = &self.state.machines[self.me].log;
+        for (index, entry) in log.iter().take(count).enumerate() {
+            match self.state.wire.get(index) {
+                None => self.state.wire.push(*entry),
+                Some(seen) if seen == entry => {}
+                Some(_) => return self.flaw(Flaw::Lost),
+            }
+        }
+    }
+
+    /// Opens the gate: what clients saw must lie in the past.
+    fn open(&mut self) {
+        let made = self.own().log.len();
+        self.release(made);
+        // A guest that is alone does not outlive its machine.
+        if self.state.faults == Faults::Calm {
+            self.state.faults = Faults::Disturbed;
+        }
+        if made < self.state.wire.len() {
+            self.flaw(Flaw::Lost);
+        }
+    }
+
+    pub(super) fn halt(&mut self) {
+        self.close();
+        // Nothing else of it matters any more.
+        let own = self.own();
+        *own = Machine { role: Role::Halted, refused: own.refused, ..Machine::joining(own.node) };
+    }
+
+    fn power_off(&mut self) {
+        self.state.ended = true;
+        self.halt();
+    }
+
+    fn ask(&mut self) {
+        let (node, role, next) = (self.own().node, self.own().role, self.own().next);
+        if !self.rules.asks(role) {
+            self.own().bid = Bid::Won;
+            return;
+        }
+        self.own().bid = Bid::Asked;
+        if self.state.winner(next).is_none() {
+            self.state.requests.insert((node, next));
+        }
+    }
+
+    fn enter_next_term(&mut self) {
+        let own = self.own();
+        own.term = own.next;
+        own.next = decide::next_term(own.term);
+        own.bid = Bid::None;
+    }
+
+    /// The arbiter's answer for the term that is asked for.
+    pub(super) fn answered(&mut self, term: Term, verdict: Verdict) {
+        let rules = self.rules;
+        let own = self.own();
+        match rules.on_answer(own.role, own.bid, own.next, term, verdict) {
+            OnAnswer::Stale => {}
+            OnAnswer::FailStop => {
+                self.halt();
+                self.own().refused = true;
+            }
+            OnAnswer::Start => unreachable!("no machine of the model starts the guest"),
+            OnAnswer::RunAlone => {
+                self.own().bid = Bid::Won;
+                self.go_alone();
+            }
+            OnAnswer::GoLive => {
+                self.own().bid = Bid::Won;
+                self.commit();
+            }
+        }
+    }
+
+    /// Goes out of service in order.
+    pub(super) fn stop(&mut self) {
+        self.send(Message::Leaving);
+        self.halt();
+    }
+
+    /// The twin has been silent for long.
+    pub(super) fn suspect(&mut self) {
+        self.own().silent = true;
+        match self.own().role {
+            Role::Transferring | Role::Protected | Role::HandingOver => self.lose_backup(false),
+            Role::Detaching => self.consider_alone(false, false),
+            Role::Loading => self.abandon(),
+            Role::Backup => self.consider_takeover(),
+            _ => {}
+        }
+    }
+
+    /// The stream is gone at our end.
+    pub(super) fn link_lost(&mut self) {
+        let proof = self.rules.is(Broken::StreamIsProof);
+        self.close();
+        let own = self.own();
+        match own.role {
+            Role::Loading => self.abandon(),
+            role if decide::needs_stream(role, own.handover_acked()) => self.lose_backup(proof),
+            _ => {}
+        }
+    }
+}
