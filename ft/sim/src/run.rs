@@ -42,8 +42,12 @@ pub fn catch_panics() {
 pub fn run_seed(seed: u64, mutation: Option<Mutation>, keep: Keep) -> Report {
     let mut plan = Plan::new(&mut Rng::new(seed, 1));
     plan.config.mutation = mutation;
-    let mut world = World::new(seed, plan, keep);
-    let panicked = catch_unwind(AssertUnwindSafe(|| world.run())).is_err();
+    report(seed, World::new(seed, plan, keep), World::run)
+}
+
+/// Lets a world run and tells how that ended.
+pub(crate) fn report(seed: u64, mut world: World, run: impl FnOnce(&mut World)) -> Report {
+    let panicked = catch_unwind(AssertUnwindSafe(|| run(&mut world))).is_err();
     if panicked {
         let text = PANIC.with(|text| text.borrow().replace('\n', " "));
         world.env.audit.broken(Check::NoPanic, text);

@@ -40,6 +40,10 @@ pub enum Check {
     Drained,
     /// A backup asks for the next term only while its primary is silent.
     NeededTakeover,
+    /// A primary that hears of a newer reign gives way.
+    GivesWay,
+    /// Only what its twin says is a sign of the twin's life to a machine.
+    SignOfLife,
     /// A backup never runs beyond the newest entry it holds.
     Horizon,
     /// A guest with a backup does not run on when the backup lags by more than the bound.
@@ -62,7 +66,7 @@ pub enum Check {
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::OutputRule,
         Self::AloneRule,
         Self::OneLive,
@@ -74,6 +78,8 @@ impl Check {
         Self::ReplicasEqual,
         Self::Drained,
         Self::NeededTakeover,
+        Self::GivesWay,
+        Self::SignOfLife,
         Self::Horizon,
         Self::Lag,
         Self::Memory,
@@ -100,6 +106,8 @@ impl Check {
             Self::ReplicasEqual => "replicas-equal",
             Self::Drained => "drained",
             Self::NeededTakeover => "needed-takeover",
+            Self::GivesWay => "gives-way",
+            Self::SignOfLife => "sign-of-life",
             Self::Horizon => "horizon",
             Self::Lag => "lag",
             Self::Memory => "memory",
@@ -212,3 +220,6 @@ impl Audit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

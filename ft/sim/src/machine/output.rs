@@ -27,7 +27,7 @@ impl FrameSink for Card<'_> {
 
 impl Machine {
     /// The guest made a frame.
-    pub(super) fn transmit(&mut self, env: &mut Env, frame: &[u8]) {
+    pub(crate) fn transmit(&mut self, env: &mut Env, frame: &[u8]) {
         self.history.push(frame_hash(frame));
         let outcome = self.gate.hold(frame, env.now);
         let most = env.plan.gate_frames + RESERVED_FRAMES;

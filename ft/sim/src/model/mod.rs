@@ -64,7 +64,7 @@ pub struct Outcome {
     pub states: usize,
     /// Depth at which the last of them was found; the first state has depth 1.
     pub depth: usize,
-    /// What must always hold and did not, each with the shortest way there in words, if a rule is broken.
+    /// What must always hold and did not, each with a way there in words: if a rule is broken, the shortest.
     pub broken: Vec<(&'static str, Vec<String>)>,
     /// What must be possible and happened.
     pub happened: Vec<&'static str>,

@@ -50,7 +50,7 @@ impl World {
             }
             return;
         }
-        machine.hear(&self.env, &bytes);
+        machine.hear(&mut self.env, &bytes);
         self.turn(to);
     }
 
@@ -224,7 +224,7 @@ impl World {
         machine.thaw(&self.env);
         // What was received is handed in before time is.
         for datagram in slot.inbox.drain(..) {
-            machine.hear(&self.env, &datagram);
+            machine.hear(&mut self.env, &datagram);
         }
         self.hand_in(index);
         self.turn(index);

@@ -84,15 +84,18 @@ impl World {
 
     /// Runs to the end.
     pub(crate) fn run(&mut self) {
-        while let Some((at, event)) = self.env.queue.pop() {
-            self.env.now = at;
-            self.env.audit.set_now(at);
-            self.env.figures.events += 1;
-            self.handle(event);
-            if self.phase.is_over() || self.env.audit.violation().is_some() {
-                break;
-            }
-        }
+        while let Some((at, event)) = self.env.queue.pop()
+            && self.happen(at, event)
+        {}
+    }
+
+    /// An event happens; whether the run goes on.
+    pub(crate) fn happen(&mut self, at: u64, event: Event) -> bool {
+        self.env.now = at;
+        self.env.audit.set_now(at);
+        self.env.figures.events += 1;
+        self.handle(event);
+        !self.phase.is_over() && self.env.audit.violation().is_none()
     }
 
     /// What the run came to.

@@ -1,0 +1,164 @@
+//! Worlds in which something goes wrong that nobody may survive unnoticed.
+
+use crate::check::Violation;
+use crate::plan::{Faults, Plan};
+use crate::rng::Rng;
+use crate::run::report;
+use crate::trace::Keep;
+use crate::world::World;
+use crate::world::event::Event;
+use pollux_ft::heartbeat::{Heartbeat, pair_digest};
+use pollux_ft::{Mutation, NodeId, Position, Role, Seq, Term, Time};
+use pollux_nic::gate::RESERVED_FRAMES;
+use pollux_nic::{Gate, GateMode};
+
+const SEED: u64 = 1;
+/// The machines: the first one runs the guest until something happens.
+const PRIMARY: usize = 0;
+const BACKUP: usize = 1;
+/// A node that is none of theirs.
+const STRANGER: NodeId = NodeId(77);
+
+/// A world of two machines and an arbiter in which faults come one by one, with a rule broken if wanted.
+fn world(mutation: Option<Mutation>) -> World {
+    let mut plan = Plan::new(&mut Rng::new(SEED, 1));
+    (plan.machines, plan.arbiter, plan.config.arbiter) = (2, true, true);
+    (plan.faults, plan.power_off) = (Faults::OneByOne, false);
+    plan.config.mutation = mutation;
+    World::new(SEED, plan, Keep::Nothing)
+}
+
+/// Runs a world, except for events that are `lost`, to its end or until `enough`.
+fn run(world: &mut World, lost: impl Fn(&Event) -> bool, enough: impl Fn(&World) -> bool) -> Option<Violation> {
+    while !enough(world)
+        && let Some((at, event)) = world.env.queue.pop()
+        && (lost(&event) || world.happen(at, event))
+    {}
+    world.env.audit.violation().cloned()
+}
+
+/// A world whose guest is protected, before the first fault.
+fn protected(mutation: Option<Mutation>) -> World {
+    let mut world = world(mutation);
+    assert_eq!(run(&mut world, is_fault, World::is_protected), None);
+    assert!(world.is_protected());
+    world
+}
+
+fn is_fault(event: &Event) -> bool {
+    matches!(event, Event::Fault)
+}
+
+/// What machine `to` makes of a heartbeat of `node` to it, in the role and term given.
+fn hears(world: &mut World, to: usize, node: NodeId, role: Role, term: Term) -> Option<Violation> {
+    let machine = world.slots[to].machine.as_mut().expect("it runs");
+    let beat = Heartbeat {
+        pair: pair_digest("gemini"),
+        node,
+        peer: machine.id,
+        counter: u64::MAX,
+        term,
+        role,
+        session: machine.node.session(),
+        linked: true,
+        seq: Seq(0),
+        position: Position(0),
+        time: Time(0),
+    };
+    machine.hear(&mut world.env, &beat.encode());
+    world.env.audit.violation().cloned()
+}
+
+fn term(world: &World) -> Term {
+    world.slots[PRIMARY].machine.as_ref().expect("it runs").node.term()
+}
+
+/// The arbiter does not answer a backup whose primary crashed, and was heard again before it had asked.
+pub(super) fn needed_takeover() -> Vec<Option<Violation>> {
+    let judge = |is_heard: bool| {
+        let mut world = protected(Some(Mutation::TakeoverNotCalledOff));
+        let (primary, term) = (world.slots[PRIMARY].machine.as_ref().expect("it runs").id, term(&world));
+        world.crash(PRIMARY);
+        let lost = |event: &Event| is_fault(event) || matches!(event, Event::ArbiterAsked { .. });
+        let drains = |world: &World| world.find(|machine| machine.node.role() == Role::Draining).is_some();
+        assert_eq!(run(&mut world, lost, drains), None);
+        if is_heard {
+            assert_eq!(hears(&mut world, BACKUP, primary, Role::Protected, term), None);
+        }
+        let machine = world.slots[BACKUP].machine.as_ref().expect("it runs");
+        machine.check_suspicion(&mut world.env);
+        world.env.audit.violation().cloned()
+    };
+    assert_eq!(judge(false), None);
+    vec![judge(true)]
+}
+
+pub(super) fn gives_way() -> Vec<Option<Violation>> {
+    let judge = |mutation| {
+        let mut world = protected(mutation);
+        let newer = Term(term(&world).0 + 1);
+        hears(&mut world, PRIMARY, STRANGER, Role::Alone, newer)
+    };
+    assert_eq!(judge(None), None);
+    vec![judge(Some(Mutation::SupersededGoesOn))]
+}
+
+pub(super) fn sign_of_life() -> Vec<Option<Violation>> {
+    let judge = |mutation| {
+        let mut world = protected(mutation);
+        world.env.now += 1;
+        hears(&mut world, BACKUP, STRANGER, Role::Joining, Term(0))
+    };
+    assert_eq!(judge(None), None);
+    vec![judge(Some(Mutation::AnyHeartbeatCounts))]
+}
+
+/// A backup has more entries to apply than the plan allows, or keeps more frames.
+pub(super) fn memory() -> Vec<Option<Violation>> {
+    let mut backlog = protected(None);
+    backlog.env.plan.config.max_entries = 0;
+    let backlog = run(&mut backlog, is_fault, |_| false);
+
+    let World { env, slots, .. } = &mut protected(None);
+    let most = env.plan.gate_frames + RESERVED_FRAMES;
+    let machine = slots[BACKUP].machine.as_mut().expect("it runs");
+    machine.gate = Gate::new(most, most * 300);
+    machine.gate.set_mode(GateMode::Retained);
+    for _ in 0..most {
+        machine.transmit(env, &[0; 60]);
+    }
+    assert_eq!(env.audit.violation(), None);
+    machine.transmit(env, &[0; 60]);
+    vec![backlog, env.audit.violation().cloned()]
+}
+
+pub(super) fn survival() -> Vec<Option<Violation>> {
+    let mut world = protected(None);
+    world.crash(PRIMARY);
+    world.crash(BACKUP);
+    vec![run(&mut world, is_fault, |_| false)]
+}
+
+/// No answer reaches a client.
+pub(super) fn service() -> Vec<Option<Violation>> {
+    let lost = |event: &Event| is_fault(event) || matches!(event, Event::ToClient { .. });
+    vec![run(&mut world(None), lost, |_| false)]
+}
+
+/// No machine finds a primary to join.
+pub(super) fn protection() -> Vec<Option<Violation>> {
+    let lost = |event: &Event| is_fault(event) || matches!(event, Event::Dial { .. });
+    vec![run(&mut world(None), lost, |_| false)]
+}
+
+/// A backup counts as damaged, and nothing is there for digests to find.
+pub(super) fn flip_found() -> Vec<Option<Violation>> {
+    let mut world = protected(None);
+    world.env.plan.duration = u64::MAX;
+    world.slots[BACKUP].machine.as_mut().expect("it runs").flipped = true;
+    vec![run(&mut world, is_fault, |_| false)]
+}
+
+pub(super) fn no_panic() -> Vec<Option<Violation>> {
+    vec![report(SEED, world(None), |_| panic!("on purpose")).violation]
+}
