@@ -49,7 +49,7 @@ enum Task {
     Arbiter(arbiter::ArbiterArgs),
     /// Run the tests
     Test(checks::TestArgs),
-    /// Simulate the replication protocol: seeds, broken rules (see --help)
+    /// Simulate the replication protocol: seeds, broken rules, model (see --help)
     #[command(disable_help_flag = true)]
     Sim(sim::SimArgs),
     /// Measure the figures
