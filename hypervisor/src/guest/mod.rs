@@ -9,6 +9,8 @@
 mod exits;
 mod mmio;
 mod shadow;
+#[cfg(test)]
+mod tests;
 
 use alloc::string::String;
 use core::fmt;
@@ -186,6 +188,7 @@ impl Guest {
     /// Runs until exactly `target`, or until something else ends the run. Does nothing when the guest is there.
     pub fn run(&mut self, target: u64, out: &mut dyn Outputs) -> Stop {
         let mut out = Noting { inner: out, frames: false, power: None };
+        let mut host = false;
         loop {
             if self.crash.is_some() {
                 return Stop::Crashed;
@@ -199,6 +202,10 @@ impl Guest {
             if self.position() >= target {
                 return Stop::Target;
             }
+            // Last: what the guest did must not be forgotten for it.
+            if host {
+                return Stop::Host;
+            }
             let interrupt = self.platform.pending_interrupt();
             if self.halted && !self.can_wake() {
                 return Stop::Halted;
@@ -208,12 +215,9 @@ impl Guest {
             let exit = self.enter(target, interrupt, &mut out);
             // Not only after the exits that host interrupts cause: in Bochs they end no entry of a guest that keeps its
             // own off, and one that leaves often would keep us from them for ever.
-            let host = (self.let_in)();
+            host = (self.let_in)();
             // Host interrupts that come during single steps end one of these.
-            let interrupted = matches!(exit, Exit::Interrupted | Exit::Overflow);
-            if host || interrupted && !self.settled {
-                return Stop::Host;
-            }
+            host |= matches!(exit, Exit::Interrupted | Exit::Overflow) && !self.settled;
         }
     }
 
