@@ -386,6 +386,8 @@ impl Measurement<'_> {
             for _ in 0..INTERRUPTED_RUNS {
                 if interrupts < INTERRUPTS {
                     instructions += self.place_loop(turns);
+                    // Bochs holds interrupts back from an entry that begins with IF clear.
+                    self.registers().rflags = RFLAGS_FIXED | RFLAGS_IF;
                     ticks = ticks.wrapping_add(self.interrupted_run(&mut interrupts));
                 }
             }

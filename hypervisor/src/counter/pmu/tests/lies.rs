@@ -44,6 +44,12 @@ fn a_large_skid_has_a_large_margin() {
 }
 
 #[test]
+fn host_interrupts_are_looked_for_where_the_guest_takes_interrupts() {
+    let tested = test(Nature { held_back: true, ..Nature::default() });
+    assert!(tested.is_ok(), "\n{}", tested.unwrap_err());
+}
+
+#[test]
 fn costs_are_found() {
     let mut nature = Nature { interrupt_cost: 1, fault_cost: 1, ..Nature::default() };
     for exit in [Exit::Interrupted, Exit::Overflow, Exit::Cpuid] {

@@ -6,7 +6,7 @@ use alloc::string::String;
 use super::core::{Core, Did};
 use crate::counter::pmu::registers::{Layout, Source};
 use crate::counter::selftest::Stand;
-use crate::cpu::registers::{CpuMsrs, CpuState, Registers};
+use crate::cpu::registers::{CpuMsrs, CpuState, RFLAGS_IF, Registers};
 use crate::cpu::{EXIT_KINDS, Entered, Exception, Exit, InstructionCounter, Limit, Mode, Vcpu};
 use crate::memory::{Gpa, GuestMemory};
 
@@ -49,6 +49,8 @@ pub struct Nature {
     pub spurious_in: u64,
     /// Boundaries at which a host interrupt comes.
     pub host_in: u64,
+    /// Host interrupts are held back from an entry that begins with the guest's IF clear, as Bochs does.
+    pub held_back: bool,
     /// What kinds of exit count.
     pub exit_costs: [u8; EXIT_KINDS.len()],
     /// Exits of a host interrupt that count one more.
@@ -83,6 +85,7 @@ impl Default for Nature {
             twice_in: 0,
             spurious_in: 0,
             host_in: 0,
+            held_back: false,
             exit_costs: [0; EXIT_KINDS.len()],
             host_overcount_in: 0,
             interrupt_cost: 0,
@@ -201,13 +204,15 @@ impl Model {
         if self.inject_at_entry(entered) && stepping {
             return Exit::Stepped;
         }
+        let mut held_back = self.nature.held_back;
         loop {
             if self.nmi {
                 self.nmi = false;
                 return Exit::Overflow;
             }
+            held_back &= self.core.registers.rflags & RFLAGS_IF == 0;
             // The second: an interrupt window.
-            if self.host || self.offered.is_some() && self.core.is_open() {
+            if self.host && !held_back || self.offered.is_some() && self.core.is_open() {
                 return Exit::Interrupted;
             }
             match self.core.step() {
