@@ -15,7 +15,7 @@ use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::idt::InterruptDescriptorTable;
 
 use super::apic::{self, Apic};
-use super::{clock, pic};
+use super::{clock, msr, pic};
 
 /// Ends this machine at once, as a power cut does: nothing that a card has not got yet leaves. A test's way to die.
 ///
@@ -97,6 +97,8 @@ global_asm!(
     "cld",
     // The CPU aligned the stack to 16 before its five pushes; with two stub pushes and nine registers it is again.
     "call {handler}",
+    // Where the code that was interrupted goes on.
+    "mov [rsp + 11 * 8], rax",
     "pop r11",
     "pop r10",
     "pop r9",
@@ -115,12 +117,14 @@ unsafe extern "C" {
     static pollux_interrupt_stubs: [[u8; 16]; 256];
 }
 
-extern "C" fn handle(vector: u64, error: u64, rip: u64) {
+/// Returns where the code that was interrupted at `rip` goes on.
+extern "C" fn handle(vector: u64, error: u64, rip: u64) -> u64 {
     const FIRST_LINE: u64 = pic::VECTOR_BASE as u64;
     const LAST_LINE: u64 = FIRST_LINE + pic::LINES as u64 - 1;
     const TIMER: u64 = apic::TIMER_VECTOR as u64;
     const MSI: u64 = apic::MSI_VECTOR as u64;
     const NMI: u64 = 2;
+    const GENERAL_PROTECTION: u64 = 13;
     const SPURIOUS: u64 = apic::SPURIOUS_VECTOR as u64;
     match vector {
         FIRST_LINE..=LAST_LINE => {
@@ -137,8 +141,10 @@ extern "C" fn handle(vector: u64, error: u64, rip: u64) {
         SPURIOUS => {}
         // The overflow of a counter, which came after the guest's exit: whoever armed it reads the counter.
         NMI => {}
+        GENERAL_PROTECTION => return msr::recovery(rip).unwrap_or_else(|| exception(vector, error, rip)),
         _ => exception(vector, error, rip),
     }
+    rip
 }
 
 fn end_apic(flag: u32) {

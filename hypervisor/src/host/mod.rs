@@ -7,6 +7,7 @@ pub mod clock;
 pub mod interrupts;
 pub mod logger;
 pub mod memory;
+pub mod msr;
 pub mod nic;
 pub mod pci;
 pub mod pic;

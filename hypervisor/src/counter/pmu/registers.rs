@@ -122,6 +122,29 @@ impl Layout {
         }
     }
 
+    /// Writes what counting will write, and leaves the counter off. `read` and `write` say whether the register is there.
+    ///
+    /// # Errors
+    /// Which register the CPU does not have, whatever CPUID says.
+    pub fn probe(
+        self,
+        read: &mut dyn FnMut(u32) -> Option<u64>,
+        write: &mut dyn FnMut(u32, u64) -> bool,
+    ) -> Result<(), &'static str> {
+        let ((control, on), counter) = (self.control(), self.write_msr());
+        let values = [
+            (GLOBAL_CTRL, 0),
+            (control, on),
+            (counter, self.preload(self.longest())),
+            (GLOBAL_OVF_CTRL, self.global_bit()),
+            (control, 0),
+        ];
+        match values.into_iter().find(|&(register, value)| !write(register, value)) {
+            Some((register, _)) => Err(absent(register)),
+            None => read(counter).map(|_| ()).ok_or_else(|| absent(counter)),
+        }
+    }
+
     /// The value from which the counter overflows after `counts` more, 1 to [`longest`](Self::longest).
     #[must_use]
     pub const fn preload(self, counts: u64) -> u64 {
@@ -149,8 +172,23 @@ impl Layout {
     }
 }
 
+/// A register of [`Layout::probe`] that faults.
+const fn absent(register: u32) -> &'static str {
+    match register {
+        GLOBAL_CTRL => "CPUID announces IA32_PERF_GLOBAL_CTRL (0x38F), and the register faults",
+        GLOBAL_OVF_CTRL => "CPUID announces IA32_PERF_GLOBAL_OVF_CTRL (0x390), and the register faults",
+        FIXED_CTR_CTRL => "CPUID announces IA32_FIXED_CTR_CTRL (0x38D), and the register faults",
+        PERFEVTSEL0 => "CPUID announces IA32_PERFEVTSEL0 (0x186), and the register faults",
+        FIXED_CTR0 => "CPUID announces IA32_FIXED_CTR0 (0x309), and the register faults",
+        A_PMC0 => "CPUID announces IA32_A_PMC0 (0x4C1), and the register faults",
+        _ => "CPUID announces IA32_PMC0 (0xC1), and the register faults",
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
 
     /// Leaf 0xA of a client CPU: version 5, 8 general counters of 48 bits, 3 fixed ones of 48 bits.
@@ -186,6 +224,33 @@ mod tests {
         assert!(refused(0x0830_0802, 1 << 1, 0).contains("no counter of retired"));
         assert!(refused(0x0800_0802, 0, 0).contains("impossible width"));
         assert!(refused(2, 0, 200 << 5 | 1).contains("impossible width"));
+    }
+
+    #[test]
+    fn a_register_that_faults_is_named_and_none_but_those_announced_is_touched() {
+        let layout = |source| Layout { source, width: 48 };
+        let general = |full_write| layout(Source::General { full_write });
+        let cases = [
+            (layout(Source::Fixed), [0x38F, 0x38D, 0x309, 0x390]),
+            (general(true), [0x38F, 0x186, 0x4C1, 0x390]),
+            (general(false), [0x38F, 0x186, 0xC1, 0x390]),
+        ];
+        for (layout, announced) in cases {
+            let mut written = Vec::new();
+            let found =
+                layout.probe(&mut |register| announced.contains(&register).then_some(0), &mut |register, value| {
+                    written.push((register, value));
+                    announced.contains(&register)
+                });
+            assert_eq!(found, Ok(()));
+            assert_eq!(written.last(), Some(&(layout.control().0, 0)), "the counter is left off");
+            for absent in announced {
+                let refused = layout.probe(&mut |_| Some(0), &mut |register, _| register != absent).unwrap_err();
+                assert!(refused.contains(&alloc::format!("(0x{absent:X})")), "{refused} for {absent:#x}");
+            }
+            let refused = layout.probe(&mut |_| None, &mut |_, _| true).unwrap_err();
+            assert!(refused.contains(&alloc::format!("(0x{:X})", layout.write_msr())), "{refused}");
+        }
     }
 
     proptest::proptest! {

@@ -18,6 +18,7 @@ use crate::counter::pmu::registers::{
     CAPABILITY_SMM_FREEZE, DEBUGCTL_FREEZE_IN_SMM, GLOBAL_CTRL, GLOBAL_OVF_CTRL, Layout, PERF_CAPABILITIES,
 };
 use crate::host::apic::Apic;
+use crate::host::msr;
 
 /// CPUID leaf of performance monitoring.
 const LEAF: u32 = 0xA;
@@ -73,6 +74,11 @@ impl Performance {
         };
         let perf_capabilities = perf_capabilities();
         let layout = Layout::from_cpuid(leaf, perf_capabilities)?;
+        // SAFETY: the interrupt table is loaded before there is a virtual CPU; the values are those that the manual has
+        // for these registers, and leave the counter off.
+        layout.probe(&mut |register| unsafe { msr::try_read(register) }, &mut |register, value| unsafe {
+            msr::try_write(register, value)
+        })?;
         let lists = (!capabilities.performance_control).then(|| {
             let at_entry = MsrEntry::global_control(layout.global_bit());
             Box::new(Lists { at_entry, at_exit: MsrEntry::global_control(0) })
@@ -143,16 +149,17 @@ impl Performance {
 
 fn perf_capabilities() -> u64 {
     let has = raw_cpuid::CpuId::new().get_feature_info().is_some_and(|features| features.has_pdcm());
-    if has { read_msr(PERF_CAPABILITIES) } else { 0 }
+    // SAFETY: the interrupt table is loaded before there is a virtual CPU. A register that is not there claims nothing.
+    if has { unsafe { msr::try_read(PERF_CAPABILITIES) }.unwrap_or(0) } else { 0 }
 }
 
 fn read_msr(msr: u32) -> u64 {
-    // SAFETY: CPUID lists the register; reading has no effect.
+    // SAFETY: the register is there, as was probed; reading has no effect.
     unsafe { Msr::new(msr).read() }
 }
 
 fn write_msr(msr: u32, value: u64) {
-    // SAFETY: CPUID lists the register, and the values are those that the manual has for it. Counters do not touch
-    // memory, and the interrupt of this one is dealt with wherever it comes.
+    // SAFETY: the register is there, as was probed, and the values are those that the manual has for it. Counters do not
+    // touch memory, and the interrupt of this one is dealt with wherever it comes.
     unsafe { Msr::new(msr).write(value) };
 }

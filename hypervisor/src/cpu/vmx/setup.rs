@@ -65,6 +65,11 @@ impl VmxVcpu {
         let host = HostTables::load();
         host.write_to_vmcs();
         write_controls(&capabilities.controls);
+        if capabilities.performance_control {
+            // No counter runs until one is armed.
+            write(fields::GUEST_PERF_GLOBAL_CTRL, 0);
+            write(fields::HOST_PERF_GLOBAL_CTRL, 0);
+        }
         write(fields::MSR_BITMAP, core::ptr::from_ref(&*msr) as u64);
         let ept_pointer = nested_paging.root() | pointer_flags;
         write(fields::EPT_POINTER, ept_pointer);
