@@ -44,8 +44,10 @@ impl fmt::Debug for Chosen {
 pub struct Figures {
     /// Checks that it passed.
     pub checks: u64,
-    /// Largest skid of an overflow in instructions.
-    pub skid: u64,
+    /// Skids of overflows in instructions.
+    pub skid: pmu::Skid,
+    /// What counts besides instructions.
+    pub costs: pmu::Costs,
     /// Distance in instructions from which on the guest is stepped to a stop.
     pub margin: u64,
     /// Single steps that a stop took, on average.
@@ -88,7 +90,8 @@ fn try_pmu(stand: &mut dyn Stand, why: &str) -> Result<Chosen, String> {
             log::info!("counter 'pmu', {claimed:?}, {tested}");
             let figures = Figures {
                 checks: tested.report.checks.len() as u64,
-                skid: tested.skid.largest(),
+                skid: tested.skid,
+                costs: tested.counter.costs(),
                 margin: tested.counter.margin(),
                 steps_per_stop: tested.steps_per_stop,
             };

@@ -26,8 +26,8 @@ const SLICE: u64 = 1 << 30;
 /// What a counter saw since it was chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Seen {
-    /// Largest distance in ticks between the point that an overflow was armed for and the guest's stop.
-    pub skid: u64,
+    /// Distances in ticks between the points that overflows were armed for and the guest's stops.
+    pub skid: pmu::Skid,
     /// Runs that went on for more than half the margin beyond that point: their overflow was late or lost.
     pub late: u64,
     /// Overflow interrupts when no overflow was due: they were late, came twice, or are of another origin.

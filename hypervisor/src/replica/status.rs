@@ -1,5 +1,8 @@
 //! What the running machine reports about itself.
 
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
 use pollux_ft::{Kind, Time, flow};
 
 use super::json::Json;
@@ -100,10 +103,13 @@ impl Replica {
             json.text("identity", &counter.identity())
                 .text("why", why)
                 .number("checks", figures.checks)
-                .number("skid", figures.skid)
+                .number("skid", figures.skid.largest())
+                .text("skids", &figures.skid.to_string())
+                .text("costs", &figures.costs.counting().collect::<Vec<_>>().join(", "))
                 .number("margin", figures.margin)
                 .number("steps_per_stop", figures.steps_per_stop)
-                .number("skid_seen", seen.skid)
+                .number("skid_seen", seen.skid.largest())
+                .text("skids_seen", &seen.skid.to_string())
                 .number("late", seen.late)
                 .number("spurious", seen.spurious);
         });

@@ -74,12 +74,18 @@ pub struct CounterTest {
     pub checks: u64,
     /// Largest skid of an overflow in the test, in instructions.
     pub skid: u64,
+    /// All skids of the test, as a histogram.
+    pub skids: String,
+    /// Exits and events that count, as an instruction does.
+    pub costs: String,
     /// Distance in instructions from which on the guest is stepped to a stop.
     pub margin: u64,
     /// Single steps that a stop took in the test, on average.
     pub steps_per_stop: u64,
     /// Largest skid seen since.
     pub skid_seen: u64,
+    /// All of them, as a histogram.
+    pub skids_seen: String,
     /// Overflows that came late or not at all.
     pub late: u64,
     /// Overflow interrupts when none was due.

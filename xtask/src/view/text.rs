@@ -116,6 +116,10 @@ fn counters(status: &Status, rates: &Rates) -> Vec<String> {
         format!("  digests    {} compared", status.digests),
         format!("  term       {}", term(status)),
     ];
+    let test = &status.counter_test;
+    if test.margin > 0 {
+        lines.push(format!("  skids      in the self-test: {}; since then: {}", test.skids, test.skids_seen));
+    }
     if status.transfer.bytes > 0 {
         let transfer = &status.transfer;
         lines.push(format!(
@@ -166,6 +170,9 @@ fn counter(status: &Status) -> String {
         if count > 0 {
             line += &format!(", {count} overflows {what}");
         }
+    }
+    if !test.costs.is_empty() {
+        line += &format!(", besides instructions count: {}", test.costs);
     }
     if !test.why.is_empty() {
         line += &format!(" ({})", test.why);
@@ -230,6 +237,9 @@ pub(super) mod tests {
                 margin: 256,
                 steps_per_stop: 190,
                 skid_seen: 21,
+                skids: "largest 18, <32: 1106".into(),
+                skids_seen: "largest 21, <32: 5".into(),
+                costs: "injected interrupt".into(),
                 late: 2,
                 ..CounterTest::default()
             },
@@ -301,8 +311,10 @@ pub(super) mod tests {
     #[test]
     fn the_counter_comes_with_its_test() {
         let text = status(&example()).join("\n");
-        let line = "counter    pmu, passed 41 checks, margin 256, skid 18 (now 21), 190 steps a stop, 2 overflows late \
-                    (counter=pmu)";
+        let line = "counter    pmu, passed 41 checks, margin 256, skid 18 (now 21), 190 steps a stop, 2 overflows late, \
+                    besides instructions count: injected interrupt (counter=pmu)";
+        assert!(text.contains(line), "{line} is not in\n{text}");
+        let line = "skids      in the self-test: largest 18, <32: 1106; since then: largest 21, <32: 5";
         assert!(text.contains(line), "{line} is not in\n{text}");
         let ticks = Status { counter: "ticks".into(), ..Status::default() };
         assert_eq!(counter(&ticks), "  counter    ticks, passed 0 checks");

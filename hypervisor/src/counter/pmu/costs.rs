@@ -8,7 +8,7 @@ use crate::cpu::{EXIT_KINDS, Entered, Exit};
 ///
 /// Kinds of exit that no test program can provoke (such as a triple fault) cost what CPUID costs. Were that wrong, the
 /// positions of both twins would be so alike: what matters for their equality are the exits that are not the guest's own.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Costs {
     exits: [Option<u8>; EXIT_KINDS.len()],
     interrupt: u8,
@@ -41,6 +41,13 @@ impl Costs {
     /// What the exit costs.
     pub(super) fn exit(&self, exit: Exit) -> u8 {
         self.exits[exit.kind()].or(self.exits[Exit::Cpuid.kind()]).unwrap_or(0)
+    }
+
+    /// Names of the exits and events that count, for people; none on most CPUs.
+    pub fn counting(&self) -> impl Iterator<Item = &'static str> {
+        let exits = EXIT_KINDS.into_iter().zip(self.exits.map(Option::unwrap_or_default));
+        let events = [("injected interrupt", self.interrupt), ("injected exception", self.exception)];
+        exits.chain(events).filter(|(_, cost)| *cost > 0).map(|(name, _)| name)
     }
 
     /// What all that happened at one entry costs.

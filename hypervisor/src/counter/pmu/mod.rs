@@ -52,11 +52,17 @@ impl Pmu {
         Self { counter, margin, costs, program, seen: Seen::default() }
     }
 
+    /// What exits and events count by themselves.
+    #[must_use]
+    pub const fn costs(&self) -> Costs {
+        self.costs
+    }
+
     fn note(&mut self, limit: Limit, entered: &Entered, ticks: u64) {
         use crate::cpu::Exit;
         match limit {
             Limit::Overflow(armed) if ticks >= armed => {
-                self.seen.skid = self.seen.skid.max(ticks - armed);
+                self.seen.skid.note(ticks - armed);
                 self.seen.late += u64::from(ticks - armed > self.margin / 2);
             }
             _ => self.seen.spurious += u64::from(entered.exit == Exit::Overflow),

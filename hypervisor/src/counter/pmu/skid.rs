@@ -22,7 +22,8 @@ impl Skid {
     /// Notes an overflow that came `late` instructions late.
     pub fn note(&mut self, late: u64) {
         let bucket = (u64::BITS - late.leading_zeros()) as usize;
-        self.buckets[bucket.min(self.buckets.len() - 1)] += 1;
+        let bucket = &mut self.buckets[bucket.min(self.buckets.len() - 1)];
+        *bucket = bucket.saturating_add(1);
         self.largest = self.largest.max(late);
     }
 
