@@ -58,6 +58,11 @@ impl Pmu {
         self.costs
     }
 
+    /// From here on it is the guest that is counted.
+    fn forget_seen(&mut self) {
+        self.seen = Seen::default();
+    }
+
     fn note(&mut self, limit: Limit, entered: &Entered, ticks: u64) {
         use crate::cpu::Exit;
         match limit {

@@ -101,6 +101,7 @@ pub fn run(stand: &mut dyn Stand, claimed: InstructionCounter) -> Result<Tested,
     let Ok(program) = result else { return Err(report) };
     let mut counter = Pmu::new(claimed, skid.margin(), costs, program);
     let steps_per_stop = check_stops(stand, &mut counter, &mut report);
+    counter.forget_seen();
     if report.passed() { Ok(Tested { counter, report, skid, steps_per_stop }) } else { Err(report) }
 }
 

@@ -5,10 +5,10 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 
 use super::model::{Model, Nature};
-use crate::counter::Counter;
 use crate::counter::choose::{Wanted, choose};
 use crate::counter::pmu::selftest::{self, Tested};
 use crate::counter::selftest::Report;
+use crate::counter::{Counter, Seen};
 use crate::cpu::{Exit, Vcpu};
 
 fn test(nature: Nature) -> Result<Tested, Report> {
@@ -35,6 +35,7 @@ fn an_honest_machine_passes() {
     let tested = test(Nature::default()).map_err(|report| panic!("\n{report}")).unwrap();
     assert_eq!((tested.skid.largest(), tested.counter.margin()), (18, 256));
     assert!((100..300).contains(&tested.steps_per_stop), "{}", tested.steps_per_stop);
+    assert_eq!(tested.counter.seen(), Seen::default(), "what the self-test saw is not what the guest will see");
     assert!(tested.report.checks.len() > 30 && tested.report.passed());
     assert!(tested.to_string().contains("cpuid 0") && tested.to_string().contains("largest 18"), "{tested}");
 }
