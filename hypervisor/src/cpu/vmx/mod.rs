@@ -40,9 +40,9 @@ use crate::memory::{Gpa, GuestMemory};
 /// an entry with the guest's IF clear until the guest changes it.
 const SLICE: u64 = 50_000;
 
-/// The same for entries that the counter of retired instructions limits, where ticks may be cycles: long enough for the
-/// tests of that counter to be left alone.
-const LONG_SLICE: u32 = 1 << 22;
+/// The same for entries for as many retired instructions as can be counted at once, where ticks may be cycles: only the
+/// tests of that counter make such, and are to be left alone.
+const LONG_SLICE: u64 = 1 << 22;
 
 /// Interruptibility: blocking by STI or MOV SS.
 const SHADOW: u32 = 0b11;

@@ -2,7 +2,7 @@
 
 use super::exit::{self, ENTRY_FAILED, Event};
 use super::instructions::read;
-use super::{LONG_SLICE, VmxVcpu, fields};
+use super::{LONG_SLICE, SLICE, VmxVcpu, fields};
 use crate::cpu::{Entered, Exit};
 
 /// What bounds an entry.
@@ -23,6 +23,15 @@ impl Bound {
             Self::Ticks(end) => Self::Ticks(end - ran),
             Self::Overflow(counts) => Self::Overflow(counts - ran),
             Self::Step => Self::Step,
+        }
+    }
+
+    /// Ticks after which an entry ends in any case, if it is bounded by the counter of retired instructions, which counts
+    /// `longest` at most: a guest must not keep the host's interrupts back.
+    fn slice(self, longest: u64) -> u64 {
+        match self {
+            Self::Overflow(counts) if counts < longest => SLICE,
+            _ => LONG_SLICE,
         }
     }
 
@@ -92,14 +101,16 @@ impl VmxVcpu {
         match (bound, &mut self.performance) {
             (Bound::Ticks(ticks), _) => {
                 self.stop_counting();
-                return (ticks + self.calibration.lead) as u32;
+                (ticks + self.calibration.lead) as u32
             }
-            (Bound::Overflow(counts), Ok(performance)) => performance.arm(counts),
-            // No overflow in sight.
-            (Bound::Step, Ok(performance)) => performance.arm(performance.layout().longest()),
-            (Bound::Overflow(_) | Bound::Step, Err(why)) => panic!("{why}"),
+            (_, Ok(performance)) => {
+                let longest = performance.layout().longest();
+                // For a step no overflow is in sight.
+                performance.arm(if let Bound::Overflow(counts) = bound { counts } else { longest });
+                bound.slice(longest) as u32
+            }
+            (_, Err(why)) => panic!("{why}"),
         }
-        LONG_SLICE
     }
 
     pub(super) fn stop_counting(&mut self) {
@@ -172,6 +183,7 @@ mod tests {
         assert_eq!(Bound::Ticks(0).end(0), Some(Exit::Interrupted));
         assert_eq!((Bound::Overflow(5).after(4), Bound::Overflow(5).end(4)), (Bound::Overflow(1), None));
         assert_eq!(Bound::Overflow(5).end(9), Some(Exit::Overflow));
+        assert_eq!((Bound::Overflow(5).slice(6), Bound::Overflow(6).slice(6)), (SLICE, LONG_SLICE));
         assert_eq!((Bound::Step.after(1), Bound::Step.end(1)), (Bound::Step, None));
     }
 }
