@@ -5,12 +5,15 @@ use super::Guest;
 use crate::cpu::{Entered, Exit, Limit};
 use crate::emulate::shadow::{self, ShadowView};
 
+/// Single steps that the guest may take before the host is looked at.
+pub(super) const STEPS_AT_ONCE: u64 = 64;
+
 impl Guest {
     /// One entry towards `stop`, which lies ahead; or as many as it takes to get there exactly.
     pub(super) fn run_towards(&mut self, stop: u64) -> Entered {
         let exact = matches!(self.counter.counter.limit(stop - self.position()), Limit::Exact(_));
         if !exact || self.vcpu.shadow_steps().is_none() {
-            return self.progress.enter(stop, &mut *self.counter.counter, &mut *self.vcpu);
+            return self.enter_stepping(stop);
         }
         if stop - self.position() == 1 {
             return self.last_tick(stop);
@@ -25,11 +28,29 @@ impl Guest {
         Entered { exit: last.exit, ticks: entered.ticks + last.ticks, interrupt_taken, exception_taken }
     }
 
+    /// One entry towards `stop`, or some single steps of which only the guest need know.
+    fn enter_stepping(&mut self, stop: u64) -> Entered {
+        // An iteration of a string instruction is a step without a tick, and there may be any number of them.
+        for _ in 1..STEPS_AT_ONCE {
+            let entered = self.enter_once(stop);
+            let told = entered.interrupt_taken || entered.exception_taken || self.position() == stop;
+            if told || entered.exit != Exit::Stepped {
+                return entered;
+            }
+            self.exits.count(Exit::Stepped);
+        }
+        self.enter_once(stop)
+    }
+
+    fn enter_once(&mut self, stop: u64) -> Entered {
+        self.progress.enter(stop, &mut *self.counter.counter, &mut *self.vcpu)
+    }
+
     /// From the tick before `stop` to `stop`.
     fn last_tick(&mut self, stop: u64) -> Entered {
         // The next instruction is known only when nothing comes before it any more.
         let Some(steps) = self.vcpu.shadow_steps() else {
-            return self.progress.enter(stop, &mut *self.counter.counter, &mut *self.vcpu);
+            return self.enter_once(stop);
         };
         let delivered = steps.deliver();
         if delivered.exit != Exit::Interrupted {
@@ -39,7 +60,7 @@ impl Guest {
             self.progress.emulated();
             return Entered { ticks: 1, ..delivered };
         }
-        let entered = self.progress.enter(stop, &mut *self.counter.counter, &mut *self.vcpu);
+        let entered = self.enter_once(stop);
         Entered {
             interrupt_taken: delivered.interrupt_taken || entered.interrupt_taken,
             exception_taken: delivered.exception_taken || entered.exception_taken,

@@ -4,9 +4,10 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::string::String;
 
+use super::shadow::STEPS_AT_ONCE;
 use super::*;
-use crate::counter::Ticks;
 use crate::counter::choose::Figures;
+use crate::counter::{Counter, Ticks};
 use crate::cpu::registers::{CpuMsrs, Registers};
 use crate::cpu::{Entered, Exception, InstructionCounter, IoExit, Limit, Mode};
 use crate::platform::PlatformConfig;
@@ -32,9 +33,13 @@ impl Vcpu for Script {
     }
 
     fn enter(&mut self, limit: Limit) -> Entered {
-        let Limit::Exact(limit) = limit else { panic!("not a limit of ticks: {limit:?}") };
+        let end = match limit {
+            Limit::Exact(limit) => (Exit::Interrupted, limit),
+            Limit::Step => (Exit::Stepped, 1),
+            _ => panic!("not a limit of these counters: {limit:?}"),
+        };
         // What exits has not run yet: it counts when it was emulated.
-        let (exit, ticks) = self.exits.pop_front().map_or((Exit::Interrupted, limit), |exit| (exit, 0));
+        let (exit, ticks) = self.exits.pop_front().map_or(end, |exit| (exit, 0));
         Entered { exit, ticks, interrupt_taken: false, exception_taken: false }
     }
 
@@ -72,6 +77,23 @@ impl Vcpu for Script {
 
     fn load(&mut self, state: &CpuState) {
         self.registers = state.registers;
+    }
+}
+
+/// A counter that takes single steps only.
+struct Steps;
+
+impl Counter for Steps {
+    fn name(&self) -> &'static str {
+        "steps"
+    }
+
+    fn limit(&self, _: u64) -> Limit {
+        Limit::Step
+    }
+
+    fn read(&mut self, _: Limit, entered: &Entered) -> u64 {
+        entered.ticks
     }
 }
 
@@ -126,4 +148,15 @@ fn what_the_guest_did_is_not_forgotten_for_the_host() {
         let mut guest = self::guest(&[Exit::Invalid], host);
         assert_eq!(guest.run(100, &mut Nothing), Stop::Crashed, "host: {host}");
     }
+}
+
+#[test]
+fn single_steps_go_on_without_the_host_but_not_for_ever() {
+    // As many iterations of a string instruction, which do not count.
+    let mut guest = guest(&[Exit::Stepped; 1000], true);
+    guest.counter.counter = Box::new(Steps);
+    let stepped = |guest: &Guest| guest.exits().0[Exit::Stepped.kind()];
+    assert_eq!((guest.run(100, &mut Nothing), guest.position(), stepped(&guest)), (Stop::Host, 0, STEPS_AT_ONCE));
+    while guest.run(100, &mut Nothing) == Stop::Host {}
+    assert_eq!((guest.position(), stepped(&guest)), (100, 1100));
 }
