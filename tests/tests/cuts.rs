@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use pollux_tests::history::{self, Increment};
 use pollux_tests::resp::{Client, Reply};
-use pollux_tests::rig::Rig;
+use pollux_tests::rig::{Platform, Rig};
 use pollux_tests::{GUEST_MAC, capture};
 
 /// Cuts in one run: each boundary of the script once. `POLLUX_CUTS` says otherwise.
@@ -71,6 +71,10 @@ fn count(rig: &Rig) -> usize {
 
 #[test]
 fn no_boundary_is_a_bad_moment_to_die() -> Result<()> {
+    if Platform::get() == Platform::Bochs {
+        println!("SKIPPED: machines in Bochs keep pace only to within a second, and would suspect each other in vain");
+        return Ok(());
+    }
     let goal = std::env::var("POLLUX_CUTS").ok().map_or(Ok(CUTS), |text| text.parse())?;
     let mut arguments = Vec::new();
     for option in ["test-commands=on", "heartbeat=50ms", "suspect=400ms"] {
