@@ -1,8 +1,8 @@
 //! The driver for the e1000 family.
 //!
-//! Costs: polling for frames and for sent descriptors reads memory only. The tail registers are written once per batch,
-//! by [`E1000::flush`]; **whoever queues frames must flush**. Received buffers go back to the card at a flush, and by
-//! themselves when a quarter of the ring was read.
+//! Costs: polling for frames and for sent descriptors reads memory only. The transmit tail is written once per batch, by
+//! [`E1000::flush`]; **whoever queues frames must flush**. The receive tail is written when a quarter of the ring was
+//! read: an emulator looks for frames that wait each time, and wakes a thread for it.
 //!
 //! Writing RCTL makes QEMU's `e1000` deaf for a second of virtual time, so it is written only at the start and when
 //! [`E1000::set_promiscuous`] changes it. Frames that arrive meanwhile are kept by QEMU.
@@ -194,13 +194,11 @@ impl<R: Registers> E1000<R> {
         usize::from(self.tx.free())
     }
 
-    /// Starts transmission of what is queued and gives read buffers back. At most two register writes, none if there
-    /// is nothing to do.
+    /// Starts transmission of what is queued, and gives read buffers back if they are many. At most two register writes,
+    /// none if there is nothing to do.
     pub fn flush(&mut self) {
         self.flush_tx();
-        if self.rx.unreturned() != 0 {
-            self.return_buffers();
-        }
+        self.return_many();
     }
 
     /// Lets the card raise these interrupts, and no others.

@@ -188,9 +188,13 @@ fn polling_and_batches_cost_no_register_access() {
     }
     assert_eq!(accesses(), before);
     nic.flush();
-    assert_eq!(accesses(), before + 2);
     nic.flush();
-    assert_eq!(accesses(), before + 2);
+    assert_eq!(accesses(), before + 1, "the transmit tail");
+    for number in 10..16 {
+        hardware.borrow_mut().deliver(&frame(number, 60));
+        assert!(nic.receive(|_| ()).is_some());
+    }
+    assert_eq!(accesses(), before + 2, "the receive tail, as a quarter was read");
 }
 
 #[test]
@@ -299,7 +303,7 @@ proptest! {
         hardware.borrow_mut().transmit(usize::MAX);
         prop_assert_eq!(&hardware.borrow().sent, &outgoing);
         prop_assert_eq!(nic.tx_free(), 7);
-        prop_assert_eq!(hardware.borrow().rx_room(), 7, "all buffers are with the card");
+        prop_assert!(hardware.borrow().rx_room() > 7 - 2, "all buffers but less than a quarter are with the card");
         prop_assert_eq!(nic.statistics().rx.hardware_errors, bad_frames);
     }
 
