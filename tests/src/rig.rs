@@ -261,6 +261,8 @@ impl Rig {
         let name = self.file()?.machine(role)?.name.clone();
         let mut seen = Vec::new();
         self.wait(&format!("{name}, the {role}, reports"), END_LIMIT, |rig| {
+            // Without being asked it reports once a second.
+            rig.ask(&["command", &name, "status"])?;
             let Some(own) = rig.status()?.of(&name).cloned() else { return Ok(None) };
             if !seen.contains(&own.wall_ms) {
                 seen.push(own.wall_ms);
