@@ -53,8 +53,8 @@ pub struct Host<D = Nic> {
     pub sockets: SocketSet<'static>,
     interface: Interface,
     peers: Peers,
-    /// TSC value at which the timer will fire, when it is armed.
-    armed: Option<u64>,
+    /// When the timer will fire, if it was ever armed.
+    armed: Option<Instant>,
 }
 
 /// The time as smoltcp counts it.
@@ -82,7 +82,7 @@ impl Host {
             if delay.total_micros() == 0 {
                 return;
             }
-            self.arm(cpu::rdtsc() + clock::microseconds_to_ticks(delay.total_micros()));
+            self.arm(now, now + delay);
         }
         // The device must see how far the used ring was read before the last look at it, else it may find that no interrupt is
         // wanted while we find nothing new (virtio 2.7.14). A later frame would not interrupt either.
@@ -93,10 +93,9 @@ impl Host {
     }
 
     /// Arms the timer, unless it will fire earlier anyway: a wake-up too many is cheaper than arming it anew each time.
-    fn arm(&mut self, deadline: u64) {
-        let current = cpu::rdtsc();
-        if self.armed.is_none_or(|armed| armed <= current || deadline < armed) {
-            lapic::arm_timer(deadline);
+    fn arm(&mut self, now: Instant, deadline: Instant) {
+        if self.armed.is_none_or(|armed| armed <= now || deadline < armed) {
+            lapic::arm_timer(clock::microseconds_to_ticks(deadline.total_micros().unsigned_abs()));
             self.armed = Some(deadline);
         }
     }

@@ -76,20 +76,18 @@ fn main(info: &'static BootInfo) -> ! {
 }
 
 impl Counter {
-    /// Receives all there is, answers, sends, and waits when there was nothing to do.
+    /// Receives all there is, answers, sends, and waits for more. Looks at the clock once: each look is an exit.
     fn step(&mut self) {
         let now = now();
-        let mut received = false;
         while self.host.receive_one(now) {
-            received = true;
             self.listen();
         }
         self.serve();
         self.host.send(now);
-        self.ballast.step(clock::microseconds());
+        self.ballast.step(now.total_micros().unsigned_abs());
         if let Some(work) = &mut self.work {
             work.round();
-        } else if !received {
+        } else {
             self.host.wait(now, self.ballast.is_busy().then_some(BALLAST_STEP));
         }
     }
