@@ -1,32 +1,40 @@
 //! The backup: replays the log, and takes over when it is told to.
 
 use alloc::format;
+use alloc::string::String;
 use core::fmt;
 
-use pollux_ft::{Control, Entry, NotLive, Position, Record, Time};
+use pollux_ft::{Control, Entry, NotLive, Position, Time};
 
 use super::digest::Digest;
 use super::json::Json;
 use super::outlet::Shadow;
 use super::steering::Steering;
 use super::{Replica, monitor};
-use crate::guest::Stop;
+use crate::guest::{Guest, Stop};
 use crate::platform::{GuestTime, PowerEvent};
 
 /// Ticks that a backup runs at most before it looks around.
 const SLICE: u64 = 1 << 24;
+/// Entries that are applied in one turn at most: heartbeats must not wait for long.
+const AT_ONCE: usize = 64;
 /// Latest guest time that a log may name, in nanoseconds: 146 years.
 const MAX_GUEST_NS: u64 = 1 << 62;
 
 impl Replica {
-    /// Applies the next entry or runs towards it; with nothing to do, sleeps or goes live.
+    /// Applies the entries that are due or runs towards the next one; with nothing to do, sleeps or goes live.
     pub(super) fn follow_step(&mut self) {
         let position = self.guest.position();
+        match self.apply_entries(position) {
+            Ok(0) => self.follow_log(position),
+            Ok(_) => {}
+            Err(details) => self.diverge(&details),
+        }
+    }
+
+    fn follow_log(&mut self, position: u64) {
         let Some(peer) = &mut self.peer else { return };
         let node = &mut peer.node;
-        if let Some(record) = node.next_record().filter(|record| record.position.0 == position).cloned() {
-            return self.apply(&record);
-        }
         let next = node.next_record().map(|record| record.position.0);
         let limit = node.run_limit().map(|limit| limit.0);
         let Some(target) = [next, limit].into_iter().flatten().min().filter(|&target| target > position) else {
@@ -61,47 +69,28 @@ impl Replica {
         client.nic().released(released);
     }
 
-    fn apply(&mut self, record: &Record) {
-        match &record.entry {
-            Entry::Clock { base_ns, .. } if *base_ns > MAX_GUEST_NS => {
-                return self.diverge(&format!("entry {}: guest time {base_ns} ns is absurd", record.seq.0));
-            }
-            Entry::Clock { base_ns, rate } => {
-                if let Err(error) = self.guest.steer_clock(GuestTime(*base_ns), *rate) {
-                    return self.diverge(&format!("entry {}: {error}", record.seq.0));
+    /// Applies entries of this `position`; how many. The error says why this guest cannot be the primary's.
+    fn apply_entries(&mut self, position: u64) -> Result<usize, String> {
+        for applied in 0..AT_ONCE {
+            let Some(peer) = &mut self.peer else { return Ok(applied) };
+            let Some(record) = peer.node.next_record().filter(|record| record.position.0 == position) else {
+                return Ok(applied);
+            };
+            let seq = record.seq.0;
+            let done = apply(&record.entry, position, &mut self.guest);
+            match done.map_err(|error| format!("entry {seq}: {error}"))? {
+                Applied::Input => {}
+                Applied::Digest => self.figures.digests += 1,
+                Applied::Reset => self.power_due = None,
+                Applied::SwitchOver => {
+                    if let Some(takeover) = &mut self.takeover {
+                        takeover.planned = true;
+                    }
                 }
             }
-            Entry::PacketIn(frame) => self.guest.packet_in(frame),
-            Entry::ConsoleIn(bytes) => self.guest.console_in(bytes),
-            Entry::Horizon | Entry::Output => {}
-            Entry::Digest { machine, slice, memory } => {
-                let logged = Digest { machine: *machine, slice: *slice, memory: *memory };
-                let own = Digest::of(&mut self.guest, *slice);
-                if let Some(what) = logged.difference(&own) {
-                    let position = record.position.0;
-                    return self
-                        .diverge(&format!("{what} differs at position {position}: {own:x?}, logged {logged:x?}"));
-                }
-                self.figures.digests += 1;
-            }
-            Entry::Control(Control::PowerOff) => log::info!("the guest powered off"),
-            Entry::Control(Control::Reset) => {
-                self.power_due = None;
-                if let Err(error) = self.guest.restart() {
-                    return self
-                        .diverge(&format!("entry {}: the guest cannot be started again: {error}", record.seq.0));
-                }
-            }
-            Entry::Control(Control::SwitchOver) => {
-                log::info!("the primary hands the guest over");
-                if let Some(takeover) = &mut self.takeover {
-                    takeover.planned = true;
-                }
-            }
+            peer.node.applied(Time(self.now_us), Position(position));
         }
-        if let Some(peer) = &mut self.peer {
-            peer.node.applied(Time(self.now_us), record.position);
-        }
+        Ok(AT_ONCE)
     }
 
     fn log_is_empty(&mut self, position: u64) {
@@ -145,6 +134,47 @@ impl Replica {
         monitor::send(json);
         self.report();
     }
+}
+
+/// What an entry was.
+enum Applied {
+    Input,
+    Digest,
+    Reset,
+    SwitchOver,
+}
+
+/// Applies an entry to the guest, which stands at its `position`. The error says why it does not fit this guest.
+fn apply(entry: &Entry, position: u64, guest: &mut Guest) -> Result<Applied, String> {
+    match entry {
+        Entry::Clock { base_ns, .. } if *base_ns > MAX_GUEST_NS => {
+            return Err(format!("guest time {base_ns} ns is absurd"));
+        }
+        Entry::Clock { base_ns, rate } => {
+            guest.steer_clock(GuestTime(*base_ns), *rate).map_err(|error| format!("{error}"))?;
+        }
+        Entry::PacketIn(frame) => guest.packet_in(frame),
+        Entry::ConsoleIn(bytes) => guest.console_in(bytes),
+        Entry::Horizon | Entry::Output => {}
+        Entry::Digest { machine, slice, memory } => {
+            let logged = Digest { machine: *machine, slice: *slice, memory: *memory };
+            let own = Digest::of(guest, *slice);
+            if let Some(what) = logged.difference(&own) {
+                return Err(format!("{what} differs at position {position}: {own:x?}, logged {logged:x?}"));
+            }
+            return Ok(Applied::Digest);
+        }
+        Entry::Control(Control::PowerOff) => log::info!("the guest powered off"),
+        Entry::Control(Control::Reset) => {
+            guest.restart().map_err(|error| format!("the guest cannot be started again: {error}"))?;
+            return Ok(Applied::Reset);
+        }
+        Entry::Control(Control::SwitchOver) => {
+            log::info!("the primary hands the guest over");
+            return Ok(Applied::SwitchOver);
+        }
+    }
+    Ok(Applied::Input)
 }
 
 /// What a takeover took, in microseconds.
