@@ -176,6 +176,23 @@ fn a_pair_lives_through_kills() {
     assert!(!desk.rig(&["status"]).status.success());
 }
 
+#[test]
+fn the_dead_come_back_by_themselves_if_they_are_to() {
+    let desk = Desk::new();
+    let rig = desk.start(&["--revive", "300ms"]);
+    rig.wait_for(["primary", "backup"], true);
+    for roles in [["backup", "primary"], ["primary", "backup"]] {
+        assert!(desk.rig(&["kill", "primary"]).status.success());
+        rig.wait_for(roles, true);
+    }
+    // Not before the last one, too, is dead.
+    rig.pids().into_iter().for_each(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap());
+    assert_eq!(rig.wait(), Some(1));
+    let output = desk.output();
+    assert_eq!(output.matches("protected again, after ").count(), 2, "{output}");
+    assert!(output.contains("no machine is left"), "{output}");
+}
+
 /// What a Bochs rig needs besides Bochs itself.
 fn has_grub_and_firmware() -> bool {
     let files = ["/usr/share/bochs/BIOS-bochs-latest", "/usr/share/vgabios/vgabios.bin", "/usr/lib/grub/i386-pc"];

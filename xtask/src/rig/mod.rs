@@ -26,6 +26,7 @@ mod state;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 
 use emulator::Emulator;
 pub use logs::tail;
@@ -77,6 +78,8 @@ pub struct Config {
     pub arbiter: arbiter::Choice,
     /// Seed of the networks' randomness.
     pub seed: u64,
+    /// How long a machine stays dead before it is started again as a backup; for ever if not given.
+    pub revive: Option<Duration>,
     /// Whether to look when the guest answers for the first time.
     pub probe: bool,
     /// Options of the hypervisors.

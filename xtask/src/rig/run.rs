@@ -61,6 +61,9 @@ pub struct RunArgs {
     /// Make the client network this kernel interface instead of forwarding a port (root)
     #[arg(long, value_name = "NAME", conflicts_with = "udp")]
     tap: Option<String>,
+    /// Start a dead machine again, as a backup, this long after its end, as a server does that boots after a power cut
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "solo")]
+    revive: Option<Duration>,
     /// Capture both networks into client.pcap and log.pcap
     #[arg(long)]
     capture: bool,
@@ -107,6 +110,7 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
         capture: arguments.capture,
         arbiter: arguments.arbiter,
         seed: arguments.seed,
+        revive: arguments.revive,
         probe: arguments.software.guest == DEFAULT_GUEST,
         guest,
         options: arguments.software.options(),

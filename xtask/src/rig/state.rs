@@ -1,6 +1,7 @@
 //! The rig itself.
 
 mod answer;
+mod revive;
 
 use std::fs::File;
 use std::io::Write;
@@ -46,6 +47,8 @@ struct Place {
     machine: Option<Machine>,
     serial: PathBuf,
     last_end: Option<String>,
+    /// Since when its role is dead.
+    dead_since: Option<Instant>,
 }
 
 /// A running rig. Dropping it ends everything that was started.
@@ -155,6 +158,7 @@ impl Rig {
                 self.bury(index, how);
             }
         }
+        self.revive();
         if self.networks_checked.elapsed() >= NETWORK_CHECK {
             self.networks_checked = Instant::now();
             if let Err(ended) = self.networks.counters() {
@@ -359,19 +363,22 @@ impl Rig {
         let (roles, protected) = roles::derive(&self.places.iter().map(facts).collect::<Vec<_>>());
         let old = std::mem::replace(&mut self.roles, roles);
         for (index, old) in old.into_iter().enumerate() {
-            let (place, role) = (&self.places[index], self.roles[index]);
+            let (place, role) = (&mut self.places[index], self.roles[index]);
             if role != old {
+                place.dead_since = (role == Role::Dead).then(Instant::now);
                 let halted = place.machine.as_ref().is_some_and(Machine::has_halted);
                 let how = if halted { " (it has halted)" } else { "" };
-                self.notice(format!("{} is {}{how}", place.slot.name(), role.word()));
+                let text = format!("{} is {}{how}", place.slot.name(), role.word());
+                self.notice(text);
             }
         }
         if protected != self.protected {
+            let unprotected = self.protection_changed.elapsed();
             (self.protected, self.protection_changed) = (protected, Instant::now());
             let after = self.started.elapsed();
             self.notice(match (protected, self.first_protected) {
                 (true, None) => format!("protected, {:.1} s after the start", after.as_secs_f64()),
-                (true, Some(_)) => "protected".to_owned(),
+                (true, Some(_)) => format!("protected again, after {:.1} s", unprotected.as_secs_f64()),
                 (false, _) => "not protected".to_owned(),
             });
             if protected && self.first_protected.is_none() {
@@ -418,7 +425,7 @@ impl Drop for Rig {
 fn new_place(slot: Slot, directory: &Path) -> Result<Place> {
     let serial = directory.join(format!("{}.log", slot.name()));
     File::create(&serial).with_context(|| format!("cannot write {}", serial.display()))?;
-    Ok(Place { slot, machine: None, serial, last_end: None })
+    Ok(Place { slot, machine: None, serial, last_end: None, dead_since: None })
 }
 
 fn describe_takeover(slot: Slot, times: &Takeover) -> String {
