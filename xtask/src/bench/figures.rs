@@ -39,6 +39,8 @@ const SLICES: u64 = 256;
 const FIRST_DIGESTS_LIMIT: Duration = Duration::from_secs(60);
 /// Clients that load the guest at the same time.
 const CLIENTS: usize = 16;
+/// How often throughput is compared.
+const ROUNDS: usize = 3;
 
 impl Bench {
     fn start(&self, arguments: &[&str]) -> Result<BenchRig> {
@@ -111,20 +113,24 @@ fn throughput(bench: &Bench) -> Result<Vec<Figure>> {
         load(rig.service(), CLIENTS, SETTLE)?;
         Ok(load(rig.service(), CLIENTS, WINDOW)?.1)
     };
-    let solo = {
-        let mut rig = bench.start(&["--solo"])?;
-        wait_for_answer(&mut rig)?;
-        measure(&rig)?
-    };
-    let protected = measure(&bench.pair(&[])?)?;
-    let note = format!("{CLIENTS} clients, {protected:.0} against {solo:.0} requests/s");
-    Ok(vec![Figure::new(
-        "throughput, protected / solo",
-        bench.in_qemu(Wanted::AtLeast(0.7)),
-        protected / solo,
-        "",
-        note,
-    )])
+    // One close after the other: a desk is not equally fast all the time.
+    let mut rounds = Vec::new();
+    for _ in 0..ROUNDS {
+        let solo = {
+            let mut rig = bench.start(&["--solo"])?;
+            wait_for_answer(&mut rig)?;
+            measure(&rig)?
+        };
+        let protected = measure(&bench.pair(&[])?)?;
+        rounds.push((protected / solo, protected, solo));
+    }
+    rounds.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let (ratio, protected, solo) = rounds[ROUNDS / 2];
+    let (least, most) = (rounds[0].0, rounds[ROUNDS - 1].0);
+    let note = format!(
+        "{CLIENTS} clients, {protected:.0} against {solo:.0} requests/s; {least:.2} to {most:.2} in {ROUNDS} rounds"
+    );
+    Ok(vec![Figure::new("throughput, protected / solo", bench.in_qemu(Wanted::AtLeast(0.7)), ratio, "", note)])
 }
 
 fn latency(bench: &Bench) -> Result<Vec<Figure>> {
