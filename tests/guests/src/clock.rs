@@ -37,10 +37,10 @@ pub fn ticks_to_nanoseconds(ticks: u64) -> u64 {
     }
 }
 
-/// Converts microseconds to TSC ticks.
+/// Converts microseconds to TSC ticks, rounded up: at the tick a deadline has passed, by [`microseconds`] too.
 #[must_use]
 pub fn microseconds_to_ticks(microseconds: u64) -> u64 {
-    (u128::from(microseconds) * u128::from(tsc_hz()) / 1_000_000) as u64
+    (u128::from(microseconds) * u128::from(tsc_hz())).div_ceil(1_000_000) as u64
 }
 
 /// Time since the TSC was zero, in microseconds.

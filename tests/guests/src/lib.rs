@@ -7,6 +7,7 @@
 extern crate alloc;
 
 pub mod ballast;
+pub mod exchange;
 pub mod observe;
 pub mod options;
 pub mod random;

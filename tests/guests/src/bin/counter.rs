@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 
 use pollux_boot::BootInfo;
 use pollux_guests::ballast::Ballast;
+use pollux_guests::exchange::exchange;
 use pollux_guests::net::{Host, now};
 use pollux_guests::options::Options;
 use pollux_guests::session::{Server, Session};
@@ -140,26 +141,7 @@ impl Counter {
 
 /// Serves one connection as far as its buffers allow.
 fn serve(socket: &mut Socket<'_>, session: &mut Session, server: &mut Server, epoch: u64) {
-    loop {
-        if session.has_backlog() {
-            session.feed(&[], server, || epoch + clock::microseconds());
-        } else if socket.can_recv() && session.wants_input() {
-            let fed = socket.recv(|bytes| {
-                session.feed(bytes, server, || epoch + clock::microseconds());
-                (bytes.len(), ())
-            });
-            if fed.is_err() {
-                break;
-            }
-        }
-        if session.pending().is_empty() || !socket.can_send() {
-            break;
-        }
-        match socket.send_slice(session.pending()) {
-            Ok(count) => session.sent(count),
-            Err(_) => break,
-        }
-    }
+    exchange(socket, session, server, || epoch + clock::microseconds());
     match socket.state() {
         // The client has said its last word, and all of it is answered.
         State::CloseWait if session.pending().is_empty() && !socket.can_recv() => socket.close(),
