@@ -272,6 +272,17 @@ impl Rig {
         })
     }
 
+    /// Waits until the guest has got further on the machine in `role`.
+    ///
+    /// # Errors
+    /// When it stands still.
+    pub fn wait_progress(&mut self, role: &str) -> Result<()> {
+        let before = self.fresh(role)?.position;
+        self.wait(&format!("the {role} gets beyond {before}"), END_LIMIT, |rig| {
+            Ok(rig.status()?.of(role).filter(|own| own.position > before).map(drop))
+        })
+    }
+
     /// Cuts the power of the machine in `role` (SIGKILL); its name.
     ///
     /// # Errors
