@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::artefacts::{self, GUESTS, HYPERVISOR, METAL, SIMULATION, SIMULATOR};
+use crate::failures::Tee;
 use crate::needs::{self, Need};
 use crate::output::{self, say};
 use crate::platform::Platform;
@@ -67,6 +68,8 @@ struct Step {
 struct Outcome {
     name: &'static str,
     failure: Option<String>,
+    /// What its failed tests said.
+    details: Vec<String>,
     duration: Duration,
 }
 
@@ -155,20 +158,29 @@ fn rig_step(platform: Platform, filter: Option<&str>) -> Result<Step> {
 fn run_step(mut step: Step) -> Result<Outcome> {
     let words: Vec<_> = step.command.get_args().map(|word| word.to_string_lossy()).collect();
     say!("\n== {}: cargo {}", step.name, words.join(" "));
-    step.command.stdin(Stdio::null());
+    step.command.stdin(Stdio::null()).stdout(Stdio::piped());
     let started = Instant::now();
-    let result = Process::spawn(&mut step.command)?.wait(STEP_LIMIT);
+    let mut process = Process::spawn(&mut step.command)?;
+    let tee = process.child_mut().stdout.take().map(Tee::start);
+    let result = process.wait(STEP_LIMIT);
+    let details = tee.map(Tee::end).unwrap_or_default();
     interrupt::check()?;
     let failure = match result {
         Ok(status) if status.success() => None,
         Ok(status) => Some(status.to_string()),
         Err(error) => Some(format!("{error:#}")),
     };
-    Ok(Outcome { name: step.name, failure, duration: started.elapsed() })
+    Ok(Outcome { name: step.name, failure, details, duration: started.elapsed() })
 }
 
+/// What failed is said again here: in the output of a whole run it is hard to find.
 fn summary(outcomes: &[Outcome]) -> Vec<String> {
-    let mut lines = vec![String::new(), "== summary".to_owned()];
+    let mut lines = vec![String::new()];
+    for outcome in outcomes.iter().filter(|outcome| !outcome.details.is_empty()) {
+        lines.push(format!("== {}: failed tests", outcome.name));
+        lines.extend_from_slice(&outcome.details);
+    }
+    lines.push("== summary".to_owned());
     lines.extend(outcomes.iter().map(|outcome| {
         let result = outcome.failure.as_ref().map_or_else(|| "ok".to_owned(), |why| format!("FAILED ({why})"));
         format!("{:<20} {:>7.1} s  {result}", outcome.name, outcome.duration.as_secs_f64())
@@ -198,12 +210,14 @@ mod tests {
         let outcome = |name, failure: Option<&str>| Outcome {
             name,
             failure: failure.map(str::to_owned),
+            details: failure.map(|_| "---- it stdout ----".to_owned()).into_iter().collect(),
             duration: Duration::from_millis(1500),
         };
         let text = summary(&[outcome("format", None), outcome("guests", Some("exit status: 101"))]).join("\n");
         assert!(text.contains("format                   1.5 s  ok"), "{text}");
         assert!(text.contains("FAILED (exit status: 101)"), "{text}");
         assert!(text.contains("total                    3.0 s"), "{text}");
+        assert!(text.contains("== guests: failed tests\n---- it stdout ----\n== summary"), "{text}");
     }
 
     #[test]

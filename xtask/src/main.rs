@@ -6,6 +6,7 @@ mod artefacts;
 mod bench;
 mod checks;
 mod doctor;
+mod failures;
 mod image;
 mod interrupt;
 mod needs;
