@@ -122,6 +122,37 @@ fn ten_megabytes_survive_loss() {
     wait_until("the connection ends", || open(&fabric) == 0);
 }
 
+/// A client ends its direction behind what it sends, and that end may be lost as any other segment.
+#[test]
+fn ends_survive_loss() {
+    const CLIENTS: usize = 48;
+    const ROUNDS: usize = 4;
+    let (_dir, fabric, _guest) = start(ECHO);
+    let data: Vec<u8> = (0..40_000u32).map(|index| index as u8).collect();
+    for _ in 0..ROUNDS {
+        // The guest's stack may take a repeated SYN for another connection, so that none is lost.
+        fabric.set_link(CLIENT, &loss(0.0)).unwrap();
+        let mut streams: Vec<_> = (0..CLIENTS).map(|_| connect(&fabric)).collect();
+        streams.iter_mut().for_each(|stream| exchange(stream, b"x"));
+        fabric.set_link(CLIENT, &loss(0.05)).unwrap();
+        std::thread::scope(|scope| {
+            for mut stream in streams {
+                let (mut sender, data) = (stream.try_clone().unwrap(), &data);
+                scope.spawn(move || {
+                    sender.write_all(data).unwrap();
+                    sender.shutdown(Shutdown::Write).unwrap();
+                });
+                scope.spawn(move || {
+                    let mut answer = Vec::new();
+                    stream.read_to_end(&mut answer).unwrap();
+                    assert!(&answer == data, "{} bytes", answer.len());
+                });
+            }
+        });
+    }
+    wait_until("the connections end", || open(&fabric) == 0);
+}
+
 #[test]
 fn a_client_that_does_not_read_is_waited_for() {
     let (_dir, fabric, _guest) = start(ECHO);
