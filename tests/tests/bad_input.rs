@@ -279,7 +279,7 @@ fn wrong_arguments_are_explained() -> Result<()> {
     let directory = directory.to_str().context("path")?;
     let verb = Platform::get().verb();
     let cases: [(&[&str], &str); 9] = [
-        (&[verb, "--guest", "nobody", "--dir", directory], "nobody"),
+        (&[verb, "--guest", "nobody", "--dir", directory, "--port", "0"], "nobody"),
         (&[verb, "--guest-memory", "1M"], "8M to 3G"),
         (&["qemu", "--accel", "kvm"], "kvm"),
         (

@@ -1,6 +1,7 @@
 //! A real etcd as the arbiter, where one is installed (Debian: etcd-server).
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -30,11 +31,24 @@ impl Etcd {
         let process = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("etcd")?;
         let etcd = Self { process, directory: directory.to_owned(), clients, peers };
         let deadline = Instant::now() + START_LIMIT;
-        while TcpStream::connect(&etcd.clients).is_err() {
-            ensure!(Instant::now() < deadline, "etcd does not listen at {}", etcd.clients);
+        // It listens long before it serves.
+        while !etcd.is_healthy() {
+            ensure!(Instant::now() < deadline, "etcd does not serve at {}", etcd.clients);
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(etcd)
+    }
+
+    fn is_healthy(&self) -> bool {
+        let ask = || {
+            let mut stream = TcpStream::connect(&self.clients)?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok::<_, std::io::Error>(answer)
+        };
+        ask().is_ok_and(|answer| answer.contains("\"true\""))
     }
 
     fn kill(&mut self) -> Result<()> {

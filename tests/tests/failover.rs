@@ -11,6 +11,9 @@ use pollux_tests::load::{Load, judge, wait_answers};
 use pollux_tests::rig::{Platform, Rig, TAKEOVER_LIMIT};
 use pollux_tests::seed;
 
+/// No reply takes so long as this when a backup dies or is replaced; it takes far less on an idle desk.
+const UNNOTICED: Duration = Duration::from_secs(6);
+
 /// Kills of the primary; `POLLUX_KILLS` says otherwise. In Bochs each takes a quarter of a minute.
 fn kills() -> Result<usize> {
     let usual = match Platform::get() {
@@ -122,7 +125,7 @@ fn nobody_notices_that_the_backup_dies() -> Result<()> {
     wait_answers(&mut rig, &load, 10)?;
     let summary = judge(load)?;
     // Output waits for acks until the backup is given up, after a second.
-    let limit = Platform::get().longest(Duration::from_secs(3));
+    let limit = Platform::get().longest(UNNOTICED);
     ensure!(summary.longest_wait < limit, "a reply took {:?}", summary.longest_wait);
     ensure!(rig.status()?.takeovers.is_empty());
     rig.stop()
@@ -142,9 +145,9 @@ fn the_roles_change_without_a_failure() -> Result<()> {
         let last = takeovers.last().context("no takeover")?;
         ensure!(takeovers.len() == number && last["planned"] == true && last["name"] == *backup, "{takeovers:?}");
         rig.wait_role(&backup, "primary", TAKEOVER_LIMIT)?;
-        // Nobody had to be suspected.
+        // Nobody had to be suspected: that takes a second.
         let limit = Platform::get().longest(Duration::from_millis(500)).as_secs_f64() * 1e3;
-        ensure!(last["total_ms"].as_f64().is_some_and(|total| total < limit), "{last}");
+        ensure!(last["detect_ms"].as_f64().is_some_and(|detection| detection < limit), "{last}");
     }
     wait_answers(&mut rig, &load, 10)?;
     let summary = judge(load)?;
@@ -165,10 +168,11 @@ fn a_running_backup_is_replaced() -> Result<()> {
     wait_answers(&mut rig, &load, 10)?;
     let summary = judge(load)?;
     println!("the longest wait for a reply was {:?}", summary.longest_wait);
-    // Nobody had to be suspected.
-    let limit = Platform::get().longest(Duration::from_millis(900));
+    let status = rig.status()?;
+    ensure!(status.notice("twin silent").is_none(), "somebody had to be suspected\n{}", rig.report());
+    let limit = Platform::get().longest(UNNOTICED);
     ensure!(summary.longest_wait < limit, "a reply took {:?}", summary.longest_wait);
-    ensure!(rig.status()?.takeovers.is_empty());
+    ensure!(status.takeovers.is_empty());
     rig.stop()
 }
 

@@ -34,7 +34,9 @@ fn first_line(image: &Path, firmware: &[&str]) -> Result<String> {
     let deadline = Instant::now() + LIMIT;
     loop {
         let log = String::from_utf8_lossy(&fs::read(&serial).unwrap_or_default()).into_owned();
-        if let Some(line) = log.lines().find(|line| line.contains("Pollux ") && line.contains("Multiboot2")) {
+        // A line that is not finished yet comes again.
+        let complete = log.rsplit_once('\n').map_or("", |(complete, _)| complete);
+        if let Some(line) = complete.lines().find(|line| line.contains("Pollux ") && line.contains("Multiboot2")) {
             return Ok(line.to_owned());
         }
         ensure!(machine.0.try_wait()?.is_none(), "QEMU ended\n{log}");
