@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use nix::unistd::geteuid;
 use pollux_tests::history;
 use pollux_tests::load::{Load, judge, wait_answers};
+use pollux_tests::resp::{Client, Reply};
 use pollux_tests::rig::{Platform, Rig, TAKEOVER_LIMIT};
 use pollux_tests::seed;
 
@@ -153,6 +154,24 @@ fn the_roles_change_without_a_failure() -> Result<()> {
     let summary = judge(load)?;
     println!("the longest wait for a reply was {:?}", summary.longest_wait);
     rig.stop()
+}
+
+#[test]
+fn the_last_reply_before_a_power_off_is_sent() -> Result<()> {
+    let mut rig = Rig::protected("power-off", "counter", &[])?;
+    let mut client = Client::connect(&rig.service()?, TAKEOVER_LIMIT)?;
+    ensure!(client.increment("x")? == 1);
+    // The guest sends the reply and switches itself off at once.
+    client.send(&["SHUTDOWN"])?;
+    ensure!(client.receive()? == Reply::Simple("OK".into()));
+    // Both machines halt, without a takeover, and with them the rig.
+    let status = rig.wait_end(TAKEOVER_LIMIT)?;
+    ensure!(status.success(), "{status}\n{}", rig.report());
+    for machine in ["castor.log", "pollux.log"] {
+        let log = rig.read(machine);
+        ensure!(log.contains("the guest powered off") && !log.contains("draining"), "{machine}:\n{log}");
+    }
+    Ok(())
 }
 
 #[test]

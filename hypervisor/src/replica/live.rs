@@ -304,6 +304,10 @@ impl Replica {
     /// Turns the guest off or starts it anew, on both machines at this position.
     fn power(&mut self, event: PowerEvent) -> Result<(), LogFull> {
         self.mark_progress();
+        // Afterwards nothing is sealed any more: the machine halts, or the guest is another one.
+        if self.client.as_ref().is_some_and(|client| client.gate().unsealed() > 0) {
+            self.seal_output();
+        }
         let control = match event {
             PowerEvent::Off => Control::PowerOff,
             PowerEvent::Reset => Control::Reset,

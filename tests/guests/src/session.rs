@@ -21,6 +21,8 @@ pub struct Server {
     pub commands: u64,
     /// Connections in use.
     pub clients: usize,
+    /// A client asked for the end of the machine.
+    pub shutdown: bool,
 }
 
 /// A client's connection.
@@ -175,6 +177,10 @@ fn execute(arguments: &Arguments<'_>, server: &mut Server, time: &impl Fn() -> u
         (b"SELECT", [b"0"]) => push_line(out, b'+', "OK"),
         (b"SELECT", [_]) => push_line(out, b'-', "ERR DB index is out of range"),
         // What clients ask when they connect: answered without content.
+        (b"SHUTDOWN", _) => {
+            push_line(out, b'+', "OK");
+            server.shutdown = true;
+        }
         (b"COMMAND", _) => push_line(out, b'*', "0"),
         (b"CONFIG", [_, name]) => reply_config(out, name),
         (b"CONFIG", _) => push_line(out, b'*', "0"),

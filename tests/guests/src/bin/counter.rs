@@ -85,6 +85,10 @@ impl Counter {
         }
         self.serve();
         self.host.send(now);
+        if self.server.shutdown {
+            println!("counter: a client asked for the end");
+            runtime::power_off();
+        }
         self.ballast.step(now.total_micros().unsigned_abs());
         if let Some(work) = &mut self.work {
             work.round();
