@@ -13,6 +13,11 @@ use pollux_tests::resp::Client;
 use pollux_tests::rig::{END_LIMIT, Platform, Rig, START_LIMIT, fresh_directory, is_running};
 use pollux_tests::seed;
 use pollux_tests::xtask::{self, Artefacts};
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{
+    EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Address, Ipv4Packet, Ipv4Repr,
+    TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// All of the guest `hostile`, but for those with tests of their own below.
@@ -249,6 +254,54 @@ fn nonsense_on_both_networks_harms_nothing() -> Result<()> {
     })?;
     let status = rig.status()?;
     ensure!(status.takeovers.is_empty() && status.notice("diverged").is_none(), "{}", rig.report());
+    rig.stop()
+}
+
+/// The first segment of a TCP connection from a host that is not there to the port of the log at the primary.
+fn stray_syn() -> Vec<u8> {
+    let (from, to) = (Ipv4Address::new(10, 1, 0, 77), Ipv4Address::new(10, 1, 0, 1));
+    let tcp = TcpRepr {
+        src_port: 40_000,
+        dst_port: 7001,
+        control: TcpControl::Syn,
+        seq_number: TcpSeqNumber(1),
+        ack_number: None,
+        window_len: 1024,
+        window_scale: None,
+        max_seg_size: Some(1460),
+        sack_permitted: false,
+        sack_ranges: [None; 3],
+        timestamp: None,
+        payload: &[],
+    };
+    let ip = Ipv4Repr {
+        src_addr: from,
+        dst_addr: to,
+        next_header: IpProtocol::Tcp,
+        payload_len: tcp.buffer_len(),
+        hop_limit: 64,
+    };
+    let mut frame = vec![0; 60];
+    let mut ethernet = EthernetFrame::new_unchecked(&mut frame);
+    ethernet.set_dst_addr(EthernetAddress::BROADCAST);
+    ethernet.set_src_addr(EthernetAddress([0x52, 0x54, 0, 0x77, 0, 1]));
+    ethernet.set_ethertype(EthernetProtocol::Ipv4);
+    let mut packet = Ipv4Packet::new_unchecked(ethernet.payload_mut());
+    ip.emit(&mut packet, &ChecksumCapabilities::default());
+    let (from, to) = (IpAddress::Ipv4(from), IpAddress::Ipv4(to));
+    let mut segment = TcpPacket::new_unchecked(packet.payload_mut());
+    tcp.emit(&mut segment, &from, &to, &ChecksumCapabilities::default());
+    frame
+}
+
+#[test]
+fn a_stray_connection_does_not_keep_the_twin_out() -> Result<()> {
+    let mut rig = Rig::protected("stray", "counter", &[])?;
+    let cables = Cable::all(&rig)?;
+    rig.kill("backup")?;
+    rig.wait("the primary is alone", START_LIMIT, |rig| Ok(rig.status()?.notice("unprotected").map(drop)))?;
+    ensure!(cables.iter().filter(|cable| cable.send(&stray_syn())).count() > 0);
+    rig.start_backup()?;
     rig.stop()
 }
 

@@ -30,6 +30,8 @@ const DATAGRAMS: usize = 8;
 const RETRY_US: u64 = 200_000;
 /// How long TCP waits for data to ride on before it sends a bare acknowledgement, in milliseconds.
 const ACK_DELAY_MS: u64 = 20;
+/// How long a connection may take to come up, in microseconds.
+const OPENING_US: u64 = 3_000_000;
 /// First of the ports that connections are made from.
 const FIRST_LOCAL_PORT: u16 = 49_152;
 
@@ -77,6 +79,8 @@ pub struct Link {
     connected: bool,
     wanted: bool,
     retry_at_us: u64,
+    /// Since when the connection is neither up nor waited for.
+    opening_since_us: Option<u64>,
     local_port: u16,
     heartbeats_sent: u64,
     heartbeats_received: u64,
@@ -120,6 +124,7 @@ impl Link {
             connected: false,
             wanted: false,
             retry_at_us: 0,
+            opening_since_us: None,
             local_port,
             heartbeats_sent: 0,
             heartbeats_received: 0,
@@ -180,7 +185,8 @@ impl Link {
         let delay = self.interface.poll_at(now, &self.sockets).map(|at| at.total_micros().max(0) as u64);
         let idle = !self.sockets.get::<tcp::Socket<'_>>(self.stream).is_open();
         let retry = (idle && self.wanted && self.end == End::Connect).then_some(self.retry_at_us);
-        self.poll_at_us = [delay, retry].into_iter().flatten().min();
+        let given_up = self.opening_since_us.map(|since| since + OPENING_US);
+        self.poll_at_us = [delay, retry, given_up].into_iter().flatten().min();
     }
 
     /// Moves frames between the card and the sockets. Returns what became of the connection.
@@ -200,9 +206,11 @@ impl Link {
     fn follow_connection(&mut self, now_us: u64) -> Change {
         let peer = IpEndpoint::new(IpAddress::Ipv4(self.peer), LOG_PORT);
         let socket = self.sockets.get_mut::<tcp::Socket<'_>>(self.stream);
-        let up = socket.may_send() && socket.may_recv();
+        let stranger = socket.remote_endpoint().is_some_and(|remote| remote.addr != peer.addr);
+        let up = socket.may_send() && socket.may_recv() && !stranger;
         if up && !self.connected {
             self.connected = true;
+            self.opening_since_us = None;
             return Change::Connected;
         }
         // Bytes that arrived before the end of the connection are still read.
@@ -212,6 +220,18 @@ impl Link {
             socket.abort();
             self.dirty = true;
             return Change::Disconnected;
+        }
+        // One that a stranger began, or that ended before it was seen, or of which nothing more is heard: it must not be in
+        // the twin's way.
+        let opening = !self.connected && !matches!(socket.state(), tcp::State::Closed | tcp::State::Listen);
+        let since = opening.then(|| *self.opening_since_us.get_or_insert(now_us));
+        self.opening_since_us = since;
+        let handshake = matches!(socket.state(), tcp::State::SynSent | tcp::State::SynReceived);
+        if since.is_some_and(|since| stranger || !handshake || now_us >= since + OPENING_US) {
+            socket.abort();
+            self.opening_since_us = None;
+            self.retry_at_us = now_us + RETRY_US;
+            self.dirty = true;
         }
         if !self.connected && self.wanted && !socket.is_open() {
             match self.end {
