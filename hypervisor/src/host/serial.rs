@@ -86,17 +86,21 @@ impl Serial {
         }
     }
 
-    /// Takes `bytes` to be sent as the line permits, by calls of [`pump`](Self::pump). Waits only if too many wait already.
-    pub fn queue(&self, bytes: &[u8]) {
+    /// Takes `bytes` to be sent as the line permits, by calls of [`pump`](Self::pump). Never waits, as a real line needs
+    /// seconds for what may wait, and the twin would give this machine up: false when too many wait already, and these
+    /// are lost.
+    pub fn queue(&self, bytes: &[u8]) -> bool {
         let mut line = self.0.lock();
         if line.uart.is_none() {
-            return;
+            return true;
         }
-        if line.waiting.len() + bytes.len() > MAX_WAITING {
-            line.send_all_waiting();
-        }
-        line.waiting.extend(bytes);
         line.send_waiting();
+        let fits = line.waiting.len() + bytes.len() <= MAX_WAITING;
+        if fits {
+            line.waiting.extend(bytes);
+            line.send_waiting();
+        }
+        fits
     }
 
     /// Sends of what was queued as much as the line takes now; whether something still waits.

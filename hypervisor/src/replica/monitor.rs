@@ -2,6 +2,7 @@
 
 use alloc::string::String;
 use core::fmt::Display;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::json::Json;
 use crate::host::serial;
@@ -99,7 +100,13 @@ impl Monitor {
 
 /// Sends a finished line, without waiting for it: see [`pump`].
 pub fn send(json: Json) {
-    serial::MONITOR.queue(json.finish().as_bytes());
+    /// Lines that found no room.
+    static LOST: AtomicU64 = AtomicU64::new(0);
+    if !serial::MONITOR.queue(json.finish().as_bytes()) {
+        LOST.fetch_add(1, Ordering::Relaxed);
+    } else if let lost @ 1.. = LOST.swap(0, Ordering::Relaxed) {
+        log::warn!("the monitor's line is slow: {lost} lines of status, events and console were lost");
+    }
 }
 
 /// Sends on what was not sent at once; whether something still waits. To be called in every turn of the loop.
