@@ -47,7 +47,8 @@ pub struct Nature {
     pub twice_in: u64,
     /// Boundaries at which another non-maskable interrupt comes.
     pub spurious_in: u64,
-    /// Boundaries at which a host interrupt comes.
+    /// Boundaries at which a host interrupt comes, the next one after three times as many at the latest. Where that is less
+    /// than every margin, an overflow interrupt that does not come is made up for.
     pub host_in: u64,
     /// Host interrupts are held back from an entry that begins with the guest's IF clear, as Bochs does.
     pub held_back: bool,
@@ -115,6 +116,8 @@ pub struct Model {
     /// Boundaries until the host's timer interrupt comes.
     timer: Option<u64>,
     host: bool,
+    /// Boundaries since the host last interrupted by itself.
+    quiet: u64,
     pub offered: Option<u8>,
     injected: Option<Exception>,
     /// Length of the instruction that exited last.
@@ -132,6 +135,7 @@ impl Model {
             nmi: false,
             timer: None,
             host: false,
+            quiet: 0,
             offered: None,
             injected: None,
             exited: 0,
@@ -174,7 +178,10 @@ impl Model {
             None => {}
         }
         self.nmi |= self.random.once_in(self.nature.spurious_in);
-        self.host |= self.random.once_in(self.nature.host_in);
+        self.quiet += 1;
+        if self.random.once_in(self.nature.host_in) || self.quiet == 3 * self.nature.host_in {
+            (self.host, self.quiet) = (true, 0);
+        }
         match &mut self.timer {
             Some(0) => (self.timer, self.host) = (None, true),
             Some(left) => *left -= 1,
