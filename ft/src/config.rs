@@ -75,7 +75,7 @@ impl Config {
             return Err("the ack timeout must not be shorter than the time to suspicion");
         }
         if self.ack_delay >= self.suspect_after || self.batch_delay >= self.suspect_after {
-            return Err("acks and batches must not wait as long as suspicion takes");
+            return Err("suspicion must take longer than acks and batches wait, which is 50 ms unless told otherwise");
         }
         if self.packet_delay >= self.suspect_after {
             return Err("packets must not wait as long as suspicion takes");

@@ -10,6 +10,7 @@ use core::net::Ipv4Addr;
 use core::str::FromStr;
 
 use pollux_boot::command_line::{CommandOption, options};
+use pollux_ft::{Span, Term};
 
 pub use self::arbiter::{ArbiterOptions, Routes};
 use crate::counter::choose::Wanted;
@@ -251,10 +252,34 @@ impl Config {
                 self.heartbeat_us, self.suspect_us
             ));
         }
-        if self.log_buffer < 64 << 10 || self.log_buffer > 64 << 20 {
-            return fail("option 'log-buffer' must be between 64K and 64M".to_owned());
+        if self.log_buffer < 64 << 10 || self.log_buffer > 24 << 20 {
+            return fail("option 'log-buffer' must be between 64K and 24M".to_owned());
         }
-        self.check_pair()
+        let cards = [("client-nic", self.client_nic), ("log-nic", self.log_nic), ("arbiter-nic", self.arbiter.nic)];
+        for (index, (name, card)) in cards.iter().enumerate() {
+            if let Some((other, _)) = cards[..index].iter().find(|(_, other)| card.is_some() && other == card) {
+                return fail(format!("options '{other}' and '{name}' name the same device"));
+            }
+        }
+        self.check_pair()?;
+        self.protocol().check().map_err(|error| {
+            let (heartbeat, suspect) = (self.heartbeat_us, self.suspect_us);
+            ConfigError(format!("options 'heartbeat' ({heartbeat} us) and 'suspect' ({suspect} us): {error}"))
+        })
+    }
+
+    /// What the protocol is told.
+    #[must_use]
+    pub fn protocol(&self) -> pollux_ft::Config {
+        pollux_ft::Config {
+            heartbeat_interval: Span(self.heartbeat_us),
+            suspect_after: Span(self.suspect_us),
+            ack_timeout: Span(self.suspect_us.saturating_mul(3)),
+            receive_buffer_bytes: self.log_buffer as usize,
+            arbiter: self.arbiter.is_used(),
+            first_term: Term(self.arbiter.first_term),
+            ..pollux_ft::Config::default()
+        }
     }
 
     fn check_pair(&self) -> Result<(), ConfigError> {
@@ -269,9 +294,6 @@ impl Config {
         ];
         if let Some((name, _)) = missing.iter().find(|(_, missing)| *missing) {
             return Err(ConfigError(format!("a machine of a pair needs the option '{name}'")));
-        }
-        if self.client_nic == self.log_nic {
-            return Err(ConfigError("options 'client-nic' and 'log-nic' name the same device".to_owned()));
         }
         if self.log_address.map(|own| own.address) == self.log_peer {
             return Err(ConfigError("options 'log-address' and 'log-peer' are the same machine".to_owned()));
@@ -372,6 +394,12 @@ mod tests {
     }
 
     #[test]
+    fn a_card_has_one_task_in_every_role() {
+        let error = Config::parse("role=solo client-nic=0:4.0 log-nic=0:4.0").unwrap_err();
+        assert!(error.0.contains("'client-nic' and 'log-nic' name the same device"), "{error}");
+    }
+
+    #[test]
     fn what_is_refused_is_named() {
         let refused = |extra: &str, named: &str| {
             let error = Config::parse(&format!("{PAIR} {extra}")).unwrap_err();
@@ -385,6 +413,8 @@ mod tests {
         refused("guest-mac=01:00:00:00:00:00", "guest-mac");
         refused("guest-mac=52:54", "guest-mac");
         refused("heartbeat=1s", "contradict");
+        refused("heartbeat=10ms suspect=50ms", "'suspect' (50000 us): suspicion must take longer");
+        refused("machine-address=10.0.2.3/24 arbiter-nic=0:5.0", "'log-nic' and 'arbiter-nic'");
         refused("suspect=fast", "suspect");
         refused("break=everything", "break");
         refused("counter=tsc", "one of auto, pmu, ticks");

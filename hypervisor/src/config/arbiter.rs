@@ -162,9 +162,6 @@ impl ArbiterOptions {
         if config.log_address.is_some_and(|log| log.contains(own.address) || own.contains(log.address)) {
             return Err("options 'machine-address' and 'log-address' must be in different networks".to_string());
         }
-        if self.nic.is_some() && (self.nic == config.client_nic || self.nic == config.log_nic) {
-            return Err("option 'arbiter-nic' names a card that has another task already".to_string());
-        }
         match self.machine_mac {
             Some(mac) if mac[0] & 1 != 0 || mac == [0; 6] => {
                 Err("option 'machine-mac' must be a unicast address".to_string())
@@ -251,7 +248,10 @@ mod tests {
             ("none machine-address=10.0.2.21/24 machine-gateway=10.0.3.1", "machine-gateway"),
             ("none machine-address=10.0.2.21/24 machine-gateway=x", "machine-gateway"),
             ("none machine-address=10.1.0.21/24", "different networks"),
-            ("none machine-address=10.0.2.21/24 arbiter-nic=0:4.0", "another task"),
+            (
+                "none machine-address=10.0.2.21/24 arbiter-nic=0:4.0",
+                "'client-nic' and 'arbiter-nic' name the same device",
+            ),
             ("none machine-address=10.0.2.21/24 machine-mac=53:54:00:00:00:01", "unicast"),
             ("none machine-address=10.0.2.21/24 machine-mac=52:54:00:12:34:56", "must differ"),
             ("10.1.0.3 arbiter-timeout=1ms", "arbiter-timeout"),

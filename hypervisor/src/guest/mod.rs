@@ -347,12 +347,13 @@ impl Guest {
         Ok(())
     }
 
-    /// The image and its command line for people to read, with a digest.
+    /// The image and its command line for people to read, behind a digest: what is long is cut where names are sent.
     #[must_use]
     pub fn image_name(&self) -> String {
-        let digest = xxh64(self.image.kernel, xxh64(self.image.command_line.as_bytes(), 0));
+        let initrd = xxh64(self.image.initrd.unwrap_or_default(), 0);
+        let digest = xxh64(self.image.kernel, xxh64(self.image.command_line.as_bytes(), initrd));
         alloc::format!(
-            "{} bytes with arguments \"{}\" ({digest:016x})",
+            "{digest:016x}, {} bytes with arguments \"{}\"",
             self.image.kernel.len(),
             self.image.command_line
         )

@@ -160,3 +160,15 @@ fn single_steps_go_on_without_the_host_but_not_for_ever() {
     while guest.run(100, &mut Nothing) == Stop::Host {}
     assert_eq!((guest.position(), stepped(&guest)), (100, 1100));
 }
+
+/// Twins compare what the wire carries of the name.
+#[test]
+fn images_with_long_arguments_have_names_that_differ_early() {
+    let name = |last: &str| {
+        let arguments: &'static str = std::format!("{}{last}", "x".repeat(300)).leak();
+        let mut guest = guest(&[], false);
+        guest.image.command_line = arguments;
+        guest.image_name()
+    };
+    assert_ne!(name("1")[..pollux_ft::pairing::MAX_TEXT], name("2")[..pollux_ft::pairing::MAX_TEXT]);
+}

@@ -28,7 +28,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use pollux_ft::flow::Throttle;
-use pollux_ft::{Identity, Node, NodeId, Role, Span, Start, Term, Time};
+use pollux_ft::{Identity, Node, NodeId, Role, Start, Time};
 use pollux_nic::MacAddress;
 use pollux_nic::e1000::E1000;
 
@@ -326,23 +326,14 @@ fn make_peer(config: &Config, guest: &Guest, nic: E1000, route: Route, now_us: u
     let identity = Identity {
         node: NodeId(node_id),
         pair: config.pair.clone(),
-        build: env!("CARGO_PKG_VERSION").into(),
+        build: concat!(env!("CARGO_PKG_VERSION"), " ", env!("POLLUX_SOURCES")).into(),
         cpu_digest: guest.platform.cpuid_digest(),
         cpu_name: cpu_name(),
         counter: guest.counter().counter.identity(),
         guest_memory: config.guest_memory,
         guest_image: guest.image_name(),
     };
-    let protocol = pollux_ft::Config {
-        heartbeat_interval: Span(config.heartbeat_us),
-        suspect_after: Span(config.suspect_us),
-        ack_timeout: Span(config.suspect_us * 3),
-        receive_buffer_bytes: config.log_buffer as usize,
-        arbiter: config.arbiter.is_used(),
-        first_term: Term(config.arbiter.first_term),
-        ..pollux_ft::Config::default()
-    };
-    let node = Node::new(Time(now_us), start, protocol, identity).expect("options were checked");
+    let node = Node::new(Time(now_us), start, config.protocol(), identity).expect("options were checked");
     let end = if start == Start::Primary { End::Listen } else { End::Connect };
     Some(Peer { node, id: NodeId(node_id), link: Link::new(nic, route, own, peer, end, node_id) })
 }

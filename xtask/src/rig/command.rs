@@ -22,7 +22,7 @@ const POLL: Duration = Duration::from_millis(100);
 #[derive(Debug, Args)]
 pub struct RigArgs {
     /// The rig's directory [default: that of the rig last started without --dir]
-    #[arg(long)]
+    #[arg(long, global = true)]
     dir: Option<PathBuf>,
     #[command(subcommand)]
     verb: Verb,
