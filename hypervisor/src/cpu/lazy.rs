@@ -31,10 +31,12 @@ pub(super) fn floating_point() -> Fxsave {
     image
 }
 
-/// Replaces x87 and SSE registers.
+/// Replaces x87 and SSE registers. Reserved bits of MXCSR are cleared: a state from the wire may have them, and they fault.
 pub(super) fn set_floating_point(image: &Fxsave) {
-    // SAFETY: the image is 512 bytes aligned to 64 and came from FXSAVE64 or was checked by the loader; the hypervisor
-    // uses no floating point.
+    let mut image = *image;
+    image.0[26..28].fill(0);
+    // SAFETY: the image is 512 bytes aligned to 64, and no reserved bit of MXCSR, which is at 24..28, is set; the
+    // hypervisor uses no floating point.
     unsafe { asm!("fxrstor64 [{}]", in(reg) image.0.as_ptr(), options(nostack, preserves_flags)) };
 }
 

@@ -49,8 +49,6 @@ const LEAF_1_EDX: u32 = bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15,
 const LEAF_7_EBX: u32 = bits(&[0, 3, 7, 8, 9, 10, 13, 19, 20, 23, 24, 29]);
 /// IA32_TSC_ADJUST is emulated.
 const LEAF_7_EBX_SET: u32 = bits(&[1]);
-/// RDPID, which needs TSC_AUX like RDTSCP.
-const LEAF_7_ECX_RDPID: u32 = bits(&[22]);
 /// Fast short REP MOV. Hidden: everything that comes with MSRs (speculation control) or CR4 bits.
 const LEAF_7_EDX: u32 = bits(&[4]);
 
@@ -74,11 +72,11 @@ pub struct Cpuid {
 }
 
 impl Cpuid {
-    /// Applies the policy to the host's leaves. `rdtscp`: the guest may use RDTSCP (and RDPID).
+    /// Applies the policy to the host's leaves. `rdtscp`: the guest may use RDTSCP.
     #[must_use]
     pub fn new(host: HostCpuid<'_>, rdtscp: bool) -> Self {
         let mut entries = Vec::new();
-        basic(host, rdtscp, &mut entries);
+        basic(host, &mut entries);
         hypervisor(&mut entries);
         extended(host, rdtscp, &mut entries);
         entries.sort_unstable();
@@ -120,7 +118,7 @@ const fn has_subleaves(leaf: u32) -> bool {
     matches!(leaf, 4 | 7 | 0xB | 0xD)
 }
 
-fn basic(host: HostCpuid<'_>, rdtscp: bool, entries: &mut Vec<(u32, u32, [u32; 4])>) {
+fn basic(host: HostCpuid<'_>, entries: &mut Vec<(u32, u32, [u32; 4])>) {
     let [host_max, vendor @ ..] = host(0, 0);
     let [ebx, ecx, edx] = vendor;
     entries.push((0, 0, [0x16, ebx, ecx, edx]));
@@ -144,9 +142,9 @@ fn basic(host: HostCpuid<'_>, rdtscp: bool, entries: &mut Vec<(u32, u32, [u32; 4
     }
     // The local APIC timer never stops.
     entries.push((6, 0, [1 << 2, 0, 0, 0]));
-    let [_, ebx, ecx, edx] = if host_max >= 7 { host(7, 0) } else { [0; 4] };
-    let ecx = if rdtscp { ecx & LEAF_7_ECX_RDPID } else { 0 };
-    entries.push((7, 0, [0, ebx & LEAF_7_EBX | LEAF_7_EBX_SET, ecx, edx & LEAF_7_EDX]));
+    let [_, ebx, _, edx] = if host_max >= 7 { host(7, 0) } else { [0; 4] };
+    // Nothing of ECX: RDPID would read the host's TSC_AUX, as it does not exit.
+    entries.push((7, 0, [0, ebx & LEAF_7_EBX | LEAF_7_EBX_SET, 0, edx & LEAF_7_EDX]));
     // Topology: one thread, one core.
     entries.push((0xB, 0, [0, 1, 1 << 8, 0]));
     entries.push((0xB, 1, [0, 1, 2 << 8 | 1, 0]));
@@ -213,7 +211,7 @@ mod tests {
         for hidden in [4, 5, 11, 14, 16, 18, 25] {
             assert_eq!(ebx >> hidden & 1, 0, "leaf 7 EBX bit {hidden}");
         }
-        assert_eq!(ecx, 1 << 22);
+        assert_eq!(ecx, 0, "RDPID");
         for leaf in [5, 0xA, 0xD, 0x14, 0x17, 0x8000_000A, 0x8000_001F, u32::MAX] {
             assert_eq!(get(leaf, 0), [0; 4], "leaf {leaf:#x}");
         }

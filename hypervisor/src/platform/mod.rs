@@ -72,7 +72,7 @@ pub struct PlatformConfig<'a> {
     pub start_unix_seconds: u64,
     /// The host's CPUID.
     pub host_cpuid: HostCpuid<'a>,
-    /// The guest may use RDTSCP and RDPID.
+    /// The guest may use RDTSCP.
     pub rdtscp: bool,
     /// The guest clock's rate at first, in 32.32 fixed point nanoseconds per tick.
     pub rate: u64,
@@ -181,7 +181,7 @@ impl Platform {
         now.0.wrapping_add(self.msrs.tsc_offset())
     }
 
-    /// TSC_AUX, for RDTSCP and RDPID.
+    /// TSC_AUX, for RDTSCP.
     #[must_use]
     pub const fn tsc_aux(&self) -> u32 {
         self.msrs.tsc_aux()

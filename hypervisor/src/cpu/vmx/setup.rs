@@ -152,6 +152,8 @@ fn write_controls(controls: &Controls) {
     write(fields::ENTRY_CONTROLS, controls.entry);
     for field in [
         fields::EXCEPTION_BITMAP,
+        fields::PAGE_FAULT_MASK,
+        fields::PAGE_FAULT_MATCH,
         fields::CR3_TARGETS,
         fields::EXIT_MSR_STORES,
         fields::EXIT_MSR_LOADS,
