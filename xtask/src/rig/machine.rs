@@ -24,7 +24,7 @@ use super::serial::Listener;
 use super::{Event, Slot};
 use crate::process::Process;
 
-/// A machine that says nothing for so long has stopped. It speaks four times a second when its emulator gets enough CPU.
+/// A machine that says nothing for so long has stopped. It speaks once a second when its emulator gets enough CPU.
 const SILENCE: Duration = Duration::from_secs(3);
 /// Rates are taken over about this time.
 const RATE_WINDOW: Duration = Duration::from_secs(2);
