@@ -149,12 +149,17 @@ impl GuestMemory {
 
     /// Fills all of memory with zeros. Pages that are zero already are only read, which is cheaper.
     pub fn clear(&mut self) {
-        for (number, page) in self.ram.chunks_mut(PAGE_SIZE as usize).enumerate() {
-            if !is_zero(page) {
-                page.fill(0);
-                if let Some(dirty) = &mut self.dirty {
-                    dirty.insert(number as u64);
-                }
+        (0..self.pages()).for_each(|page| self.clear_page(page));
+    }
+
+    /// Fills page number `page`, which must exist, with zeros.
+    pub fn clear_page(&mut self, page: u64) {
+        let start = (page * PAGE_SIZE) as usize;
+        let content = &mut self.ram[start..start + PAGE_SIZE as usize];
+        if !is_zero(content) {
+            content.fill(0);
+            if let Some(dirty) = &mut self.dirty {
+                dirty.insert(page);
             }
         }
     }

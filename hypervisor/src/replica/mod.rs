@@ -200,7 +200,10 @@ impl Replica {
             match self.duty() {
                 Duty::Live => self.live_step(),
                 Duty::Follow => self.follow_step(),
-                Duty::Wait => self.sleep(None),
+                Duty::Wait => {
+                    self.clear_old(transfer::PAGES_A_TURN);
+                    self.sleep(None);
+                }
             }
         }
     }
@@ -301,7 +304,8 @@ impl Replica {
         let arbiter = self.arbiter.as_mut().and_then(|arbiter| arbiter.poll_at(self.now_us));
         let wake = [until_us, peer, arbiter].into_iter().flatten().min();
         let us = wake.map_or(LONGEST_SLEEP_US, |at| at.saturating_sub(self.now_us)).min(LONGEST_SLEEP_US);
-        if us == 0 {
+        let busy = self.incoming.is_clearing() || self.transfer.as_ref().is_some_and(Transfer::has_more);
+        if us == 0 || busy {
             return interrupts::open_window();
         }
         let before = clock::cycles();

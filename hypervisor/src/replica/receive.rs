@@ -16,6 +16,15 @@ pub(super) struct Incoming {
     /// CPU and platform.
     machine: Vec<u8>,
     digest: MemoryDigest,
+    /// From this page on, what has not arrived may still hold what was there before.
+    old: Option<u64>,
+}
+
+impl Incoming {
+    /// Whether memory is still being cleared.
+    pub(super) fn is_clearing(&self) -> bool {
+        self.old.is_some()
+    }
 }
 
 impl Replica {
@@ -23,8 +32,19 @@ impl Replica {
         log::info!("receiving the guest's state");
         self.set_gate(GateMode::Closed);
         (self.power_due, self.switch_due) = (None, false);
-        self.incoming = Incoming { machine: Vec::new(), digest: MemoryDigest::new(self.guest.memory.pages()) };
-        self.guest.memory.clear();
+        let digest = MemoryDigest::new(self.guest.memory.pages());
+        self.incoming = Incoming { machine: Vec::new(), digest, old: Some(0) };
+    }
+
+    /// Clears up to `most` of the pages that were not received yet: a large memory takes longer than a twin is patient.
+    pub(super) fn clear_old(&mut self, most: u64) {
+        let Some(first) = self.incoming.old else { return };
+        let pages = self.guest.memory.pages();
+        let end = first.saturating_add(most).min(pages);
+        (first..end).filter(|&page| !self.incoming.digest.is_used(page)).for_each(|page| {
+            self.guest.memory.clear_page(page);
+        });
+        self.incoming.old = (end < pages).then_some(end);
     }
 
     pub(super) fn load_memory(&mut self, gpa: Gpa, data: &[u8]) {
@@ -49,6 +69,7 @@ impl Replica {
     }
 
     pub(super) fn state_loaded(&mut self, position: Position, digest: u64) {
+        self.clear_old(u64::MAX);
         let incoming = core::mem::take(&mut self.incoming);
         if let Err(error) = self.guest.load(&incoming.machine) {
             return self.diverge(&format!("the state received cannot be loaded: {error}"));

@@ -15,6 +15,9 @@ use crate::memory::{Gpa, PAGE_SIZE, is_zero};
 /// Pages in one message at most.
 const RUN: u64 = 16;
 
+/// Pages that are looked at in one turn at most: a large memory takes longer than a twin is patient, zeros or not.
+pub(super) const PAGES_A_TURN: u64 = 16 << 10;
+
 /// A state on its way to the backup.
 #[derive(Debug)]
 pub(super) struct Transfer {
@@ -28,6 +31,8 @@ pub(super) struct Transfer {
     sent: usize,
     started_us: u64,
     pages: u64,
+    /// This turn's share of pages is used up, and more could be sent at once.
+    more: bool,
 }
 
 impl Transfer {
@@ -40,7 +45,13 @@ impl Transfer {
             sent: 0,
             started_us: now_us,
             pages: 0,
+            more: false,
         }
+    }
+
+    /// Whether the next turn can go on without waiting for anything.
+    pub(super) fn has_more(&self) -> bool {
+        self.more
     }
 
     /// Whether the guest must stand still, at an exact stop.
@@ -98,6 +109,7 @@ impl Replica {
     /// Sends as much of the state as there is room for. When the transfer stops the guest, it stands at an exact stop.
     pub(super) fn transfer_step(&mut self) {
         let Some(mut transfer) = self.transfer.take() else { return };
+        transfer.more = false;
         if transfer.stops_guest() {
             self.hold_output();
         }
@@ -140,7 +152,12 @@ impl Replica {
 
     fn send_memory(&mut self, transfer: &mut Transfer) -> Progress {
         let Some(peer) = &mut self.peer else { return Progress::Ended };
+        let mut share = PAGES_A_TURN;
         while let Next::Pages { first, count } = transfer.rounds.next(RUN) {
+            if share == 0 {
+                transfer.more = true;
+                return Progress::Full;
+            }
             let (gpa, count, used) = run_of_equals(&self.guest, first, count);
             // Pages that were zero from the start need not be sent.
             let told = used || (first..first + count).any(|page| transfer.digest.is_used(page));
@@ -158,6 +175,7 @@ impl Replica {
             }
             let sent = if used { count } else { 0 };
             transfer.rounds.done(first, count, sent);
+            share = share.saturating_sub(count);
             transfer.pages += sent;
         }
         Progress::Complete
