@@ -21,6 +21,8 @@ use crate::{interrupt, needs};
 
 /// The main loop looks at least so often after its children and the keyboard.
 const STEP: Duration = Duration::from_millis(20);
+/// How long the networks go on when the guest has powered off: its last frames are on their way to clients.
+const LAST_FRAMES: Duration = Duration::from_millis(500);
 
 /// Options of a rig in QEMU.
 #[derive(Debug, Args)]
@@ -148,8 +150,11 @@ fn drive(rig: &mut Rig, view: &mut dyn View, limit: Option<Duration>) -> Result<
             Ok(text) => text,
             Err(error) => format!("{error:#}"),
         })?;
-        let over = rig.is_over()?;
-        if over || interrupt::pending() || rig.stop_requested() || end.is_some_and(|end| Instant::now() >= end) {
+        if rig.is_over()? {
+            std::thread::sleep(LAST_FRAMES);
+            return Ok(());
+        }
+        if interrupt::pending() || rig.stop_requested() || end.is_some_and(|end| Instant::now() >= end) {
             return Ok(());
         }
     }
