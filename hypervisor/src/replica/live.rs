@@ -238,6 +238,13 @@ impl Replica {
         self.guest.position() > self.logged && self.peer.as_ref().is_some_and(|peer| peer.node.is_logging())
     }
 
+    /// Seals what the guest has put out, however little.
+    fn seal_rest(&mut self) {
+        if self.client.as_ref().is_some_and(|client| client.gate().unsealed() > 0) {
+            self.seal_output();
+        }
+    }
+
     fn seal_output(&mut self) {
         // A full log: the frames stay held, and the next turn tries again.
         let Ok(seq) = self.log(EntryRef::Output) else { return };
@@ -266,9 +273,7 @@ impl Replica {
 
     /// Hands the guest over, here where it stands. What it has put out belongs to this side of the line.
     fn switch_over(&mut self) {
-        if self.client.as_ref().is_some_and(|client| client.gate().unsealed() > 0) {
-            self.seal_output();
-        }
+        self.seal_rest();
         let (now, position) = (Time(self.now_us), Position(self.guest.position()));
         let Some(peer) = &mut self.peer else { return };
         match peer.node.switch_over(now, position) {
@@ -305,9 +310,7 @@ impl Replica {
     fn power(&mut self, event: PowerEvent) -> Result<(), LogFull> {
         self.mark_progress();
         // Afterwards nothing is sealed any more: the machine halts, or the guest is another one.
-        if self.client.as_ref().is_some_and(|client| client.gate().unsealed() > 0) {
-            self.seal_output();
-        }
+        self.seal_rest();
         let control = match event {
             PowerEvent::Off => Control::PowerOff,
             PowerEvent::Reset => Control::Reset,

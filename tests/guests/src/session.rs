@@ -176,11 +176,11 @@ fn execute(arguments: &Arguments<'_>, server: &mut Server, time: &impl Fn() -> u
         (b"TIME", []) => reply_time(out, time()),
         (b"SELECT", [b"0"]) => push_line(out, b'+', "OK"),
         (b"SELECT", [_]) => push_line(out, b'-', "ERR DB index is out of range"),
-        // What clients ask when they connect: answered without content.
         (b"SHUTDOWN", _) => {
             push_line(out, b'+', "OK");
             server.shutdown = true;
         }
+        // What clients ask when they connect: answered without content.
         (b"COMMAND", _) => push_line(out, b'*', "0"),
         (b"CONFIG", [_, name]) => reply_config(out, name),
         (b"CONFIG", _) => push_line(out, b'*', "0"),
