@@ -39,8 +39,12 @@ pub(crate) struct SendLog {
     applied_position: Position,
     /// `Output` entries without ack.
     outputs: VecDeque<Released>,
-    /// Newest `Output` entry acked, and the newest that the backup was told of.
-    released: Released,
+    /// `Output` entries with an ack whose frames may still be in this machine.
+    leaving: VecDeque<Released>,
+    /// Newest `Output` entry acked.
+    released: Seq,
+    /// Newest `Output` entry whose frames have left, and the newest that the backup was told of.
+    left: Released,
     told: Seq,
     open: OpenBatch,
     due: Option<Time>,
@@ -60,7 +64,8 @@ impl SendLog {
             received: last,
             applied: last,
             applied_position: position,
-            released: Released { seq: last, position },
+            released: last,
+            left: Released { seq: last, position },
             told: last,
             ..Self::default()
         }
@@ -121,7 +126,7 @@ impl SendLog {
     /// `early` breaks a rule: the mark is the newest output sent.
     pub(crate) fn close(&mut self, now: Time, out: &mut Vec<u8>, early: bool) {
         let sent = self.outputs.iter().rev().find(|output| output.seq <= self.sent).copied();
-        let mark = if early { sent.unwrap_or(self.released) } else { self.released };
+        let mark = if early { sent.unwrap_or(self.left) } else { self.left };
         let news = (mark.seq > self.told).then_some(mark);
         self.told = mark.seq;
         self.open.close(out, news);
@@ -160,11 +165,19 @@ impl SendLog {
         while self.marks.front().is_some_and(|(seq, _)| *seq <= applied) {
             self.marks.pop_front();
         }
-        let before = self.released.seq;
+        let before = self.released;
         while let Some(output) = self.outputs.pop_front_if(|output| decide::may_release(output.seq, received)) {
-            self.released = output;
+            self.released = output.seq;
+            self.leaving.push_back(output);
         }
-        Ok((self.released.seq > before).then_some(self.released.seq))
+        Ok((self.released > before).then_some(self.released))
+    }
+
+    /// The frames of acked `Output` entries up to `seq` have left.
+    pub(crate) fn output_left(&mut self, seq: Seq) {
+        while let Some(output) = self.leaving.pop_front_if(|output| output.seq <= seq) {
+            self.left = output;
+        }
     }
 
     /// Since when sent entries wait for any new ack.

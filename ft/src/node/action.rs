@@ -8,13 +8,15 @@ use core::fmt;
 /// Something to be done by the caller, in the order given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Primary: frames of `Output` entries up to this one may leave.
+    /// Primary: frames of `Output` entries up to this one may leave. Report those that did with
+    /// [`Node::output_left`](super::Node::output_left).
     Release(Seq),
     /// Primary: feed the state. The guest may run meanwhile, its output leaves as before: send memory with
     /// [`Node::push_memory`](super::Node::push_memory) and [`Node::push_zero`](super::Node::push_zero) in any number of
     /// rounds, later messages replace earlier ones. In the end stop the guest, send the pages that changed since, the
-    /// machine with [`Node::push_machine`](super::Node::push_machine), and call
-    /// [`Node::finish_state`](super::Node::finish_state). Then the guest runs on, with its output held.
+    /// machine with [`Node::push_machine`](super::Node::push_machine), see to it that all output of the guest up to here
+    /// has left (the backup will not make it again), and call [`Node::finish_state`](super::Node::finish_state). Then
+    /// the guest runs on, with its output held.
     BeginTransfer,
     /// Primary: a backup holds the state and follows.
     Protected,

@@ -95,6 +95,13 @@ impl Node {
         self.stats.batch_bytes += size as u64;
     }
 
+    /// The frames of all `Output` entries up to `seq`, as [`Action::Release`] allowed, have left this machine: the
+    /// backup is told with the next batch, and keeps them no longer. Frames that may leave and are still here, say
+    /// because the network card had no room, must not be reported: the backup sends them if this machine ends.
+    pub fn output_left(&mut self, seq: Seq) {
+        self.send.output_left(seq);
+    }
+
     /// How far the backup is behind.
     #[must_use]
     pub fn lag(&self, now: Time) -> Lag {

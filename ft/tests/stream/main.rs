@@ -97,6 +97,34 @@ fn drain(now: Time, backup: &mut Node) -> Vec<Record> {
     records
 }
 
+/// Frames that may leave can still be in the primary, when its card has no room.
+#[test]
+fn the_backup_hears_that_frames_left_when_they_did() {
+    let now = Time(1000);
+    let (mut primary, mut backup) = protected(now);
+    let told = |primary: &mut Node, backup: &mut Node, position: u64| {
+        primary.append(now, Position(position), EntryRef::Horizon).unwrap();
+        primary.flush(now);
+        pump(now, primary, backup);
+        backup.released().position
+    };
+    for position in [1010, 1020] {
+        primary.append(now, Position(position), EntryRef::Output).unwrap();
+    }
+    pump(now, &mut primary, &mut backup);
+    primary.output_left(Seq(2));
+    assert_eq!(told(&mut primary, &mut backup, 1030), Position(1000), "nothing may leave yet");
+    pump(now, &mut backup, &mut primary);
+    assert_eq!(actions(&mut primary), [Action::Release(Seq(2))]);
+    assert_eq!(told(&mut primary, &mut backup, 1040), Position(1000), "nothing has left yet");
+    primary.output_left(Seq(1));
+    assert_eq!(told(&mut primary, &mut backup, 1050), Position(1010));
+    primary.output_left(Seq(2));
+    primary.stop(now);
+    pump(now, &mut primary, &mut backup);
+    assert_eq!(backup.released().position, Position(1010), "there is no batch to tell it with");
+}
+
 #[test]
 fn an_ack_means_received_and_releases_at_once() {
     let now = Time(1000);

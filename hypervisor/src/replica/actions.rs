@@ -3,7 +3,7 @@
 use alloc::format;
 use alloc::string::String;
 
-use pollux_ft::{Action, HaltReason, Position, Role};
+use pollux_ft::{Action, HaltReason, Position, Role, Seq};
 use pollux_nic::GateMode;
 
 use super::steering::Steering;
@@ -31,18 +31,22 @@ impl Replica {
         }
     }
 
-    /// Sends the frames that may leave.
+    /// Sends the frames that may leave, and tells the protocol which have left: its twin may forget those, and no others.
     pub(super) fn release(&mut self) {
         let Some(client) = &mut self.client else { return };
-        if !self.cut.is_armed() {
-            return client.release(self.now_us);
-        }
-        while client.gate().ready() > 0 {
-            self.cut.boundary(&"before a frame leaves");
-            if !client.release_next(self.now_us) {
-                break;
+        if self.cut.is_armed() {
+            while client.gate().ready() > 0 {
+                self.cut.boundary(&"before a frame leaves");
+                if !client.release_next(self.now_us) {
+                    break;
+                }
+                self.cut.boundary(&"after a frame left");
             }
-            self.cut.boundary(&"after a frame left");
+        } else {
+            client.release(self.now_us);
+        }
+        if let (Some(mark), Some(peer)) = (client.gate().sent(), &mut self.peer) {
+            peer.node.output_left(Seq(mark));
         }
     }
 

@@ -41,7 +41,9 @@ impl Replica {
         if self.transfer_stops_guest() && self.guest.is_settled() {
             self.transfer_step();
             if self.transfer.is_some() {
-                self.sleep(None);
+                // The client card says nothing when it has room again.
+                let until_us = self.output_waits().then_some(self.now_us + 1000);
+                self.sleep(until_us);
             }
             return;
         }

@@ -18,6 +18,10 @@ const RUN: u64 = 16;
 /// Pages that are looked at in one turn at most: a large memory takes longer than a twin is patient, zeros or not.
 pub(super) const PAGES_A_TURN: u64 = 16 << 10;
 
+/// How long the guest stands for frames that the client card does not take, in microseconds. A card that is stuck for
+/// longer, say without a cable, must not keep the guest from being protected.
+const CARD_PATIENCE_US: u64 = 1_000_000;
+
 /// A state on its way to the backup.
 #[derive(Debug)]
 pub(super) struct Transfer {
@@ -110,8 +114,12 @@ impl Replica {
     pub(super) fn transfer_step(&mut self) {
         let Some(mut transfer) = self.transfer.take() else { return };
         transfer.more = false;
-        if transfer.stops_guest() {
+        if let Some(since_us) = transfer.stopped_us {
             self.hold_output();
+            if self.output_waits() && self.clock.now_us() < since_us + CARD_PATIENCE_US {
+                self.transfer = Some(transfer);
+                return;
+            }
         }
         let mut progress = self.send_state(&mut transfer);
         while matches!(progress, Progress::RoundEnds) && !transfer.stops_guest() {
@@ -129,9 +137,14 @@ impl Replica {
         if let Some(client) = &mut self.client
             && client.gate().mode() == GateMode::Open
         {
-            client.release(self.now_us);
             client.nic().set_mode(GateMode::Held);
         }
+        self.release();
+    }
+
+    /// Whether frames from before the snapshot are still here. The backup will not make them again.
+    pub(super) fn output_waits(&self) -> bool {
+        self.client.as_ref().is_some_and(|client| client.gate().ready() > 0)
     }
 
     /// Sends what is left of this round; begins the next, or, when the guest stands still, finishes.

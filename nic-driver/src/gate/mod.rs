@@ -106,6 +106,9 @@ pub struct Gate {
     retained: u64,
     /// Seals that are not acknowledged, oldest first.
     seals: VecDeque<Seal>,
+    /// Acknowledged seals of which frames are still here, oldest first, and the greatest mark whose frames have left.
+    leaving: VecDeque<Seal>,
+    sent: Option<u64>,
     /// Greatest mark sealed since the mode changed.
     last_seal: Option<u64>,
     /// Greatest mark acknowledged, or known to be released, since then.
@@ -132,6 +135,8 @@ impl Gate {
             acked: 0,
             retained: 0,
             seals: VecDeque::with_capacity(frames),
+            leaving: VecDeque::with_capacity(frames),
+            sent: None,
             last_seal: None,
             last_ack: None,
             rule_broken: false,
@@ -164,6 +169,8 @@ impl Gate {
             self.retained = self.queued;
         }
         self.seals.clear();
+        self.leaving.clear();
+        self.sent = None;
         self.sealed = self.queued;
         self.acked = self.queued;
         self.last_seal = None;
@@ -237,7 +244,7 @@ impl Gate {
         }
         self.sealed = self.queued;
         if self.last_ack.is_some_and(|acked| mark <= acked) {
-            self.acked = self.sealed;
+            self.may_leave(Seal { mark, end: self.sealed });
             self.forget_released();
             return;
         }
@@ -263,6 +270,12 @@ impl Gate {
             self.acknowledge(mark);
             self.forget_released();
         }
+    }
+
+    /// The greatest acknowledged mark since the mode changed whose frames, and those of all marks before, the NIC took:
+    /// what the twin may forget. A frame that may leave and found no room in the NIC is still ours alone.
+    pub fn sent(&self) -> Option<u64> {
+        self.sent
     }
 
     /// How many frames may leave now.
@@ -306,6 +319,7 @@ impl Gate {
         };
         self.store.pop();
         self.left += 1;
+        self.note_sent();
         Some(sent)
     }
 
@@ -350,9 +364,23 @@ impl Gate {
             return;
         }
         self.last_ack = Some(mark);
-        while let Some(seal) = self.seals.front().filter(|seal| seal.mark <= mark) {
-            self.acked = seal.end;
-            self.seals.pop_front();
+        while let Some(seal) = self.seals.pop_front_if(|seal| seal.mark <= mark) {
+            self.may_leave(seal);
+        }
+    }
+
+    /// The frames of an acknowledged seal may leave.
+    fn may_leave(&mut self, seal: Seal) {
+        self.acked = seal.end;
+        if self.mode == GateMode::Held {
+            self.leaving.push_back(seal);
+            self.note_sent();
+        }
+    }
+
+    fn note_sent(&mut self) {
+        while let Some(seal) = self.leaving.pop_front_if(|seal| seal.end <= self.left) {
+            self.sent = Some(seal.mark);
         }
     }
 

@@ -133,6 +133,35 @@ impl Model {
     }
 }
 
+#[test]
+fn what_was_sent_is_known_by_its_mark() {
+    let mut gate = Gate::new(10, 10_000);
+    gate.set_mode(GateMode::Open);
+    gate.hold(&frame(1, 60), 0).unwrap();
+    gate.set_mode(GateMode::Held);
+    for (number, mark) in [(2, 7), (3, 7), (4, 9)] {
+        gate.hold(&frame(number, 60), 0).unwrap();
+        gate.seal(mark);
+    }
+    gate.acked(9);
+    let sent = |gate: &mut Gate, room| {
+        gate.transmit_ready(&mut Wire::with_room(room), 0);
+        gate.sent()
+    };
+    assert_eq!(sent(&mut gate, 0), None);
+    assert_eq!(sent(&mut gate, 1), None, "that one was made before");
+    assert_eq!(sent(&mut gate, 1), None);
+    assert_eq!(sent(&mut gate, 1), Some(7));
+    assert_eq!(sent(&mut gate, 1), Some(9));
+    gate.acked(12);
+    gate.hold(&frame(5, 60), 0).unwrap();
+    gate.seal(12);
+    assert_eq!(sent(&mut gate, 0), Some(9), "acknowledged before it was sealed");
+    assert_eq!(sent(&mut gate, 1), Some(12));
+    gate.set_mode(GateMode::Open);
+    assert_eq!(gate.sent(), None);
+}
+
 proptest! {
     #[test]
     fn nothing_leaves_early_is_lost_or_doubled(steps in proptest::collection::vec(step(), 1..200)) {

@@ -44,7 +44,11 @@ impl Machine {
         if self.gate.ready() == 0 {
             return;
         }
-        let room = if env.rng.chance(50) { env.rng.below(3) as usize } else { usize::MAX };
+        let room = match env.stuck[self.index] {
+            true => 0,
+            false if env.rng.chance(50) => env.rng.below(3) as usize,
+            false => usize::MAX,
+        };
         let (mut fuse, mut blown) = (self.fuse, self.blown);
         let mut goes_on = || {
             match &mut fuse {
@@ -59,6 +63,9 @@ impl Machine {
         self.gate.transmit_ready(&mut card, env.now);
         let sent = core::mem::take(&mut card.sent);
         (self.fuse, self.blown) = (fuse, blown);
+        if let Some(mark) = self.gate.sent() {
+            self.node.output_left(pollux_ft::Seq(mark));
+        }
         for frame in sent {
             let why = self.why(&frame, alone);
             self.note(env, frame_hash(&frame), || format!("a frame leaves: {}", describe(&frame)));

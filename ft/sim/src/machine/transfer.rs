@@ -73,12 +73,16 @@ impl Machine {
             if transfer.round >= ROUNDS || transfer.pages.len() <= FEW {
                 // From here on output depends on a backup that does not exist yet.
                 transfer.last = true;
-                self.release(env);
                 self.set_gate(env, GateMode::Held);
             } else if env.rng.chance(500) {
                 // The guest runs on before the next round.
                 return Err(AppendError::Full);
             }
+        }
+        // The backup will not make these frames again.
+        self.release(env);
+        if self.gate.ready() > 0 {
+            return Err(AppendError::Full);
         }
         let machine = transfer.machine.get_or_insert_with(|| self.guest.save());
         while transfer.sent < machine.len() {

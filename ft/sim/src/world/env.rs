@@ -6,7 +6,7 @@ use crate::check::{Audit, Leave};
 use crate::client::Clients;
 use crate::figures::Figures;
 use crate::frame::{NO_CLIENT, Reply};
-use crate::net::Network;
+use crate::net::{MACHINES, Network};
 use crate::plan::Plan;
 use crate::rng::Rng;
 use crate::trace::{Keep, Trace};
@@ -27,6 +27,8 @@ pub(crate) struct Env {
     pub(crate) figures: Figures,
     /// The machine that the switch of the client network sends frames for the guest to.
     pub(crate) port: Option<usize>,
+    /// Machines whose client card takes no frames at the moment.
+    pub(crate) stuck: [bool; MACHINES],
     nodes: u64,
 }
 
@@ -43,6 +45,7 @@ impl Env {
             trace: Trace::new(keep),
             figures: Figures::default(),
             port: None,
+            stuck: [false; MACHINES],
             nodes: 0,
             plan,
         }

@@ -78,6 +78,7 @@ pub(crate) enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lasting {
     Cut { from: usize, to: usize },
+    Card { machine: usize },
     Network,
     Arbiter,
 }

@@ -44,11 +44,13 @@ pub enum Kind {
     Flip,
     /// The guest is reset.
     GuestReset,
+    /// The client card of the primary takes no frames.
+    Card,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::CrashPrimary,
         Self::CrashBackup,
         Self::FreezePrimary,
@@ -65,10 +67,11 @@ impl Kind {
         Self::SwitchOver,
         Self::Flip,
         Self::GuestReset,
+        Self::Card,
     ];
 
     /// Without an arbiter a pair survives only what cannot be taken for a death of the other.
-    const SAFE_ALONE: [Self; 7] = [
+    const SAFE_ALONE: [Self; 8] = [
         Self::CrashPrimary,
         Self::CrashBackup,
         Self::Reset,
@@ -76,6 +79,7 @@ impl Kind {
         Self::StopBackup,
         Self::SwitchOver,
         Self::GuestReset,
+        Self::Card,
     ];
 
     /// Its name in reports.
@@ -98,6 +102,7 @@ impl Kind {
             Self::SwitchOver => "switch-over",
             Self::Flip => "bit flipped",
             Self::GuestReset => "guest reset",
+            Self::Card => "client card stuck",
         }
     }
 }
@@ -140,7 +145,12 @@ impl World {
         let arbiter = self.env.arbiter.mood == Mood::Well && self.env.arbiter.cut == [false; crate::net::MACHINES];
         let streams = self.slots.iter().filter_map(|slot| slot.machine.as_ref()?.stream);
         let broken = streams.into_iter().any(|stream| self.env.network.streams[stream].broken);
-        well && !broken && arbiter && self.troubles == [0; 2] && self.network_is_well() && self.is_protected()
+        well && !broken
+            && arbiter
+            && self.env.stuck == [false; crate::net::MACHINES]
+            && self.troubles == [0; 2]
+            && self.network_is_well()
+            && self.is_protected()
     }
 
     fn network_is_well(&self) -> bool {
@@ -182,6 +192,11 @@ impl World {
             Kind::StopBackup => backup.is_some_and(|backup| self.stop(backup)),
             Kind::SwitchOver => self.slots[primary].machine.as_mut().is_some_and(|machine| machine.request_switch()),
             Kind::Flip => self.env.plan.faults == Faults::OneByOne && backup.is_some_and(|backup| self.flip(backup)),
+            Kind::Card => {
+                self.env.stuck[primary] = true;
+                self.env.queue.push(now + span, Event::Over(Lasting::Card { machine: primary }));
+                true
+            }
             Kind::GuestReset => self.slots[primary].machine.as_mut().is_some_and(|machine| machine.request_reset()),
         }
     }
@@ -239,6 +254,10 @@ impl World {
     pub(super) fn over(&mut self, lasting: Lasting) {
         match lasting {
             Lasting::Cut { from, to } => self.env.network.set_cut(from, to, false),
+            Lasting::Card { machine } => {
+                self.env.stuck[machine] = false;
+                self.turn(machine);
+            }
             Lasting::Network => {
                 self.troubles[0] -= 1;
                 if self.troubles[0] == 0 {
@@ -259,6 +278,7 @@ impl World {
     /// All faults are over.
     pub(super) fn heal(&mut self) {
         self.env.network.heal();
+        self.env.stuck = Default::default();
         self.env.network.quality = self.env.plan.quality;
         self.env.arbiter.mood = Mood::Well;
         self.env.arbiter.cut = Default::default();

@@ -5,8 +5,8 @@ use super::arbiter::Question;
 use super::guest::{Guest, PAGES};
 use super::transfer::Transfer;
 use pollux_ft::{
-    Action, AppendError, Config, Control, EntryRef, Identity, Node, NodeId, NotLive, Position, Role, Start, Term, Time,
-    Verdict,
+    Action, AppendError, Config, Control, EntryRef, Identity, Node, NodeId, NotLive, Position, Role, Seq, Start, Term,
+    Time, Verdict,
 };
 
 pub(crate) struct Machine {
@@ -16,6 +16,8 @@ pub(crate) struct Machine {
     pub(crate) closing: bool,
     /// Frames held: number of their `Output` entry (none yet while the log is full), position, content.
     held: Vec<(Option<u64>, u64, u64)>,
+    /// Frames up to this `Output` entry may leave, when the card takes them.
+    released: u64,
     pub(crate) transfer: Option<Transfer>,
     question: Option<Question>,
     /// The primary is to hand over as soon as it can.
@@ -55,6 +57,7 @@ impl Machine {
             stream: None,
             closing: false,
             held: Vec::new(),
+            released: 0,
             transfer: None,
             question: None,
             switch_over: false,
@@ -74,6 +77,7 @@ impl Machine {
         if let Some(question) = &mut self.question {
             world.arbiter.ask(world.now, &mut world.rng, index, self.id, question);
         }
+        self.send_released(world);
         self.feed();
         match self.node.role() {
             Role::Transferring if self.transfer.as_ref().is_some_and(Transfer::is_final) => {}
@@ -94,6 +98,20 @@ impl Machine {
         }
     }
 
+    /// Sends what may leave as far as the card has room, and says what has left.
+    fn send_released(&mut self, world: &mut World) {
+        let room = if world.rng.chance(20) { world.rng.below(2) as usize } else { usize::MAX };
+        let ready = self.held.iter().take_while(|(of, ..)| of.is_some_and(|of| of <= self.released)).count();
+        let sent: Vec<_> = self.held.drain(..ready.min(room)).collect();
+        for (_, position, content) in &sent {
+            Self::client_sees(world, *position, *content);
+        }
+        // Each frame has an entry of its own.
+        if let Some((Some(of), ..)) = sent.last() {
+            self.node.output_left(Seq(*of));
+        }
+    }
+
     fn actions(&mut self, world: &mut World, index: usize) {
         while let Some(action) = self.node.poll_action() {
             self.act(world, index, &action);
@@ -107,9 +125,8 @@ impl Machine {
         match action {
             Action::Release(seq) => {
                 assert!(world.held[1 - index] >= seq.0, "released before the backup held it");
-                for (_, position, content) in self.held.extract_if(.., |(of, ..)| of.is_some_and(|of| of <= seq.0)) {
-                    Self::client_sees(world, position, content);
-                }
+                self.released = seq.0;
+                self.send_released(world);
             }
             Action::Unprotected { .. } => {
                 self.transfer = None;
@@ -118,6 +135,7 @@ impl Machine {
                 }
             }
             Action::BeginTransfer => {
+                self.released = 0;
                 self.guest.dirty.clear();
                 self.transfer = Some(Transfer::new(world.rng.chance(50)));
             }
