@@ -190,10 +190,19 @@ pub fn may_bid_alone(lost: LostBackup, exclusive: bool) -> bool {
     !may_run_alone(lost) && (lost.silent || (lost.contends && exclusive))
 }
 
-/// Whether a heartbeat proves that the twin is no longer the backup of session `session` of primary `me`.
+/// Whether a heartbeat proves that the twin is not, or no longer, the backup of session `session` of primary `me`, and
+/// never will be. The twin sent it after the Hello with which the session began.
+///
+/// A twin that is still joining has not read that the session began, or is out of it already. The former ends with the
+/// stream of its Hello.
 #[must_use]
 pub fn gave_up(beat: &Heartbeat, me: NodeId, session: SessionId) -> bool {
-    beat.role == Role::Joining && beat.peer == me && beat.session == session
+    let ours = beat.peer == me && beat.session == session;
+    match beat.role {
+        Role::Joining => ours || !beat.linked,
+        Role::Loading | Role::Backup | Role::Draining => !ours,
+        _ => false,
+    }
 }
 
 /// Whether a heartbeat says that the backup of session `session` of primary `me` thinks that `me` is gone.
@@ -209,13 +218,19 @@ pub enum Standing {
     Wanted,
     /// It let go of us: its output no longer waits for our acks, or soon will not.
     Dropped,
-    /// The heartbeat does not say: it is older than our session, or does not come from a primary.
+    /// The heartbeat does not say: it is older than our session, or says nothing of it.
     Unknown,
 }
 
 /// How a backup in session `session` reads a heartbeat of its primary.
+///
+/// A primary that is none any more handed the guest over, to another machine than us: in a newer term than ours.
 #[must_use]
 pub fn standing(beat: &Heartbeat, me: NodeId, term: Term, session: SessionId) -> Standing {
+    let follows = matches!(beat.role, Role::Joining | Role::Loading) || beat.role.is_backup();
+    if follows && beat.term > term {
+        return Standing::Dropped;
+    }
     if !beat.role.is_primary() || beat.term < term || (beat.term == term && beat.session < session) {
         return Standing::Unknown;
     }

@@ -29,7 +29,8 @@ pub struct Heartbeat {
     pub role: Role,
     /// The session with `peer` that the sender is in or, when its role says that it is in none, the last one.
     pub session: SessionId,
-    /// Whether the session's stream is still connected at the sender.
+    /// Whether the session's stream is still connected at the sender. Of one that is [`Role::Joining`]: the stream by
+    /// which it tries to join.
     pub linked: bool,
     /// Newest entry: appended (primary) or received (backup).
     pub seq: Seq,

@@ -36,6 +36,8 @@ pub enum Hello {
         joining: bool,
         /// The newest term the sender knows.
         term: Term,
+        /// Heartbeats that the sender has sent so far: those say nothing of this attempt to pair.
+        beats: u64,
         /// What the sender says of itself.
         identity: Identity,
     },
@@ -129,10 +131,11 @@ impl<'a> Message<'a> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Hello(Hello::OtherVersion(version)) => out.extend_from_slice(&version.to_le_bytes()),
-            Self::Hello(Hello::Known { joining, term, identity }) => {
+            Self::Hello(Hello::Known { joining, term, beats, identity }) => {
                 out.extend_from_slice(&PROTOCOL.to_le_bytes());
                 out.push(u8::from(*joining));
                 put_varint(out, term.0);
+                put_varint(out, *beats);
                 identity.encode(out);
             }
             Self::Refuse { retry, reason } => {
@@ -187,6 +190,7 @@ impl<'a> Message<'a> {
                 PROTOCOL => Hello::Known {
                     joining: reader.bool()?,
                     term: Term(reader.varint()?),
+                    beats: reader.varint()?,
                     identity: Identity::decode(&mut reader)?,
                 },
                 other => {
@@ -273,7 +277,7 @@ mod tests {
             guest_memory: 1 << 28,
             guest_image: "guest".into(),
         };
-        round_trip(&Message::Hello(Hello::Known { joining: true, term: Term(3), identity }));
+        round_trip(&Message::Hello(Hello::Known { joining: true, term: Term(3), beats: 77, identity }));
         round_trip(&Message::Hello(Hello::OtherVersion(77)));
         round_trip(&Message::Refuse { retry: true, reason: "busy".into() });
         round_trip(&Message::StateBegin { session: SessionId(4), term: Term(5), next: Term(6) });

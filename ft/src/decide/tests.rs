@@ -60,6 +60,29 @@ fn a_backup_reads_its_standing() {
     assert_eq!(of(Role::Alone, 1, 4, 2), Standing::Unknown);
     assert_eq!(of(Role::Alone, 2, 1, 2), Standing::Dropped);
     assert_eq!(of(Role::Joining, 1, 5, 2), Standing::Unknown);
+    for role in [Role::Joining, Role::Loading, Role::Backup, Role::Draining] {
+        assert_eq!(of(role, 2, 9, 3), Standing::Dropped, "it handed over to another machine");
+    }
+    assert_eq!(of(Role::Halted, 2, 9, 3), Standing::Unknown);
+}
+
+#[test]
+fn a_joiner_gave_up_when_its_stream_is_gone() {
+    let of = |role, session, peer, linked| {
+        gave_up(&Heartbeat { linked, ..beat(role, 1, session, peer) }, NodeId(2), SessionId(5))
+    };
+    for linked in [true, false] {
+        assert!(of(Role::Joining, 5, 2, linked), "out of our session");
+        for role in [Role::Loading, Role::Backup, Role::Draining] {
+            assert!(!of(role, 5, 2, linked));
+            assert!(of(role, 4, 2, linked) && of(role, 5, 3, linked), "in another session");
+        }
+        assert!(!of(Role::Alone, 4, 3, linked));
+    }
+    for (session, peer) in [(0, 0), (0, 2), (4, 2), (5, 3)] {
+        assert!(!of(Role::Joining, session, peer, true), "may not have read yet that our session began");
+        assert!(of(Role::Joining, session, peer, false));
+    }
 }
 
 fn view(role: Role) -> BackupView {

@@ -92,7 +92,7 @@ impl Node {
             term: self.term,
             role: self.role,
             session: self.session,
-            linked: self.link.is_up() && self.paired,
+            linked: self.link.is_up() && (self.paired || self.role == Role::Joining),
             seq: self.newest(),
             position: self.position,
             time: now,

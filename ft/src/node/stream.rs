@@ -4,7 +4,7 @@ use super::{Action, HaltReason, LossReason, Node, Peer};
 use crate::decide::{self, JoinVerdict};
 use crate::message::{Bye, Hello, Message};
 use crate::mutation::Mutation;
-use crate::pairing::{self, Identity, Mismatch, PROTOCOL};
+use crate::pairing::{self, Mismatch, PROTOCOL};
 use crate::replay_log::{BatchError, ReplayLog};
 use crate::types::{Role, SessionId, Term, Time};
 use alloc::string::{String, ToString};
@@ -122,13 +122,13 @@ impl Node {
 
     pub(super) fn send_hello(&mut self, joining: bool) {
         let identity = self.identity.clone();
-        let hello = Hello::Known { joining, term: self.term, identity };
+        let hello = Hello::Known { joining, term: self.term, beats: self.heartbeat_counter, identity };
         self.link.send(&mut self.stats, &Message::Hello(hello));
     }
 
     fn take_hello(&mut self, now: Time, hello: Hello) {
-        let (joining, term, theirs) = match hello {
-            Hello::Known { joining, term, identity } => (joining, term, identity),
+        let (joining, term, beats, theirs) = match hello {
+            Hello::Known { joining, term, beats, identity } => (joining, term, beats, identity),
             Hello::OtherVersion(version) => {
                 return self.refuse(&Mismatch::Protocol(PROTOCOL, version).to_string(), false);
             }
@@ -141,20 +141,20 @@ impl Node {
             (true, true) => self.refuse("both machines want to be the backup", true),
             (true, false) if term < self.term => self.refuse("the primary's reign is over", true),
             (true, false) => {
-                self.peer = Some(Peer { node: theirs.node, counter: 0 });
+                self.peer = Some(Peer { node: theirs.node, counter: beats });
                 // The new session has no number yet, and the old one is of no interest to this primary.
                 self.session = SessionId(0);
                 self.paired = true;
             }
             (false, false) => self.refuse("both machines are primaries", false),
-            (false, true) => self.take_joiner(now, term, &theirs),
+            (false, true) => self.take_joiner(now, term, Peer { node: theirs.node, counter: beats }),
         }
     }
 
-    fn take_joiner(&mut self, now: Time, term: Term, theirs: &Identity) {
+    fn take_joiner(&mut self, now: Time, term: Term, joiner: Peer) {
         // It may never have heard of the session that it was to join; that it wants to join again says all the same
         // that it is no backup, and the stream by which it could have become one is gone.
-        let gave_up = self.peer() == Some(theirs.node);
+        let gave_up = self.peer() == Some(joiner.node);
         let verdict = match decide::on_join(self.role, self.term, term, gave_up) {
             JoinVerdict::Busy if self.config.broken(Mutation::JoinWhileBusy) => JoinVerdict::Begin,
             verdict => verdict,
@@ -167,7 +167,7 @@ impl Node {
                 if self.role == Role::Halted {
                     return self.refuse("the guest powered off", false);
                 }
-                self.peer = Some(Peer { node: theirs.node, counter: 0 });
+                self.peer = Some(joiner);
                 self.paired = true;
                 self.send_hello(false);
                 self.begin_transfer(now);

@@ -1,6 +1,7 @@
 //! The stream between two nodes: cut into any pieces, damaged anywhere, refused pairings, budgets on the wire.
 
 mod rounds;
+mod sessions;
 mod terms;
 
 use pollux_ft::{

@@ -116,9 +116,10 @@ fn between(state: &State, me: usize, other: usize, events: &mut Vec<Event>) {
     if own.role == Role::Joining && own.link.is_none() && listens {
         events.push(Event::Connect(me, other));
     }
-    // All that a machine which is no primary has to say is for its twin.
-    let concerned = own.role.is_primary() || own.peer == Some(theirs.node);
-    if concerned && own.peer.is_some() && state.beats[me][other] != Some(own.beat()) {
+    // All that a machine which is no primary has to say is for its twin, or for whoever takes it for one.
+    let twins = own.peer == Some(theirs.node) || theirs.peer == Some(own.node);
+    let concerned = twins || (own.role.is_primary() && own.peer.is_some());
+    if concerned && state.beats[me][other] != Some(own.beat()) {
         events.push(Event::Beat(me, other));
     }
     if state.beats[other][me].is_some() {

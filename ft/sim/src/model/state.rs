@@ -51,12 +51,14 @@ pub(super) struct Beat {
     role: Role,
     session: SessionId,
     linked: bool,
+    /// Its sender has said Hello since then.
+    pub(super) before_hello: bool,
 }
 
 impl Beat {
     /// As the protocol sees it.
     pub(super) fn heartbeat(self) -> Heartbeat {
-        let Self { node, peer, term, role, session, linked } = self;
+        let Self { node, peer, term, role, session, linked, before_hello: _ } = self;
         let (pair, counter, seq, position, time) = (0, 0, Seq(0), Position(0), Time(0));
         Heartbeat { pair, node, peer, counter, term, role, session, linked, seq, position, time }
     }
@@ -124,7 +126,11 @@ impl Machine {
             role: self.role,
             session: self.session,
             // Nobody asks this of others.
-            linked: self.role.is_backup() && self.link.is_some() && self.paired,
+            linked: match self.role {
+                Role::Joining => self.link.is_some(),
+                role => role.is_backup() && self.link.is_some() && self.paired,
+            },
+            before_hello: false,
         }
     }
 

@@ -13,6 +13,9 @@ impl Step<'_> {
             self.state.machines[end].link = Some(other);
             self.state.queues[end].clear();
         }
+        if let Some(beat) = &mut self.state.beats[me][primary] {
+            beat.before_hello = true;
+        }
         let hello = Message::Hello { node: self.own().node, term: self.own().term };
         self.send(hello);
     }

@@ -52,6 +52,10 @@ impl Step<'_> {
         if self.own().role == Role::Halted {
             return;
         }
+        if let Some(joiner) = self.own().link {
+            // What it said before its Hello is not heard any more.
+            self.state.beats[joiner][self.me].take_if(|beat| beat.before_hello);
+        }
         let own = self.own();
         own.peer = Some(node);
         (own.paired, own.silent) = (true, false);

@@ -1,0 +1,82 @@
+//! Machines that stand in different sessions find out, whatever was lost between them.
+
+use crate::{actions, connect, identity, node, protected, pump};
+use pollux_ft::{Action, LossReason, Node, Position, Role, Start, Time};
+
+const INTERVAL: u64 = 100_000;
+
+/// The heartbeat that `node` sends at `now`.
+fn beat(node: &mut Node, now: u64) -> Vec<u8> {
+    node.tick(Time(now));
+    node.poll_datagram(Time(now)).expect("one is due").to_vec()
+}
+
+/// A primary that has sent its whole state to a joiner, which has read nothing of it.
+fn unread_state() -> (Node, Node) {
+    let (mut primary, mut joiner) = (node(Start::Primary, identity(1)), node(Start::Backup, identity(2)));
+    primary.connected(Time(0));
+    joiner.connected(Time(0));
+    pump(Time(0), &mut joiner, &mut primary);
+    primary.finish_state(Position(10), 0).unwrap();
+    primary.transmitted(primary.transmit().len());
+    assert_eq!((primary.role(), joiner.role()), (Role::Transferring, Role::Joining));
+    (primary, joiner)
+}
+
+/// The stream broke, and of the two only the joiner hears of it. It lives, and is heard: silence ends nothing.
+#[test]
+fn a_joiner_whose_stream_broke_is_no_backup() {
+    let (mut primary, mut joiner) = unread_state();
+    primary.heartbeat_received(Time(INTERVAL), &beat(&mut joiner, INTERVAL));
+    assert_eq!(primary.role(), Role::Transferring, "it may still read what was sent");
+    joiner.disconnected(Time(INTERVAL));
+    primary.heartbeat_received(Time(2 * INTERVAL), &beat(&mut joiner, 2 * INTERVAL));
+    assert_eq!(primary.role(), Role::Alone, "it says itself that it cannot");
+    let ends = [Action::BeginTransfer, Action::CloseConnection];
+    assert_eq!(
+        actions(&mut primary),
+        [&ends[..], &[Action::Unprotected { reason: LossReason::TwinUnlinked }]].concat()
+    );
+    primary.disconnected(Time(2 * INTERVAL));
+    connect(Time(3 * INTERVAL), &mut primary, &mut joiner);
+    assert_eq!((primary.role(), joiner.role()), (Role::Transferring, Role::Loading));
+}
+
+/// A heartbeat from before the Hello says that there is no stream. It comes late, and says nothing of this one.
+#[test]
+fn what_a_joiner_said_before_its_hello_does_not_count() {
+    let (mut primary, mut joiner) = (node(Start::Primary, identity(1)), node(Start::Backup, identity(2)));
+    let early = beat(&mut joiner, INTERVAL);
+    connect(Time(INTERVAL), &mut primary, &mut joiner);
+    primary.heartbeat_received(Time(INTERVAL), &early);
+    assert_eq!((primary.role(), primary.stats().heartbeats_ignored), (Role::Transferring, 1));
+}
+
+/// A backup stood still while its primary let go of it, and handed the guest over to a third machine: it lives on, and
+/// is heard, as a machine that joins.
+#[test]
+fn a_backup_whose_primary_follows_another_one_gives_up() {
+    let (mut primary, mut backup) = protected(Time(1000));
+    let (mut third, mut late) = (node(Start::Backup, identity(3)), 1_100_000);
+    for now in [500_000, 900_000, late] {
+        primary.tick(Time(now));
+    }
+    assert_eq!(primary.role(), Role::Alone);
+    primary.disconnected(Time(late));
+    connect(Time(late), &mut primary, &mut third);
+    primary.finish_state(Position(2000), 0).unwrap();
+    pump(Time(late), &mut primary, &mut third);
+    third.joined(Time(late));
+    pump(Time(late), &mut third, &mut primary);
+    primary.switch_over(Time(late), Position(2000)).unwrap();
+    pump(Time(late), &mut primary, &mut third);
+    let record = third.next_record().expect("the hand-over").position;
+    third.applied(Time(late), record);
+    third.went_live(Time(late), Position(2000)).unwrap();
+    late += INTERVAL;
+    primary.heartbeat_received(Time(late), &beat(&mut third, late));
+    assert_eq!((third.role(), primary.role(), backup.role()), (Role::Alone, Role::Joining, Role::Backup));
+    late += INTERVAL;
+    backup.heartbeat_received(Time(late), &beat(&mut primary, late));
+    assert_eq!(backup.role(), Role::Joining, "{:?}", actions(&mut backup));
+}
