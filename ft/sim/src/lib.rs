@@ -26,6 +26,8 @@ mod net;
 mod plan;
 mod rng;
 pub mod run;
+#[cfg(test)]
+mod scenarios;
 mod trace;
 mod world;
 

@@ -7,18 +7,29 @@ use pollux_sim::mutations::{self, try_mutation};
 use pollux_sim::run::{self, Report, Summary, run_many, run_seed};
 use pollux_sim::{Figures, Keep, Kind, model};
 use std::io::IsTerminal;
+use std::ops::Range;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::Mutex;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Lines of the trace that are shown before a violation.
 const LAST: usize = 40;
+/// How often progress is shown on a terminal, and elsewhere.
+const TICK: Duration = Duration::from_millis(500);
+const LINE: Duration = Duration::from_secs(60);
 
 /// Simulate the replication protocol.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// How many seeds to run
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "seed")]
     seeds: u64,
+    /// The first seed to run; else seeds that were hardly ever run, and the first one is printed
+    #[arg(long, conflicts_with = "seed")]
+    from: Option<u64>,
+    /// Run seeds until one breaks a rule
+    #[arg(long, conflicts_with_all = ["seeds", "seed"])]
+    forever: bool,
     /// Run only this seed
     #[arg(long)]
     seed: Option<u64>,
@@ -29,14 +40,14 @@ struct Arguments {
     #[arg(long)]
     mutation: Option<String>,
     /// Break every rule on purpose, one by one: each must be noticed
-    #[arg(long, conflicts_with_all = ["seed", "mutation"])]
+    #[arg(long, conflicts_with_all = ["seed", "seeds", "from", "forever", "mutation"])]
     mutations: bool,
     /// Check the model of the decisions in all orders of events, whole and with each rule broken
-    #[arg(long, conflicts_with_all = ["seed", "mutation", "mutations"])]
+    #[arg(long, conflicts_with_all = ["seed", "seeds", "from", "forever", "mutation", "mutations"])]
     model: bool,
     /// Threads
-    #[arg(long)]
-    threads: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024), conflicts_with = "seed")]
+    threads: Option<u16>,
 }
 
 fn main() -> ExitCode {
@@ -51,7 +62,8 @@ fn main() -> ExitCode {
 
 fn work(arguments: &Arguments) -> Result<()> {
     run::catch_panics();
-    let threads = arguments.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+    let cores = || std::thread::available_parallelism().map_or(1, Into::into);
+    let threads = arguments.threads.map_or_else(cores, usize::from);
     let mutation = arguments.mutation.as_deref().map(find_mutation).transpose()?;
     if arguments.mutations {
         return mutation_table(threads);
@@ -59,10 +71,22 @@ fn work(arguments: &Arguments) -> Result<()> {
     if arguments.model {
         return check_model(threads);
     }
-    match arguments.seed {
-        Some(seed) => one_seed(seed, mutation, arguments.trace),
-        None => many_seeds(arguments.seeds, threads, mutation),
+    if let Some(seed) = arguments.seed {
+        return one_seed(seed, mutation, arguments.trace);
     }
+    let from = arguments.from.unwrap_or_else(fresh_seed);
+    if arguments.forever {
+        return many_seeds(from..u64::MAX, true, threads, mutation);
+    }
+    let Some(end) = from.checked_add(arguments.seeds) else {
+        bail!("there are no {} seeds from {from} on: the last one is {}", arguments.seeds, u64::MAX - 1);
+    };
+    many_seeds(from..end, false, threads, mutation)
+}
+
+/// A seed that was hardly ever run before, by the clock, and short enough to be read out.
+fn fresh_seed() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| u64::from(now.subsec_nanos()))
 }
 
 fn find_mutation(name: &str) -> Result<Mutation> {
@@ -94,23 +118,57 @@ fn print_trace(report: &Report) {
     }
 }
 
-fn many_seeds(seeds: u64, threads: usize, mutation: Option<Mutation>) -> Result<()> {
+/// Runs seeds, all of them or `forever`, until one breaks a rule.
+fn many_seeds(seeds: Range<u64>, forever: bool, threads: usize, mutation: Option<Mutation>) -> Result<()> {
+    println!("from seed   {}", seeds.start);
     let started = Instant::now();
-    let shown = std::io::stderr().is_terminal();
-    let summary = run_many(0..seeds, threads, mutation, false, &|done| {
-        if shown && done.is_multiple_of(50) {
-            eprint!("\r{done} of {seeds} seeds");
-        }
-    });
-    if shown {
-        eprint!("\r\x1b[K");
-    }
+    let ticker = Ticker::new(if forever { None } else { Some(seeds.end - seeds.start) });
+    let summary = run_many(seeds, threads, mutation, forever, &|done, simulated| ticker.show(done, simulated));
+    ticker.clear();
     let seconds = started.elapsed().as_secs_f64();
     print_figures(&summary.figures);
     println!("trace hash  {:016x}", summary.hash);
     println!("violations  {}", summary.broken.len());
     println!("took        {seconds:.1} s on {threads} threads");
     report_broken(&summary, mutation)
+}
+
+/// Says how far the runs are, now and then: in place on a terminal, else by lines if they have no end.
+struct Ticker {
+    of: Option<u64>,
+    in_place: bool,
+    started: Instant,
+    next: Mutex<Instant>,
+}
+
+impl Ticker {
+    fn new(of: Option<u64>) -> Self {
+        let started = Instant::now();
+        Self { of, in_place: std::io::stderr().is_terminal(), started, next: Mutex::new(started + TICK) }
+    }
+
+    fn show(&self, done: u64, simulated: u64) {
+        let (Ok(mut next), true) = (self.next.try_lock(), self.in_place || self.of.is_none()) else { return };
+        let now = Instant::now();
+        if now < *next {
+            return;
+        }
+        *next = now + if self.in_place { TICK } else { LINE };
+        let all = self.of.map(|of| format!(" of {of}")).unwrap_or_default();
+        let speed = done as f64 / now.duration_since(self.started).as_secs_f64();
+        let text = format!("{done}{all} seeds, {speed:.0} a second, {:.2} simulated hours", hours(simulated));
+        if self.in_place { eprint!("\r\x1b[K{text}") } else { eprintln!("{text}") }
+    }
+
+    fn clear(&self) {
+        if self.in_place {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+fn hours(microseconds: u64) -> f64 {
+    microseconds as f64 / 3.6e9
 }
 
 /// Shows the end of the first run that broke a rule, and how to see more.
@@ -157,9 +215,8 @@ fn check_model(threads: usize) -> Result<()> {
 }
 
 fn print_figures(figures: &Figures) {
-    let hours = figures.simulated as f64 / 3.6e9;
     println!("seeds       {}", figures.seeds);
-    println!("simulated   {hours:.2} hours, {} events", figures.events);
+    println!("simulated   {:.2} hours, {} events", hours(figures.simulated), figures.events);
     println!(
         "service     {} answers, {} frames, {} of them twice",
         figures.answers, figures.frames, figures.duplicates

@@ -33,7 +33,7 @@ impl Row {
 /// Breaks a rule and runs seeds until one notices.
 #[must_use]
 pub fn try_mutation(mutation: Mutation, threads: usize) -> Row {
-    let mut summary = run_many(0..SEEDS, threads, Some(mutation), true, &|_| ());
+    let mut summary = run_many(0..SEEDS, threads, Some(mutation), true, &|_, _| ());
     let caught = (!summary.broken.is_empty()).then(|| summary.broken.remove(0));
     Row { mutation, caught }
 }

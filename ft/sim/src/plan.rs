@@ -4,6 +4,9 @@ use crate::net::Quality;
 use crate::rng::Rng;
 use pollux_ft::{Config, Span};
 
+/// Events of a run at most: some hundred times those of a usual one.
+const MOST_EVENTS: u64 = 5_000_000;
+
 /// How faults come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Faults {
@@ -39,6 +42,8 @@ pub(crate) struct Plan {
     pub(crate) lag_bound: u64,
     /// The guest switches itself off in the end.
     pub(crate) power_off: bool,
+    /// A run of more events than this does not end.
+    pub(crate) most_events: u64,
 }
 
 impl Plan {
@@ -85,6 +90,7 @@ impl Plan {
             gate_frames: rng.pick(&[8, 64, 256]),
             lag_bound: rng.pick(&[200, 500, 1000]) * 1_000_000,
             power_off: rng.chance(50),
+            most_events: MOST_EVENTS,
         }
     }
 }

@@ -12,6 +12,12 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Longest time that one run may take: a thousand times what it takes on an idle machine.
+const LONGEST: Duration = Duration::from_secs(120);
+/// Time between two looks at the runs under way.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How one seed ended.
 #[derive(Debug, Clone)]
@@ -73,33 +79,69 @@ pub struct Summary {
     pub hash: u64,
 }
 
-/// Runs `seeds` on `threads` threads; `progress` hears how many are done. With `first`, no new seeds are begun once one
-/// has broken a rule; all seeds before it are still run, so that the lowest such seed does not depend on the threads.
+/// Hears how many runs are done, and how many microseconds they simulated.
+pub type Progress<'a> = dyn Fn(u64, u64) + Sync + 'a;
+
+/// The runs under way on the threads: since when, and of which seed.
+#[derive(Debug)]
+struct Watch(Mutex<Vec<Option<(Instant, u64)>>>);
+
+impl Watch {
+    fn set(&self, thread: usize, run: Option<u64>) {
+        self.0.lock().expect("no thread panics with the lock")[thread] = run.map(|seed| (Instant::now(), seed));
+    }
+
+    /// A run that has taken too long. It cannot be ended: a machine of it runs in circles, where no event ends.
+    fn stuck(&self) -> Option<u64> {
+        let runs = self.0.lock().expect("no thread panics with the lock");
+        runs.iter().flatten().find(|(since, _)| since.elapsed() > LONGEST).map(|(_, seed)| *seed)
+    }
+
+    /// Ends this program, with the seed's name, when a run does not end; returns when `all_done`.
+    fn watch(&self, all_done: &AtomicBool) {
+        while !all_done.load(Ordering::Relaxed) {
+            if let Some(seed) = self.stuck() {
+                eprintln!("error: the run of seed {seed} does not end: nothing came of it in {} s", LONGEST.as_secs());
+                std::process::exit(1);
+            }
+            std::thread::park_timeout(LOOK);
+        }
+    }
+}
+
+/// Runs `seeds` on `threads` threads. With `first`, no new seeds are begun once one has broken a rule; all seeds before
+/// it are still run, so that the lowest such seed does not depend on the threads. A run that does not end ends the
+/// program.
 pub fn run_many(
     seeds: Range<u64>,
     threads: usize,
     mutation: Option<Mutation>,
     first: bool,
-    progress: &(dyn Fn(u64) + Sync),
+    progress: &Progress<'_>,
 ) -> Summary {
     let next = AtomicU64::new(seeds.start);
-    let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (done, simulated) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (stop, all_done) = (AtomicBool::new(false), AtomicBool::new(false));
     let total = Mutex::new(Summary::default());
-    let work = || {
+    let watch = Watch(Mutex::new(vec![None; threads]));
+    let work = |thread: usize| {
         let mut own = Summary::default();
         while !stop.load(Ordering::Relaxed) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= seeds.end {
                 break;
             }
+            watch.set(thread, Some(seed));
             let report = run_seed(seed, mutation, Keep::Nothing);
+            watch.set(thread, None);
             own.figures.add(&report.figures);
             own.hash = own.hash.wrapping_add(crate::rng::mix(seed, report.hash));
+            let before = simulated.fetch_add(report.figures.simulated, Ordering::Relaxed);
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1, before + report.figures.simulated);
             if report.violation.is_some() {
                 stop.fetch_or(first, Ordering::Relaxed);
                 own.broken.push(report);
             }
-            progress(done.fetch_add(1, Ordering::Relaxed) + 1);
         }
         let mut total = total.lock().expect("no thread panics with the lock");
         total.figures.add(&own.figures);
@@ -107,9 +149,14 @@ pub fn run_many(
         total.broken.append(&mut own.broken);
     };
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(work);
+        let watcher = scope.spawn(|| watch.watch(&all_done));
+        let work = &work;
+        let workers: Vec<_> = (0..threads).map(|thread| scope.spawn(move || work(thread))).collect();
+        for worker in workers {
+            worker.join().expect("a panic of a run is caught");
         }
+        all_done.store(true, Ordering::Relaxed);
+        watcher.thread().unpark();
     });
     let mut total = total.into_inner().expect("no thread panics with the lock");
     total.broken.sort_by_key(|report| report.seed);

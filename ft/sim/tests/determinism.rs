@@ -43,7 +43,7 @@ fn essence(summary: &Summary) -> (u64, String, Vec<(u64, u64, String)>) {
 fn the_number_of_threads_does_not_matter() {
     // Without a violation, and with some.
     for mutation in [None, Some(Mutation::SupersededGoesOn)] {
-        let run = |threads| essence(&run_many(0..SEEDS, threads, mutation, false, &|_| ()));
+        let run = |threads| essence(&run_many(0..SEEDS, threads, mutation, false, &|_, _| ()));
         let one = run(1);
         assert_eq!(one.2.is_empty(), mutation.is_none(), "{:?}", one.2);
         assert_eq!(run(2), one);
@@ -54,7 +54,7 @@ fn the_number_of_threads_does_not_matter() {
 #[test]
 fn the_first_seed_that_breaks_a_rule_does_not_depend_on_threads() {
     let first = |threads| {
-        let summary = run_many(0..SEEDS, threads, Some(Mutation::SupersededGoesOn), true, &|_| ());
+        let summary = run_many(0..SEEDS, threads, Some(Mutation::SupersededGoesOn), true, &|_, _| ());
         summary.broken.first().map(|report| (report.seed, report.hash))
     };
     let one = first(1);

@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::decide::{self, Bid};
 use crate::heartbeat::pair_digest;
 use crate::link::{Link, LinkState};
+use crate::message::{Bye, Message};
 use crate::mutation::Mutation;
 use crate::pairing::Identity;
 use crate::replay_log::ReplayLog;
@@ -40,7 +41,7 @@ pub enum Start {
 #[derive(Debug, Clone, Copy)]
 struct Peer {
     node: NodeId,
-    /// Counter of the newest heartbeat taken.
+    /// Counter of the newest heartbeat taken, or sent before we paired: older ones say nothing.
     counter: u64,
 }
 
@@ -265,9 +266,14 @@ impl Node {
             return;
         }
         self.flush(now);
-        self.link.send(&mut self.stats, &crate::message::Message::Bye(crate::message::Bye::Leaving));
-        self.close_link(true);
+        self.leave();
         self.halt(HaltReason::Stopped);
+    }
+
+    /// Tells the twin that this machine goes out of service, and closes the stream.
+    fn leave(&mut self) {
+        self.link.send(&mut self.stats, &Message::Bye(Bye::Leaving));
+        self.close_link(true);
     }
 
     /// Closes the stream from our side; what is queued is still sent if `keep_queued`.

@@ -34,13 +34,17 @@ impl Node {
     ///
     /// # Errors
     /// [`AppendError::Full`]: nothing was taken, stop the guest and try again; [`AppendError::NotLogging`]: there is
-    /// nobody to log for, so that output leaves at once.
+    /// nobody to log for, so that output leaves at once. A guest that switches itself off ends this node then and there.
     ///
     /// # Panics
     /// When `position` lies before an earlier entry's: a bug of ours.
     pub fn append(&mut self, now: Time, position: Position, entry: EntryRef<'_>) -> Result<Seq, AppendError> {
         let hands_over = entry == EntryRef::Control(Control::SwitchOver);
         if !self.is_logging() || self.power_off.is_some() || (hands_over && self.role != Role::Protected) {
+            if entry == EntryRef::Control(Control::PowerOff) && self.role.runs_guest() && self.power_off.is_none() {
+                self.leave();
+                self.halt(HaltReason::PoweredOff);
+            }
             return Err(AppendError::NotLogging);
         }
         if entry.data_len() > MAX_DATA {

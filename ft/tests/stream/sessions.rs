@@ -1,7 +1,7 @@
 //! Machines that stand in different sessions find out, whatever was lost between them.
 
 use crate::{actions, connect, identity, node, protected, pump};
-use pollux_ft::{Action, LossReason, Node, Position, Role, Start, Time};
+use pollux_ft::{Action, AppendError, Control, EntryRef, HaltReason, LossReason, Node, Position, Role, Start, Time};
 
 const INTERVAL: u64 = 100_000;
 
@@ -79,4 +79,21 @@ fn a_backup_whose_primary_follows_another_one_gives_up() {
     late += INTERVAL;
     backup.heartbeat_received(Time(late), &beat(&mut primary, late));
     assert_eq!(backup.role(), Role::Joining, "{:?}", actions(&mut backup));
+}
+
+/// Nobody holds the guest but this machine: there is nothing to wait for, and nothing to join any more.
+#[test]
+fn a_guest_that_ends_without_a_log_ends_its_node() {
+    let off = EntryRef::Control(Control::PowerOff);
+    let mut alone = node(Start::Primary, identity(1));
+    assert_eq!(alone.append(Time(1), Position(5), off), Err(AppendError::NotLogging));
+    assert_eq!(actions(&mut alone), [Action::Halt { reason: HaltReason::PoweredOff }]);
+    assert!(!alone.wants_connection() && alone.next_timeout().is_none());
+
+    let (mut primary, mut joiner) = (node(Start::Primary, identity(1)), node(Start::Backup, identity(2)));
+    connect(Time(0), &mut primary, &mut joiner);
+    assert_eq!(joiner.role(), Role::Loading);
+    assert_eq!(primary.append(Time(1), Position(5), off), Err(AppendError::NotLogging));
+    pump(Time(1), &mut primary, &mut joiner);
+    assert_eq!((primary.role(), joiner.role()), (Role::Halted, Role::Joining));
 }

@@ -62,11 +62,13 @@ pub enum Check {
     FlipFound,
     /// Nothing panics.
     NoPanic,
+    /// A run comes to its end.
+    Ends,
 }
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::OutputRule,
         Self::AloneRule,
         Self::OneLive,
@@ -89,6 +91,7 @@ impl Check {
         Self::Protection,
         Self::FlipFound,
         Self::NoPanic,
+        Self::Ends,
     ];
 
     /// Its name in reports.
@@ -117,6 +120,7 @@ impl Check {
             Self::Protection => "protection",
             Self::FlipFound => "flip-found",
             Self::NoPanic => "no-panic",
+            Self::Ends => "ends",
         }
     }
 }
@@ -222,4 +226,4 @@ impl Audit {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,7 +1,7 @@
 //! Every check can fail: each gets histories that it must object to, by its name.
 
 mod audit;
-mod worlds;
+pub(crate) mod worlds;
 
 use super::*;
 
@@ -30,6 +30,7 @@ fn objections(check: Check) -> Vec<Option<Violation>> {
         Check::Protection => worlds::protection(),
         Check::FlipFound => worlds::flip_found(),
         Check::NoPanic => worlds::no_panic(),
+        Check::Ends => worlds::ends(),
     }
 }
 

@@ -253,15 +253,9 @@ impl Machine {
         self.power_due = false;
         self.ended = true;
         self.note(env, 0, || "the guest switches itself off".to_owned());
-        match seq {
-            Some(seq) => {
-                env.audit.logged(self.written(), seq, self.guest.machine_digest(), true);
-                self.node.flush(self.local(env));
-            }
-            None => {
-                env.audit.powered_off();
-                self.node.stop(self.local(env));
-            }
+        if let Some(seq) = seq {
+            env.audit.logged(self.written(), seq, self.guest.machine_digest(), true);
+            self.node.flush(self.local(env));
         }
         Ok(())
     }

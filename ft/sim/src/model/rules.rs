@@ -38,6 +38,8 @@ pub enum Broken {
     GivesUpWhileAsking,
     /// A former backup's word counts for a later session, too.
     OldWordCounts,
+    /// What a joiner said before its Hello counts.
+    EarlyWordCounts,
     /// A broken stream is taken as proof that the backup gave up.
     StreamIsProof,
     /// An answer of the arbiter counts for whatever term is asked for.
@@ -48,7 +50,7 @@ pub enum Broken {
 
 impl Broken {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::ReleaseBeforeAck,
         Self::AckBeyondReceived,
         Self::LiveBeforeDrained,
@@ -62,6 +64,7 @@ impl Broken {
         Self::TermNotBurnt,
         Self::GivesUpWhileAsking,
         Self::OldWordCounts,
+        Self::EarlyWordCounts,
         Self::StreamIsProof,
         Self::OldAnswerCounts,
         Self::SupersededGoesOn,

@@ -285,7 +285,7 @@ impl World {
         self.pump();
     }
 
-    fn stop(&mut self, index: usize) -> bool {
+    pub(crate) fn stop(&mut self, index: usize) -> bool {
         let slot = &mut self.slots[index];
         let Some(machine) = slot.machine.as_mut().filter(|_| !slot.frozen) else { return false };
         let now = machine.local(&self.env);

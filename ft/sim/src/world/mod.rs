@@ -94,6 +94,10 @@ impl World {
         self.env.now = at;
         self.env.audit.set_now(at);
         self.env.figures.events += 1;
+        if self.env.figures.events > self.env.plan.most_events {
+            let text = format!("it has not ended after {} events", self.env.plan.most_events);
+            self.env.audit.broken(crate::check::Check::Ends, text);
+        }
         self.handle(event);
         !self.phase.is_over() && self.env.audit.violation().is_none()
     }

@@ -14,22 +14,30 @@ use pollux_nic::{Gate, GateMode};
 
 const SEED: u64 = 1;
 /// The machines: the first one runs the guest until something happens.
-const PRIMARY: usize = 0;
-const BACKUP: usize = 1;
+pub(crate) const PRIMARY: usize = 0;
+pub(crate) const BACKUP: usize = 1;
 /// A node that is none of theirs.
 const STRANGER: NodeId = NodeId(77);
 
 /// A world of two machines and an arbiter in which faults come one by one, with a rule broken if wanted.
 fn world(mutation: Option<Mutation>) -> World {
+    world_of(2, mutation)
+}
+
+pub(crate) fn world_of(machines: usize, mutation: Option<Mutation>) -> World {
     let mut plan = Plan::new(&mut Rng::new(SEED, 1));
-    (plan.machines, plan.arbiter, plan.config.arbiter) = (2, true, true);
+    (plan.machines, plan.arbiter, plan.config.arbiter) = (machines, true, true);
     (plan.faults, plan.power_off) = (Faults::OneByOne, false);
     plan.config.mutation = mutation;
     World::new(SEED, plan, Keep::Nothing)
 }
 
 /// Runs a world, except for events that are `lost`, to its end or until `enough`.
-fn run(world: &mut World, lost: impl Fn(&Event) -> bool, enough: impl Fn(&World) -> bool) -> Option<Violation> {
+pub(crate) fn run(
+    world: &mut World,
+    lost: impl Fn(&Event) -> bool,
+    enough: impl Fn(&World) -> bool,
+) -> Option<Violation> {
     while !enough(world)
         && let Some((at, event)) = world.env.queue.pop()
         && (lost(&event) || world.happen(at, event))
@@ -39,13 +47,17 @@ fn run(world: &mut World, lost: impl Fn(&Event) -> bool, enough: impl Fn(&World)
 
 /// A world whose guest is protected, before the first fault.
 fn protected(mutation: Option<Mutation>) -> World {
-    let mut world = world(mutation);
+    protect(world(mutation))
+}
+
+/// Lets a world run until its guest is protected, without a fault.
+pub(crate) fn protect(mut world: World) -> World {
     assert_eq!(run(&mut world, is_fault, World::is_protected), None);
     assert!(world.is_protected());
     world
 }
 
-fn is_fault(event: &Event) -> bool {
+pub(crate) fn is_fault(event: &Event) -> bool {
     matches!(event, Event::Fault)
 }
 
@@ -161,4 +173,11 @@ pub(super) fn flip_found() -> Vec<Option<Violation>> {
 
 pub(super) fn no_panic() -> Vec<Option<Violation>> {
     vec![report(SEED, world(None), |_| panic!("on purpose")).violation]
+}
+
+/// The world stands still in time, and something happens all along.
+pub(super) fn ends() -> Vec<Option<Violation>> {
+    let mut world = world(None);
+    world.env.plan.most_events = 100;
+    vec![run(&mut world, is_fault, |_| false)]
 }

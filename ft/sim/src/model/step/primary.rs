@@ -1,6 +1,7 @@
 //! The primary: the log, the joiner, the loss of the backup.
 
 use super::Step;
+use crate::model::rules::Broken;
 use crate::model::state::{Entry, Faults, Machine, Message};
 use pollux_ft::decide::{self, Bid, JoinVerdict, LostBackup};
 use pollux_ft::{NodeId, Role, Term};
@@ -52,7 +53,7 @@ impl Step<'_> {
         if self.own().role == Role::Halted {
             return;
         }
-        if let Some(joiner) = self.own().link {
+        if let Some(joiner) = self.own().link.filter(|_| !rules.is(Broken::EarlyWordCounts)) {
             // What it said before its Hello is not heard any more.
             self.state.beats[joiner][self.me].take_if(|beat| beat.before_hello);
         }
