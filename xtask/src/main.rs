@@ -139,6 +139,8 @@ mod tests {
             "test host",
             "test rig takeover",
             "sim --seeds 100",
+            "sim --seeds 100 --from 7",
+            "sim --forever",
             "sim --seed 3 --trace",
             "sim --model",
             "sim --help",

@@ -121,6 +121,10 @@ impl Replica {
     }
 
     fn halt(&mut self, reason: &HaltReason) {
+        if *reason == HaltReason::PoweredOff {
+            // Nobody else sends what the guest said last.
+            self.release();
+        }
         self.set_gate(GateMode::Closed);
         self.leave_arbiter();
         self.end(format!("{reason}"));
@@ -160,7 +164,7 @@ impl Replica {
 
     /// How this machine is called in status and log.
     pub(super) fn role_name(&self) -> &'static str {
-        if self.ended.is_some() {
+        if self.ending.reason().is_some() {
             return "halted";
         }
         match self.peer.as_ref().map(|peer| peer.node.role()) {
@@ -179,6 +183,6 @@ impl Replica {
 
     /// Why the guest does not run here, for the status.
     pub(super) fn ended(&self) -> Option<&String> {
-        self.ended.as_ref()
+        self.ending.reason()
     }
 }

@@ -2,7 +2,7 @@
 
 use alloc::format;
 
-use pollux_ft::{AppendError, Control, EntryRef, Position, Seq, Time};
+use pollux_ft::{AppendError, Control, EntryRef, Kind, Position, Seq, Time};
 
 use super::digest::{self, Digest, NextDigest};
 use super::outlet::Live;
@@ -31,7 +31,7 @@ impl Replica {
         {
             return self.sleep(Some(self.now_us + 1000));
         }
-        if self.ended.is_some() {
+        if self.ended().is_some() {
             return;
         }
         if !self.transfer_stops_guest() {
@@ -308,23 +308,34 @@ impl Replica {
         }
     }
 
+    fn log_power_off(&mut self) -> Result<(), LogFull> {
+        let (now, position) = (Time(self.now_us), self.guest.position());
+        let node = self.peer.as_mut().map(|peer| &mut peer.node);
+        if self.ending.power_off(node, now, position).map_err(|_| LogFull)? {
+            self.cut.boundary(&Kind::Control.name());
+        }
+        Ok(())
+    }
+
     /// Turns the guest off or starts it anew, on both machines at this position.
     fn power(&mut self, event: PowerEvent) -> Result<(), LogFull> {
         self.mark_progress();
         // Afterwards nothing is sealed any more: the machine halts, or the guest is another one.
         self.seal_rest();
-        let control = match event {
-            PowerEvent::Off => Control::PowerOff,
-            PowerEvent::Reset => Control::Reset,
-        };
-        self.log(EntryRef::Control(control))?;
+        match event {
+            PowerEvent::Off => self.log_power_off()?,
+            PowerEvent::Reset => drop(self.log(EntryRef::Control(Control::Reset))?),
+        }
         self.power_due = None;
         if let Some(peer) = &mut self.peer {
             peer.node.flush(Time(self.now_us));
         }
         self.push_peer();
         match event {
-            PowerEvent::Off => self.end("the guest powered off".into()),
+            PowerEvent::Off => {
+                self.report_end();
+                self.do_actions();
+            }
             PowerEvent::Reset => {
                 self.figures.resets += 1;
                 if let Err(error) = self.guest.restart() {

@@ -9,6 +9,7 @@ pub mod arbiter;
 mod client;
 mod cut;
 mod digest;
+pub mod ending;
 mod follow;
 pub mod json;
 pub mod link;
@@ -28,7 +29,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use pollux_ft::flow::Throttle;
-use pollux_ft::{Identity, Node, NodeId, Role, Start, Time};
+use pollux_ft::{Identity, Node, NodeId, Start, Time};
 use pollux_nic::MacAddress;
 use pollux_nic::e1000::E1000;
 
@@ -36,6 +37,7 @@ use self::arbiter::{Arbiter, MachineStation};
 use self::client::Client;
 use self::cut::Cut;
 use self::digest::NextDigest;
+use self::ending::{Duty, Ending};
 use self::link::{End, Link};
 use self::monitor::{Command, Monitor};
 use self::peer::Peer;
@@ -78,17 +80,6 @@ pub struct MachinePlace {
     pub mac: MacAddress,
     /// Its card, if it does not share the client card.
     pub card: Option<(E1000, Route)>,
-}
-
-/// What there is to do for the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Duty {
-    /// Run it for the clients.
-    Live,
-    /// Replay the log.
-    Follow,
-    /// Nothing: there is no guest here, or no more, or it stands still while the twin takes it over.
-    Wait,
 }
 
 /// A takeover under way.
@@ -137,8 +128,8 @@ pub struct Replica {
     power_due: Option<PowerEvent>,
     /// The guest is to be handed over to the backup at the next exact stop.
     switch_due: bool,
-    /// Why the guest does not run any more.
-    ended: Option<String>,
+    /// The guest's end here.
+    ending: Ending,
     /// The wall time of this turn of the loop, in microseconds.
     now_us: u64,
 }
@@ -179,7 +170,7 @@ impl Replica {
             next_digest: NextDigest::default(),
             power_due: None,
             switch_due: false,
-            ended: None,
+            ending: Ending::default(),
             now_us,
         }
     }
@@ -209,15 +200,7 @@ impl Replica {
     }
 
     fn duty(&self) -> Duty {
-        if self.ended.is_some() {
-            return Duty::Wait;
-        }
-        match self.peer.as_ref().map(|peer| peer.node.role()) {
-            None => Duty::Live,
-            Some(role) if role.runs_guest() => Duty::Live,
-            Some(Role::Backup | Role::Draining) => Duty::Follow,
-            Some(_) => Duty::Wait,
-        }
+        self.ending.duty(self.peer.as_ref().map(|peer| &peer.node))
     }
 
     /// Takes in what the host's devices have, and does what the protocol asks for.
@@ -264,12 +247,7 @@ impl Replica {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Status => self.report(),
-            Command::Stop => {
-                if let Some(peer) = &mut self.peer {
-                    peer.node.stop(Time(self.now_us));
-                }
-                self.end("stopped by command".into());
-            }
+            Command::Stop => self.end("stopped by command".into()),
             Command::Switch if self.is_protected() => self.switch_due = true,
             Command::Switch => monitor::event("refused", "reason", &"there is no backup to hand the guest over to"),
             Command::Console(text) => {
@@ -288,14 +266,21 @@ impl Replica {
         }
     }
 
-    /// The guest runs here no more; says why.
+    /// The guest runs here no more, and the node with it; says why.
     fn end(&mut self, reason: String) {
-        if self.ended.is_none() {
-            log::warn!("the guest ends here: {reason}");
-            monitor::halt_event(&reason);
-            self.ended = Some(reason);
-            self.report();
+        let node = self.peer.as_mut().map(|peer| &mut peer.node);
+        if self.ending.end(node, Time(self.now_us), reason) {
+            self.report_end();
+            // The twin is told at once: the link forgets what waits when its end changes.
+            self.do_actions();
         }
+    }
+
+    fn report_end(&mut self) {
+        let Some(reason) = self.ending.reason() else { return };
+        log::warn!("the guest ends here: {reason}");
+        monitor::halt_event(&reason);
+        self.report();
     }
 
     /// Sleeps until a device or a timer wants attention, at most until wall time `until_us`.

@@ -5,9 +5,10 @@ use alloc::vec::Vec;
 
 use pollux_ft::{Kind, Time, flow};
 
+use super::ending::Duty;
 use super::json::Json;
 use super::outlet::Console;
-use super::{Duty, Replica, monitor};
+use super::{Replica, monitor};
 use crate::counter::choose::Chosen;
 use crate::guest::EXIT_KINDS;
 use crate::host::clock;

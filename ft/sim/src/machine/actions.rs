@@ -63,6 +63,8 @@ impl Machine {
             Action::Halt { reason } => {
                 if reason == HaltReason::PoweredOff {
                     env.audit.powered_off();
+                    // Nobody else sends what the guest said last.
+                    self.release(env);
                 }
                 self.set_gate(env, GateMode::Closed);
                 self.ended = true;
