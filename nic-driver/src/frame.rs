@@ -91,27 +91,42 @@ pub trait FrameSource {
 /// ignore it, switches learn from it. With the guest's IPv4 address it is a gratuitous ARP request, which also
 /// refreshes the neighbour caches of hosts. See: RFC 5227, section 3.
 pub fn announcement(mac: MacAddress, ip: Option<Ipv4Addr>) -> [u8; MIN_WIRE_FRAME] {
-    const ETHERTYPE_ARP: u16 = 0x0806;
-    const ETHERTYPE_RARP: u16 = 0x8035;
-    const REQUEST: u16 = 1;
-    const REQUEST_REVERSE: u16 = 3;
+    match ip {
+        Some(ip) => request_for(ip, mac, ip),
+        None => {
+            let none = Ipv4Addr::UNSPECIFIED;
+            address_resolution((ETHERTYPE_RARP, REQUEST_REVERSE), (mac, none), (mac, none))
+        }
+    }
+}
 
-    let (ethertype, operation, target_mac) = match ip {
-        Some(_) => (ETHERTYPE_ARP, REQUEST, [0; 6]),
-        None => (ETHERTYPE_RARP, REQUEST_REVERSE, mac.0),
-    };
-    let ip = ip.unwrap_or(Ipv4Addr::UNSPECIFIED).octets();
+/// Builds a broadcast frame that asks for the MAC address of `target`, in the name of a host with the addresses `mac`
+/// and `own`. See: RFC 826.
+pub fn request_for(target: Ipv4Addr, mac: MacAddress, own: Ipv4Addr) -> [u8; MIN_WIRE_FRAME] {
+    address_resolution((ETHERTYPE_ARP, REQUEST), (mac, own), (MacAddress([0; 6]), target))
+}
+
+const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_RARP: u16 = 0x8035;
+const REQUEST: u16 = 1;
+const REQUEST_REVERSE: u16 = 3;
+
+fn address_resolution(
+    (ethertype, operation): (u16, u16),
+    source: (MacAddress, Ipv4Addr),
+    target: (MacAddress, Ipv4Addr),
+) -> [u8; MIN_WIRE_FRAME] {
     let mut frame = [0; MIN_WIRE_FRAME];
     frame[0..6].copy_from_slice(&[0xFF; 6]);
-    frame[6..12].copy_from_slice(&mac.0);
+    frame[6..12].copy_from_slice(&source.0.0);
     frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
     // Hardware type Ethernet, protocol IPv4, address lengths 6 and 4. See: RFC 826.
     frame[14..20].copy_from_slice(&[0, 1, 0x08, 0, 6, 4]);
     frame[20..22].copy_from_slice(&operation.to_be_bytes());
-    frame[22..28].copy_from_slice(&mac.0);
-    frame[28..32].copy_from_slice(&ip);
-    frame[32..38].copy_from_slice(&target_mac);
-    frame[38..42].copy_from_slice(&ip);
+    for (at, (mac, ip)) in [(22, source), (32, target)] {
+        frame[at..at + 6].copy_from_slice(&mac.0);
+        frame[at + 6..at + 10].copy_from_slice(&ip.octets());
+    }
     frame
 }
 
@@ -147,6 +162,24 @@ mod tests {
                 source_protocol_addr: ip,
                 target_hardware_addr: MacAddress([0; 6]),
                 target_protocol_addr: ip,
+            }
+        );
+    }
+
+    #[test]
+    fn a_request_asks_for_somebody_else() {
+        let (own, other) = (Ipv4Addr::new(10, 0, 2, 15), Ipv4Addr::new(10, 0, 2, 3));
+        let bytes = request_for(other, MAC, own);
+        let frame = EthernetFrame::new_checked(&bytes[..]).unwrap();
+        assert_eq!((frame.dst_addr(), frame.src_addr()), (MacAddress::BROADCAST, MAC));
+        assert_eq!(
+            ArpRepr::parse(&ArpPacket::new_checked(frame.payload()).unwrap()).unwrap(),
+            ArpRepr::EthernetIpv4 {
+                operation: ArpOperation::Request,
+                source_hardware_addr: MAC,
+                source_protocol_addr: own,
+                target_hardware_addr: MacAddress([0; 6]),
+                target_protocol_addr: other,
             }
         );
     }

@@ -3,15 +3,15 @@
 //! It only carries bytes; what they mean is the node's business. A primary listens, everybody else connects.
 
 use alloc::vec;
-use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
 use pollux_nic::e1000::E1000;
-use smoltcp::iface::{Config as InterfaceConfig, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::SocketHandle;
 use smoltcp::socket::{tcp, udp};
-use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndpoint};
+use smoltcp::time::Duration;
+use smoltcp::wire::{IpAddress, IpEndpoint, IpListenEndpoint};
 
+use super::stack::Stack;
 use crate::config::Cidr;
 use crate::host::interrupts::Fired;
 use crate::host::nic::Route;
@@ -70,8 +70,7 @@ pub struct WireBytes {
 pub struct Link {
     nic: E1000,
     route: Route,
-    interface: Interface,
-    sockets: SocketSet<'static>,
+    stack: Stack,
     stream: SocketHandle,
     datagrams: SocketHandle,
     peer: Ipv4Addr,
@@ -94,29 +93,18 @@ const UDP_HEADERS: u64 = 14 + 20 + 8;
 
 impl Link {
     /// Starts the network stack on `nic`.
-    ///
-    /// # Panics
-    /// When the stack has no room for a single address (a bug of ours).
     #[must_use]
     pub fn new(nic: E1000, route: Route, own: Cidr, peer: Ipv4Addr, end: End, seed: u64) -> Self {
         let mut nic = nic;
-        let mut config = InterfaceConfig::new(HardwareAddress::Ethernet(EthernetAddress(nic.mac().0)));
-        config.random_seed = seed;
-        let mut interface = Interface::new(config, &mut nic, Instant::ZERO);
-        interface.update_ip_addrs(|addresses| {
-            addresses
-                .push(IpCidr::new(IpAddress::Ipv4(own.address), own.prefix))
-                .expect("a new interface has room for an address");
-        });
-        let mut sockets = SocketSet::new(Vec::new());
-        let stream = sockets.add(stream_socket());
-        let datagrams = sockets.add(datagram_socket());
+        let mut stack = Stack::new(nic.mac(), own, None, seed, &mut nic);
+        stack.keep_in_reach(peer);
+        let stream = stack.add(stream_socket());
+        let datagrams = stack.add(datagram_socket());
         let local_port = FIRST_LOCAL_PORT + (seed % 10_000) as u16;
         Self {
             nic,
             route,
-            interface,
-            sockets,
+            stack,
             stream,
             datagrams,
             peer,
@@ -142,15 +130,15 @@ impl Link {
     }
 
     /// Lets `f` use the network stack for sockets of its own. It says with its result whether they want to send.
-    pub fn with_stack<T>(&mut self, f: impl FnOnce(&mut Interface, &mut SocketSet<'static>) -> (T, bool)) -> T {
-        let (result, moved) = f(&mut self.interface, &mut self.sockets);
+    pub fn with_stack<T>(&mut self, f: impl FnOnce(&mut Stack) -> (T, bool)) -> T {
+        let (result, moved) = f(&mut self.stack);
         self.dirty |= moved;
         result
     }
 
     /// Drops the connection, if there is one.
     pub fn reset(&mut self) {
-        self.sockets.get_mut::<tcp::Socket<'_>>(self.stream).abort();
+        self.stack.socket::<tcp::Socket<'_>>(self.stream).abort();
         self.dirty = true;
     }
 
@@ -172,18 +160,17 @@ impl Link {
     /// Sends what was queued, if anything was.
     pub fn push(&mut self, now_us: u64) {
         if self.dirty {
-            let now = Instant::from_micros(now_us as i64);
-            self.interface.poll_egress(now, &mut self.nic, &mut self.sockets);
+            self.stack.poll_egress(now_us, &mut self.nic);
             self.nic.flush();
-            self.plan(now);
+            self.plan(now_us);
         }
     }
 
     /// Works out when the stack has something to do next.
-    fn plan(&mut self, now: Instant) {
+    fn plan(&mut self, now_us: u64) {
         self.dirty = false;
-        let delay = self.interface.poll_at(now, &self.sockets).map(|at| at.total_micros().max(0) as u64);
-        let idle = !self.sockets.get::<tcp::Socket<'_>>(self.stream).is_open();
+        let delay = self.stack.poll_at(now_us);
+        let idle = !self.stack.socket::<tcp::Socket<'_>>(self.stream).is_open();
         let retry = (idle && self.wanted && self.end == End::Connect).then_some(self.retry_at_us);
         let given_up = self.opening_since_us.map(|since| since + OPENING_US);
         self.poll_at_us = [delay, retry, given_up].into_iter().flatten().min();
@@ -195,17 +182,16 @@ impl Link {
         if !(self.dirty || due || self.nic.has_received()) {
             return Change::None;
         }
-        let now = Instant::from_micros(now_us as i64);
-        self.interface.poll(now, &mut self.nic, &mut self.sockets);
+        self.stack.poll(now_us, &mut self.nic);
         self.nic.flush();
         let change = self.follow_connection(now_us);
-        self.plan(now);
+        self.plan(now_us);
         change
     }
 
     fn follow_connection(&mut self, now_us: u64) -> Change {
         let peer = IpEndpoint::new(IpAddress::Ipv4(self.peer), LOG_PORT);
-        let socket = self.sockets.get_mut::<tcp::Socket<'_>>(self.stream);
+        let socket = self.stack.socket::<tcp::Socket<'_>>(self.stream);
         let stranger = socket.remote_endpoint().is_some_and(|remote| remote.addr != peer.addr);
         let up = socket.may_send() && socket.may_recv() && !stranger;
         if up && !self.connected {
@@ -241,7 +227,7 @@ impl Link {
                     self.retry_at_us = now_us + RETRY_US;
                     self.local_port = if self.local_port == u16::MAX { FIRST_LOCAL_PORT } else { self.local_port + 1 };
                     // Connecting fails only on an open socket or a port 0.
-                    let _ = socket.connect(self.interface.context(), peer, self.local_port);
+                    let _ = self.stack.connect(self.stream, peer, self.local_port);
                     self.dirty = true;
                 }
                 End::Connect => {}
@@ -258,7 +244,7 @@ impl Link {
 
     /// Hands received stream bytes to `take`, which says how many it took.
     pub fn receive(&mut self, mut take: impl FnMut(&[u8]) -> usize) {
-        let socket = self.sockets.get_mut::<tcp::Socket<'_>>(self.stream);
+        let socket = self.stack.socket::<tcp::Socket<'_>>(self.stream);
         while socket.can_recv() {
             let taken = socket.recv(|bytes| {
                 let taken = take(bytes);
@@ -276,14 +262,14 @@ impl Link {
         if bytes.is_empty() || !self.connected {
             return 0;
         }
-        let sent = self.sockets.get_mut::<tcp::Socket<'_>>(self.stream).send_slice(bytes).unwrap_or(0);
+        let sent = self.stack.socket::<tcp::Socket<'_>>(self.stream).send_slice(bytes).unwrap_or(0);
         self.dirty |= sent > 0;
         sent
     }
 
     /// Hands received heartbeats to `take`.
     pub fn receive_datagrams(&mut self, mut take: impl FnMut(&[u8])) {
-        let socket = self.sockets.get_mut::<udp::Socket<'_>>(self.datagrams);
+        let socket = self.stack.socket::<udp::Socket<'_>>(self.datagrams);
         while let Ok((bytes, from)) = socket.recv() {
             if from.endpoint.addr == IpAddress::Ipv4(self.peer) {
                 self.heartbeats_received += bytes.len() as u64 + UDP_HEADERS;
@@ -294,7 +280,7 @@ impl Link {
 
     /// Queues a heartbeat. One that finds no room is lost, as any datagram may be.
     pub fn send_datagram(&mut self, bytes: &[u8]) {
-        let socket = self.sockets.get_mut::<udp::Socket<'_>>(self.datagrams);
+        let socket = self.stack.socket::<udp::Socket<'_>>(self.datagrams);
         if socket.send_slice(bytes, IpEndpoint::new(IpAddress::Ipv4(self.peer), HEARTBEAT_PORT)).is_ok() {
             self.heartbeats_sent += bytes.len() as u64 + UDP_HEADERS;
             self.dirty = true;

@@ -19,6 +19,7 @@ mod outlet;
 mod peer;
 mod receive;
 pub mod rounds;
+pub mod stack;
 mod status;
 pub mod steering;
 mod terms;

@@ -8,9 +8,11 @@ use core::fmt;
 use core::net::SocketAddrV4;
 
 use pollux_ft::arbiter::{Answer, Failure, Question, Try};
-use smoltcp::iface::{Interface, SocketHandle, SocketSet};
+use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::wire::{IpAddress, IpEndpoint};
+
+use crate::replica::stack::Stack;
 
 /// Bytes that TCP buffers in each direction; question and answer have less than a thousand.
 const BUFFER: usize = 4 << 10;
@@ -91,13 +93,7 @@ pub struct Caller {
 
 impl Caller {
     /// A way over the network called `name`, with a socket among `sockets`.
-    pub fn new(
-        name: &'static str,
-        server: SocketAddrV4,
-        times: Times,
-        seed: u64,
-        sockets: &mut SocketSet<'static>,
-    ) -> Self {
+    pub fn new(name: &'static str, server: SocketAddrV4, times: Times, seed: u64, stack: &mut Stack) -> Self {
         let buffer = || SocketBuffer::new(vec![0; BUFFER]);
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(false);
@@ -106,7 +102,7 @@ impl Caller {
             server,
             host: format!("{server}"),
             times,
-            socket: sockets.add(socket),
+            socket: stack.add(socket),
             phase: Phase::Idle,
             port: (seed % u64::from(PORTS)) as u16,
             counts: Counts::default(),
@@ -128,11 +124,11 @@ impl Caller {
     }
 
     /// Asks no more. Whether the socket has something to send because of that.
-    pub fn stop(&mut self, sockets: &mut SocketSet<'static>) -> bool {
+    pub fn stop(&mut self, stack: &mut Stack) -> bool {
         let trying = matches!(self.phase, Phase::Trying(_));
         self.phase = Phase::Idle;
         if trying {
-            sockets.get_mut::<Socket<'_>>(self.socket).abort();
+            stack.socket::<Socket<'_>>(self.socket).abort();
         }
         trying
     }
@@ -147,32 +143,25 @@ impl Caller {
     }
 
     /// Does what can be done. Returns the answer, if there is one now, and whether the socket wants to send.
-    pub fn poll(
-        &mut self,
-        now_us: u64,
-        question: &Question,
-        interface: &mut Interface,
-        sockets: &mut SocketSet<'static>,
-    ) -> (Option<Answer>, bool) {
-        let socket = sockets.get_mut::<Socket<'_>>(self.socket);
+    pub fn poll(&mut self, now_us: u64, question: &Question, stack: &mut Stack) -> (Option<Answer>, bool) {
         let outcome = match &mut self.phase {
             Phase::Idle => return (None, false),
             Phase::Waiting(at) if *at > now_us => return (None, false),
-            Phase::Waiting(_) => self.connect(now_us, question, interface, socket),
-            Phase::Trying(progress) => progress.advance(now_us, question, socket),
+            Phase::Waiting(_) => self.connect(now_us, question, stack),
+            Phase::Trying(progress) => progress.advance(now_us, question, stack.socket(self.socket)),
         };
         match outcome {
             Ok(Step::Nothing) => (None, false),
             Ok(Step::Moved) => (None, true),
             Ok(Step::Answer(answer)) => {
                 self.phase = Phase::Idle;
-                socket.abort();
+                stack.socket::<Socket<'_>>(self.socket).abort();
                 (Some(answer), true)
             }
             Err(trouble) => {
                 self.counts.failures += 1;
                 self.phase = Phase::Waiting(now_us.saturating_add(self.times.retry_us));
-                socket.abort();
+                stack.socket::<Socket<'_>>(self.socket).abort();
                 if self.trouble.replace(trouble) != Some(trouble) {
                     log::warn!("asking the arbiter at {} over the {} network: {trouble}", self.host, self.name);
                 }
@@ -181,17 +170,11 @@ impl Caller {
         }
     }
 
-    fn connect(
-        &mut self,
-        now_us: u64,
-        question: &Question,
-        interface: &mut Interface,
-        socket: &mut Socket<'static>,
-    ) -> Result<Step, Trouble> {
+    fn connect(&mut self, now_us: u64, question: &Question, stack: &mut Stack) -> Result<Step, Trouble> {
         self.counts.tries += 1;
         self.port = (self.port + 1) % PORTS;
         let server = IpEndpoint::new(IpAddress::Ipv4(*self.server.ip()), self.server.port());
-        socket.connect(interface.context(), server, FIRST_PORT + self.port).map_err(|_| Trouble::Refused)?;
+        stack.connect(self.socket, server, FIRST_PORT + self.port).map_err(|_| Trouble::Refused)?;
         self.phase = Phase::Trying(Progress {
             until_us: now_us.saturating_add(self.times.timeout_us),
             unsent: question.request(&self.host),

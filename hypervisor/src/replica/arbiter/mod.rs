@@ -75,11 +75,10 @@ impl Arbiter {
         station: Option<(Station, Option<(E1000, Route)>)>,
     ) -> Self {
         let times = Times { timeout_us: options.timeout_us, retry_us: options.retry_us };
-        let log = routes
-            .log
-            .map(|server| link.with_stack(|_, sockets| (Caller::new("log", server, times, node.0, sockets), false)));
+        let log =
+            routes.log.map(|server| link.with_stack(|stack| (Caller::new("log", server, times, node.0, stack), false)));
         let own = routes.machine.zip(station).map(|(server, (mut station, card))| {
-            let caller = Caller::new("client", server, times, node.0, &mut station.sockets);
+            let caller = Caller::new("client", server, times, node.0, &mut station.stack);
             Own { station, caller, card }
         });
         Self {
@@ -113,10 +112,10 @@ impl Arbiter {
     pub fn cancel(&mut self, link: &mut Link) {
         self.question = None;
         if let Some(caller) = &mut self.log {
-            link.with_stack(|_, sockets| ((), caller.stop(sockets)));
+            link.with_stack(|stack| ((), caller.stop(stack)));
         }
         if let Some(own) = &mut self.own {
-            own.caller.stop(&mut own.station.sockets);
+            own.caller.stop(&mut own.station.stack);
         }
     }
 
@@ -145,7 +144,7 @@ impl Arbiter {
     pub fn poll(&mut self, now_us: u64, link: &mut Link, client: Option<&mut Client>) -> Option<(Term, Answer)> {
         let mut answer = None;
         if let (Some(question), Some(caller)) = (&self.question, &mut self.log) {
-            answer = link.with_stack(|interface, sockets| caller.poll(now_us, question, interface, sockets));
+            answer = link.with_stack(|stack| caller.poll(now_us, question, stack));
         }
         if let Some(own) = &mut self.own {
             let other = own.poll(now_us, self.question.as_ref(), client);
@@ -201,13 +200,10 @@ impl Own {
             return None;
         }
         self.station.poll(now_us);
-        let answer = question.and_then(|question| {
-            let (interface, sockets) = self.station.stack();
-            self.caller.poll(now_us, question, interface, sockets).0
-        });
+        let answer = question.and_then(|question| self.caller.poll(now_us, question, &mut self.station.stack).0);
         let over = answer.is_some() || question.is_none();
         if over {
-            self.caller.stop(&mut self.station.sockets);
+            self.caller.stop(&mut self.station.stack);
         }
         // What that gave to say, perhaps a last reset, is said now.
         self.station.poll(now_us);

@@ -8,14 +8,12 @@ use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
 use pollux_nic::MacAddress;
-use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
-use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetFrame, EthernetProtocol, HardwareAddress, IpAddress, IpCidr,
-};
+use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetFrame, EthernetProtocol};
 
 use crate::config::Cidr;
+use crate::replica::stack::Stack;
 
 /// Frames that wait in each direction at most; more are lost, as on any network.
 const MAX_FRAMES: usize = 32;
@@ -36,32 +34,17 @@ pub struct Station {
     mac: MacAddress,
     address: Ipv4Addr,
     frames: Frames,
-    interface: Interface,
-    /// The stack's sockets.
-    pub sockets: SocketSet<'static>,
+    /// Its sockets are there while it is asleep, too.
+    pub stack: Stack,
     awake: bool,
 }
 
 impl Station {
     /// A place at `own`, asleep. What lies outside of its network is reached by `gateway`.
-    ///
-    /// # Panics
-    /// When the stack has no room for a single address or route (a bug of ours).
     pub fn new(mac: MacAddress, own: Cidr, gateway: Option<Ipv4Addr>, seed: u64) -> Self {
         let mut frames = Frames::default();
-        let mut config = Config::new(HardwareAddress::Ethernet(mac));
-        config.random_seed = seed;
-        let mut interface = Interface::new(config, &mut frames, Instant::ZERO);
-        interface.update_ip_addrs(|addresses| {
-            addresses
-                .push(IpCidr::new(IpAddress::Ipv4(own.address), own.prefix))
-                .expect("a new interface has room for an address");
-        });
-        if let Some(gateway) = gateway {
-            interface.routes_mut().add_default_ipv4_route(gateway).expect("a new interface has room for a route");
-        }
-        let sockets = SocketSet::new(Vec::new());
-        Self { mac, address: own.address, frames, interface, sockets, awake: false }
+        let stack = Stack::new(mac, own, gateway, seed, &mut frames);
+        Self { mac, address: own.address, frames, stack, awake: false }
     }
 
     /// Its MAC address.
@@ -109,14 +92,9 @@ impl Station {
         }
     }
 
-    /// The stack, to use a socket with.
-    pub fn stack(&mut self) -> (&mut Interface, &mut SocketSet<'static>) {
-        (&mut self.interface, &mut self.sockets)
-    }
-
     /// Moves frames and bytes between queues and sockets.
     pub fn poll(&mut self, now_us: u64) {
-        self.interface.poll(Instant::from_micros(now_us as i64), &mut self.frames, &mut self.sockets);
+        self.stack.poll(now_us, &mut self.frames);
     }
 
     /// The next frame to be sent.
@@ -131,8 +109,7 @@ impl Station {
 
     /// When [`poll`](Self::poll) has something to do even if no frame comes, in microseconds.
     pub fn poll_at(&mut self, now_us: u64) -> Option<u64> {
-        let at = self.interface.poll_at(Instant::from_micros(now_us as i64), &self.sockets)?;
-        Some(at.total_micros().max(0) as u64)
+        self.stack.poll_at(now_us)
     }
 }
 

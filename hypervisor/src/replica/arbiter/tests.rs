@@ -49,7 +49,7 @@ struct Desk {
 impl Desk {
     fn new(replies: &[Reply]) -> Self {
         let mut station = Station::new(MACHINE, cidr("10.0.2.21/24"), None, 1);
-        let caller = Caller::new("client", "10.0.2.3:2379".parse().unwrap(), TIMES, 7, &mut station.sockets);
+        let caller = Caller::new("client", "10.0.2.3:2379".parse().unwrap(), TIMES, 7, &mut station.stack);
         let mut server = Station::new(SERVER, cidr("10.0.2.3/24"), None, 2);
         server.wake(true);
         let buffer = || SocketBuffer::new(vec![0; 4096]);
@@ -57,7 +57,7 @@ impl Desk {
         // The only one: it must not wait for ever for a machine whose reset was lost.
         socket.set_timeout(Some(smoltcp::time::Duration::from_secs(2)));
         socket.set_keep_alive(Some(smoltcp::time::Duration::from_millis(500)));
-        let listener = server.sockets.add(socket);
+        let listener = server.stack.add(socket);
         Self {
             own: Own { station, caller, card: None },
             server,
@@ -106,7 +106,7 @@ impl Desk {
     }
 
     fn serve(&mut self) {
-        let socket = self.server.sockets.get_mut::<Socket<'_>>(self.listener);
+        let socket = self.server.stack.socket::<Socket<'_>>(self.listener);
         if !socket.is_open() && !self.replies.is_empty() && socket.remote_endpoint().is_none() {
             socket.listen(2379).unwrap();
         }
@@ -224,7 +224,7 @@ fn a_withdrawn_question_ends_the_connection() {
     assert_eq!(desk.asked, 1);
     desk.step(None);
     assert!(!desk.own.station.is_awake());
-    let socket = desk.server.sockets.get_mut::<Socket<'_>>(desk.listener);
+    let socket = desk.server.stack.socket::<Socket<'_>>(desk.listener);
     assert!(!socket.is_open(), "{}", socket.state());
 }
 
@@ -234,10 +234,8 @@ fn an_idle_station_is_deaf_and_mute() {
     let mut other = Station::new(SERVER, cidr("10.0.2.3/24"), None, 3);
     other.wake(true);
     let buffer = || SocketBuffer::new(vec![0; 1024]);
-    let handle = other.sockets.add(Socket::new(buffer(), buffer()));
-    let (interface, sockets) = other.stack();
-    let socket = sockets.get_mut::<Socket<'_>>(handle);
-    socket.connect(interface.context(), (smoltcp::wire::IpAddress::v4(10, 0, 2, 21), 22), 50_000).unwrap();
+    let handle = other.stack.add(Socket::new(buffer(), buffer()));
+    other.stack.connect(handle, (smoltcp::wire::IpAddress::v4(10, 0, 2, 21), 22).into(), 50_000).unwrap();
     for ms in 0..3000 {
         other.poll(ms * 1000);
         while let Some(frame) = other.next_frame() {

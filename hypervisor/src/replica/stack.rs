@@ -1,0 +1,144 @@
+//! An IP stack of this machine: smoltcp's, with a way of its own to find neighbours.
+//!
+//! smoltcp asks for the MAC address of one neighbour a second, of whichever socket comes first: one that is dead keeps
+//! all others from being asked for. Here each is asked for by itself, as often as it takes. smoltcp learns from the
+//! answers as it does from those to its own requests, and sends what waits. See: smoltcp 0.13, `iface/neighbor.rs`.
+
+mod neighbours;
+#[cfg(test)]
+mod tests;
+
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
+
+use pollux_nic::MacAddress;
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{Device, TxToken};
+use smoltcp::socket::{AnySocket, Socket, tcp};
+use smoltcp::time::Instant;
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
+
+use self::neighbours::{Ear, Neighbours};
+use crate::config::Cidr;
+
+/// The stack.
+pub struct Stack {
+    own: Cidr,
+    gateway: Option<Ipv4Addr>,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    neighbours: Neighbours,
+    /// Those that are always to be reached, whatever sockets there are.
+    peers: Vec<Ipv4Addr>,
+}
+
+impl Stack {
+    /// A stack at `own` on the network of `device`. What lies outside of that network is reached by `gateway`.
+    ///
+    /// # Panics
+    /// When smoltcp has no room for a single address or route (a bug of ours).
+    pub fn new(
+        mac: MacAddress,
+        own: Cidr,
+        gateway: Option<Ipv4Addr>,
+        seed: u64,
+        device: &mut (impl Device + ?Sized),
+    ) -> Self {
+        let mut config = Config::new(HardwareAddress::Ethernet(mac));
+        config.random_seed = seed;
+        let mut interface = Interface::new(config, device, Instant::ZERO);
+        interface.update_ip_addrs(|addresses| {
+            addresses
+                .push(IpCidr::new(IpAddress::Ipv4(own.address), own.prefix))
+                .expect("a new interface has room for an address");
+        });
+        if let Some(gateway) = gateway {
+            interface.routes_mut().add_default_ipv4_route(gateway).expect("a new interface has room for a route");
+        }
+        Self {
+            own,
+            gateway,
+            interface,
+            sockets: SocketSet::new(Vec::new()),
+            neighbours: Neighbours::new(mac, own.address),
+            peers: Vec::new(),
+        }
+    }
+
+    /// From now on `peer` is looked for, and looked for again, so that whatever is sent to it finds it.
+    pub fn keep_in_reach(&mut self, peer: Ipv4Addr) {
+        self.peers.push(peer);
+    }
+
+    /// Adds a socket.
+    pub fn add(&mut self, socket: impl AnySocket<'static>) -> SocketHandle {
+        self.sockets.add(socket)
+    }
+
+    /// A socket of this stack.
+    ///
+    /// # Panics
+    /// When it is of another kind, or another stack's (a bug of ours).
+    pub fn socket<T: AnySocket<'static>>(&mut self, handle: SocketHandle) -> &mut T {
+        self.sockets.get_mut(handle)
+    }
+
+    /// Begins a connection.
+    ///
+    /// # Errors
+    /// When the socket is open, or an address or a port is 0.
+    pub fn connect(&mut self, handle: SocketHandle, server: IpEndpoint, port: u16) -> Result<(), tcp::ConnectError> {
+        self.sockets.get_mut::<tcp::Socket<'_>>(handle).connect(self.interface.context(), server, port)
+    }
+
+    /// Moves frames and bytes between `device` and the sockets.
+    pub fn poll(&mut self, now_us: u64, device: &mut (impl Device + ?Sized)) {
+        self.ask(now_us, device);
+        self.interface.poll(
+            at(now_us),
+            &mut Ear { device, neighbours: &mut self.neighbours, now_us },
+            &mut self.sockets,
+        );
+    }
+
+    /// Sends what the sockets have.
+    pub fn poll_egress(&mut self, now_us: u64, device: &mut (impl Device + ?Sized)) {
+        self.ask(now_us, device);
+        self.interface.poll_egress(at(now_us), device, &mut self.sockets);
+    }
+
+    /// When [`poll`](Self::poll) has something to do even if no frame comes, in microseconds.
+    pub fn poll_at(&mut self, now_us: u64) -> Option<u64> {
+        self.look_for_neighbours(now_us);
+        let sockets = self.interface.poll_at(at(now_us), &self.sockets).map(|at| at.total_micros().max(0) as u64);
+        [sockets, self.neighbours.ask_at()].into_iter().flatten().min()
+    }
+
+    /// Asks for the neighbours whose turn it is.
+    fn ask(&mut self, now_us: u64, device: &mut (impl Device + ?Sized)) {
+        self.look_for_neighbours(now_us);
+        while self.neighbours.ask_at().is_some_and(|at| at <= now_us)
+            && let Some(token) = device.transmit(at(now_us))
+            && let Some(request) = self.neighbours.next_request(now_us)
+        {
+            token.consume(request.len(), |frame| frame.copy_from_slice(&request));
+        }
+    }
+
+    /// Peers, and those from which a connection waits for its first answer.
+    fn look_for_neighbours(&mut self, now_us: u64) {
+        let servers = self.sockets.iter().filter_map(|(_, socket)| match socket {
+            Socket::Tcp(socket) if socket.state() == tcp::State::SynSent => match socket.remote_endpoint()?.addr {
+                IpAddress::Ipv4(server) => Some(server),
+            },
+            _ => None,
+        });
+        let all = self.peers.iter().copied().chain(servers);
+        let next_hops = all.filter_map(|to| if self.own.contains(to) { Some(to) } else { self.gateway });
+        self.neighbours.look_for(next_hops, now_us);
+    }
+}
+
+fn at(now_us: u64) -> Instant {
+    Instant::from_micros(now_us as i64)
+}
