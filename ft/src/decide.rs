@@ -252,6 +252,13 @@ pub enum Bid {
     Won,
 }
 
+/// May this machine look whether the arbiter would give a term? Whoever has the guest, or holds it, may need one soon,
+/// and people should know beforehand that there would be none. A bid comes first: no look is in its way.
+#[must_use]
+pub const fn may_look_at_arbiter(role: Role, bid: Bid) -> bool {
+    matches!(bid, Bid::None) && matches!(role, Role::Alone | Role::Transferring | Role::Protected | Role::Backup)
+}
+
 /// What a backup does about its standing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OnStanding {

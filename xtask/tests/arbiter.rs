@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use pollux_ft::arbiter::{Answer, Failure, Question, Try, Winner};
+use pollux_ft::arbiter::{Answer, Ask, Failure, Question, Try, Winner};
 use pollux_ft::{NodeId, Term};
 use tempfile::TempDir;
 

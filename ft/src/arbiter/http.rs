@@ -55,6 +55,8 @@ enum Part {
 #[derive(Debug, Default)]
 pub(super) struct Response {
     part: Part,
+    /// 0 before the status line.
+    status: u16,
     line: Vec<u8>,
     /// Bytes of lines so far.
     head: usize,
@@ -64,7 +66,7 @@ pub(super) struct Response {
 }
 
 impl Response {
-    /// The body, as far as it has come.
+    /// The body, as far as it has come; also that of a response whose status is not 200.
     pub(super) fn body(&self) -> &[u8] {
         &self.body
     }
@@ -72,18 +74,29 @@ impl Response {
     /// Takes more bytes. Whether the response is complete; what follows it is ignored.
     pub(super) fn receive(&mut self, mut bytes: &[u8]) -> Result<bool, HttpError> {
         while !bytes.is_empty() && self.part != Part::Complete {
-            let taken = self.take(bytes).inspect_err(|&error| self.part = Part::Failed(error))?;
+            let taken = self.take(bytes).map_err(|error| self.fail(error))?;
             bytes = &bytes[taken..];
         }
-        Ok(self.part == Part::Complete)
+        if self.part == Part::Complete { self.check_status().map(|()| true) } else { Ok(false) }
+    }
+
+    /// A refusal is one however it goes on.
+    fn fail(&mut self, error: HttpError) -> HttpError {
+        let error = self.check_status().err().unwrap_or(error);
+        self.part = Part::Failed(error);
+        error
+    }
+
+    fn check_status(&self) -> Result<(), HttpError> {
+        if matches!(self.status, 0 | 200) { Ok(()) } else { Err(HttpError::Status(self.status)) }
     }
 
     /// The connection has ended.
     pub(super) fn closed(&mut self) -> Result<(), HttpError> {
         match self.part {
-            Part::Complete | Part::ToTheEnd => Ok(()),
+            Part::Complete | Part::ToTheEnd => self.check_status(),
             Part::Failed(error) => Err(error),
-            _ => Err(HttpError::Truncated),
+            _ => Err(self.fail(HttpError::Truncated)),
         }
     }
 
@@ -139,10 +152,10 @@ impl Response {
             return Err(HttpError::Malformed);
         }
         match self.part {
-            Part::StatusLine => match status(line).ok_or(HttpError::Malformed)? {
-                200 => Ok(Part::Headers),
-                status => Err(HttpError::Status(status)),
-            },
+            Part::StatusLine => {
+                self.status = status(line).ok_or(HttpError::Malformed)?;
+                Ok(Part::Headers)
+            }
             Part::Headers if line.is_empty() => self.begin_body(),
             Part::Headers => self.header(line).map(|()| Part::Headers),
             Part::ChunkSize => match chunk_size(line)? {
@@ -259,10 +272,23 @@ mod tests {
     fn only_success_counts() {
         assert_eq!(read("HTTP/1.0 503 Service Unavailable\r\n"), Err(HttpError::Status(503)));
         assert_eq!(read("HTTP/1.1 404\r\n"), Err(HttpError::Status(404)));
+        // However it goes on, or does not.
+        for rest in ["\r\n", "Content-Length: 9\r\n\r\nab", "no colon\r\n", "Content-Length: 99999\r\n\r\n"] {
+            assert_eq!(read(&format!("HTTP/1.1 429 Too Many Requests\r\n{rest}")), Err(HttpError::Status(429)));
+        }
         for bad in ["HTTP/2 200 OK\r\n", "HTTP/1.1 20 OK\r\n", "HTTP/1.1 2000 OK\r\n", "ssh-2.0\n", "\n", "HTTP/1.1 \n"]
         {
             assert_eq!(read(bad), Err(HttpError::Malformed), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_body_of_a_refusal_is_kept() {
+        let mut response = Response::default();
+        let head = b"HTTP/1.1 429 Too Many Requests\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(response.receive(head), Ok(false));
+        assert_eq!(response.receive(b"4\r\nfull\r\n0\r\n\r\n"), Err(HttpError::Status(429)));
+        assert_eq!(response.body(), b"full");
     }
 
     #[test]

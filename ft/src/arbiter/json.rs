@@ -86,6 +86,11 @@ impl<'a> Reader<'a> {
         self.sequence(*b"[]", item)
     }
 
+    /// The string that comes next; what else comes is skipped.
+    pub(super) fn string_if_one(&mut self) -> Result<Option<String>, BadJson> {
+        if self.peek() == Some(b'"') { self.string().map(Some) } else { self.skip().map(|()| None) }
+    }
+
     pub(super) fn boolean(&mut self) -> Result<bool, BadJson> {
         match self.word() {
             b"true" => Ok(true),

@@ -7,22 +7,30 @@
 //! A question may be asked any number of times and over any number of connections: whoever holds the term already is
 //! granted it again. So an answer that got lost does no harm, and everything that is no clear answer means: ask again.
 //!
+//! A [`Look`] finds out beforehand whether a question would be answered. It has an answer of another type: it can never
+//! be taken for a term.
+//!
 //! Nothing here is secret or signed: who can write to the arbiter, or between it and a machine, can take terms away
 //! and hand them out twice.
 
 mod base64;
 mod http;
 mod json;
+mod look;
 mod question;
+mod refusal;
 #[cfg(test)]
 mod tests;
 
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 
 use self::http::Response;
 pub use self::http::{HttpError, MAX_BODY, MAX_HEAD};
+pub use self::look::Look;
 pub use self::question::Question;
+pub use self::refusal::Refusal;
 use crate::types::NodeId;
 
 /// Who holds a term.
@@ -55,11 +63,29 @@ pub enum Answer {
     },
 }
 
+/// What is asked of the arbiter in one request.
+pub trait Ask {
+    /// What it may answer.
+    type Answer;
+
+    /// The bytes to be sent, on a connection of their own, to the arbiter at `host` (`address:port`).
+    #[must_use]
+    fn request(&self, host: &str) -> Vec<u8>;
+
+    /// What the body of a response says.
+    ///
+    /// # Errors
+    /// When it is no answer to this request.
+    fn judge(&self, body: &[u8]) -> Result<Self::Answer, Failure>;
+}
+
 /// Why there is no answer. The question stays open: ask again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
     /// The response is not one that we understand.
     Http(HttpError),
+    /// The arbiter refuses.
+    Refused(Refusal),
     /// The response's body is no answer to a transaction, or none to this one.
     Content(&'static str),
 }
@@ -68,14 +94,9 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Http(error) => error.fmt(f),
+            Self::Refused(refusal) => refusal.fmt(f),
             Self::Content(what) => write!(f, "the arbiter's answer is malformed: {what}"),
         }
-    }
-}
-
-impl From<HttpError> for Failure {
-    fn from(error: HttpError) -> Self {
-        Self::Http(error)
     }
 }
 
@@ -90,16 +111,24 @@ impl Try {
     ///
     /// # Errors
     /// When this response will never be an answer: close the connection.
-    pub fn receive(&mut self, question: &Question, bytes: &[u8]) -> Result<Option<Answer>, Failure> {
-        if self.response.receive(bytes)? { question.judge(self.response.body()).map(Some) } else { Ok(None) }
+    pub fn receive<A: Ask>(&mut self, ask: &A, bytes: &[u8]) -> Result<Option<A::Answer>, Failure> {
+        let complete = self.response.receive(bytes).map_err(|error| self.failure(error))?;
+        if complete { ask.judge(self.response.body()).map(Some) } else { Ok(None) }
     }
 
     /// The arbiter has closed the connection.
     ///
     /// # Errors
     /// When the response is not complete, or is no answer.
-    pub fn closed(&mut self, question: &Question) -> Result<Answer, Failure> {
-        self.response.closed()?;
-        question.judge(self.response.body())
+    pub fn closed<A: Ask>(&mut self, ask: &A) -> Result<A::Answer, Failure> {
+        self.response.closed().map_err(|error| self.failure(error))?;
+        ask.judge(self.response.body())
+    }
+
+    fn failure(&self, error: HttpError) -> Failure {
+        match error {
+            HttpError::Status(status) => Failure::Refused(Refusal::new(status, self.response.body())),
+            error => Failure::Http(error),
+        }
     }
 }

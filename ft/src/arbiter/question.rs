@@ -3,9 +3,10 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
 use super::json::{BadJson, Reader};
-use super::{Answer, Failure, Winner, base64};
+use super::{Answer, Ask, Failure, Winner, base64};
 use crate::types::{NodeId, Term};
 
 /// Longest name of a machine or a pair that is used, in bytes.
@@ -23,12 +24,7 @@ impl Question {
     /// Asks for `term` of `pair` in the name of `node`, which runs on the machine called `machine`.
     #[must_use]
     pub fn new(pair: &str, term: Term, node: NodeId, machine: &str) -> Self {
-        let short = |name: &str| String::from(&name[..name.floor_char_boundary(MAX_NAME)]);
-        Self {
-            key: format!("pollux/{}/{}", short(pair), term.0).into_bytes(),
-            value: format!("{node} {}", short(machine)).into_bytes(),
-            term,
-        }
+        Self { key: key(pair, &term.0), value: format!("{node} {}", short(machine)).into_bytes(), term }
     }
 
     /// The term asked for.
@@ -36,30 +32,27 @@ impl Question {
     pub fn term(&self) -> Term {
         self.term
     }
+}
 
-    /// The bytes to be sent, on a connection of their own, to the arbiter at `host` (`address:port`).
-    #[must_use]
-    pub fn request(&self, host: &str) -> Vec<u8> {
+impl Ask for Question {
+    type Answer = Answer;
+
+    fn request(&self, host: &str) -> Vec<u8> {
         let (key, value) = (base64::encode(&self.key), base64::encode(&self.value));
-        let body = format!(
-            "{{\"compare\":[{{\"target\":\"CREATE\",\"result\":\"EQUAL\",\"key\":\"{key}\",\"create_revision\":\"0\"}}],\
-             \"success\":[{{\"request_put\":{{\"key\":\"{key}\",\"value\":\"{value}\"}}}}],\
-             \"failure\":[{{\"request_range\":{{\"key\":\"{key}\"}}}}]}}"
-        );
-        let length = body.len();
-        format!(
-            "POST /v3/kv/txn HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
-             Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        post(
+            host,
+            &format!(
+                "{{\"compare\":[{{\"target\":\"CREATE\",\"result\":\"EQUAL\",\"key\":\"{key}\",\"create_revision\":\"0\"}}],\
+                 \"success\":[{{\"request_put\":{{\"key\":\"{key}\",\"value\":\"{value}\"}}}}],\
+                 \"failure\":[{{\"request_range\":{{\"key\":\"{key}\"}}}}]}}"
+            ),
         )
-        .into_bytes()
     }
 
-    /// What the body of a response says.
-    pub(super) fn judge(&self, body: &[u8]) -> Result<Answer, Failure> {
-        let found = Found::read(body).map_err(|BadJson| Failure::Content("it is not the JSON of a transaction"))?;
-        match found {
+    fn judge(&self, body: &[u8]) -> Result<Answer, Failure> {
+        match Found::read(body)? {
             Found { succeeded: true, put: true, key: None, .. } => Ok(Answer::Granted),
-            Found { succeeded: false, put: false, key: Some(key), value } => {
+            Found { succeeded: false, put: false, key: Some(key), value, .. } => {
                 if base64::decode(&key).as_ref() != Some(&self.key) {
                     return Err(Failure::Content("it speaks of another key"));
                 }
@@ -71,6 +64,25 @@ impl Question {
             _ => Err(Failure::Content("it says neither that the key was made nor who made it")),
         }
     }
+}
+
+/// The key of `name` among a pair's; a term's name is its number.
+pub(super) fn key(pair: &str, name: &dyn fmt::Display) -> Vec<u8> {
+    format!("pollux/{}/{name}", short(pair)).into_bytes()
+}
+
+fn short(name: &str) -> &str {
+    &name[..name.floor_char_boundary(MAX_NAME)]
+}
+
+/// The HTTP request for a transaction.
+pub(super) fn post(host: &str, transaction: &str) -> Vec<u8> {
+    let length = transaction.len();
+    format!(
+        "POST /v3/kv/txn HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\nConnection: close\r\n\r\n{transaction}"
+    )
+    .into_bytes()
 }
 
 /// Who is named by a value.
@@ -85,15 +97,21 @@ fn winner(value: &[u8]) -> Winner {
 
 /// What stands in an answer, as far as it matters.
 #[derive(Debug, Default)]
-struct Found {
-    succeeded: bool,
-    put: bool,
-    key: Option<String>,
+pub(super) struct Found {
+    pub(super) header: bool,
+    pub(super) succeeded: bool,
+    pub(super) put: bool,
+    pub(super) key: Option<String>,
     value: Option<String>,
 }
 
 impl Found {
-    fn read(body: &[u8]) -> Result<Self, BadJson> {
+    /// Reads an answer to a transaction.
+    pub(super) fn read(body: &[u8]) -> Result<Self, Failure> {
+        Self::try_read(body).map_err(|BadJson| Failure::Content("it is not the JSON of a transaction"))
+    }
+
+    fn try_read(body: &[u8]) -> Result<Self, BadJson> {
         let mut found = Self::default();
         let mut reader = Reader::new(body);
         let mut seen = (false, false);
@@ -104,20 +122,24 @@ impl Found {
             }
             "responses" if !core::mem::replace(&mut seen.1, true) => reader.array(|reader| found.response(reader)),
             "succeeded" | "responses" => Err(BadJson),
+            "header" => {
+                found.header = true;
+                reader.skip()
+            }
             _ => reader.skip(),
         })?;
         reader.finish()?;
         Ok(found)
     }
 
-    /// One of `response_put` and `response_range`.
+    /// One of `response_put` and `response_range`, in either spelling. See: Protocol Buffers, "JSON Mapping".
     fn response(&mut self, reader: &mut Reader<'_>) -> Result<(), BadJson> {
         reader.object(|reader, name| match name {
-            "response_put" => {
+            "response_put" | "responsePut" => {
                 self.put = true;
                 reader.skip()
             }
-            "response_range" => reader.object(|reader, name| match name {
+            "response_range" | "responseRange" => reader.object(|reader, name| match name {
                 "kvs" => reader.array(|reader| self.pair(reader)),
                 _ => reader.skip(),
             }),

@@ -122,6 +122,58 @@ fn what_is_no_clear_answer_is_none() {
     }
 }
 
+/// etcd 3.4.23 to a look.
+const LOOKED: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 111\r\n\r\n\
+    {\"header\":{\"cluster_id\":\"324952591200643719\",\"member_id\":\"3319814642761637952\",\"revision\":\"1\",\
+    \"raft_term\":\"2\"}}";
+
+/// etcd 3.4.23 that is full, to a look and to a question alike.
+const FULL: &str = "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\n\
+    Trailer: Grpc-Trailer-Content-Type\r\nTransfer-Encoding: chunked\r\n\r\n\
+    74\r\n{\"error\":\"etcdserver: mvcc: database space exceeded\",\
+    \"message\":\"etcdserver: mvcc: database space exceeded\",\"code\":8}\r\n0\r\n\
+    Grpc-Trailer-Content-Type: application/grpc\r\n\r\n";
+
+#[test]
+fn a_look_tells_whether_a_question_would_be_answered() {
+    let look = Look::new("pair");
+    let seen = |response: &str| Try::default().receive(&look, response.as_bytes());
+    assert_eq!(seen(LOOKED), Ok(Some(())));
+    let full = Err(Failure::Refused(Refusal { status: 429, said: "etcdserver: mvcc: database space exceeded".into() }));
+    assert_eq!(seen(FULL), full);
+    assert_eq!(outcome(&ask(7, 1), FULL.as_bytes(), &[3]).map(drop), full.map(drop));
+    for wrong in [MADE, THERE, "HTTP/1.1 200 OK\r\n\r\n{}"] {
+        let mut attempt = Try::default();
+        let outcome =
+            attempt.receive(&look, wrong.as_bytes()).and_then(|seen| seen.map_or_else(|| attempt.closed(&look), Ok));
+        assert!(matches!(outcome, Err(Failure::Content(_))), "{wrong}: {outcome:?}");
+    }
+}
+
+/// It asks for no term, and what it would write is no term's key.
+#[test]
+fn a_look_is_no_bid() {
+    let request = String::from_utf8(Look::new("pair").request("10.0.2.2:2379")).unwrap();
+    let (_, body) = request.split_once("\r\n\r\n").unwrap();
+    let key = base64::encode(b"pollux/pair/look");
+    assert_eq!(
+        body,
+        format!(
+            "{{\"compare\":[{{\"target\":\"CREATE\",\"result\":\"EQUAL\",\"key\":\"{key}\",\"create_revision\":\"-1\"}}],\
+             \"success\":[{{\"request_put\":{{\"key\":\"{key}\",\"value\":\"\"}}}}]}}"
+        )
+    );
+}
+
+#[test]
+fn the_other_spelling_is_understood() {
+    let put = "{\"succeeded\":true,\"responses\":[{\"responsePut\":{}}]}";
+    assert_eq!(judge(put), Ok(Answer::Granted));
+    let there = "{\"responses\":[{\"responseRange\":{\"kvs\":[{\"key\":\"cG9sbHV4L3BhaXIvNw==\",\
+                 \"value\":\"MDAwMDAwMDAwMDAwMDBhYSBjYXN0b3I=\"}]}}]}";
+    assert_eq!(judge(there), Ok(Answer::Taken { by: castor() }));
+}
+
 #[test]
 fn long_names_are_cut() {
     let long = Question::new(&"ä".repeat(500), Term(u64::MAX), NodeId(u64::MAX), &"x".repeat(500));
@@ -148,6 +200,7 @@ proptest! {
     #[test]
     fn any_body_is_survived(bytes: Vec<u8>) {
         let _ = ask(7, 1).judge(&bytes);
+        let _ = Look::new("pair").judge(&bytes);
     }
 
     /// A whole answer is never mistaken for its opposite because a part is missing.

@@ -220,3 +220,26 @@ fn a_term_that_may_have_been_asked_for_is_burnt() {
     assert!(may_follow(Term(1), Term(1), Term(2)) && !may_follow(Term(2), Term(1), Term(2)));
     assert!(!may_follow(Term(0), Term(1), Term(1)), "a session bids for a newer term than it is in");
 }
+
+#[test]
+fn a_look_is_never_in_the_way_of_a_bid() {
+    const ALL: [Role; 11] = [
+        Role::Starting,
+        Role::Alone,
+        Role::Transferring,
+        Role::Protected,
+        Role::Detaching,
+        Role::HandingOver,
+        Role::Joining,
+        Role::Loading,
+        Role::Backup,
+        Role::Draining,
+        Role::Halted,
+    ];
+    for role in ALL {
+        assert!(!may_look_at_arbiter(role, Bid::Asked) && !may_look_at_arbiter(role, Bid::Won), "{role:?}");
+    }
+    // Only who may need a term soon; not who waits for one, stands still, or has no guest.
+    let looking = ALL.into_iter().filter(|&role| may_look_at_arbiter(role, Bid::None));
+    assert!(looking.eq([Role::Alone, Role::Transferring, Role::Protected, Role::Backup]));
+}

@@ -39,6 +39,12 @@ impl Node {
         (self.bid == Bid::Asked).then_some(self.next)
     }
 
+    /// Whether to look now and then if the arbiter would answer a bid; see [`decide::may_look_at_arbiter`].
+    #[must_use]
+    pub fn may_look_at_arbiter(&self) -> bool {
+        self.config.arbiter && decide::may_look_at_arbiter(self.role, self.bid)
+    }
+
     /// Bids for the next term. Without an arbiter it is granted at once.
     pub(super) fn ask(&mut self) {
         let unasked = self.role.is_backup() && self.config.broken(Mutation::LiveWithoutArbiter);

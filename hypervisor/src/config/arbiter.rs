@@ -11,6 +11,8 @@ use crate::host::pci::Bdf;
 const DEFAULT_PORT: u16 = 2379;
 /// Bounds of a try and of the pause behind it, in microseconds.
 const TIMES: core::ops::RangeInclusive<u64> = 10_000..=60_000_000;
+/// Bounds of the time between two looks, in microseconds.
+const WATCH: core::ops::RangeInclusive<u64> = 100_000..=3_600_000_000;
 
 /// What is said about the arbiter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub struct ArbiterOptions {
     pub timeout_us: u64,
     /// `arbiter-retry=200ms`: pause between two tries, in microseconds.
     pub retry_us: u64,
+    /// `arbiter-watch=10s`: time between two looks whether the arbiter would give a term, in microseconds.
+    pub watch_us: u64,
     /// `arbiter-nic=B:D.F`: a card for `machine-address` alone, instead of the client card.
     pub nic: Option<Bdf>,
     /// `machine-address=A.B.C.D/N`: this machine's own address on the client network.
@@ -39,6 +43,7 @@ impl Default for ArbiterOptions {
             servers: None,
             timeout_us: 500_000,
             retry_us: 200_000,
+            watch_us: 10_000_000,
             nic: None,
             machine_address: None,
             machine_gateway: None,
@@ -59,8 +64,8 @@ pub struct Routes {
 
 impl ArbiterOptions {
     /// The names of all options, for a message.
-    pub(super) const NAMES: &str = "arbiter, arbiter-timeout, arbiter-retry, arbiter-nic, machine-address, \
-                                    machine-gateway, machine-mac, first-term";
+    pub(super) const NAMES: &str = "arbiter, arbiter-timeout, arbiter-retry, arbiter-watch, arbiter-nic, \
+                                    machine-address, machine-gateway, machine-mac, first-term";
 
     /// Takes an option; none if it is not one of these.
     pub(super) fn set(&mut self, key: &str, value: &str) -> Option<Result<(), &'static str>> {
@@ -68,6 +73,7 @@ impl ArbiterOptions {
             "arbiter" => servers(value).map(|servers| self.servers = Some(servers)),
             "arbiter-timeout" => duration(value).map(|us| self.timeout_us = us),
             "arbiter-retry" => duration(value).map(|us| self.retry_us = us),
+            "arbiter-watch" => duration(value).map(|us| self.watch_us = us),
             "arbiter-nic" => value.parse().map(|bdf| self.nic = Some(bdf)),
             "machine-address" => value.parse().map(|cidr| self.machine_address = Some(cidr)),
             "machine-gateway" => {
@@ -128,6 +134,9 @@ impl ArbiterOptions {
             if !TIMES.contains(&time) {
                 return Err(format!("option '{name}' must be between 10ms and 60s"));
             }
+        }
+        if !WATCH.contains(&self.watch_us) {
+            return Err("option 'arbiter-watch' must be between 100ms and 1h".to_string());
         }
         if self.first_term == 0 {
             return Err("option 'first-term' must be at least 1".to_string());
@@ -256,6 +265,7 @@ mod tests {
             ("none machine-address=10.0.2.21/24 machine-mac=52:54:00:12:34:56", "must differ"),
             ("10.1.0.3 arbiter-timeout=1ms", "arbiter-timeout"),
             ("10.1.0.3 arbiter-retry=2min", "arbiter-retry"),
+            ("10.1.0.3 arbiter-watch=0s", "between 100ms and 1h"),
             ("10.1.0.3 first-term=0", "first-term"),
             ("10.1.0.3 first-term=x", "first-term"),
             ("10.1.0.3 arbiter=none", "given twice"),

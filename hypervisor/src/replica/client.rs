@@ -77,11 +77,11 @@ impl Client {
     }
 
     /// Takes received frames from the card into host memory (the bounce buffer). A machine that does not run the guest
-    /// for the clients throws them away. Frames for the machine itself go to its `station`; while that listens, they
-    /// must not wait behind frames for a guest that stands still.
+    /// for the clients throws them away. Frames for the machine itself go to its `station`; while a question is
+    /// open there, they must not wait behind frames for a guest that stands still.
     pub fn poll(&mut self, live: bool, mut station: Option<&mut MachineStation>) {
-        let listens = station.as_ref().is_some_and(|station| station.is_awake());
-        while listens || self.ingress.len() < INGRESS_FRAMES {
+        let urgent = station.as_ref().is_some_and(|station| station.is_urgent());
+        while urgent || self.ingress.len() < INGRESS_FRAMES {
             let mut buffer = self.spare.pop().unwrap_or_default();
             let received = self.nic.receive(|frame| {
                 let for_guest = station.as_mut().is_none_or(|station| station.offer(frame));

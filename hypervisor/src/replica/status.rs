@@ -168,7 +168,11 @@ impl Replica {
                 .number("failures", figures.failures)
                 .number("granted", figures.granted)
                 .number("taken", figures.taken)
-                .number("answer_us", figures.answer_us);
+                .number("answer_us", figures.answer_us)
+                .number("looks", figures.looks)
+                .number("looks_in_vain", figures.looks_in_vain)
+                .flag("useless", arbiter.is_useless())
+                .text("trouble", &arbiter.troubles().join("; "));
         });
     }
 

@@ -30,8 +30,17 @@ impl Replica {
     pub(super) fn serve_arbiter(&mut self, fired: Fired) {
         let (Some(arbiter), Some(peer)) = (&mut self.arbiter, &mut self.peer) else { return };
         arbiter.interrupted(fired);
-        let answer = arbiter.poll(self.now_us, &mut peer.link, self.client.as_mut());
+        let answer = arbiter.poll(self.now_us, peer.node.may_look_at_arbiter(), &mut peer.link, self.client.as_mut());
         peer.link.push(self.now_us);
+        for news in arbiter.take_news() {
+            if news.trouble.is_some() {
+                log::warn!("{news}");
+                monitor::event("arbiter-trouble", "what", &news);
+            } else {
+                log::info!("{news}");
+                monitor::event("arbiter-well", "what", &news);
+            }
+        }
         let Some((term, answer)) = answer else { return };
         let verdict = match answer {
             Answer::Granted => {

@@ -1,4 +1,4 @@
-//! Asks the arbiter by one way: tries again and again, each time on a connection of its own.
+//! Asks something of the arbiter over one stack: tries again and again, each time on a connection of its own.
 
 use alloc::format;
 use alloc::string::String;
@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::net::SocketAddrV4;
 
-use pollux_ft::arbiter::{Answer, Failure, Question, Try};
+use pollux_ft::arbiter::{Ask, Failure, Try};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::wire::{IpAddress, IpEndpoint};
@@ -21,7 +21,7 @@ const FIRST_PORT: u16 = 40_000;
 const PORTS: u16 = 8_000;
 
 /// Why a try came to nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
     /// There was no answer in time.
     Timeout,
@@ -76,10 +76,9 @@ struct Progress {
     response: Try,
 }
 
-/// One way to the arbiter.
+/// Asks one thing of the arbiter over one stack, with a socket of its own.
 #[derive(Debug)]
 pub struct Caller {
-    name: &'static str,
     server: SocketAddrV4,
     host: String,
     times: Times,
@@ -87,18 +86,15 @@ pub struct Caller {
     phase: Phase,
     port: u16,
     counts: Counts,
-    /// The last trouble of this question, so that it is reported when it changes.
-    trouble: Option<Trouble>,
 }
 
 impl Caller {
-    /// A way over the network called `name`, with a socket among `sockets`.
-    pub fn new(name: &'static str, server: SocketAddrV4, times: Times, seed: u64, stack: &mut Stack) -> Self {
+    /// A caller with a socket on `stack`.
+    pub fn new(server: SocketAddrV4, times: Times, seed: u64, stack: &mut Stack) -> Self {
         let buffer = || SocketBuffer::new(vec![0; BUFFER]);
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(false);
         Self {
-            name,
             server,
             host: format!("{server}"),
             times,
@@ -106,8 +102,12 @@ impl Caller {
             phase: Phase::Idle,
             port: (seed % u64::from(PORTS)) as u16,
             counts: Counts::default(),
-            trouble: None,
         }
+    }
+
+    /// Whom it asks.
+    pub fn server(&self) -> SocketAddrV4 {
+        self.server
     }
 
     /// What was counted.
@@ -117,15 +117,24 @@ impl Caller {
 
     /// Begins to ask.
     pub fn begin(&mut self, now_us: u64) {
-        self.trouble = None;
-        if matches!(self.phase, Phase::Idle) {
+        if self.is_idle() {
             self.phase = Phase::Waiting(now_us);
         }
     }
 
+    /// Whether it asks nothing.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle)
+    }
+
+    /// Whether a try is under way.
+    pub fn is_trying(&self) -> bool {
+        matches!(self.phase, Phase::Trying(_))
+    }
+
     /// Asks no more. Whether the socket has something to send because of that.
     pub fn stop(&mut self, stack: &mut Stack) -> bool {
-        let trying = matches!(self.phase, Phase::Trying(_));
+        let trying = self.is_trying();
         self.phase = Phase::Idle;
         if trying {
             stack.socket::<Socket<'_>>(self.socket).abort();
@@ -142,42 +151,45 @@ impl Caller {
         }
     }
 
-    /// Does what can be done. Returns the answer, if there is one now, and whether the socket wants to send.
-    pub fn poll(&mut self, now_us: u64, question: &Question, stack: &mut Stack) -> (Option<Answer>, bool) {
-        let outcome = match &mut self.phase {
+    /// Does what can be done. Returns the answer, which ends it, or why a try came to nothing, if either is known now;
+    /// and whether the socket wants to send.
+    pub fn poll<A: Ask>(
+        &mut self,
+        now_us: u64,
+        ask: &A,
+        stack: &mut Stack,
+    ) -> (Option<Result<A::Answer, Trouble>>, bool) {
+        let step = match &mut self.phase {
             Phase::Idle => return (None, false),
             Phase::Waiting(at) if *at > now_us => return (None, false),
-            Phase::Waiting(_) => self.connect(now_us, question, stack),
-            Phase::Trying(progress) => progress.advance(now_us, question, stack.socket(self.socket)),
+            Phase::Waiting(_) => self.connect(now_us, ask, stack),
+            Phase::Trying(progress) => progress.advance(now_us, ask, stack.socket(self.socket)),
         };
-        match outcome {
-            Ok(Step::Nothing) => (None, false),
-            Ok(Step::Moved) => (None, true),
+        let outcome = match step {
+            Ok(Step::Nothing) => return (None, false),
+            Ok(Step::Moved) => return (None, true),
             Ok(Step::Answer(answer)) => {
                 self.phase = Phase::Idle;
-                stack.socket::<Socket<'_>>(self.socket).abort();
-                (Some(answer), true)
+                Ok(answer)
             }
             Err(trouble) => {
                 self.counts.failures += 1;
                 self.phase = Phase::Waiting(now_us.saturating_add(self.times.retry_us));
-                stack.socket::<Socket<'_>>(self.socket).abort();
-                if self.trouble.replace(trouble) != Some(trouble) {
-                    log::warn!("asking the arbiter at {} over the {} network: {trouble}", self.host, self.name);
-                }
-                (None, true)
+                Err(trouble)
             }
-        }
+        };
+        stack.socket::<Socket<'_>>(self.socket).abort();
+        (Some(outcome), true)
     }
 
-    fn connect(&mut self, now_us: u64, question: &Question, stack: &mut Stack) -> Result<Step, Trouble> {
+    fn connect<A: Ask>(&mut self, now_us: u64, ask: &A, stack: &mut Stack) -> Result<Step<A::Answer>, Trouble> {
         self.counts.tries += 1;
         self.port = (self.port + 1) % PORTS;
         let server = IpEndpoint::new(IpAddress::Ipv4(*self.server.ip()), self.server.port());
         stack.connect(self.socket, server, FIRST_PORT + self.port).map_err(|_| Trouble::Refused)?;
         self.phase = Phase::Trying(Progress {
             until_us: now_us.saturating_add(self.times.timeout_us),
-            unsent: question.request(&self.host),
+            unsent: ask.request(&self.host),
             response: Try::default(),
         });
         Ok(Step::Moved)
@@ -185,14 +197,19 @@ impl Caller {
 }
 
 /// How far a try has come.
-enum Step {
+enum Step<T> {
     Nothing,
     Moved,
-    Answer(Answer),
+    Answer(T),
 }
 
 impl Progress {
-    fn advance(&mut self, now_us: u64, question: &Question, socket: &mut Socket<'static>) -> Result<Step, Trouble> {
+    fn advance<A: Ask>(
+        &mut self,
+        now_us: u64,
+        ask: &A,
+        socket: &mut Socket<'static>,
+    ) -> Result<Step<A::Answer>, Trouble> {
         let mut moved = false;
         if socket.can_send() && !self.unsent.is_empty() {
             let sent = socket.send_slice(&self.unsent).map_err(|_| Trouble::Refused)?;
@@ -201,14 +218,14 @@ impl Progress {
         }
         while socket.can_recv() {
             moved = true;
-            let received = socket.recv(|bytes| (bytes.len(), self.response.receive(question, bytes)));
+            let received = socket.recv(|bytes| (bytes.len(), self.response.receive(ask, bytes)));
             if let Some(answer) = received.map_err(|_| Trouble::Refused)?.map_err(Trouble::Answer)? {
                 return Ok(Step::Answer(answer));
             }
         }
         match socket.state() {
             // Everything that came before the end was read above.
-            State::CloseWait => self.response.closed(question).map(Step::Answer).map_err(Trouble::Answer),
+            State::CloseWait => self.response.closed(ask).map(Step::Answer).map_err(Trouble::Answer),
             State::Closed => Err(Trouble::Refused),
             _ if now_us >= self.until_us => Err(Trouble::Timeout),
             _ if moved => Ok(Step::Moved),

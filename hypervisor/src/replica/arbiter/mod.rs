@@ -3,21 +3,27 @@
 //! arbiter grants a term again to whom it belongs, so that two questions are as good as one.
 //!
 //! A question stays open until it is answered or withdrawn. What it means is the node's business.
+//!
+//! While no question is open, and the node allows it, each way is looked at now and then.
 
 mod caller;
 mod station;
 #[cfg(test)]
 mod tests;
+mod watch;
+mod way;
 
 use alloc::string::String;
+use alloc::vec::Vec;
 
-use pollux_ft::arbiter::{Answer, Question};
+use pollux_ft::arbiter::{Answer, Look, Question};
 use pollux_ft::{NodeId, Term};
 use pollux_nic::FrameSink;
 use pollux_nic::e1000::E1000;
 
-use self::caller::{Caller, Counts, Times};
+use self::caller::Counts;
 use self::station::Station;
+use self::way::{News, Way};
 use super::client::Client;
 use super::link::Link;
 use crate::config::{ArbiterOptions, Routes};
@@ -41,12 +47,16 @@ pub struct ArbiterFigures {
     pub taken: u64,
     /// How long the last answer took, in microseconds.
     pub answer_us: u64,
+    /// Looks whether a question would be answered.
+    pub looks: u64,
+    /// Those that found that it would not.
+    pub looks_in_vain: u64,
 }
 
 /// The way over the client network.
 struct Own {
     station: Station,
-    caller: Caller,
+    way: Way,
     /// The station's own card, if it does not share that of the clients.
     card: Option<(E1000, Route)>,
 }
@@ -58,7 +68,10 @@ pub struct Arbiter {
     node: NodeId,
     question: Option<Question>,
     asked_us: u64,
-    log: Option<Caller>,
+    look: Look,
+    /// Looks are allowed.
+    watching: bool,
+    log: Option<Way>,
     own: Option<Own>,
     figures: ArbiterFigures,
 }
@@ -74,12 +87,11 @@ impl Arbiter {
         link: &mut Link,
         station: Option<(Station, Option<(E1000, Route)>)>,
     ) -> Self {
-        let times = Times { timeout_us: options.timeout_us, retry_us: options.retry_us };
         let log =
-            routes.log.map(|server| link.with_stack(|stack| (Caller::new("log", server, times, node.0, stack), false)));
+            routes.log.map(|server| link.with_stack(|stack| (Way::new("log", server, options, node.0, stack), false)));
         let own = routes.machine.zip(station).map(|(server, (mut station, card))| {
-            let caller = Caller::new("client", server, times, node.0, &mut station.stack);
-            Own { station, caller, card }
+            let way = Way::new("client", server, options, node.0, &mut station.stack);
+            Own { station, way, card }
         });
         Self {
             pair: pair.into(),
@@ -87,6 +99,8 @@ impl Arbiter {
             node,
             question: None,
             asked_us: 0,
+            look: Look::new(pair),
+            watching: false,
             log,
             own,
             figures: ArbiterFigures::default(),
@@ -99,23 +113,22 @@ impl Arbiter {
         self.figures.questions += 1;
         self.question = Some(Question::new(&self.pair, term, self.node, &self.machine));
         self.asked_us = now_us;
-        if let Some(caller) = &mut self.log {
-            caller.begin(now_us);
+        if let Some(way) = &mut self.log {
+            way.begin(now_us);
         }
         if let Some(own) = &mut self.own {
-            own.station.wake(true);
-            own.caller.begin(now_us);
+            own.begin(now_us);
         }
     }
 
     /// Asks no more.
     pub fn cancel(&mut self, link: &mut Link) {
         self.question = None;
-        if let Some(caller) = &mut self.log {
-            link.with_stack(|stack| ((), caller.stop(stack)));
+        if let Some(way) = &mut self.log {
+            link.with_stack(|stack| ((), way.stop(stack)));
         }
         if let Some(own) = &mut self.own {
-            own.caller.stop(&mut own.station.stack);
+            own.way.stop(&mut own.station.stack);
         }
     }
 
@@ -140,14 +153,23 @@ impl Arbiter {
         }
     }
 
-    /// Moves everything that waits. Returns the answer to the question, which is closed then.
-    pub fn poll(&mut self, now_us: u64, link: &mut Link, client: Option<&mut Client>) -> Option<(Term, Answer)> {
+    /// Moves everything that waits. Returns the answer to the question, which is closed then. With `watching`, and
+    /// while no question is open, the arbiter is looked at now and then.
+    pub fn poll(
+        &mut self,
+        now_us: u64,
+        watching: bool,
+        link: &mut Link,
+        client: Option<&mut Client>,
+    ) -> Option<(Term, Answer)> {
+        self.watching = watching && self.question.is_none();
+        let look = self.watching.then_some(&self.look);
         let mut answer = None;
-        if let (Some(question), Some(caller)) = (&self.question, &mut self.log) {
-            answer = link.with_stack(|stack| caller.poll(now_us, question, stack));
+        if let Some(way) = &mut self.log {
+            answer = link.with_stack(|stack| way.poll(now_us, self.question.as_ref(), look, stack));
         }
         if let Some(own) = &mut self.own {
-            let other = own.poll(now_us, self.question.as_ref(), client);
+            let other = own.poll(now_us, self.question.as_ref(), look, client);
             answer = answer.or(other);
         }
         let answer = answer?;
@@ -164,50 +186,89 @@ impl Arbiter {
     /// When [`poll`](Self::poll) has something to do even if no frame comes, in microseconds of wall time.
     #[must_use]
     pub fn poll_at(&mut self, now_us: u64) -> Option<u64> {
-        let log = self.log.as_ref().and_then(Caller::poll_at);
-        let own = self.own.as_mut().and_then(|own| own.poll_at(now_us));
+        let log = self.log.as_ref().and_then(|way| way.poll_at(self.watching));
+        let own = self.own.as_mut().and_then(|own| own.poll_at(now_us, self.watching));
         [log, own].into_iter().flatten().min()
     }
 
     /// What was counted.
     #[must_use]
     pub fn figures(&self) -> ArbiterFigures {
-        let ways = [self.log.as_ref(), self.own.as_ref().map(|own| &own.caller)];
-        let counts = ways.into_iter().flatten().map(Caller::counts);
-        let sum = counts.fold(Counts::default(), |sum, way| Counts {
-            tries: sum.tries + way.tries,
-            failures: sum.failures + way.failures,
+        let [questions, looks] = self.ways().map(Way::counts).fold([Counts::default(); 2], |sums, way| {
+            core::array::from_fn(|kind| Counts {
+                tries: sums[kind].tries + way[kind].tries,
+                failures: sums[kind].failures + way[kind].failures,
+            })
         });
-        ArbiterFigures { tries: sum.tries, failures: sum.failures, ..self.figures }
+        ArbiterFigures {
+            tries: questions.tries,
+            failures: questions.failures,
+            looks: looks.tries,
+            looks_in_vain: looks.failures,
+            ..self.figures
+        }
+    }
+
+    /// Why the arbiter would be of no use now, for each way of which that is known.
+    #[must_use]
+    pub fn troubles(&self) -> Vec<String> {
+        self.ways().filter_map(Way::trouble).collect()
+    }
+
+    /// Whether no way leads to a term now, as far as is known.
+    #[must_use]
+    pub fn is_useless(&self) -> bool {
+        self.ways().all(|way| way.trouble().is_some())
+    }
+
+    /// What looks have found out since this was last asked.
+    pub fn take_news(&mut self) -> impl Iterator<Item = News> + use<'_> {
+        let own = self.own.as_mut().map(|own| &mut own.way);
+        [self.log.as_mut(), own].into_iter().flatten().filter_map(Way::take_news)
+    }
+
+    fn ways(&self) -> impl Iterator<Item = &Way> {
+        [self.log.as_ref(), self.own.as_ref().map(|own| &own.way)].into_iter().flatten()
     }
 }
 
 impl Own {
-    fn poll(&mut self, now_us: u64, question: Option<&Question>, client: Option<&mut Client>) -> Option<Answer> {
+    fn begin(&mut self, now_us: u64) {
+        self.station.wake(true);
+        self.station.set_urgent(true);
+        self.way.begin(now_us);
+    }
+
+    fn poll(
+        &mut self,
+        now_us: u64,
+        question: Option<&Question>,
+        look: Option<&Look>,
+        client: Option<&mut Client>,
+    ) -> Option<Answer> {
         if let Some((card, _)) = &mut self.card {
             // Also while asleep, lest the card's ring fills up.
             while card.receive(|frame| self.station.offer(frame)).is_some() {}
             card.flush();
         }
-        let answer = self.turn(now_us, question);
+        let answer = self.turn(now_us, question, look);
         self.send(client);
         answer
     }
 
-    /// Moves everything between the station's queues of frames and the question.
-    fn turn(&mut self, now_us: u64, question: Option<&Question>) -> Option<Answer> {
-        if !self.station.is_awake() {
+    /// Moves everything between the station's queues of frames, and the question or the look.
+    fn turn(&mut self, now_us: u64, question: Option<&Question>, look: Option<&Look>) -> Option<Answer> {
+        let due = look.is_some() && self.way.poll_at(true).is_some_and(|at| at <= now_us);
+        if !self.station.is_awake() && !due {
             return None;
         }
+        self.station.wake(true);
         self.station.poll(now_us);
-        let answer = question.and_then(|question| self.caller.poll(now_us, question, &mut self.station.stack).0);
-        let over = answer.is_some() || question.is_none();
-        if over {
-            self.caller.stop(&mut self.station.stack);
-        }
+        let (answer, _) = self.way.poll(now_us, question, look, &mut self.station.stack);
         // What that gave to say, perhaps a last reset, is said now.
         self.station.poll(now_us);
-        self.station.wake(!over);
+        self.station.wake(self.way.is_busy());
+        self.station.set_urgent(question.is_some() && answer.is_none());
         answer
     }
 
@@ -225,13 +286,13 @@ impl Own {
         }
     }
 
-    fn poll_at(&mut self, now_us: u64) -> Option<u64> {
+    fn poll_at(&mut self, now_us: u64, watching: bool) -> Option<u64> {
         if !self.station.is_awake() {
-            return None;
+            return self.way.poll_at(watching);
         }
         if self.station.waiting() > 0 {
             return Some(0);
         }
-        [self.caller.poll_at(), self.station.poll_at(now_us)].into_iter().flatten().min()
+        [self.way.poll_at(watching), self.station.poll_at(now_us)].into_iter().flatten().min()
     }
 }

@@ -1,7 +1,8 @@
 //! This machine's own place on the client network, with an address that is not the guest's.
 //!
-//! It shares the client card with the guest, or has a card of its own. It is deaf and mute but for the time in which a
-//! question is open: clients can reach nothing here, and what they send costs no more than a look at each frame.
+//! It shares the client card with the guest, or has a card of its own. It is deaf and mute but for the time in which the
+//! arbiter is asked or looked at: clients can reach nothing here, and what they send costs no more than a look at each
+//! frame.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -37,6 +38,7 @@ pub struct Station {
     /// Its sockets are there while it is asleep, too.
     pub stack: Stack,
     awake: bool,
+    urgent: bool,
 }
 
 impl Station {
@@ -44,7 +46,7 @@ impl Station {
     pub fn new(mac: MacAddress, own: Cidr, gateway: Option<Ipv4Addr>, seed: u64) -> Self {
         let mut frames = Frames::default();
         let stack = Stack::new(mac, own, gateway, seed, &mut frames);
-        Self { mac, address: own.address, frames, stack, awake: false }
+        Self { mac, address: own.address, frames, stack, awake: false, urgent: false }
     }
 
     /// Its MAC address.
@@ -55,6 +57,16 @@ impl Station {
     /// Whether it listens.
     pub fn is_awake(&self) -> bool {
         self.awake
+    }
+
+    /// Whether its frames must not wait behind those for a guest that stands still.
+    pub fn is_urgent(&self) -> bool {
+        self.awake && self.urgent
+    }
+
+    /// Says whether a question is open, or only a look.
+    pub fn set_urgent(&mut self, urgent: bool) {
+        self.urgent = urgent;
     }
 
     /// Begins to listen, or ends it; what waits then is forgotten.

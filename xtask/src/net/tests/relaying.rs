@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use pollux_ft::arbiter::{Answer, Question, Try, Winner};
+use pollux_ft::arbiter::{Answer, Ask, Question, Try, Winner};
 use pollux_ft::{NodeId, Term};
 use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::socket::tcp::{Socket, SocketBuffer};

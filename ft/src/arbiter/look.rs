@@ -1,0 +1,52 @@
+//! A look at the arbiter: would a question be answered?
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use super::question::{Found, key, post};
+use super::{Ask, Failure, base64};
+
+/// "Would you give away a term?"
+///
+/// It is a question whose comparison never holds, so that nothing is written, and whose write an arbiter judges all the
+/// same: an etcd that is full, without a leader, or guarded by authentication refuses it as it would refuse a bid, and
+/// for the same reason. A plain read would not tell: a full etcd answers it. (Its status page knows of alarms, but not
+/// of permissions, nor whether a majority is there.) The key is no term's, so that not even an arbiter that does not
+/// compare would give one away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    key: Vec<u8>,
+}
+
+impl Look {
+    /// Looks for `pair`.
+    #[must_use]
+    pub fn new(pair: &str) -> Self {
+        Self { key: key(pair, &"look") }
+    }
+}
+
+impl Ask for Look {
+    /// A question would be answered.
+    type Answer = ();
+
+    fn request(&self, host: &str) -> Vec<u8> {
+        let key = base64::encode(&self.key);
+        // No key was created at a negative revision.
+        post(
+            host,
+            &format!(
+                "{{\"compare\":[{{\"target\":\"CREATE\",\"result\":\"EQUAL\",\"key\":\"{key}\",\"create_revision\":\"-1\"}}],\
+                 \"success\":[{{\"request_put\":{{\"key\":\"{key}\",\"value\":\"\"}}}}]}}"
+            ),
+        )
+    }
+
+    fn judge(&self, body: &[u8]) -> Result<(), Failure> {
+        match Found::read(body)? {
+            Found { header: true, succeeded: false, put: false, key: None, .. } => Ok(()),
+            Found { succeeded: true, .. } => Err(Failure::Content("what cannot be holds there: it does not compare")),
+            _ => Err(Failure::Content("it is not that of a transaction whose comparison fails")),
+        }
+    }
+}
