@@ -1,12 +1,11 @@
 //! Which counter is used: what the option `counter=` allows and the self-test proves, and why.
 
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use core::fmt;
 
-use super::selftest::{self, Report, Stand};
-use super::{Counter, Ticks, pmu};
+use super::selftest::{self, Report, Stand, Tested};
+use super::{Costs, Counter, Skid, pmu};
 
 /// What the option `counter=` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,7 +22,7 @@ pub enum Wanted {
 /// A counter that passed its self-test.
 pub struct Chosen {
     /// The counter.
-    pub counter: Box<dyn Counter>,
+    pub counter: Counter,
     /// What its self-test found.
     pub figures: Figures,
     /// Why it is this one, in a sentence without an end.
@@ -44,11 +43,11 @@ impl fmt::Debug for Chosen {
 pub struct Figures {
     /// Checks that it passed.
     pub checks: u64,
-    /// Skids of overflows in instructions.
-    pub skid: pmu::Skid,
+    /// How many ticks late the ends of runs came.
+    pub skid: Skid,
     /// What counts besides instructions.
-    pub costs: pmu::Costs,
-    /// Distance in instructions from which on the guest is stepped to a stop.
+    pub costs: Costs,
+    /// Distance in ticks from which on the guest is stepped to a stop.
     pub margin: u64,
     /// Single steps that a stop took, on average.
     pub steps_per_stop: u64,
@@ -85,32 +84,27 @@ pub fn choose(wanted: Wanted, stand: &mut dyn Stand) -> Result<Chosen, Refused> 
 fn try_pmu(stand: &mut dyn Stand, why: &str) -> Result<Chosen, String> {
     const REFUSED: &str = "the counter 'pmu' is refused";
     let claimed = stand.vcpu().instruction_counter().map_err(|error| format!("{REFUSED}: {error}"))?;
-    match pmu::selftest::run(stand, claimed) {
-        Ok(tested) => {
-            log::info!("counter 'pmu', {claimed:?}, {tested}");
-            let figures = Figures {
-                checks: tested.report.checks.len() as u64,
-                skid: tested.skid,
-                costs: tested.counter.costs(),
-                margin: tested.counter.margin(),
-                steps_per_stop: tested.steps_per_stop,
-            };
-            Ok(Chosen { counter: Box::new(tested.counter), figures, why: why.into() })
-        }
-        Err(report) => Err(refusal(REFUSED, &format!("{claimed:?}"), &report)),
-    }
+    accept(REFUSED, &format!("{claimed:?}"), pmu::selftest::run(stand, claimed), why)
 }
 
 fn try_ticks(stand: &mut dyn Stand, why: &str) -> Result<Chosen, String> {
     const REFUSED: &str = "the counter 'ticks' is refused";
     let calibration = stand.calibrate().map_err(|error| format!("{REFUSED}: {error}"))?;
-    let report = selftest::ticks(stand, &mut Ticks);
-    if !report.passed() {
-        return Err(refusal(REFUSED, &calibration, &report));
-    }
-    log::info!("counter 'ticks': {calibration}\n{report}");
-    let figures = Figures { checks: report.checks.len() as u64, ..Figures::default() };
-    Ok(Chosen { counter: Box::new(Ticks), figures, why: why.into() })
+    accept(REFUSED, &calibration, selftest::ticks(stand), why)
+}
+
+/// Takes the counter that passed, and puts its table on the log; or says why it is refused.
+fn accept(refused: &str, claimed: &str, result: Result<Tested, Report>, why: &str) -> Result<Chosen, String> {
+    let tested = result.map_err(|report| refusal(refused, claimed, &report))?;
+    log::info!("counter '{}', {claimed}, {tested}", tested.counter.name());
+    let figures = Figures {
+        checks: tested.report.checks.len() as u64,
+        skid: tested.skid,
+        costs: tested.counter.costs(),
+        margin: tested.counter.margin(),
+        steps_per_stop: tested.steps_per_stop,
+    };
+    Ok(Chosen { counter: tested.counter, figures, why: why.into() })
 }
 
 /// Puts the table on the log, and returns the reason in a sentence.

@@ -21,25 +21,30 @@ use registers::{CpuMsrs, CpuState, Registers, Segment, Segments, Table};
 use svm::{SvmError, SvmVcpu};
 use vmx::{VmxError, VmxVcpu};
 
+/// What counts the guest's progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meter {
+    /// The TSC, one tick per instruction, with a timer; see [`Vcpu::calibrate`].
+    Tsc,
+    /// The counter of retired instructions, with its overflow interrupt; see [`Vcpu::instruction_counter`].
+    Instructions,
+}
+
 /// How far one entry may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
-    /// Until something happens.
-    None,
-    /// Exactly this many ticks at most, at least 1: the entry ends by [`Exit::Interrupted`] when they are used up.
-    Exact(u64),
-    /// Until the counter of retired instructions has counted this many, at least 1: the entry ends by
-    /// [`Exit::Overflow`] some instructions later, by the counter's skid.
-    Overflow(u64),
+    /// Until the meter has counted this many, at least 1: the entry ends by [`Exit::Interrupted`] (timer) or
+    /// [`Exit::Overflow`] (overflow interrupt) then, or some instructions later, by the meter's skid.
+    After(Meter, u64),
     /// To the next boundary between two instructions (for string instructions: between two iterations), where the entry
     /// ends by [`Exit::Stepped`]. The delivery of an event is such a step, too.
-    Step,
+    Step(Meter),
 }
 
 /// Why the guest came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// A host interrupt came, or an exact limit was reached. Nothing of the guest's doing.
+    /// A host interrupt came, or the timer of a limit. Nothing of the guest's doing.
     Interrupted,
     /// The overflow interrupt of the counter came, or another non-maskable one. Nothing of the guest's doing.
     Overflow,
@@ -153,8 +158,8 @@ pub struct IoExit {
 pub struct Entered {
     /// Why it ended.
     pub exit: Exit,
-    /// What the limit's counter counted meanwhile: instructions for [`Limit::Exact`]; the raw difference of the counter of
-    /// retired instructions for [`Limit::Overflow`] and [`Limit::Step`], costs of exits and events included.
+    /// What the limit's meter counted meanwhile: instructions for [`Meter::Tsc`]; the raw difference of the counter for
+    /// [`Meter::Instructions`], costs of exits and events included.
     pub ticks: u64,
     /// The offered interrupt was delivered.
     pub interrupt_taken: bool,
@@ -202,20 +207,20 @@ pub struct InstructionCounter {
     pub name: &'static str,
     /// Bits that it has.
     pub width: u8,
-    /// Most instructions that [`Limit::Overflow`] can be armed for.
+    /// Most instructions that [`Limit::After`] can be armed for.
     pub longest: u64,
 }
 
 /// A virtual CPU of one vendor.
 pub trait Vcpu {
-    /// Measures what an entry costs in ticks, so that [`Limit::Exact`] is exact. Uses the first pages of `memory`, which
-    /// are left zeroed; `settle` lets host interrupts in. Returns the findings for people to read.
+    /// Measures what an entry costs in ticks, so that [`Meter::Tsc`] counts the guest's alone. Uses the first pages of
+    /// `memory`, which are left zeroed; `settle` lets host interrupts in. Returns the findings for people to read.
     ///
     /// # Errors
     /// Why this machine has no clock that counts instructions.
     fn calibrate(&mut self, memory: &mut GuestMemory, settle: &mut dyn FnMut()) -> Result<String, String>;
 
-    /// The counter behind [`Limit::Overflow`] and [`Limit::Step`].
+    /// The counter behind [`Meter::Instructions`].
     ///
     /// # Errors
     /// Why there is none.

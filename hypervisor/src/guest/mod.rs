@@ -146,7 +146,7 @@ impl Guest {
     /// The earliest position at which an entry may be applied.
     #[must_use]
     pub fn next_stop(&self) -> u64 {
-        if self.settled { self.position() } else { self.position() + self.counter.counter.lead() }
+        if self.settled { self.position() } else { self.position() + 1 }
     }
 
     /// Whether the guest waits for an interrupt.

@@ -2,7 +2,7 @@
 //! a stop is looked at, and an instruction that begins a shadow is emulated instead of executed.
 
 use super::Guest;
-use crate::cpu::{Entered, Exit, Limit};
+use crate::cpu::{Entered, Exit};
 use crate::emulate::shadow::{self, ShadowView};
 
 /// Single steps that the guest may take before the host is looked at.
@@ -11,14 +11,14 @@ pub(super) const STEPS_AT_ONCE: u64 = 64;
 impl Guest {
     /// One entry towards `stop`, which lies ahead; or as many as it takes to get there exactly.
     pub(super) fn run_towards(&mut self, stop: u64) -> Entered {
-        let exact = matches!(self.counter.counter.limit(stop - self.position()), Limit::Exact(_));
-        if !exact || self.vcpu.shadow_steps().is_none() {
+        // A single step ends in a shadow, too.
+        if self.counter.counter.steps() || self.vcpu.shadow_steps().is_none() {
             return self.enter_stepping(stop);
         }
         if stop - self.position() == 1 {
             return self.last_tick(stop);
         }
-        let entered = self.progress.approach(stop, &mut *self.counter.counter, &mut *self.vcpu);
+        let entered = self.progress.approach(stop, &mut self.counter.counter, &mut *self.vcpu);
         if entered.exit != Exit::Interrupted || self.position() + 1 != stop {
             return entered;
         }
@@ -43,7 +43,7 @@ impl Guest {
     }
 
     fn enter_once(&mut self, stop: u64) -> Entered {
-        self.progress.enter(stop, &mut *self.counter.counter, &mut *self.vcpu)
+        self.progress.enter(stop, &mut self.counter.counter, &mut *self.vcpu)
     }
 
     /// From the tick before `stop` to `stop`.

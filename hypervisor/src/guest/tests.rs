@@ -34,9 +34,8 @@ impl Vcpu for Script {
 
     fn enter(&mut self, limit: Limit) -> Entered {
         let end = match limit {
-            Limit::Exact(limit) => (Exit::Interrupted, limit),
-            Limit::Step => (Exit::Stepped, 1),
-            _ => panic!("not a limit of these counters: {limit:?}"),
+            Limit::After(_, limit) => (Exit::Interrupted, limit),
+            Limit::Step(_) => (Exit::Stepped, 1),
         };
         // What exits has not run yet: it counts when it was emulated.
         let (exit, ticks) = self.exits.pop_front().map_or(end, |exit| (exit, 0));
@@ -80,23 +79,6 @@ impl Vcpu for Script {
     }
 }
 
-/// A counter that takes single steps only.
-struct Steps;
-
-impl Counter for Steps {
-    fn name(&self) -> &'static str {
-        "steps"
-    }
-
-    fn limit(&self, _: u64) -> Limit {
-        Limit::Step
-    }
-
-    fn read(&mut self, _: Limit, entered: &Entered) -> u64 {
-        entered.ticks
-    }
-}
-
 struct Nothing;
 
 impl Outputs for Nothing {
@@ -107,12 +89,16 @@ impl Outputs for Nothing {
     fn power(&mut self, _: PowerEvent) {}
 }
 
+fn counter(margin: u64) -> Counter {
+    Counter::new(Box::new(Ticks), margin)
+}
+
 /// A guest whose CPU leaves it for `exits`; `host` says whether the host always wants attention.
 fn guest(exits: &[Exit], host: bool) -> Guest {
     let mut registers = Registers::default();
     registers.gpr[0] = POWER_OFF.1;
     let vcpu = Box::new(Script { exits: exits.iter().copied().collect(), registers });
-    let counter = Chosen { counter: Box::new(Ticks), figures: Figures::default(), why: "a test".into() };
+    let counter = Chosen { counter: counter(0), figures: Figures::default(), why: "a test".into() };
     let memory = GuestMemory::for_test(MEMORY);
     let config = PlatformConfig {
         memory_bytes: MEMORY as u64,
@@ -154,7 +140,8 @@ fn what_the_guest_did_is_not_forgotten_for_the_host() {
 fn single_steps_go_on_without_the_host_but_not_for_ever() {
     // As many iterations of a string instruction, which do not count.
     let mut guest = guest(&[Exit::Stepped; 1000], true);
-    guest.counter.counter = Box::new(Steps);
+    // A counter that takes single steps only, as far as this goes.
+    guest.counter.counter = counter(1000);
     let stepped = |guest: &Guest| guest.exits().0[Exit::Stepped.kind()];
     assert_eq!((guest.run(100, &mut Nothing), guest.position(), stepped(&guest)), (Stop::Host, 0, STEPS_AT_ONCE));
     while guest.run(100, &mut Nothing) == Stop::Host {}

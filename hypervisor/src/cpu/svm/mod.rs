@@ -18,7 +18,7 @@ use super::calibrate::{self, Calibration, Timed};
 use super::lazy::{self, PAT_RESET};
 use super::nested::{Format, NestedPaging};
 use super::registers::{CpuMsrs, CpuState, Registers, Segment, Segments, Table, gpr};
-use super::{Entered, Exception, Exit, InstructionCounter, IoExit, Limit, Mode, Vcpu};
+use super::{Entered, Exception, Exit, InstructionCounter, IoExit, Limit, Meter, Mode, Vcpu};
 use crate::host::apic::Apic;
 use crate::memory::{Gpa, GuestMemory};
 
@@ -31,8 +31,8 @@ const VM_HSAVE_PA: u32 = 0xC001_0117;
 const ASID: u32 = 1;
 /// Nested page tables have the format of ordinary ones; nested walks are user accesses. See: APM volume 2, 15.25.
 const NPT: Format = Format { table: 0b111, page: 0b111, written: 1 << 6, gib_pages: false };
-/// Largest timer count that is armed in one go.
-const TIMER_MAX: u64 = 0x7FFF_FFFF;
+/// Most ticks that the timer is armed for in one go.
+const TIMER_MAX: u64 = 0x7FFF_0000;
 
 /// Why this CPU cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,10 +241,17 @@ impl Vcpu for SvmVcpu {
     }
 
     fn enter(&mut self, limit: Limit) -> Entered {
-        let mut limit = limit;
+        let (mut ticks, stepping) = match limit {
+            Limit::After(Meter::Tsc, ticks) => (ticks, false),
+            // A timer of one tick: there is no trap behind each instruction that the guest would not see.
+            Limit::Step(Meter::Tsc) => (1, true),
+            Limit::After(Meter::Instructions, _) | Limit::Step(Meter::Instructions) => {
+                panic!("SVM has no counter of instructions, see instruction_counter")
+            }
+        };
         // The emulated CPU does not restore the interrupt shadow at entry: step over the shadowed instruction first.
         let offered = if self.in_shadow() && self.offered.is_some() {
-            limit = Limit::Exact(1);
+            ticks = 1;
             None
         } else {
             self.offered
@@ -255,14 +262,10 @@ impl Vcpu for SvmVcpu {
             control.interrupt_control |= vmcb::V_IRQ | vmcb::V_INTR_PRIORITY_15 | vmcb::V_IGN_TPR;
             control.interrupt_vector = u32::from(vector);
         }
-        let timer = match limit {
-            Limit::None => 0,
-            Limit::Exact(ticks) => (ticks + self.calibration.lead).min(TIMER_MAX) as u32,
-            Limit::Overflow(_) | Limit::Step => panic!("SVM has no counter of instructions, see instruction_counter"),
-        };
+        let timer = self.calibration.timer_count(ticks.min(TIMER_MAX));
         let injected = self.guest.control.event_injection & vmcb::EVENT_VALID != 0;
         let before = (self.in_shadow(), self.registers.rip);
-        let (exit, raw) = self.enter_raw(timer);
+        let (mut exit, raw) = self.enter_raw(timer);
         let ticks = raw - self.calibration.overhead;
         let taken = offered.is_some() && self.guest.control.interrupt_control & vmcb::V_IRQ == 0;
         if taken {
@@ -271,6 +274,9 @@ impl Vcpu for SvmVcpu {
         // Nothing ran, nothing was delivered: what the emulated CPU did not restore it has not saved either.
         if ticks == 0 && !taken && before == (true, self.registers.rip) {
             self.set_shadow(true);
+        }
+        if stepping && exit == Exit::Interrupted && ticks > 0 {
+            exit = Exit::Stepped;
         }
         let exception_taken = injected && self.guest.control.exit_interrupt_info & vmcb::EVENT_VALID == 0;
         Entered { exit, ticks, interrupt_taken: taken, exception_taken }

@@ -33,7 +33,7 @@ use super::calibrate::{self, Calibration, Timed};
 use super::lazy;
 use super::nested::NestedPaging;
 use super::registers::{CR0_PE, CpuMsrs, CpuState, RFLAGS_IF, Registers, gpr};
-use super::{Entered, Exception, Exit, InstructionCounter, Limit, Mode, ShadowSteps, Vcpu};
+use super::{Entered, Exception, Exit, InstructionCounter, Limit, Meter, Mode, ShadowSteps, Vcpu};
 use crate::memory::{Gpa, GuestMemory};
 
 /// Ticks after which an entry ends in any case, so that the host's interrupts are looked at: Bochs holds them back from
@@ -205,11 +205,10 @@ impl Vcpu for VmxVcpu {
 
     fn enter(&mut self, limit: Limit) -> Entered {
         self.enter_within(match limit {
-            Limit::None => Bound::Ticks(SLICE),
-            Limit::Exact(ticks) => Bound::Ticks(ticks.min(SLICE)),
-            Limit::Overflow(counts) => Bound::Overflow(counts),
-            Limit::Step if self.capabilities.monitor_trap => Bound::Step,
-            Limit::Step => {
+            Limit::After(Meter::Tsc, ticks) => Bound::Ticks(ticks.min(SLICE)),
+            Limit::After(Meter::Instructions, counts) => Bound::Overflow(counts),
+            Limit::Step(meter) if self.capabilities.monitor_trap => Bound::Step(meter),
+            Limit::Step(_) => {
                 let exit = Exit::Unsupported("a single step, without the monitor trap flag");
                 return Entered { exit, ticks: 0, interrupt_taken: false, exception_taken: false };
             }

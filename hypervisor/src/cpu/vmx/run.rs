@@ -3,7 +3,7 @@
 use super::exit::{self, ENTRY_FAILED, Event};
 use super::instructions::read;
 use super::{LONG_SLICE, SLICE, VmxVcpu, fields};
-use crate::cpu::{Entered, Exit};
+use crate::cpu::{Entered, Exit, Meter};
 
 /// What bounds an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub(super) enum Bound {
     /// Counts of retired instructions.
     Overflow(u64),
     /// A single step.
-    Step,
+    Step(Meter),
 }
 
 impl Bound {
@@ -22,7 +22,7 @@ impl Bound {
         match self {
             Self::Ticks(end) => Self::Ticks(end - ran),
             Self::Overflow(counts) => Self::Overflow(counts - ran),
-            Self::Step => Self::Step,
+            Self::Step(meter) => Self::Step(meter),
         }
     }
 
@@ -32,6 +32,15 @@ impl Bound {
         match self {
             Self::Overflow(counts) if counts < longest => SLICE,
             _ => LONG_SLICE,
+        }
+    }
+
+    /// What counts.
+    fn meter(self) -> Meter {
+        match self {
+            Self::Ticks(_) => Meter::Tsc,
+            Self::Overflow(_) => Meter::Instructions,
+            Self::Step(meter) => meter,
         }
     }
 
@@ -72,7 +81,7 @@ impl VmxVcpu {
             _ => None,
         };
         event = event.or(interrupt);
-        self.set_primary(self.offered.is_some() && interrupt.is_none(), bound == Bound::Step);
+        self.set_primary(self.offered.is_some() && interrupt.is_none(), matches!(bound, Bound::Step(_)));
         let timer = self.arm(bound);
         let (reason, raw) = self.switch(event, timer);
         if reason & ENTRY_FAILED != 0 {
@@ -86,7 +95,7 @@ impl VmxVcpu {
         let mut once = Once { exit, ticks, interrupt_taken: false, exception_taken };
         if let Some(delivery) = interrupted {
             // Delivery that the CPU began by itself has cost a tick that it did not count.
-            once.ticks += u64::from(event.is_none() && delivery.counts() && matches!(bound, Bound::Ticks(_)));
+            once.ticks += u64::from(event.is_none() && delivery.counts() && bound.meter() == Meter::Tsc);
             once.exit = self.after_interrupted_delivery(once.exit, delivery);
         }
         once.interrupt_taken = interrupt.is_some() && !interrupted.is_some_and(Event::is_interrupt);
@@ -98,18 +107,21 @@ impl VmxVcpu {
 
     /// Prepares what ends the entry; returns the timer's count.
     fn arm(&mut self, bound: Bound) -> u32 {
-        match (bound, &mut self.performance) {
-            (Bound::Ticks(ticks), _) => {
-                self.stop_counting();
-                (ticks + self.calibration.lead) as u32
-            }
-            (_, Ok(performance)) => {
+        if bound.meter() == Meter::Tsc {
+            self.stop_counting();
+            return match bound {
+                Bound::Ticks(ticks) => self.calibration.timer_count(ticks),
+                _ => SLICE as u32,
+            };
+        }
+        match &mut self.performance {
+            Ok(performance) => {
                 let longest = performance.layout().longest();
                 // For a step no overflow is in sight.
                 performance.arm(if let Bound::Overflow(counts) = bound { counts } else { longest });
                 bound.slice(longest) as u32
             }
-            (_, Err(why)) => panic!("{why}"),
+            Err(why) => panic!("{why}"),
         }
     }
 
@@ -121,8 +133,8 @@ impl VmxVcpu {
 
     /// How far the guest ran, by what bounded it.
     fn ran(&self, bound: Bound, raw: u64) -> u64 {
-        match (bound, &self.performance) {
-            (Bound::Overflow(_) | Bound::Step, Ok(performance)) => performance.counted(),
+        match (bound.meter(), &self.performance) {
+            (Meter::Instructions, Ok(performance)) => performance.counted(),
             _ => raw - self.calibration.overhead,
         }
     }
@@ -184,6 +196,10 @@ mod tests {
         assert_eq!((Bound::Overflow(5).after(4), Bound::Overflow(5).end(4)), (Bound::Overflow(1), None));
         assert_eq!(Bound::Overflow(5).end(9), Some(Exit::Overflow));
         assert_eq!((Bound::Overflow(5).slice(6), Bound::Overflow(6).slice(6)), (SLICE, LONG_SLICE));
-        assert_eq!((Bound::Step.after(1), Bound::Step.end(1)), (Bound::Step, None));
+        let step = Bound::Step(Meter::Tsc);
+        assert_eq!((step.after(1), step.end(1), step.meter()), (step, None, Meter::Tsc));
+        assert_eq!((Bound::Ticks(1).meter(), Bound::Overflow(1).meter()), (Meter::Tsc, Meter::Instructions));
+        // A timer that came late, and then an exit that is dealt with.
+        assert_eq!(Bound::Ticks(5).end(36), Some(Exit::Interrupted));
     }
 }

@@ -1,5 +1,5 @@
-//! A model of a machine with a counter of retired instructions: a CPU, its performance monitoring with whatever bugs are
-//! wanted, and a host that disturbs. Everything follows from the seed.
+//! A model of a machine: a CPU, a counter of retired instructions with its overflow interrupt, a TSC with a timer, each
+//! with whatever bugs are wanted, and a host that disturbs. Everything follows from the seed.
 
 use alloc::string::String;
 
@@ -7,7 +7,7 @@ use super::core::{Core, Did};
 use crate::counter::pmu::registers::{Layout, Source};
 use crate::counter::selftest::Stand;
 use crate::cpu::registers::{CpuMsrs, CpuState, RFLAGS_IF, Registers};
-use crate::cpu::{EXIT_KINDS, Entered, Exception, Exit, InstructionCounter, Limit, Mode, Vcpu};
+use crate::cpu::{EXIT_KINDS, Entered, Exception, Exit, InstructionCounter, Limit, Meter, Mode, Vcpu};
 use crate::memory::{Gpa, GuestMemory};
 
 /// A splitmix64 generator.
@@ -72,6 +72,13 @@ pub struct Nature {
     pub no_steps: bool,
     /// Single steps that take a second instruction.
     pub long_step_in: u64,
+    /// The TSC counts: one for each instruction, iteration of a string instruction and fault of the guest's own.
+    pub tsc: bool,
+    /// Most boundaries that are passed before the timer and the host are looked at again, as long as there is no branch. 1
+    /// is a machine that looks at each.
+    pub run: u64,
+    /// Ticks of the guest for which the timer does not go on: once in so many.
+    pub slow_in: u64,
 }
 
 impl Default for Nature {
@@ -98,6 +105,9 @@ impl Default for Nature {
             dead: false,
             no_steps: false,
             long_step_in: 0,
+            tsc: false,
+            run: 1,
+            slow_in: 0,
         }
     }
 }
@@ -109,6 +119,9 @@ pub struct Model {
     pub nature: Nature,
     pub random: Random,
     value: u64,
+    /// Ticks since the entry, and those until the timer of a limit comes.
+    ticks: u64,
+    end: Option<u64>,
     /// Boundaries until the overflow interrupt comes.
     pmi: Option<u64>,
     /// A non-maskable interrupt is pending.
@@ -131,6 +144,8 @@ impl Model {
             nature,
             random: Random(seed),
             value: 0,
+            ticks: 0,
+            end: None,
             pmi: None,
             nmi: false,
             timer: None,
@@ -165,6 +180,23 @@ impl Model {
                 self.pmi = Some(self.random.below(self.nature.skid + 1) + late);
             }
         }
+    }
+
+    /// The guest goes on by so many ticks.
+    fn tick(&mut self, ticks: u64) {
+        self.ticks += ticks;
+        if !self.random.once_in(self.nature.slow_in) {
+            self.end = self.end.map(|end| end.saturating_sub(ticks));
+        }
+    }
+
+    /// Whether something ends the run here that is looked at only now and then.
+    fn interruption(&mut self, held_back: bool) -> Option<Exit> {
+        if self.nmi {
+            self.nmi = false;
+            return Some(Exit::Overflow);
+        }
+        (self.end == Some(0) || self.host && !held_back).then_some(Exit::Interrupted)
     }
 
     /// Time passes by one boundary.
@@ -212,25 +244,30 @@ impl Model {
             return Exit::Stepped;
         }
         let mut held_back = self.nature.held_back;
+        let mut run = 0;
         loop {
-            if self.nmi {
-                self.nmi = false;
-                return Exit::Overflow;
-            }
             held_back &= self.core.registers.rflags & RFLAGS_IF == 0;
-            // The second: an interrupt window.
-            if self.host && !held_back || self.offered.is_some() && self.core.is_open() {
+            if run == 0
+                && let Some(exit) = self.interruption(held_back)
+            {
+                return exit;
+            }
+            // An interrupt window.
+            if self.offered.is_some() && self.core.is_open() {
                 return Exit::Interrupted;
             }
+            let rip = self.core.registers.rip;
             match self.core.step() {
                 Did::Retire => {
                     let counts = !self.random.once_in(self.nature.undercount_in);
                     self.count(counts.into());
+                    self.tick(counts.into());
                 }
-                Did::Iterate => {}
+                Did::Iterate => self.tick(1),
                 Did::Fault => {
                     let overcount = self.random.once_in(self.nature.fault_overcount_in);
                     self.count(u64::from(self.nature.fault_cost) + u64::from(overcount));
+                    self.tick(1 + u64::from(overcount));
                 }
                 Did::Exit(exit, length) => {
                     self.exited = length;
@@ -241,6 +278,8 @@ impl Model {
             if stepping && !self.random.once_in(self.nature.long_step_in) {
                 return Exit::Stepped;
             }
+            let branched = !(1..=8).contains(&self.core.registers.rip.wrapping_sub(rip));
+            run = if branched || run + 1 >= self.nature.run { 0 } else { run + 1 };
         }
     }
 }
@@ -255,18 +294,26 @@ impl Vcpu for Model {
     }
 
     fn enter(&mut self, limit: Limit) -> Entered {
-        let (before, stepping) = match limit {
-            Limit::Overflow(counts) => (self.layout().preload(counts), false),
-            Limit::Step => (0, !self.nature.no_steps),
-            Limit::None | Limit::Exact(_) => panic!("not a limit of this counter"),
+        let stepping = matches!(limit, Limit::Step(_)) && !self.nature.no_steps;
+        let (meter, before) = match limit {
+            Limit::After(Meter::Instructions, counts) => (Meter::Instructions, self.layout().preload(counts)),
+            Limit::After(meter, _) | Limit::Step(meter) => (meter, 0),
         };
+        self.end = match limit {
+            Limit::After(Meter::Tsc, ticks) => Some(ticks),
+            _ => None,
+        };
+        self.ticks = 0;
         self.write(before);
         let mut entered = Entered { exit: Exit::Interrupted, ticks: 0, interrupt_taken: false, exception_taken: false };
         entered.exit = self.go(stepping, &mut entered);
         let cost = self.nature.exit_costs[entered.exit.kind()];
         let overcount = entered.exit == Exit::Interrupted && self.random.once_in(self.nature.host_overcount_in);
         self.count(u64::from(cost) + u64::from(overcount));
-        entered.ticks = self.layout().counted(before, self.value).wrapping_add(self.nature.host_count);
+        entered.ticks = match meter {
+            Meter::Tsc => self.ticks + u64::from(overcount),
+            Meter::Instructions => self.layout().counted(before, self.value).wrapping_add(self.nature.host_count),
+        };
         // What is pending now comes while the hypervisor runs, or at the next entry.
         if self.random.once_in(2) {
             (self.nmi, self.pmi) = (false, None);
@@ -343,6 +390,7 @@ impl Stand for Model {
     }
 
     fn calibrate(&mut self) -> Result<String, String> {
-        Err("this machine has no clock that counts instructions".into())
+        const NONE: &str = "this machine has no clock that counts instructions";
+        if self.nature.tsc { Ok("calibrated".into()) } else { Err(NONE.into()) }
     }
 }

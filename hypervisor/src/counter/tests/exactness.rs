@@ -7,10 +7,10 @@ use proptest::prelude::*;
 use super::core::{Core, Did};
 use super::model::{Model, Nature, Random};
 use crate::counter::pmu::registers::{Layout, Source};
-use crate::counter::pmu::{Costs, Pmu, Skid};
+use crate::counter::pmu::{self, Pmu};
 use crate::counter::selftest::{Stand, VECTOR, place};
-use crate::counter::{Counter, Progress, Seen};
-use crate::cpu::{EXIT_KINDS, Entered, Exception, Exit, IoExit, Limit, Vcpu};
+use crate::counter::{Backend, Costs, Counter, Progress, Seen, Skid, Ticks, ticks};
+use crate::cpu::{EXIT_KINDS, Entered, Exception, Exit, IoExit, Meter, Vcpu};
 use crate::memory::Gpa;
 
 /// Handlers of #UD (goes on behind two bytes) and of interrupts.
@@ -80,6 +80,22 @@ pub fn honest() -> impl Strategy<Value = Nature> {
     )
 }
 
+/// Machines whose TSC counts, and whose timer is looked at now and then.
+pub fn timed() -> impl Strategy<Value = Nature> {
+    let interrupts = (0..3_u64, 0..3_u64);
+    (prop_oneof![Just(1_u64), 2..40_u64], interrupts, any::<bool>()).prop_map(|(run, (host, spurious), held_back)| {
+        Nature {
+            tsc: true,
+            dead: true,
+            run,
+            host_in: host * 40,
+            spurious_in: spurious * 700,
+            held_back,
+            ..Nature::default()
+        }
+    })
+}
+
 fn start(model: &mut Model, code: &[u8]) {
     for (vector, at, handler) in HANDLERS {
         Stand::write(model, at, handler);
@@ -93,7 +109,9 @@ struct Oracle {
     core: Core,
     position: u64,
     offered: Option<u8>,
-    fault_cost: u64,
+    /// What an iteration of a string instruction that goes on counts, and what a fault does.
+    iteration: u64,
+    fault: u64,
 }
 
 impl Oracle {
@@ -107,8 +125,8 @@ impl Oracle {
             }
             match self.core.step() {
                 Did::Retire => self.position += 1,
-                Did::Iterate => {}
-                Did::Fault => self.position += self.fault_cost,
+                Did::Iterate => self.position += self.iteration,
+                Did::Fault => self.position += self.fault,
                 Did::Exit(Exit::Rdpmc, _) => self.core.deliver(6),
                 Did::Exit(_, length) => {
                     self.core.complete(length);
@@ -120,7 +138,7 @@ impl Oracle {
 }
 
 /// The guest on the machine, driven as `guest/` drives it.
-fn go(model: &mut Model, progress: &mut Progress, counter: &mut dyn Counter, target: u64) {
+fn go(model: &mut Model, progress: &mut Progress, counter: &mut Counter, target: u64) {
     while progress.position() < target {
         let entered = progress.enter(target, counter, model);
         match entered.exit {
@@ -137,10 +155,13 @@ fn go(model: &mut Model, progress: &mut Progress, counter: &mut dyn Counter, tar
 
 /// Runs the program with stops and interrupts at them that follow from `plan`, and between them stops that follow from
 /// `noise`; every stop must leave the guest as the oracle has it. The error says where it does not, or what panicked.
-fn compare(model: &mut Model, counter: &mut dyn Counter, code: &[u8], plan: u64, noise: u64) -> Result<(), String> {
+fn compare(model: &mut Model, counter: &mut Counter, code: &[u8], plan: u64, noise: u64) -> Result<(), String> {
     start(model, code);
-    let mut oracle =
-        Oracle { core: model.core.clone(), position: 0, offered: None, fault_cost: model.nature.fault_cost.into() };
+    let (iteration, fault) = match counter.backend.meter() {
+        Meter::Tsc => (1, 1),
+        Meter::Instructions => (0, model.nature.fault_cost.into()),
+    };
+    let mut oracle = Oracle { core: model.core.clone(), position: 0, offered: None, iteration, fault };
     let (mut plan, mut noise) = (Random(plan), Random(noise));
     let mut progress = Progress::at(0);
     for stop in 0..25 {
@@ -169,9 +190,17 @@ fn compare(model: &mut Model, counter: &mut dyn Counter, code: &[u8], plan: u64,
 }
 
 /// The counter that the self-test makes for this nature (see [`super::lies`]), made of what the nature says.
-pub fn counter_for(nature: &Nature) -> Pmu {
+pub fn counter_for(nature: &Nature) -> Counter {
     let mut skid = Skid::default();
+    if nature.tsc {
+        skid.note(nature.run - 1);
+        return Counter::new(Box::new(Ticks), skid.margin(ticks::POLICY));
+    }
     skid.note(nature.skid);
+    Counter::new(Box::new(pmu_for(nature)), skid.margin(pmu::POLICY))
+}
+
+fn pmu_for(nature: &Nature) -> Pmu {
     let mut costs = Costs::default();
     for exit in MEASURED {
         assert_eq!(costs.note(exit, nature.exit_costs[exit.kind()]), Ok(()));
@@ -180,7 +209,7 @@ pub fn counter_for(nature: &Nature) -> Pmu {
     costs.note_exception(nature.exception_cost);
     let program = 1 + 20 * (15 + u64::from(nature.fault_cost));
     let layout = Layout { source: Source::Fixed, width: nature.width };
-    Pmu::new(layout.describe(), skid.margin(), costs, program)
+    Pmu::new(layout.describe(), costs, program)
 }
 
 /// An exit of each kind that the self-test measures.
@@ -214,28 +243,34 @@ fn busy() -> Nature {
     }
 }
 
+/// A machine that looks at its timer after 32 boundaries only, and is disturbed.
+fn chaining() -> Nature {
+    Nature { tsc: true, dead: true, run: 32, host_in: 60, held_back: true, ..Nature::default() }
+}
+
 /// All pieces, from the last to the first: STI comes behind CLI.
 fn all_pieces() -> Vec<u8> {
     round(PIECES.iter().rev().copied())
 }
 
-/// How many of 40 runs on a busy machine go wrong with the counter that `make` makes of the right one, and whether any of
-/// them went wrong without a panic.
-fn failures(nature: &Nature, make: impl Fn(Pmu) -> Box<dyn Counter>) -> (usize, bool) {
-    let right = counter_for(nature);
-    let code = all_pieces();
+/// How many of 40 runs go wrong with the counters that `make` makes, and whether any of them went wrong without a panic.
+fn failures(nature: &Nature, make: impl Fn() -> Counter) -> (usize, bool) {
+    failures_of(&all_pieces(), nature, make)
+}
+
+/// The same with a program.
+fn failures_of(code: &[u8], nature: &Nature, make: impl Fn() -> Counter) -> (usize, bool) {
     let errors: Vec<String> = (0..40)
-        .filter_map(|seed| {
-            let mut counter = make(right.clone());
-            compare(&mut Model::new(nature.clone(), seed), &mut *counter, &code, seed, !seed).err()
-        })
+        .filter_map(|seed| compare(&mut Model::new(nature.clone(), seed), &mut make(), code, seed, !seed).err())
         .collect();
     (errors.len(), errors.iter().any(|error| error.starts_with("stop ")))
 }
 
 #[test]
-fn the_right_counter_has_no_failures() {
-    assert_eq!(failures(&busy(), |right| Box::new(right)), (0, false));
+fn the_right_counters_have_no_failures() {
+    for nature in [busy(), chaining()] {
+        assert_eq!(failures(&nature, || counter_for(&nature)), (0, false), "{nature:?}");
+    }
 }
 
 #[test]
@@ -264,76 +299,85 @@ fn overflows_that_become_late_are_fatal() {
         .collect();
     assert!(!errors.is_empty());
     for error in errors {
-        for part in ["ran past its stop", "beyond", "Overflow(", "margin of 960", "skid:"] {
+        for part in ["ran past its stop", "beyond", "After(Instructions, ", "margin of 960", "skid:"] {
             assert!(error.contains(part), "{part} is not in {error}");
         }
     }
 }
 
-/// A broken variant of the right counter.
+/// A broken variant of the right backend.
 struct Broken {
     right: Pmu,
-    limit: fn(&Pmu, u64) -> Limit,
-    read: fn(&mut Pmu, Limit, &Entered) -> u64,
+    ticks: fn(&Pmu, &Entered) -> u64,
 }
 
-impl Broken {
-    fn new(right: Pmu) -> Self {
-        Self {
-            right,
-            limit: |right, distance| right.limit(distance),
-            read: |right, limit, entered| right.read(limit, entered),
-        }
-    }
-}
-
-impl Counter for Broken {
+impl Backend for Broken {
     fn name(&self) -> &'static str {
         "broken"
     }
 
-    fn limit(&self, distance: u64) -> Limit {
-        (self.limit)(&self.right, distance)
+    fn meter(&self) -> Meter {
+        self.right.meter()
     }
 
-    fn read(&mut self, limit: Limit, entered: &Entered) -> u64 {
-        (self.read)(&mut self.right, limit, entered)
+    fn longest(&self) -> u64 {
+        self.right.longest()
+    }
+
+    fn ticks(&self, entered: &Entered) -> u64 {
+        (self.ticks)(&self.right, entered)
+    }
+}
+
+/// The margin is what keeps late ends harmless, whatever counts.
+#[test]
+fn margins_that_are_too_small_overshoot_and_never_silently() {
+    // No branch for as long as the timer is not looked at.
+    let straight = round(PIECES[..3].iter().copied().cycle().take(120));
+    let quiet = Nature { host_in: 0, ..chaining() };
+    for (code, nature, margins) in [(all_pieces(), busy(), [1, 30]), (straight, quiet, [1, 15])] {
+        for margin in margins {
+            let found = failures_of(&code, &nature, || Counter { margin, ..counter_for(&nature) });
+            assert!(matches!(found, (1.., false)), "{margin}: {found:?}");
+        }
     }
 }
 
 /// Each of these is an obvious way to be wrong; the comparison must find it.
 #[test]
-fn broken_counters_are_found() {
+fn broken_backends_are_found() {
     let nature = busy();
-    let broken = |name, change: fn(&mut Broken)| {
-        let (failed, silent) = failures(&nature, |right| {
-            let mut broken = Broken::new(right);
-            change(&mut broken);
-            Box::new(broken)
-        });
-        assert!(failed > 0, "{name}: not found");
-        silent
+    let broken = |name, ticks: fn(&Pmu, &Entered) -> u64| {
+        let margin = counter_for(&nature).margin();
+        let make = || Counter::new(Box::new(Broken { right: pmu_for(&nature), ticks }), margin);
+        assert!(failures(&nature, make).0 > 0, "{name}: not found");
     };
-    for margin in [0, 1, 30] {
-        let found = failures(&nature, |right| Box::new(Pmu { margin, ..right }));
-        assert!(matches!(found, (1.., false)), "a margin of {margin} overshoots, and never silently: {found:?}");
+    broken("a step counts one", |right, entered| {
+        let ticks = right.ticks(entered);
+        if entered.exit == Exit::Stepped { 1 } else { ticks }
+    });
+    broken("costs are not taken off", |_, entered| entered.ticks);
+    broken("an interrupt's delivery costs nothing", |right, entered| {
+        right.ticks(&Entered { interrupt_taken: false, ..*entered })
+    });
+    broken("an injected exception costs nothing", |right, entered| {
+        right.ticks(&Entered { exception_taken: false, ..*entered })
+    });
+}
+
+/// Where nothing is late nothing is stepped: a stop costs one entry.
+#[test]
+fn without_skid_nothing_is_stepped() {
+    let nature = Nature { tsc: true, dead: true, no_steps: true, ..Nature::default() };
+    let mut model = Model::new(nature.clone(), 1);
+    let mut counter = counter_for(&nature);
+    start(&mut model, &[0x90; 4000]);
+    let mut progress = Progress::at(0);
+    for target in [1, 2, 50, 700, 701, 3999] {
+        let entered = progress.enter(target, &mut counter, &mut model);
+        assert_eq!((entered.exit, progress.position()), (Exit::Interrupted, target));
     }
-    assert!(!broken("the overflow armed at the target itself", |broken| {
-        broken.limit = |_, distance| if distance > 1 { Limit::Overflow(distance) } else { Limit::Step };
-    }));
-    broken("a step counts one", |broken| {
-        broken.read = |right, limit, entered| {
-            let ticks = right.read(limit, entered);
-            if entered.exit == Exit::Stepped { 1 } else { ticks }
-        };
-    });
-    broken("costs are not taken off", |broken| broken.read = |_, _, entered| entered.ticks);
-    broken("an interrupt's delivery costs nothing", |broken| {
-        broken.read = |right, limit, entered| right.read(limit, &Entered { interrupt_taken: false, ..*entered });
-    });
-    broken("an injected exception costs nothing", |broken| {
-        broken.read = |right, limit, entered| right.read(limit, &Entered { exception_taken: false, ..*entered });
-    });
+    assert_eq!(counter.seen(), Seen::default());
 }
 
 proptest! {
@@ -341,13 +385,12 @@ proptest! {
 
     #[test]
     fn every_stop_is_exact_and_at_the_first_instant(
-        nature in honest(), code in program(), plan: u64, seeds: [u64; 2],
+        nature in prop_oneof![honest(), timed()], code in program(), plan: u64, seeds: [u64; 2],
     ) {
-        let counter = counter_for(&nature);
         // Two runs with the same stops and different disturbances: both are as the oracle has it.
         for seed in seeds {
             let mut model = Model::new(nature.clone(), seed);
-            prop_assert_eq!(compare(&mut model, &mut counter.clone(), &code, plan, !seed), Ok(()));
+            prop_assert_eq!(compare(&mut model, &mut counter_for(&nature), &code, plan, !seed), Ok(()));
         }
     }
 
@@ -358,6 +401,18 @@ proptest! {
     ) {
         let mut counter = counter_for(&nature);
         let worse = Nature { late, late_in: 2, lost_in: lost, host_in: 4000, ..nature };
+        if let Err(error) = compare(&mut Model::new(worse, seed), &mut counter, &code, plan, !seed) {
+            prop_assert!(error.contains("ran past its stop") && error.contains("margin of"), "{}", error);
+        }
+    }
+    /// After a self-test that could not know, the timer is looked at more rarely, or goes more slowly.
+    #[test]
+    fn a_timer_that_becomes_worse_is_never_silent(
+        nature in timed(), code in program(), plan: u64, seed: u64, run in 40..3000_u64, slow in 0..20_u64,
+    ) {
+        prop_assume!(nature.run > 1);
+        let mut counter = counter_for(&nature);
+        let worse = Nature { run, slow_in: slow, host_in: 4000, ..nature };
         if let Err(error) = compare(&mut Model::new(worse, seed), &mut counter, &code, plan, !seed) {
             prop_assert!(error.contains("ran past its stop") && error.contains("margin of"), "{}", error);
         }

@@ -4,11 +4,12 @@ use alloc::vec::Vec;
 
 use proptest::prelude::*;
 
+use super::exactness;
 use super::model::{Model, Nature};
+use crate::counter::Seen;
 use crate::counter::choose::{Wanted, choose};
-use crate::counter::pmu::selftest::{self, Tested};
-use crate::counter::selftest::Report;
-use crate::counter::{Counter, Seen};
+use crate::counter::pmu;
+use crate::counter::selftest::{self, Report, Tested};
 use crate::cpu::{Exit, Vcpu};
 
 fn test(nature: Nature) -> Result<Tested, Report> {
@@ -17,8 +18,11 @@ fn test(nature: Nature) -> Result<Tested, Report> {
 
 fn test_seed(nature: Nature, seed: u64) -> Result<Tested, Report> {
     let mut model = Model::new(nature, seed);
+    if model.nature.tsc {
+        return selftest::ticks(&mut model);
+    }
     let claimed = model.instruction_counter().expect("the model has a counter");
-    selftest::run(&mut model, claimed)
+    pmu::selftest::run(&mut model, claimed)
 }
 
 /// The name of the check that refused the machine.
@@ -76,15 +80,15 @@ fn each_lie_is_named() {
         ("only halts", Nature { dead: true, ..honest() }),
         ("only halts", Nature { host_count: 7, ..honest() }),
         ("width in bits", Nature { claimed_width: 16, width: 16, ..honest() }),
-        ("interrupts that came", Nature { claimed_width: 40, ..honest() }),
+        ("those that came", Nature { claimed_width: 40, ..honest() }),
         ("only halts", Nature { width: 40, ..honest() }),
         ("1000 instructions", Nature { undercount_in: 50, ..honest() }),
         ("count differently", Nature { undercount_in: 5_000, ..honest() }),
         ("count differently", Nature { fault_overcount_in: 20, ..honest() }),
         ("single steps: exact", Nature { no_steps: true, ..honest() }),
         ("single steps: exact", Nature { long_step_in: 20, ..honest() }),
-        ("interrupts that came", Nature { lost_in: 1, ..honest() }),
-        ("interrupts that came", Nature { lost_in: 30, ..honest() }),
+        ("those that came", Nature { lost_in: 1, ..honest() }),
+        ("those that came", Nature { lost_in: 30, ..honest() }),
         ("largest skid", Nature { skid: 2000, ..honest() }),
         ("largest skid", Nature { late: 5000, late_in: 30, ..honest() }),
         ("host interrupt's exit", Nature { host_overcount_in: 2, ..honest() }),
@@ -97,6 +101,47 @@ fn each_lie_is_named() {
         let name = refused(nature.clone());
         let halts = nature.exit_costs == [2; 14] && name.contains("only halts");
         assert!(name.contains(want) || halts, "refused for '{name}' instead of '{want}': {nature:?}");
+    }
+}
+
+/// A Bochs that runs decoded instructions in one go.
+#[test]
+fn a_timer_that_is_looked_at_now_and_then_has_a_margin() {
+    let nature = Nature { tsc: true, run: 32, held_back: true, ..Nature::default() };
+    let tested = test(nature).map_err(|report| panic!("\n{report}")).unwrap();
+    assert_eq!((tested.skid.largest(), tested.counter.margin(), tested.counter.name()), (31, 62, "ticks"));
+    assert!((20..62).contains(&tested.steps_per_stop), "{}", tested.steps_per_stop);
+    assert_eq!(tested.counter.seen(), Seen::default());
+}
+
+/// A Bochs whose monitor trap flag does nothing, and QEMU.
+#[test]
+fn a_timer_without_skid_needs_no_steps() {
+    let nature = Nature { tsc: true, no_steps: true, ..Nature::default() };
+    let tested = test(nature).map_err(|report| panic!("\n{report}")).unwrap();
+    assert_eq!((tested.skid.largest(), tested.counter.margin(), tested.steps_per_stop), (0, 0, 0));
+}
+
+#[test]
+fn each_lie_of_a_tsc_is_named() {
+    let late = || Nature { tsc: true, run: 32, ..Nature::default() };
+    let exact = || Nature { run: 1, ..late() };
+    let cases = [
+        ("single steps: exact", Nature { no_steps: true, ..late() }),
+        ("single steps: exact", Nature { long_step_in: 20, ..late() }),
+        // Beyond what the trial's programs show.
+        ("straight code", Nature { run: 5000, ..late() }),
+        // A timer at half the speed of the TSC.
+        ("largest skid", Nature { slow_in: 2, ..exact() }),
+        ("those that came", Nature { slow_in: 1, ..exact() }),
+        ("such an end's exit", Nature { undercount_in: 50, ..exact() }),
+        ("such an end's exit", Nature { host_overcount_in: 20, ..late() }),
+        ("such an end's exit", Nature { host_overcount_in: 1, ..exact() }),
+        ("count differently", Nature { fault_overcount_in: 20, ..late() }),
+    ];
+    for (want, nature) in cases {
+        let name = refused(nature.clone());
+        assert!(name.contains(want), "refused for '{name}' instead of '{want}': {nature:?}");
     }
 }
 
@@ -118,6 +163,10 @@ fn auto_says_what_it_refused_and_why() {
     let both = choice(Wanted::Auto, true).unwrap_err().to_string();
     assert!(both.contains("'pmu' is refused") && both.contains("'ticks' is refused"), "{both}");
     assert!(both.contains("count of a program that only halts: want <= 1, got"), "{both}");
+    let mut chaining = Model::new(Nature { dead: true, tsc: true, run: 32, ..Nature::default() }, 1);
+    let chosen = choose(Wanted::Auto, &mut chaining).unwrap();
+    assert_eq!((chosen.counter.name(), chosen.figures.margin, chosen.figures.skid.largest()), ("ticks", 62, 31));
+
     let forced = choice(Wanted::Pmu, true).unwrap_err().to_string();
     assert!(forced.contains("'pmu' is refused") && !forced.contains("ticks"), "{forced}");
     let forced = choice(Wanted::Ticks, false).unwrap_err().to_string();
@@ -128,16 +177,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
-    fn honest_machines_pass(nature in super::exactness::honest(), seed: u64) {
+    fn honest_machines_pass(nature in prop_oneof![exactness::honest(), exactness::timed()], seed: u64) {
         // A machine with rare other interrupts is honest, too, but its self-test may have to be repeated.
         let nature = Nature { lost_in: 0, spurious_in: 0, host_in: 0, ..nature };
+        let most = if nature.tsc { nature.run - 1 } else { nature.skid + 1 };
         match test_seed(nature.clone(), seed) {
             Err(report) => prop_assert!(false, "\n{report}"),
             Ok(tested) => {
-                let known = super::exactness::counter_for(&nature);
-                prop_assert_eq!(&tested.counter.costs, &known.costs);
+                let known = exactness::counter_for(&nature);
+                prop_assert_eq!(tested.counter.costs(), known.costs());
                 prop_assert_eq!(tested.counter.identity(), known.identity());
-                prop_assert!(tested.skid.largest() <= nature.skid + 1);
+                prop_assert!(tested.skid.largest() <= most);
             }
         }
     }

@@ -1,17 +1,21 @@
-//! How late overflow interrupts come, and the margin that follows from it.
+//! How late the ends of runs come, and the margin that follows from it.
 
 use core::fmt;
 
-/// Least margin in instructions. 100 to 125 is what the debugger rr has found to be enough on Intel CPUs since 2008 for
-/// overflows of another counter; 18 has been measured for this one.
-const LEAST_MARGIN: u64 = 256;
-/// The margin is so many times the largest skid that was seen.
-const SAFETY: u64 = 8;
-/// Largest skid in instructions with which a stop is still affordable: the margin, and with it the single steps for each
-/// stop, would go beyond 8192.
+/// Largest skid in ticks with which a stop is still affordable: the margin, and with it the single steps for each stop,
+/// would go beyond 8192.
 pub const LARGEST_USABLE: u64 = 1024;
 
-/// A histogram of skids: how many were below 1, 2, 4, 8 … instructions.
+/// How a margin follows from the largest skid that was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// The margin is so many times the largest skid,
+    pub times: u64,
+    /// and so many ticks at least.
+    pub least: u64,
+}
+
+/// A histogram of skids: how many were below 1, 2, 4, 8 … ticks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Skid {
     buckets: [u32; 16],
@@ -19,7 +23,7 @@ pub struct Skid {
 }
 
 impl Skid {
-    /// Notes an overflow that came `late` instructions late.
+    /// Notes the end of a run that came `late` ticks late.
     pub fn note(&mut self, late: u64) {
         let bucket = (u64::BITS - late.leading_zeros()) as usize;
         let bucket = &mut self.buckets[bucket.min(self.buckets.len() - 1)];
@@ -39,10 +43,10 @@ impl Skid {
         self.largest
     }
 
-    /// How long before the target an overflow must be armed, to be sure.
+    /// How long before the target the end of a run must be armed, to be sure; 0 if it may be armed at the target.
     #[must_use]
-    pub fn margin(&self) -> u64 {
-        (SAFETY * self.largest).max(LEAST_MARGIN)
+    pub fn margin(&self, policy: Policy) -> u64 {
+        (policy.times * self.largest).max(policy.least)
     }
 }
 
@@ -64,16 +68,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn nothing_is_stepped_without_skid() {
+        const POLICY: Policy = Policy { times: 2, least: 0 };
+        let mut skid = Skid::default();
+        skid.note(0);
+        assert_eq!(skid.margin(POLICY), 0);
+        skid.note(31);
+        assert_eq!(skid.margin(POLICY), 62);
+    }
+
+    #[test]
     fn the_margin_exceeds_the_largest_skid_by_far() {
         let mut skid = Skid::default();
-        assert_eq!((skid.count(), skid.margin()), (0, 256));
+        const POLICY: Policy = Policy { times: 8, least: 256 };
+        assert_eq!((skid.count(), skid.margin(POLICY)), (0, 256));
         for late in [0, 1, 17, 18, 3] {
             skid.note(late);
         }
-        assert_eq!((skid.count(), skid.largest(), skid.margin()), (5, 18, 256));
+        assert_eq!((skid.count(), skid.largest(), skid.margin(POLICY)), (5, 18, 256));
         assert_eq!(skid.to_string(), "largest 18, <1: 1, <2: 1, <4: 1, <32: 2");
         skid.note(120);
-        assert_eq!(skid.margin(), 960);
+        assert_eq!(skid.margin(POLICY), 960);
         skid.note(u64::MAX >> 4);
         assert!(skid.to_string().ends_with(", more: 1"));
     }
