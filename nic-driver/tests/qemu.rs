@@ -1,6 +1,6 @@
 //! The driver against QEMU's models of the cards.
 //!
-//! Skipped, with a message, where there is no `qemu-system-x86_64`.
+//! Skipped, with a message, where there is no `qemu-system-x86_64`; `cargo xtask test` repeats it at its end.
 
 mod support;
 
@@ -21,7 +21,7 @@ fn frame(to: MacAddress, number: u32, len: usize) -> Vec<u8> {
 
 fn bring_up(device: &str, model: Model, mac: Option<MacAddress>) -> Option<(Machine, E1000<Port>)> {
     let Some(machine) = Machine::start(device, "52:54:00:12:34:56") else {
-        eprintln!("skipped: no qemu-system-x86_64");
+        println!("SKIPPED: there is no qemu-system-x86_64 (cargo xtask doctor --yes)");
         return None;
     };
     let (vendor, id) = machine.pci_ids();

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use pollux_tests::history::{self, Increment};
 use pollux_tests::resp::{Client, Reply};
 use pollux_tests::rig::{Platform, Rig};
-use pollux_tests::{GUEST_MAC, capture};
+use pollux_tests::{GUEST_MAC, capture, skip};
 
 /// Cuts in one run: each boundary of the script once. `POLLUX_CUTS` says otherwise.
 const CUTS: usize = 36;
@@ -72,8 +72,7 @@ fn count(rig: &Rig) -> usize {
 #[test]
 fn no_boundary_is_a_bad_moment_to_die() -> Result<()> {
     if Platform::get() == Platform::Bochs {
-        println!("SKIPPED: machines in Bochs keep pace only to within a second, and would suspect each other in vain");
-        return Ok(());
+        return skip("machines in Bochs keep pace only to within a second, and would suspect each other in vain");
     }
     let goal = std::env::var("POLLUX_CUTS").ok().map_or(Ok(CUTS), |text| text.parse())?;
     let mut arguments = Vec::new();

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::unistd::geteuid;
-use pollux_tests::history;
 use pollux_tests::load::{Load, judge, wait_answers};
 use pollux_tests::resp::{Client, Reply};
 use pollux_tests::rig::{Platform, Rig, TAKEOVER_LIMIT};
-use pollux_tests::seed;
+use pollux_tests::{history, seed, skip};
 
 /// No reply takes so long as this when a backup dies or is replaced; it takes far less on an idle desk.
 const UNNOTICED: Duration = Duration::from_secs(6);
@@ -54,8 +53,7 @@ fn one_connection_survives_kill_after_kill() -> Result<()> {
 #[test]
 fn the_kernels_own_tcp_survives_a_kill() -> Result<()> {
     if !geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
-        println!("SKIPPED: a tap interface needs root and /dev/net/tun");
-        return Ok(());
+        return skip("a tap interface needs root and /dev/net/tun");
     }
     let mut rig = Rig::protected("tap", "counter", &["--tap", "pollux-test"])?;
     let load = Load::start(&rig.service()?, "x", Instant::now())?;
@@ -89,8 +87,7 @@ fn a_new_backup_may_be_started_before_the_takeover() -> Result<()> {
 fn a_benchmark_sees_no_error_during_a_kill() -> Result<()> {
     let available = Command::new("redis-benchmark").arg("--version").stdout(Stdio::null()).status();
     if available.is_err() {
-        println!("SKIPPED: redis-benchmark is not installed (cargo xtask doctor --yes)");
-        return Ok(());
+        return skip("redis-benchmark is not installed (cargo xtask doctor --yes)");
     }
     let mut rig = Rig::protected("benchmark", "counter", &[])?;
     let service = rig.service()?;

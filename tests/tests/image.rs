@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use pollux_tests::rig::{Platform, fresh_directory};
-use pollux_tests::xtask;
+use pollux_tests::{skip, xtask};
 
 const FIRMWARE: &str = "/usr/share/ovmf/OVMF.fd";
+/// Without it media boot by BIOS only.
+const GRUB_FOR_UEFI: &str = "/usr/lib/grub/x86_64-efi";
 /// Software emulation of UEFI takes most of it.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -47,8 +49,7 @@ fn first_line(image: &Path, firmware: &[&str]) -> Result<String> {
 
 fn boots(name: &str, firmware: &[&str]) -> Result<()> {
     if Platform::get() != Platform::Qemu {
-        println!("SKIPPED: a Bochs rig boots such an image in all of its tests");
-        return Ok(());
+        return skip("a Bochs rig boots such an image in all of its tests");
     }
     let image = fresh_directory(name)?.join("pollux.iso");
     let path = image.to_str().context("path")?;
@@ -67,9 +68,10 @@ fn it_boots_by_bios() -> Result<()> {
 
 #[test]
 fn it_boots_by_uefi() -> Result<()> {
-    if !Path::new(FIRMWARE).exists() {
-        println!("SKIPPED: no {FIRMWARE} (package ovmf)");
-        return Ok(());
+    for path in [FIRMWARE, GRUB_FOR_UEFI] {
+        if !Path::new(path).exists() {
+            return skip(&format!("there is no {path} (cargo xtask doctor --yes)"));
+        }
     }
     boots("image-uefi", &["-bios", FIRMWARE])
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use pollux_tests::load::{Load, judge, wait_answers};
 use pollux_tests::rig::{Platform, Rig, START_LIMIT};
-use pollux_tests::{GUEST_MAC, capture};
+use pollux_tests::{GUEST_MAC, capture, skip};
 
 /// What is done to which links; `P` stands for the primary of that moment, `B` for its backup.
 const FAULTS: &[(&str, &[(&str, &str)])] = &[
@@ -56,8 +56,7 @@ fn endure(rig: &mut Rig, load: &Load, faults: &[(&str, &str)]) -> Result<()> {
 #[test]
 fn no_cut_of_a_cable_makes_two_of_the_guest() -> Result<()> {
     if Platform::get() == Platform::Bochs {
-        println!("SKIPPED: machines in Bochs keep pace only to within a second, and would suspect each other in vain");
-        return Ok(());
+        return skip("machines in Bochs keep pace only to within a second, and would suspect each other in vain");
     }
     let options = ["--capture", "--hypervisor-option", SUSPECT, "--hypervisor-option", "heartbeat=50ms"];
     let mut rig = Rig::protected("links", "counter", &options)?;

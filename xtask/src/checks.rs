@@ -7,11 +7,11 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::artefacts::{self, GUESTS, HYPERVISOR, METAL, SIMULATION, SIMULATOR};
-use crate::failures::Tee;
 use crate::needs::{self, Need};
 use crate::output::{self, say};
 use crate::platform::Platform;
 use crate::process::Process;
+use crate::transcript::{Tee, Transcript};
 use crate::{interrupt, rig};
 
 /// The package of the end-to-end tests.
@@ -56,11 +56,16 @@ const IN_BOCHS: [&str; 9] = [
     "nonsense_on_both_networks_harms_nothing",
 ];
 
+/// See [`IN_BOCHS`].
+const WHY_SELECTED: &str = "a selection; all of them: cargo xtask test rig \"\" --on bochs";
+
 /// A command that must succeed.
 #[derive(Debug)]
 struct Step {
     name: &'static str,
     command: Command,
+    /// Why it leaves tests out that exist, if it does.
+    selection: Option<&'static str>,
 }
 
 /// How a step went.
@@ -68,8 +73,8 @@ struct Step {
 struct Outcome {
     name: &'static str,
     failure: Option<String>,
-    /// What its failed tests said.
-    details: Vec<String>,
+    transcript: Transcript,
+    selection: Option<&'static str>,
     duration: Duration,
 }
 
@@ -77,13 +82,17 @@ struct Outcome {
 pub fn run(arguments: &TestArgs) -> Result<()> {
     let wanted = |part| arguments.part.is_none_or(|only| only == part);
     let mut required = vec![Need::Target];
+    // Tests that lack one of these say so and are skipped.
+    let mut useful = vec![Need::Etcd];
     let mut steps = Vec::new();
     let filter = arguments.filter.as_deref();
     if wanted(Part::Host) {
+        useful.extend([Need::Qemu, Need::Bochs, Need::Grub]);
         steps.extend(host_steps(filter));
     }
     if wanted(Part::Rig) {
         required.push(Need::Redis);
+        useful.push(Need::Uefi);
         for platform in
             Platform::value_variants().iter().filter(|platform| arguments.on.is_none_or(|only| only == **platform))
         {
@@ -92,11 +101,13 @@ pub fn run(arguments: &TestArgs) -> Result<()> {
         }
     }
     needs::ensure_present(&required, arguments.yes)?;
+    let absent = needs::install_if_possible(&useful, arguments.yes)?;
     let mut outcomes = Vec::new();
     for step in steps {
         outcomes.push(run_step(step)?);
     }
     output::lines(summary(&outcomes));
+    output::lines(not_tested(&outcomes, &absent));
     let failed = outcomes.iter().filter(|outcome| outcome.failure.is_some()).count();
     if failed == 0 { Ok(()) } else { bail!("{failed} of {} steps failed", outcomes.len()) }
 }
@@ -106,14 +117,14 @@ fn host_steps(filter: Option<&str>) -> Vec<Step> {
     let step = |name, arguments: &[&str]| {
         let mut command = artefacts::cargo();
         command.args(arguments);
-        Step { name, command }
+        Step { name, command, selection: None }
     };
     let simulate = |name, arguments: &[&str]| {
         step(name, &[&["run", "--quiet", "--profile", SIMULATION, "-p", SIMULATOR, "--"], arguments].concat())
     };
-    let mut tests = step("unit tests", &["test", "--workspace", "--exclude", GUESTS, "--exclude", END_TO_END]);
-    if let Some(filter) = filter {
-        tests.command.arg(filter);
+    let mut tests = step("unit tests", &["test", "--workspace", "--exclude", GUESTS, "--exclude", END_TO_END, "--"]);
+    tests.command.args(filter).arg("--show-output");
+    if filter.is_some() {
         return vec![tests];
     }
     let lint = ["--", "-D", "warnings"];
@@ -142,7 +153,8 @@ fn rig_step(platform: Platform, filter: Option<&str>) -> Result<Step> {
         .args(["test", "-p", END_TO_END, "--no-fail-fast", "--"])
         .args(filter)
         .args(["--test-threads=1", "--show-output"]);
-    if platform == Platform::Bochs && filter.is_none() {
+    let selection = (platform == Platform::Bochs && filter.is_none()).then_some(WHY_SELECTED);
+    if selection.is_some() {
         command.arg("--exact").args(IN_BOCHS);
     }
     command.env("POLLUX_XTASK", std::env::current_exe().context("cannot find myself")?);
@@ -152,7 +164,7 @@ fn rig_step(platform: Platform, filter: Option<&str>) -> Result<Step> {
         Platform::Qemu => "end to end, QEMU",
         Platform::Bochs => "end to end, Bochs",
     };
-    Ok(Step { name, command })
+    Ok(Step { name, command, selection })
 }
 
 fn run_step(mut step: Step) -> Result<Outcome> {
@@ -163,22 +175,22 @@ fn run_step(mut step: Step) -> Result<Outcome> {
     let mut process = Process::spawn(&mut step.command)?;
     let tee = process.child_mut().stdout.take().map(Tee::start);
     let result = process.wait(STEP_LIMIT);
-    let details = tee.map(Tee::end).unwrap_or_default();
+    let transcript = tee.map(Tee::end).unwrap_or_default();
     interrupt::check()?;
     let failure = match result {
         Ok(status) if status.success() => None,
         Ok(status) => Some(status.to_string()),
         Err(error) => Some(format!("{error:#}")),
     };
-    Ok(Outcome { name: step.name, failure, details, duration: started.elapsed() })
+    Ok(Outcome { name: step.name, failure, transcript, selection: step.selection, duration: started.elapsed() })
 }
 
 /// What failed is said again here: in the output of a whole run it is hard to find.
 fn summary(outcomes: &[Outcome]) -> Vec<String> {
     let mut lines = vec![String::new()];
-    for outcome in outcomes.iter().filter(|outcome| !outcome.details.is_empty()) {
+    for outcome in outcomes.iter().filter(|outcome| !outcome.transcript.failures.is_empty()) {
         lines.push(format!("== {}: failed tests", outcome.name));
-        lines.extend_from_slice(&outcome.details);
+        lines.extend_from_slice(&outcome.transcript.failures);
     }
     lines.push("== summary".to_owned());
     lines.extend(outcomes.iter().map(|outcome| {
@@ -187,6 +199,20 @@ fn summary(outcomes: &[Outcome]) -> Vec<String> {
     }));
     let total: Duration = outcomes.iter().map(|outcome| outcome.duration).sum();
     lines.push(format!("{:<20} {:>7.1} s", "total", total.as_secs_f64()));
+    lines
+}
+
+/// The last lines: what was not tested, and why. `absent` says what could not be installed.
+fn not_tested(outcomes: &[Outcome], absent: &[String]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for Outcome { name, transcript, selection, .. } in outcomes {
+        lines.extend(transcript.skipped.iter().map(|test| format!("{name}: {test}")));
+        if let Some(why) = selection.filter(|_| transcript.filtered > 0) {
+            lines.push(format!("{name}: {} tests: {why}", transcript.filtered));
+        }
+    }
+    lines.extend_from_slice(absent);
+    lines.insert(0, if lines.is_empty() { "== nothing was skipped" } else { "== skipped" }.to_owned());
     lines
 }
 
@@ -205,15 +231,40 @@ mod tests {
         }
     }
 
+    fn outcome(name: &'static str, transcript: Transcript) -> Outcome {
+        Outcome { name, failure: None, transcript, selection: None, duration: Duration::from_millis(1500) }
+    }
+
+    #[test]
+    fn the_last_lines_name_what_was_not_tested() {
+        let skipping = |skipped: &[&str], filtered| Transcript {
+            skipped: skipped.iter().map(|&test| test.to_owned()).collect(),
+            filtered,
+            ..Transcript::default()
+        };
+        let unit = outcome("unit tests", skipping(&["a: no etcd", "b: no QEMU"], 3));
+        let mut bochs = outcome("Bochs", skipping(&[], 20));
+        bochs.selection = Some("a selection");
+        let lines = not_tested(&[unit, bochs], &["etcd: apt-get fails".to_owned()]);
+        // Tests that the user's own filter left out are none that were skipped.
+        let expected = [
+            "== skipped",
+            "unit tests: a: no etcd",
+            "unit tests: b: no QEMU",
+            "Bochs: 20 tests: a selection",
+            "etcd: apt-get fails",
+        ];
+        assert_eq!(lines, expected);
+        assert_eq!(not_tested(&[outcome("format", skipping(&[], 0))], &[]), ["== nothing was skipped"]);
+    }
+
     #[test]
     fn the_summary_names_what_failed() {
-        let outcome = |name, failure: Option<&str>| Outcome {
-            name,
-            failure: failure.map(str::to_owned),
-            details: failure.map(|_| "---- it stdout ----".to_owned()).into_iter().collect(),
-            duration: Duration::from_millis(1500),
-        };
-        let text = summary(&[outcome("format", None), outcome("guests", Some("exit status: 101"))]).join("\n");
+        let format = outcome("format", Transcript::default());
+        let failures = vec!["---- it stdout ----".to_owned()];
+        let mut guests = outcome("guests", Transcript { failures, ..Transcript::default() });
+        guests.failure = Some("exit status: 101".to_owned());
+        let text = summary(&[format, guests]).join("\n");
         assert!(text.contains("format                   1.5 s  ok"), "{text}");
         assert!(text.contains("FAILED (exit status: 101)"), "{text}");
         assert!(text.contains("total                    3.0 s"), "{text}");

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::needs::{Need, State, ensure_present, is_root};
+use crate::needs::{Need, State, ensure_present, install_if_possible, is_root};
 use crate::output::{self, say};
 use crate::rig::accelerator::{self, Accelerator, Wish};
 
@@ -20,14 +20,17 @@ struct Row {
 
 /// Prints the table; with `yes`, installs first what is missing. An error if something necessary is missing at the end.
 pub fn run(yes: bool) -> Result<()> {
+    let (optional, required): (Vec<_>, Vec<_>) = Need::ALL.into_iter().partition(|need| need.is_optional());
     if yes {
-        ensure_present(&Need::ALL, true)?;
+        ensure_present(&required, true)?;
+        // What remains missing is in the table.
+        install_if_possible(&optional, true)?;
     }
-    let mut rows = Vec::new();
-    for need in Need::ALL {
-        rows.push(required(need)?);
-    }
+    let mut rows = required.into_iter().map(needed).collect::<Result<Vec<_>>>()?;
     let complete = rows.iter().all(|row| row.usable);
+    for need in optional {
+        rows.push(needed(need)?);
+    }
     rows.extend([acceleration(), root()]);
     output::lines(table(&rows));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -39,7 +42,7 @@ pub fn run(yes: bool) -> Result<()> {
     anyhow::bail!("something necessary is missing: type the commands above, or `cargo xtask doctor --yes`")
 }
 
-fn required(need: Need) -> Result<Row> {
+fn needed(need: Need) -> Result<Row> {
     let row = |usable, detail, remedy| Row { what: need.name(), usable, detail, remedy };
     Ok(match need.state()? {
         State::Present(detail) => row(true, detail, None),

@@ -6,7 +6,6 @@ mod artefacts;
 mod bench;
 mod checks;
 mod doctor;
-mod failures;
 mod image;
 mod interrupt;
 mod needs;
@@ -17,6 +16,7 @@ mod process;
 mod progress;
 mod rig;
 mod sim;
+mod transcript;
 mod units;
 mod view;
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::artefacts::METAL;
+use crate::interrupt;
+use crate::output::complain;
 use crate::process::{self, Process};
 use crate::progress::Progress;
 
@@ -22,6 +24,11 @@ pub const MKRESCUE: &str = "grub-mkrescue";
 const BOCHS_FILES: [&str; 2] = ["/usr/share/bochs/BIOS-bochs-latest", "/usr/share/vgabios/vgabios.bin"];
 /// Where GRUB has its parts, by firmware.
 const GRUB_PARTS: [(&str, &str); 2] = [("BIOS", "/usr/lib/grub/i386-pc"), ("UEFI", "/usr/lib/grub/x86_64-efi")];
+
+/// UEFI firmware for QEMU.
+const UEFI: &str = "/usr/share/ovmf/OVMF.fd";
+/// There while systemd runs the machine.
+const SYSTEMD: &str = "/run/systemd/system";
 
 /// An installation that takes longer hangs.
 const INSTALL_LIMIT: Duration = Duration::from_secs(1200);
@@ -39,6 +46,10 @@ pub enum Need {
     Grub,
     /// `redis-cli` and `redis-benchmark`, which the tests use as clients.
     Redis,
+    /// A real etcd, for tests of the arbiter's interface.
+    Etcd,
+    /// UEFI firmware for QEMU and GRUB's part for it, for tests of boot media.
+    Uefi,
 }
 
 /// Whether something is there.
@@ -54,7 +65,12 @@ pub enum State {
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Target, Self::Qemu, Self::Bochs, Self::Grub, Self::Redis];
+    pub const ALL: [Self; 7] = [Self::Target, Self::Qemu, Self::Bochs, Self::Grub, Self::Redis, Self::Etcd, Self::Uefi];
+
+    /// Whether nothing but single tests needs it, which are skipped without it.
+    pub fn is_optional(self) -> bool {
+        matches!(self, Self::Etcd | Self::Uefi)
+    }
 
     /// What to call it.
     pub fn name(self) -> &'static str {
@@ -64,6 +80,8 @@ impl Need {
             Self::Bochs => "Bochs",
             Self::Grub => "GRUB and xorriso",
             Self::Redis => "redis-cli, redis-benchmark",
+            Self::Etcd => "etcd (optional)",
+            Self::Uefi => "UEFI firmware (optional)",
         }
     }
 
@@ -75,6 +93,8 @@ impl Need {
             Self::Bochs => "cargo xtask bochs, cargo xtask test rig",
             Self::Grub => "cargo xtask image, cargo xtask bochs, cargo xtask test rig",
             Self::Redis => "cargo xtask test rig",
+            Self::Etcd => "tests of the arbiter with a real etcd",
+            Self::Uefi => "a test that boots by UEFI",
         }
     }
 
@@ -92,6 +112,8 @@ impl Need {
                 (Some(line), Some(_)) => Ok(State::Present(line)),
                 _ => Ok(State::Missing),
             },
+            Self::Etcd => Ok(version_line("etcd")?.map_or(State::Missing, State::Present)),
+            Self::Uefi => Ok(uefi_state()),
         }
     }
 
@@ -103,6 +125,8 @@ impl Need {
             Self::Bochs => apt(&["bochs", "bochsbios", "vgabios"]),
             Self::Grub => apt(&["grub-common", "grub-pc-bin", "grub-efi-amd64-bin", "xorriso", "mtools"]),
             Self::Redis => apt(&["redis-tools"]),
+            Self::Etcd => etcd_commands(Path::new(SYSTEMD).exists()),
+            Self::Uefi => apt(&["ovmf", "grub-efi-amd64-bin"]),
         }
     }
 
@@ -161,6 +185,34 @@ pub fn ensure_present(needs: &[Need], yes: bool) -> Result<()> {
     Ok(())
 }
 
+/// Installs what is missing of `needs`, if we are root or `yes` was said. What is still missing then, and why, a line
+/// each: the caller can do without.
+pub fn install_if_possible(needs: &[Need], yes: bool) -> Result<Vec<String>> {
+    let mut absent = Vec::new();
+    for &need in needs {
+        let why = match need.state()? {
+            State::Present(_) => continue,
+            State::Unusable(why) => why,
+            State::Missing if yes || is_root() => {
+                let Err(error) = need.install() else { continue };
+                interrupt::check()?;
+                complain!("{error:#}");
+                ends(&format!("{error:#}"))
+            }
+            State::Missing => format!("install it with `{}`", need.command_line()),
+        };
+        absent.push(format!("{} is missing ({}): {why}", need.name(), need.purpose()));
+    }
+    Ok(absent)
+}
+
+/// The first and the last line of a text: what was tried, and how it ended.
+fn ends(text: &str) -> String {
+    let mut lines = text.lines();
+    let first = lines.next().unwrap_or_default();
+    lines.next_back().map_or_else(|| first.to_owned(), |last| format!("{first}: {last}"))
+}
+
 /// Whether we may do everything.
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
@@ -215,13 +267,29 @@ fn grub_state() -> Result<State> {
     })
 }
 
+fn uefi_state() -> State {
+    let [_, (_, grub)] = GRUB_PARTS;
+    if [UEFI, grub].into_iter().all(|path| Path::new(path).exists()) {
+        State::Present(UEFI.to_owned())
+    } else {
+        State::Missing
+    }
+}
+
+/// Debian's package starts a server, which nobody here has asked for.
+fn etcd_commands(systemd: bool) -> Vec<Vec<&'static str>> {
+    let mut commands = apt(&["etcd-server"]);
+    commands.extend(systemd.then(|| vec!["systemctl", "disable", "--now", "etcd.service"]));
+    commands
+}
+
 fn apt(packages: &[&'static str]) -> Vec<Vec<&'static str>> {
     let install = ["apt-get", "install", "-y", "--no-install-recommends"];
     vec![vec!["apt-get", "update"], install.into_iter().chain(packages.iter().copied()).collect()]
 }
 
 fn needs_root(command: &[&str]) -> bool {
-    command.first() == Some(&"apt-get")
+    command.first().is_some_and(|program| ["apt-get", "systemctl"].contains(program))
 }
 
 fn with_sudo(command: Vec<&'static str>, root: bool) -> Vec<&'static str> {
@@ -256,6 +324,22 @@ mod tests {
             assert!(matches!(judge(old), State::Unusable(why) if why.contains("too old") && why.contains(&old[..3])));
         }
         assert!(matches!(judge_qemu("something else"), State::Unusable(_)));
+    }
+
+    #[test]
+    fn the_ends_of_an_error_say_enough() {
+        let apt =
+            "`apt-get install -y x` failed (exit status: 100)\nReading package lists...\nE: Unable to locate package x";
+        assert_eq!(ends(apt), "`apt-get install -y x` failed (exit status: 100): E: Unable to locate package x");
+        assert_eq!((ends("one line"), ends("")), ("one line".to_owned(), String::new()));
+    }
+
+    #[test]
+    fn a_server_that_comes_along_is_stopped() {
+        let last = |systemd| etcd_commands(systemd).pop().unwrap();
+        assert_eq!(last(true), ["systemctl", "disable", "--now", "etcd.service"]);
+        assert_eq!(last(false).last(), Some(&"etcd-server"));
+        assert!(etcd_commands(true).iter().all(|command| needs_root(command)));
     }
 
     #[test]

@@ -58,7 +58,7 @@ fn etcd(directory: &Path) -> Option<Server> {
     command.args(["--initial-cluster", &format!("default={peers}")]);
     let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let Ok(process) = process else {
-        eprintln!("skipped: no etcd (Debian: apt-get install etcd-server)");
+        println!("SKIPPED: etcd is not installed (cargo xtask doctor --yes)");
         return None;
     };
     let server = Server { process, address };

@@ -1,0 +1,179 @@
+//! What the output of `cargo test` says that must not be lost in a long run: what failed tests said, and what was not
+//! tested. Read as it passes by.
+//!
+//! A test that cannot run here prints a line that begins with [`SKIPPED`], whatever crate it is in, and returns. With
+//! `--show-output`, libtest shows that line below the test's name.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::ChildStdout;
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+
+/// What a test prints, and behind it why, before it returns without having tested anything.
+const SKIPPED: &str = "SKIPPED: ";
+/// Lines of one failed test that are repeated.
+const LINES: usize = 40;
+/// How long what a step wrote last may take to be read once the step has ended.
+const REST: Duration = Duration::from_secs(5);
+
+/// Passes a step's output on to ours and keeps what matters of it.
+#[derive(Debug)]
+pub struct Tee(Receiver<Transcript>);
+
+impl Tee {
+    /// Reads `output` to its end, in a thread of its own.
+    pub fn start(output: ChildStdout) -> Self {
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            let kept = pass_on(output, &mut std::io::stdout());
+            // Nobody waits any longer for the output of a step that left something behind.
+            let _ = sender.send(kept);
+        });
+        Self(receiver)
+    }
+
+    /// What was kept of a step that has ended.
+    pub fn end(self) -> Transcript {
+        self.0.recv_timeout(REST).unwrap_or_default()
+    }
+}
+
+fn pass_on(input: impl Read, output: &mut impl Write) -> Transcript {
+    let mut input = BufReader::new(input);
+    let mut reader = Reader::default();
+    let mut line = Vec::new();
+    while matches!(input.read_until(b'\n', &mut line), Ok(1..)) {
+        // A reader that has gone away does not end the tests.
+        let _ = output.write_all(&line).and_then(|()| output.flush());
+        reader.line(String::from_utf8_lossy(&line).trim_end());
+        line.clear();
+    }
+    reader.kept
+}
+
+/// What is kept of a step's output.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Transcript {
+    /// What failed tests said.
+    pub failures: Vec<String>,
+    /// Tests that tested nothing, with the reason: `a_test: there is no QEMU`. In the order of their names.
+    pub skipped: BTreeSet<String>,
+    /// Tests that no filter chose.
+    pub filtered: usize,
+}
+
+/// The part of libtest's output that a line is in.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Section {
+    #[default]
+    Other,
+    /// What successful tests wrote, between the first line `successes:` and the second, which begins the list of names.
+    Successes,
+    /// The same of failed ones, after `failures:`.
+    Failures,
+}
+
+#[derive(Debug, Default)]
+struct Reader {
+    kept: Transcript,
+    section: Section,
+    /// The test at hand.
+    test: String,
+    /// Its lines so far.
+    seen: usize,
+}
+
+impl Reader {
+    fn line(&mut self, line: &str) {
+        let toggled = |section| if self.section == section { Section::Other } else { section };
+        match line {
+            "successes:" => self.section = toggled(Section::Successes),
+            "failures:" => self.section = toggled(Section::Failures),
+            "" => {}
+            _ if self.section == Section::Other => self.verdict(line),
+            _ => self.said(line),
+        }
+    }
+
+    /// A line of what a test wrote.
+    fn said(&mut self, line: &str) {
+        let name = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"));
+        match name {
+            Some(name) => (self.test, self.seen) = (name.to_owned(), 0),
+            None => self.seen += 1,
+        }
+        if let Some(why) = line.strip_prefix(SKIPPED) {
+            self.kept.skipped.insert(format!("{}: {why}", self.test));
+        }
+        if self.section == Section::Failures {
+            match self.seen {
+                0..=LINES => self.kept.failures.push(line.to_owned()),
+                seen if seen == LINES + 1 => self.kept.failures.push("[more above]".to_owned()),
+                _ => {}
+            }
+        }
+    }
+
+    /// A line of libtest itself: `test a ... ignored, takes a day`, `test result: ok. 3 passed; … 2 filtered out; …`.
+    fn verdict(&mut self, line: &str) {
+        let Some(rest) = line.strip_prefix("test ") else { return };
+        if let Some(counts) = rest.strip_prefix("result: ") {
+            let filtered = counts.split("; ").find_map(|part| part.strip_suffix(" filtered out"));
+            self.kept.filtered += filtered.and_then(|count| count.parse::<usize>().ok()).unwrap_or(0);
+        } else if let Some((name, why)) = rest.split_once(" ... ignored") {
+            let why = why.strip_prefix(", ").unwrap_or("ignored");
+            self.kept.skipped.insert(format!("{name}: {why}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Transcript {
+        let mut passed = Vec::new();
+        let kept = pass_on(text.as_bytes(), &mut passed);
+        assert_eq!(passed, text.as_bytes());
+        kept
+    }
+
+    #[test]
+    fn of_the_output_only_failed_tests_are_kept_and_all_is_passed_on() {
+        let long = "noise\n".repeat(LINES + 7);
+        let kept = read(&format!(
+            "running 3 tests\ntest a ... ok\n\nsuccesses:\n\n---- a stdout ----\nfine\n\n\nsuccesses:\n    a\n\nfailures:\n\n\
+             ---- b stdout ----\nError: not within 20 s\n\n---- c stdout ----\n{long}\nfailures:\n    b\n    c\n\n\
+             test result: FAILED\n"
+        ));
+        let failures = &kept.failures;
+        assert_eq!(failures[..3], ["---- b stdout ----", "Error: not within 20 s", "---- c stdout ----"]);
+        assert_eq!((failures.len(), failures.last().map(String::as_str)), (3 + LINES + 1, Some("[more above]")));
+        assert_eq!((kept.skipped.len(), kept.filtered), (0, 0));
+    }
+
+    #[test]
+    fn what_was_not_tested_is_kept_with_the_reason() {
+        let kept = read(
+            "running 4 tests\ntest d ... ignored, takes a day\ntest a ... ok\ntest b::c ... ok\ntest e ... ignored\n\n\
+             successes:\n\n---- a stdout ----\nSKIPPED: there is no etcd\nSKIPPED: there is no etcd\n\n\
+             ---- b::c stdout ----\n70 kills\nSKIPPED: no root\n\n\n\
+             successes:\n    a\n    b::c\n\n\
+             test result: ok. 2 passed; 0 failed; 2 ignored; 0 measured; 7 filtered out; finished in 0.00s\n\n\
+             running 1 test\ntest f ... FAILED\n\n\
+             failures:\n\n---- f stdout ----\nSKIPPED: half of it\npanicked\n\n\nfailures:\n    f\n\n\
+             test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 20 filtered out; finished in 0.00s\n",
+        );
+        let skipped: Vec<_> = kept.skipped.iter().map(String::as_str).collect();
+        let expected = ["a: there is no etcd", "b::c: no root", "d: takes a day", "e: ignored", "f: half of it"];
+        assert_eq!(skipped, expected);
+        assert_eq!(kept.filtered, 27);
+        assert_eq!(kept.failures.len(), 3);
+    }
+
+    #[test]
+    fn without_tests_nothing_is_kept() {
+        assert_eq!(pass_on(&b"test a ... ok\nwithout an end \xff"[..], &mut Vec::new()), Transcript::default());
+    }
+}
