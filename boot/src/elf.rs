@@ -1,4 +1,4 @@
-//! Reads kernels in ELF64 with a PVH entry point: our own images and Linux's `vmlinux`.
+//! Reads kernels in ELF64: those with a PVH entry point, such as our own images, and Linux's `vmlinux`.
 //!
 //! See: System V ABI, "ELF-64 Object File Format"; the note is described in Xen's `public/elfnote.h`.
 
@@ -52,7 +52,7 @@ const EM_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 
-/// The file is no image that can be started by PVH.
+/// The file is no kernel that can be started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageError {
     /// It does not begin like an ELF file.
@@ -61,7 +61,7 @@ pub enum ImageError {
     NotX86_64,
     /// The file ends before the part named.
     Truncated(&'static str),
-    /// No PVH entry point is noted (`XEN_ELFNOTE_PHYS32_ENTRY`).
+    /// No PVH entry point is noted (`XEN_ELFNOTE_PHYS32_ENTRY`), and it is not Linux.
     NoPvhNote,
     /// The segment at this physical address has more bytes in the file than in memory, or wraps around the address space.
     BadSegment(u64),
@@ -106,19 +106,30 @@ impl Segment<'_> {
     }
 }
 
+/// How an image is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// In 32-bit protected mode; see [`pvh`](crate::pvh).
+    Pvh,
+    /// In 64-bit mode by the Linux/x86 boot protocol; see [`linux`](crate::linux).
+    Linux,
+}
+
 /// A checked image.
 #[derive(Debug, Clone, Copy)]
-pub struct PvhImage<'a> {
+pub struct KernelImage<'a> {
     file: &'a [u8],
     header: Header,
+    protocol: Protocol,
     entry: u32,
 }
 
-impl<'a> PvhImage<'a> {
-    /// Checks an image file: headers, segments and the note that names the entry point.
+impl<'a> KernelImage<'a> {
+    /// Checks an image file: headers, segments and the notes that say how and where it is entered. A Linux kernel, known by
+    /// its notes (those of Linux 5.0 and later), is entered as Linux even if it knows PVH: only so it gets a seed.
     ///
     /// # Errors
-    /// When the file cannot be started by PVH.
+    /// When the file cannot be started by either protocol.
     pub fn parse(file: &'a [u8]) -> Result<Self, ImageError> {
         if !file.starts_with(&IDENT[..4]) {
             return Err(ImageError::NotElf);
@@ -129,7 +140,7 @@ impl<'a> PvhImage<'a> {
         if !header.ident.starts_with(&IDENT) || header.machine != EM_X86_64 || !executable || !known_layout {
             return Err(ImageError::NotX86_64);
         }
-        let mut image = Self { file, header, entry: 0 };
+        let mut image = Self { file, header, protocol: Protocol::Pvh, entry: 0 };
         let mut entry = None;
         for number in 0..header.phnum {
             let program = image.program_header(number).ok_or(ImageError::Truncated("program header table"))?;
@@ -139,12 +150,19 @@ impl<'a> PvhImage<'a> {
                 }
                 PT_NOTE => {
                     let notes = image.file_bytes(&program).ok_or(ImageError::Truncated("note"))?;
-                    entry = entry.or(Notes { rest: notes, align: program.align }.find_map(pvh_entry));
+                    let notes = || Notes { rest: notes, align: program.align };
+                    if notes().any(|note| note.name == b"Linux\0") {
+                        image.protocol = Protocol::Linux;
+                    }
+                    entry = entry.or(notes().find_map(pvh_entry));
                 }
                 _ => {}
             }
         }
-        let entry = entry.ok_or(ImageError::NoPvhNote)?;
+        let entry = match image.protocol {
+            Protocol::Linux => header.entry,
+            Protocol::Pvh => entry.ok_or(ImageError::NoPvhNote)?,
+        };
         if !image.segments().any(|segment| (segment.gpa..segment.end()).contains(&entry)) {
             return Err(ImageError::EntryOutside(entry));
         }
@@ -152,7 +170,13 @@ impl<'a> PvhImage<'a> {
         Ok(image)
     }
 
-    /// Physical address at which execution begins in 32-bit protected mode.
+    /// How it is entered.
+    #[must_use]
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// Physical address at which execution begins.
     #[must_use]
     pub fn entry(&self) -> u32 {
         self.entry
@@ -305,7 +329,7 @@ mod tests {
     fn a_good_image() {
         for entry in [&[8, 0, 0x10, 0][..], &[8, 0, 0x10, 0, 0, 0, 0, 0]] {
             let file = file(entry, b"Xen\0");
-            let image = PvhImage::parse(&file).unwrap();
+            let image = KernelImage::parse(&file).unwrap();
             assert_eq!(image.entry(), 0x10_0008);
             let segments: Vec<_> = image.segments().collect();
             assert_eq!(segments, [Segment { gpa: 0x10_0000, file_bytes: b"0123456789abcdef", mem_len: 64 }]);
@@ -321,9 +345,9 @@ mod tests {
         let with = |at: usize, byte: u8| {
             let mut file = good.clone();
             file[at] = byte;
-            PvhImage::parse(&file).map(|image| image.entry())
+            KernelImage::parse(&file).map(|image| image.entry())
         };
-        assert_eq!(PvhImage::parse(b"").map(|_| ()), Err(ImageError::NotElf));
+        assert_eq!(KernelImage::parse(b"").map(|_| ()), Err(ImageError::NotElf));
         assert_eq!(with(0, 0), Err(ImageError::NotElf));
         assert_eq!(with(4, 1), Err(ImageError::NotX86_64));
         assert_eq!(with(18, 3), Err(ImageError::NotX86_64));
@@ -332,9 +356,26 @@ mod tests {
         assert_eq!(with(64 + 15, 1), Err(ImageError::Truncated("segment")));
         assert_eq!(with(120 + 15, 1), Err(ImageError::Truncated("note")));
         assert_eq!(with(192 + 16, 0x40), Err(ImageError::EntryOutside(0x10_0040)));
-        assert_eq!(PvhImage::parse(&good[..63]).map(|_| ()), Err(ImageError::Truncated("header")));
+        assert_eq!(KernelImage::parse(&good[..63]).map(|_| ()), Err(ImageError::Truncated("header")));
         let other = file(&[8, 0, 0x10, 0], b"GNU\0");
-        assert_eq!(PvhImage::parse(&other).map(|_| ()), Err(ImageError::NoPvhNote));
+        assert_eq!(KernelImage::parse(&other).map(|_| ()), Err(ImageError::NoPvhNote));
+    }
+
+    #[test]
+    fn linux_is_known_by_its_note() {
+        let mut file = file(&[8, 0, 0x10, 0], b"Xen\0");
+        file[24..32].copy_from_slice(&0x10_0004u64.to_le_bytes());
+        let pvh = KernelImage::parse(&file).unwrap();
+        assert_eq!((pvh.protocol(), pvh.entry()), (Protocol::Pvh, 0x10_0008));
+        file.extend([6u32, 4, 0x100].as_bytes());
+        file.extend(b"Linux\0\0\0\0\0\0\0");
+        for len in [120 + 32, 120 + 40] {
+            file[len] = 20 + 24;
+        }
+        let linux = KernelImage::parse(&file).unwrap();
+        assert_eq!((linux.protocol(), linux.entry()), (Protocol::Linux, 0x10_0004));
+        file[24] = 0x40;
+        assert_eq!(KernelImage::parse(&file).map(|_| ()), Err(ImageError::EntryOutside(0x10_0040)));
     }
 
     proptest! {
@@ -347,7 +388,7 @@ mod tests {
             for (at, byte) in changes {
                 file[at] = byte;
             }
-            if let Ok(image) = PvhImage::parse(&file[..len]) {
+            if let Ok(image) = KernelImage::parse(&file[..len]) {
                 for segment in image.segments() {
                     prop_assert!(segment.file_bytes.len() as u64 <= segment.mem_len);
                     prop_assert!(segment.gpa.checked_add(segment.mem_len).is_some());

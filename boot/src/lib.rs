@@ -17,6 +17,7 @@ pub mod elf;
 #[cfg(target_os = "none")]
 mod entry;
 mod info;
+pub mod linux;
 mod memory_map;
 mod multiboot;
 pub mod pvh;

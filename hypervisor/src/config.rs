@@ -70,6 +70,8 @@ pub struct Config {
     pub guest_mac: [u8; 6],
     /// `guest-args="…"`: the guest's command line.
     pub guest_args: String,
+    /// `guest-seed=HEX`: 32 bytes that the guest's random numbers rest on, too; without it they come from this machine alone.
+    pub guest_seed: Option<[u8; 32]>,
     /// `heartbeat=100ms`: time between heartbeats, in microseconds.
     pub heartbeat_us: u64,
     /// `suspect=1000ms`: silence after which the twin is given up, in microseconds.
@@ -106,6 +108,7 @@ impl Default for Config {
             guest_memory: 64 << 20,
             guest_mac: [0x52, 0x54, 0x00, 0x12, 0x34, 0x56],
             guest_args: String::new(),
+            guest_seed: None,
             heartbeat_us: 100_000,
             suspect_us: 1_000_000,
             log_buffer: 4 << 20,
@@ -132,7 +135,7 @@ impl fmt::Display for ConfigError {
 
 /// All option names, for the message about an unknown one.
 const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, guest-memory, guest-mac, guest-args, \
-                     heartbeat, suspect, log-buffer, transfer, counter, clock, monitor, break, test-commands, stops, seed";
+                     guest-seed, heartbeat, suspect, log-buffer, transfer, counter, clock, monitor, break, test-commands, stops, seed";
 
 impl Config {
     /// Reads a command line.
@@ -183,6 +186,7 @@ impl Config {
             "guest-memory" => self.guest_memory = size(value).map_err(bad)?,
             "guest-mac" => self.guest_mac = mac(value).map_err(bad)?,
             "guest-args" => self.guest_args = value.to_owned(),
+            "guest-seed" => self.guest_seed = Some(bytes_of_hex(value).ok_or_else(|| bad("64 hexadecimal digits"))?),
             "heartbeat" => self.heartbeat_us = duration(value).map_err(bad)?,
             "suspect" => self.suspect_us = duration(value).map_err(bad)?,
             "log-buffer" => self.log_buffer = size(value).map_err(bad)?,
@@ -331,6 +335,17 @@ fn short(text: &str) -> Result<String, &'static str> {
     }
 }
 
+fn bytes_of_hex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
 fn number(text: &str) -> Result<u64, &'static str> {
     text.parse().map_err(|_| "not a whole number")
 }
@@ -390,6 +405,8 @@ mod tests {
         assert_eq!(config.suspect_us, 2_000_000);
         assert_eq!((config.counter, Config::default().counter), (Wanted::Pmu, Wanted::Auto));
         assert_eq!(config.guest_args, "ip=1 gw=2");
+        let seeded = Config::parse(&format!("role=solo guest-seed={}", "0a".repeat(32))).unwrap();
+        assert_eq!((config.guest_seed, seeded.guest_seed), (None, Some([10; 32])));
         assert_eq!(config.log_peer, Some(Ipv4Addr::new(10, 1, 0, 2)));
     }
 
@@ -419,6 +436,8 @@ mod tests {
         refused("break=everything", "break");
         refused("counter=tsc", "one of auto, pmu, ticks");
         refused("guest-args=\"open", "guest-args");
+        refused("guest-seed=0123", "guest-seed");
+        refused(&format!("guest-seed={}", "+1".repeat(32)), "guest-seed");
         for (line, named) in [
             ("role=backup", "client-nic"),
             ("role=king", "role=king"),

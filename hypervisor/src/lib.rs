@@ -5,6 +5,7 @@
 
 extern crate alloc;
 
+pub mod boot_files;
 pub mod config;
 pub mod counter;
 pub mod cpu;

@@ -7,6 +7,7 @@ use core::slice;
 
 use linked_list_allocator::LockedHeap;
 use pollux_boot::BootInfo;
+use pollux_hypervisor::boot_files::BootFiles;
 use pollux_hypervisor::config::{Config, StartRole};
 use pollux_hypervisor::counter::choose::{self, Chosen};
 use pollux_hypervisor::counter::selftest::Machine;
@@ -16,7 +17,7 @@ use pollux_hypervisor::host::apic::Apic;
 use pollux_hypervisor::host::clock::{self, WallClock};
 use pollux_hypervisor::host::memory::HostMemory;
 use pollux_hypervisor::host::pci::Bdf;
-use pollux_hypervisor::host::{interrupts, logger, nic, pci, serial};
+use pollux_hypervisor::host::{entropy, interrupts, logger, nic, pci, serial};
 use pollux_hypervisor::memory::GuestMemory;
 use pollux_hypervisor::platform::{Platform, PlatformConfig, clock::RATE_ONE, loader::GuestImage};
 use pollux_hypervisor::replica::{MachinePlace, Parts, Replica, monitor};
@@ -141,10 +142,10 @@ fn make_guest(info: &'static BootInfo, config: &Config, apic: &Apic, memory: &mu
     log::info!("virtual CPU: {kind}");
     let counter = choose_counter(config, apic, &mut *vcpu, &mut guest_memory);
     let platform = make_platform(config);
-    let (image, name) = find_image(info, config);
+    let image = find_image(info, config);
     let mut guest = Guest::new(vcpu, counter, guest_memory, platform, image, interrupts::let_in);
     // A backup tries it too, so that a bad image is found at the start and not at a reset; the state replaces it.
-    guest.restart().unwrap_or_else(|error| refuse(&format_args!("the guest image '{name}': {error}")));
+    guest.restart().unwrap_or_else(|error| refuse(&format_args!("the guest: {error}")));
     guest
 }
 
@@ -171,26 +172,31 @@ fn make_platform(config: &Config) -> Platform {
     let rdtscp = raw_cpuid::CpuId::new()
         .get_extended_processor_and_feature_identifiers()
         .is_some_and(|features| features.has_rdtscp());
+    let entropy = entropy::gather(config.guest_seed.as_ref());
+    let level = if entropy.good { log::Level::Info } else { log::Level::Warn };
+    log::log!(level, "the guest's random numbers come from {}", entropy.source);
     let platform = PlatformConfig {
         memory_bytes: config.guest_memory,
         mac: config.guest_mac,
         start_unix_seconds: clock::unix_time(),
         host_cpuid: &host_cpuid,
         rdtscp,
+        entropy: entropy.bytes,
         rate: RATE_ONE,
     };
     Platform::new(&platform).unwrap_or_else(|error| refuse(&error))
 }
 
-/// The guest's image, which the boot loader passed as the first module, and its name.
-fn find_image(info: &'static BootInfo, config: &Config) -> (GuestImage<'static>, &'static str) {
-    let Some(module) = info.modules.first() else {
-        refuse(&"there is no guest image: the boot loader passed no module");
-    };
-    // SAFETY: the loader put the module into memory that the memory map does not call usable.
-    let kernel = unsafe { slice::from_raw_parts(module.start as *const u8, module.len as usize) };
+/// The guest's files, which the boot loader passed as modules.
+fn find_image(info: &'static BootInfo, config: &Config) -> GuestImage<'static> {
+    let modules = info.modules.iter().map(|module| {
+        // SAFETY: the loader put the module into memory that the memory map does not call usable.
+        let bytes = unsafe { slice::from_raw_parts(module.start as *const u8, module.len as usize) };
+        (module.name, bytes)
+    });
+    let BootFiles { kernel, initrd } = BootFiles::find(modules).unwrap_or_else(|error| refuse(&error));
     let command_line: &'static str = Box::leak(config.guest_args.clone().into_boxed_str());
-    (GuestImage { kernel, command_line, initrd: None }, module.name)
+    GuestImage { kernel, command_line, initrd }
 }
 
 /// Ends a start that cannot succeed: says why on the log and the monitor, and halts.

@@ -29,6 +29,8 @@ pub const CR0_PE: u64 = 1 << 0;
 pub const CR0_ET: u64 = 1 << 4;
 /// CR0.PG: paging.
 pub const CR0_PG: u64 = 1 << 31;
+/// CR4.PAE: long page-table entries, without which there is no 64-bit mode.
+pub const CR4_PAE: u64 = 1 << 5;
 /// EFER.LME: long mode enabled.
 pub const EFER_LME: u64 = 1 << 8;
 /// EFER.LMA: long mode active.
@@ -293,6 +295,24 @@ impl CpuState {
         };
         state.registers.rip = u64::from(entry);
         state.registers.gpr[gpr::RBX] = u64::from(start_info);
+        state
+    }
+
+    /// The state in which Linux is entered: 64-bit mode, memory mapped one to one by the tables at `cr3`, the segments that
+    /// its boot protocol wants (0x10 and 0x18) out of the table `gdtr`, RSI pointing to the zero page.
+    /// See: Linux, Documentation/arch/x86/boot.rst, "64-bit Boot Protocol".
+    #[must_use]
+    pub fn linux(entry: u64, zero_page: u64, cr3: u64, gdtr: Table) -> Self {
+        let data = Segment::flat(0x18, 0xC93);
+        let mut state = Self::pvh(0, 0);
+        let segments = &mut state.segments;
+        (segments.es, segments.ss, segments.ds, segments.fs, segments.gs) = (data, data, data, data, data);
+        segments.cs = Segment::flat(0x10, 0xA9B);
+        (state.gdtr, state.cr3, state.cr4) = (gdtr, cr3, CR4_PAE);
+        state.cr0 |= CR0_PG;
+        state.msrs.efer = EFER_LME | EFER_LMA;
+        state.registers.rip = entry;
+        state.registers.gpr[gpr::RSI] = zero_page;
         state
     }
 

@@ -15,14 +15,15 @@ mod tests;
 use alloc::string::String;
 use core::fmt;
 
+use pollux_boot::linux::Written;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::counter::Progress;
 use crate::counter::choose::Chosen;
-use crate::cpu::registers::{CpuState, RFLAGS_IF};
+use crate::cpu::registers::{CpuState, RFLAGS_IF, Table};
 use crate::cpu::{Exit, Vcpu};
 use crate::memory::{Gpa, GuestMemory, PageSet};
-use crate::platform::loader::{self, GuestImage, LoadError};
+use crate::platform::loader::{self, EntryPoint, GuestImage, LoadError};
 use crate::platform::{GuestTime, Outputs, Platform, PowerEvent};
 use crate::state::{self, State, StateError, Visitor};
 
@@ -339,22 +340,31 @@ impl Guest {
     pub fn restart(&mut self) -> Result<(), LoadError> {
         assert!(self.settled, "a reset was applied away from an exact stop");
         self.memory.clear();
-        let entry = loader::load(&self.image, &mut self.memory)?;
+        let seed = self.platform.draw_seed();
+        let entry = loader::load(&self.image, &seed, &mut self.memory)?;
         self.platform.reset();
-        self.vcpu.load(&CpuState::pvh(entry.entry, entry.start_info));
+        self.vcpu.load(&match entry {
+            EntryPoint::Pvh { entry, start_info } => CpuState::pvh(entry, start_info),
+            EntryPoint::Linux { entry, parameters: Written { zero_page, page_tables, gdt, gdt_limit } } => {
+                CpuState::linux(entry, zero_page, page_tables, Table { base: gdt, limit: gdt_limit })
+            }
+        });
         self.halted = false;
         self.crash = None;
         Ok(())
     }
 
-    /// The image and its command line for people to read, behind a digest: what is long is cut where names are sent.
+    /// The images and the command line for people to read, behind a digest: what is long is cut where names are sent.
     #[must_use]
     pub fn image_name(&self) -> String {
-        let initrd = xxh64(self.image.initrd.unwrap_or_default(), 0);
+        // An empty ramdisk is another guest than none.
+        let initrd = self.image.initrd.map_or(0, |initrd| xxh64(initrd, 1));
         let digest = xxh64(self.image.kernel, xxh64(self.image.command_line.as_bytes(), initrd));
+        let ramdisk = self.image.initrd.map(|initrd| alloc::format!(" and ramdisk of {}", initrd.len()));
         alloc::format!(
-            "{digest:016x}, {} bytes with arguments \"{}\"",
+            "{digest:016x}, {}{} bytes with arguments \"{}\"",
             self.image.kernel.len(),
+            ramdisk.unwrap_or_default(),
             self.image.command_line
         )
     }

@@ -106,6 +106,7 @@ fn guest(exits: &[Exit], host: bool) -> Guest {
         start_unix_seconds: 0,
         host_cpuid: &|_, _| [0; 4],
         rdtscp: false,
+        entropy: [0; 32],
         rate: RATE_ONE,
     };
     let platform = Platform::new(&config).unwrap();

@@ -4,6 +4,7 @@
 
 pub mod apic;
 pub mod clock;
+pub mod entropy;
 pub mod interrupts;
 pub mod logger;
 pub mod memory;

@@ -16,6 +16,7 @@ mod aml;
 mod bus;
 pub mod clock;
 pub mod cpuid;
+mod entropy;
 pub mod ioapic;
 pub mod lapic;
 pub mod loader;
@@ -38,6 +39,7 @@ use crate::memory::GuestMemory;
 use crate::state::{State, StateError, Visitor};
 use core::fmt;
 use cpuid::Cpuid;
+use entropy::Entropy;
 use ioapic::Ioapic;
 use lapic::Lapic;
 use msr::{Msrs, index};
@@ -74,6 +76,8 @@ pub struct PlatformConfig<'a> {
     pub host_cpuid: HostCpuid<'a>,
     /// The guest may use RDTSCP.
     pub rdtscp: bool,
+    /// Random bytes, no two guests' the same: all that is random for the guest comes from them.
+    pub entropy: [u8; entropy::BYTES],
     /// The guest clock's rate at first, in 32.32 fixed point nanoseconds per tick.
     pub rate: u64,
 }
@@ -112,6 +116,7 @@ pub struct Platform {
     config_address: ConfigAddress,
     bridge: ConfigSpace,
     net: Transport<Net>,
+    entropy: Entropy,
     memory_bytes: u64,
 }
 
@@ -140,6 +145,7 @@ impl Platform {
             config_address: ConfigAddress::default(),
             bridge: pci::host_bridge(),
             net: Transport::new(Net::new(config.mac), NET_BAR, NET_PIN),
+            entropy: Entropy::new(config.entropy),
             memory_bytes: bytes,
         })
     }
@@ -156,6 +162,11 @@ impl Platform {
         self.config_address = ConfigAddress::default();
         self.bridge = pci::host_bridge();
         self.net = Transport::new(Net::new(self.net.device.mac()), NET_BAR, NET_PIN);
+    }
+
+    /// Random bytes for a guest that starts, other ones at each call.
+    pub fn draw_seed(&mut self) -> [u8; entropy::BYTES] {
+        self.entropy.draw()
     }
 
     /// Size of the guest's RAM in bytes.
@@ -379,6 +390,7 @@ impl State for Platform {
         self.power.visit(v)?;
         self.config_address.visit(v)?;
         self.bridge.visit(v)?;
-        self.net.visit(v)
+        self.net.visit(v)?;
+        self.entropy.visit(v)
     }
 }

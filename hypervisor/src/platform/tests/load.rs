@@ -1,7 +1,9 @@
 //! Loading a guest image.
 
 use super::*;
-use crate::platform::loader::{GuestImage, LoadError, load};
+use crate::platform::loader::{EntryPoint, GuestImage, LoadError, load};
+
+const SEED: [u8; 32] = [0x5E; 32];
 
 /// A PVH image: one note, one segment of 16 bytes at `paddr` that grows to `memsz`.
 fn kernel(paddr: u64, memsz: u64) -> Vec<u8> {
@@ -40,11 +42,11 @@ fn kernel_tables_and_ramdisk_are_placed() {
     let mut memory = GuestMemory::for_test(MEMORY as usize);
     memory.write(Gpa(0x20_0010), &[0xFF; 16]).unwrap();
     let (kernel, initrd) = (kernel(0x20_0000, 64), vec![0xCD; 5000]);
-    let entry = load(&image(&kernel, Some(&initrd)), &mut memory).unwrap();
-    assert_eq!(entry.entry, 0x20_0000);
+    let entry = load(&image(&kernel, Some(&initrd)), &SEED, &mut memory).unwrap();
+    let EntryPoint::Pvh { entry: 0x20_0000, start_info } = entry else { panic!("{entry:?}") };
     assert_eq!(memory.slice(Gpa(0x20_0000), 16).unwrap(), [0xAB; 16]);
     assert_eq!(memory.slice(Gpa(0x20_0010), 48).unwrap(), [0; 48]);
-    let info = u64::from(entry.start_info);
+    let info = u64::from(start_info);
     assert_eq!(memory.read::<4>(Gpa(info)).unwrap(), 0x336E_C578u32.to_le_bytes());
     let (modules, line, rsdp, map) = (
         u64_at(&memory, info + 16),
@@ -64,8 +66,8 @@ fn kernel_tables_and_ramdisk_are_placed() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let mut memory = GuestMemory::for_test(MEMORY as usize);
-    let mut refused = |image: GuestImage<'_>| load(&image, &mut memory).unwrap_err();
-    assert!(matches!(refused(image(b"#!/bin/sh", None)), LoadError::Image(_)));
+    let mut refused = |image: GuestImage<'_>| load(&image, &SEED, &mut memory).unwrap_err();
+    assert!(matches!(refused(image(b"#!/bin/sh", None)), LoadError::UnknownKind));
     assert!(matches!(refused(image(&kernel(0x20_0000, MEMORY), None)), LoadError::Image(_)));
     assert!(matches!(refused(image(&kernel(0x9_FFF8, 16), None)), LoadError::Overlap(0x9_FFF8)));
     let initrd = vec![0; MEMORY as usize - 0x20_0000];
@@ -79,4 +81,67 @@ fn what_does_not_fit_is_refused() {
         refused(GuestImage { kernel: &kernel, command_line: &line, initrd: None }),
         LoadError::StartInfo(_)
     ));
+}
+
+/// A `vmlinuz` of two sectors of real-mode code and 1 KiB of program that wants to be at `address` with `memory` bytes.
+fn vmlinuz(address: u64, memory: u32) -> Vec<u8> {
+    let mut file = vec![0; 3 * 512];
+    file.resize(file.len() + 1024, 0xEE);
+    file[0x1F1] = 2;
+    file[0x201] = 0x6A;
+    for (at, bytes) in [
+        (0x1FE, &0xAA55u16.to_le_bytes()[..]),
+        (0x202, b"HdrS"),
+        (0x206, &0x20Fu16.to_le_bytes()),
+        (0x236, &1u16.to_le_bytes()),
+        (0x258, &address.to_le_bytes()),
+        (0x260, &memory.to_le_bytes()),
+    ] {
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    file
+}
+
+/// Where the seed lies in the memory of a guest whose zero page is at `page`.
+fn seed_of(memory: &GuestMemory, page: u64) -> &[u8] {
+    memory.slice(Gpa(u64_at(memory, page + 0x250) + 16), 32).unwrap()
+}
+
+#[test]
+fn linux_is_loaded_by_its_own_protocol() {
+    let mut memory = GuestMemory::for_test(MEMORY as usize);
+    let (file, initrd) = (vmlinuz(0x20_0000, 0x1000), vec![0xCD; 5000]);
+    let entry = load(&image(&file, Some(&initrd)), &SEED, &mut memory).unwrap();
+    let EntryPoint::Linux { entry: 0x20_0200, parameters } = entry else { panic!("{entry:?}") };
+    assert_eq!(memory.slice(Gpa(0x20_0000), 1024).unwrap(), [0xEE; 1024]);
+    let page = parameters.zero_page;
+    assert_eq!(u64_at(&memory, page + 0x218), (MEMORY - 8192) | 5000 << 32);
+    assert_eq!(memory.slice(Gpa(u64_at(&memory, page + 0x228) & 0xFFFF_FFFF), 14).unwrap(), b"console=ttyS0\0");
+    assert_eq!(memory.slice(Gpa(u64_at(&memory, page + 0x70)), 8).unwrap(), b"RSD PTR ");
+    assert_eq!(seed_of(&memory, page), SEED);
+
+    // The same unpacked: an ELF file that says in a note that it is Linux.
+    let mut elf = kernel(0x20_0000, 64);
+    elf[24..32].copy_from_slice(&0x20_0004u64.to_le_bytes());
+    for word in [6u32, 4, 0x100, u32::from_le_bytes(*b"Linu"), u32::from(b'x'), 0] {
+        elf.extend_from_slice(&word.to_le_bytes());
+    }
+    elf[120 + 32] = 20 + 24;
+    elf[120 + 40] = 20 + 24;
+    let entry = load(&image(&elf, None), &SEED, &mut memory).unwrap();
+    let EntryPoint::Linux { entry: 0x20_0004, parameters } = entry else { panic!("{entry:?}") };
+    assert_eq!(seed_of(&memory, parameters.zero_page), SEED);
+}
+
+#[test]
+fn a_linux_that_does_not_fit_is_refused() {
+    let mut memory = GuestMemory::for_test(MEMORY as usize);
+    let mut refused = |file: &[u8], command_line| {
+        load(&GuestImage { command_line, ..image(file, None) }, &SEED, &mut memory).unwrap_err()
+    };
+    assert!(matches!(refused(&vmlinuz(0x20_0000, MEMORY as u32), ""), LoadError::Image(_)));
+    assert!(matches!(refused(&vmlinuz(0x9_F000, 0x2000), ""), LoadError::Overlap(0x9_F000)));
+    assert!(matches!(refused(&vmlinuz(0x20_0000, 64)[..1600], ""), LoadError::BzImage(_)));
+    let line = "x".repeat(2048);
+    assert!(matches!(refused(&vmlinuz(0x20_0000, 64), &line), LoadError::Parameters(_)));
 }

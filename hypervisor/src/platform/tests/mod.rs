@@ -21,6 +21,7 @@ fn config() -> PlatformConfig<'static> {
         start_unix_seconds: 1_700_000_000,
         host_cpuid: &|_, _| [0; 4],
         rdtscp: false,
+        entropy: [0; 32],
         rate: super::clock::RATE_ONE,
     }
 }
