@@ -20,25 +20,29 @@
 use crate::heartbeat::Heartbeat;
 use crate::types::{NodeId, Position, Role, Seq, SessionId, Span, Term, Time};
 
-/// Who claims to run the guest, and since which term.
+/// Who runs the guest or follows it, and in which term.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Claim {
     /// The claimed term.
     pub term: Term,
     /// Who claims it.
     pub node: NodeId,
+    /// Whether it runs the guest itself.
+    pub primary: bool,
 }
 
 /// Whether a primary must halt because it heard of another one.
 ///
-/// The newer term wins. Two machines started as primaries by mistake, without an arbiter, share a term: then the higher
-/// node id yields.
+/// The newer term wins, whoever tells of it: also a backup of that reign, or one that only began to join it, says that
+/// somebody went live after us. Two machines started as primaries by mistake, without an arbiter, share a term: then
+/// the higher node id yields.
 #[must_use]
 pub fn must_yield(ours: Claim, theirs: Claim) -> bool {
-    theirs.node != ours.node && (theirs.term, ours.node) > (ours.term, theirs.node)
+    let rival = theirs.primary && theirs.term == ours.term && ours.node > theirs.node;
+    theirs.node != ours.node && (theirs.term > ours.term || rival)
 }
 
-/// What a machine does that hears of a primary.
+/// What a machine does that hears of a reign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OnClaim {
     /// Nothing on account of the claim.
@@ -49,7 +53,7 @@ pub enum OnClaim {
     HandedOver,
 }
 
-/// Decides about a heartbeat of a primary. `by_twin`: it comes from the machine of our session.
+/// Decides about a heartbeat. `by_twin`: it comes from the machine of our session.
 ///
 /// The twin's new reign is all the proof a machine that hands over needs: its guest stands still, and what it released
 /// was acked, hence drained by the twin.
@@ -191,7 +195,8 @@ pub fn may_bid_alone(lost: LostBackup, exclusive: bool) -> bool {
 }
 
 /// Whether a heartbeat proves that the twin is not, or no longer, the backup of session `session` of primary `me`, and
-/// never will be. The twin sent it after the Hello with which the session began.
+/// never will be. The twin sent it after the Hello with which the session began, and knows of no newer reign than ours:
+/// else see [`on_claim`].
 ///
 /// A twin that is still joining has not read that the session began, or is out of it already. The former ends with the
 /// stream of its Hello.

@@ -106,3 +106,27 @@ fn a_backup_stands_still_while_its_primary_hands_over_to_another() {
     let out = |world: &World| role(world, backup) != Some(Role::Backup);
     assert!(until(&mut world, 9 * SECOND, out), "it follows a machine that is no primary any more");
 }
+
+/// A primary stands still. Its backup takes over, hands over to the third machine, and follows that one. The primary
+/// hears of all this from its former backup only, which is no backup of its any more: and yet it must not go on.
+#[test]
+fn a_primary_stood_still_while_its_backup_reigned() {
+    let mut world = protect(world_of(3, None));
+    let backup = world.find(|machine| machine.node.role() == Role::Backup).expect("it is protected");
+    let third = PRIMARY + BACKUP + 2 - backup;
+    world.freeze(PRIMARY, 60 * SECOND);
+    assert!(until(&mut world, 20 * SECOND, |world| role(world, third) == Some(Role::Backup)));
+    assert!(until(&mut world, SECOND, |world| role(world, backup) == Some(Role::Protected)));
+    assert!(world.slots[backup].machine.as_mut().expect("it runs").request_switch());
+    assert!(until(&mut world, 20 * SECOND, |world| role(world, backup) == Some(Role::Backup)));
+    assert!(until(&mut world, SECOND, |world| role(world, third) == Some(Role::Protected)));
+    world.env.network.set_cut(third, PRIMARY, true);
+    world.env.arbiter.cut[PRIMARY] = true;
+    until(&mut world, SECOND / 2, |_| false);
+    // What arrived while it stood still is lost.
+    world.slots[PRIMARY].inbox.clear();
+    let now = world.env.now;
+    world.happen(now, Event::Thaw { machine: PRIMARY });
+    let halted = |world: &World| matches!(role(world, PRIMARY), Some(Role::Halted) | None);
+    assert!(until(&mut world, 9 * SECOND, halted), "{:?}", role(&world, PRIMARY));
+}

@@ -21,7 +21,7 @@ fn beat(role: Role, term: u64, session: u64, peer: u64) -> Heartbeat {
 proptest! {
     #[test]
     fn of_two_primaries_exactly_one_yields(a in (0u64..4, 0u64..4), b in (0u64..4, 0u64..4)) {
-        let claim = |(term, node)| Claim { term: Term(term), node: NodeId(node) };
+        let claim = |(term, node)| Claim { term: Term(term), node: NodeId(node), primary: true };
         let (x, y) = (must_yield(claim(a), claim(b)), must_yield(claim(b), claim(a)));
         if a.1 == b.1 {
             prop_assert!(!x && !y);
@@ -30,6 +30,20 @@ proptest! {
             prop_assert!(a.0 == b.0 || x == (a.0 < b.0));
         }
     }
+}
+
+#[test]
+fn a_newer_reign_counts_whoever_tells_of_it() {
+    let of = |term, node| Claim { term: Term(term), node: NodeId(node), primary: false };
+    let ours = Claim { primary: true, ..of(2, 2) };
+    assert!(must_yield(ours, of(3, 1)) && must_yield(ours, of(3, 3)));
+    assert!(!must_yield(ours, of(2, 1)) && !must_yield(ours, of(1, 1)), "a backup of our own reign, or of an old one");
+    assert!(!must_yield(ours, of(3, 2)), "ourselves");
+    for role in [Role::Alone, Role::Transferring, Role::Protected, Role::Detaching] {
+        assert_eq!(on_claim(role, ours, of(3, 1), true), OnClaim::Yield);
+    }
+    assert_eq!(on_claim(Role::HandingOver, ours, of(3, 1), true), OnClaim::HandedOver);
+    assert_eq!(on_claim(Role::Backup, ours, of(3, 1), true), OnClaim::Ignore);
 }
 
 #[test]
@@ -193,7 +207,7 @@ fn answers_concern_whoever_waits_for_them() {
 
 #[test]
 fn a_machine_that_hands_over_becomes_the_backup_of_its_twin_only() {
-    let claim = |term, node| Claim { term: Term(term), node: NodeId(node) };
+    let claim = |term, node| Claim { term: Term(term), node: NodeId(node), primary: true };
     let of = |role, term, twin| on_claim(role, claim(1, 1), claim(term, 2), twin);
     assert_eq!(of(Role::HandingOver, 2, true), OnClaim::HandedOver);
     assert_eq!(of(Role::HandingOver, 2, false), OnClaim::Yield);

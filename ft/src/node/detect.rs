@@ -17,7 +17,7 @@ impl Node {
             self.stats.heartbeats_ignored += 1;
             return;
         }
-        if beat.role.is_primary() && self.hear_claim(now, &beat) {
+        if self.hear_claim(now, &beat) {
             return;
         }
         match &mut self.peer {
@@ -37,10 +37,10 @@ impl Node {
         }
     }
 
-    /// Whether another primary's claim ended our reign.
+    /// Whether our reign is over, as another one has begun.
     fn hear_claim(&mut self, now: Time, beat: &Heartbeat) -> bool {
-        let ours = Claim { term: self.term, node: self.identity.node };
-        let theirs = Claim { term: beat.term, node: beat.node };
+        let ours = Claim { term: self.term, node: self.identity.node, primary: true };
+        let theirs = Claim { term: beat.term, node: beat.node, primary: beat.role.is_primary() };
         match decide::on_claim(self.role, ours, theirs, self.peer() == Some(beat.node)) {
             OnClaim::Ignore => return false,
             OnClaim::HandedOver => self.handed_over(now, beat.term),

@@ -32,7 +32,7 @@ impl Machine {
         }
         let (term, last_heard) = (self.node.term(), self.node.last_heard());
         self.node.heartbeat_received(now, datagram);
-        if beat.role.is_primary() && beat.term > term {
+        if beat.term > term {
             self.check_way(env, term, beat.term);
         }
         if self.node.last_heard() > last_heard && self.node.peer() != Some(beat.node) {
@@ -41,7 +41,7 @@ impl Machine {
         }
     }
 
-    /// The node, which was in term `ours`, has heard of a primary in the later term `theirs`.
+    /// The node, which was in term `ours`, has heard of the later term `theirs`.
     fn check_way(&self, env: &mut Env, ours: Term, theirs: Term) {
         if self.node.role().is_primary() && self.node.term() == ours {
             let (ours, theirs) = (ours.0, theirs.0);

@@ -76,7 +76,7 @@ impl Broken {
         match self {
             Self::PowerOffIgnored => Bounds { inputs: 0, planned: &[Planned::PowerOff], ..Bounds::INPUTS },
             Self::JoinWhileBusy => Bounds::THREE,
-            Self::TermNotBurnt => Bounds { inputs: 0, ..Bounds::CRASHES },
+            Self::TermNotBurnt | Self::EarlyWordCounts => Bounds { inputs: 0, ..Bounds::CRASHES },
             _ => Bounds::INPUTS,
         }
     }

@@ -26,7 +26,7 @@ const INBOX: usize = 16;
 pub(crate) struct Slot {
     pub(crate) machine: Option<Machine>,
     pub(crate) frozen: bool,
-    inbox: VecDeque<Vec<u8>>,
+    pub(crate) inbox: VecDeque<Vec<u8>>,
     dialing: bool,
     restarting: bool,
 }

@@ -70,15 +70,13 @@ impl Step<'_> {
         if own.role == Role::Halted || beat.node == own.node {
             return;
         }
-        if beat.role.is_primary() {
-            let ours = Claim { term: own.term, node: own.node };
-            let theirs = Claim { term: beat.term, node: beat.node };
-            match rules.on_claim(own.role, ours, theirs, own.peer == Some(beat.node)) {
-                OnClaim::Ignore if own.role.is_primary() && theirs.term > ours.term => self.flaw(Flaw::Superseded),
-                OnClaim::Ignore => {}
-                OnClaim::HandedOver => return self.handed_over(beat.term),
-                OnClaim::Yield => return self.halt(),
-            }
+        let ours = Claim { term: own.term, node: own.node, primary: true };
+        let theirs = Claim { term: beat.term, node: beat.node, primary: beat.role.is_primary() };
+        match rules.on_claim(own.role, ours, theirs, own.peer == Some(beat.node)) {
+            OnClaim::Ignore if own.role.is_primary() && theirs.term > ours.term => self.flaw(Flaw::Superseded),
+            OnClaim::Ignore => {}
+            OnClaim::HandedOver => return self.handed_over(beat.term),
+            OnClaim::Yield => return self.halt(),
         }
         let own = self.own();
         if own.peer != Some(beat.node) {
