@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use pollux_ft::arbiter::{Answer, Ask, Failure, Question, Try, Winner};
+use pollux_ft::arbiter::{Answer, Ask, Failure, Look, Question, Try, Winner};
 use pollux_ft::{NodeId, Term};
+use serde_json::Value;
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -87,7 +88,7 @@ fn question(term: u64, node: u64, machine: &str) -> Question {
 }
 
 /// One try as a machine makes it, in pieces of `piece` bytes in both directions.
-fn ask(address: SocketAddr, question: &Question, piece: usize) -> Result<Answer, Failure> {
+fn ask<A: Ask>(address: SocketAddr, question: &A, piece: usize) -> Result<A::Answer, Failure> {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_nodelay(true).unwrap();
@@ -112,6 +113,10 @@ fn taken_by(node: u64, machine: &str) -> Result<Answer, Failure> {
 
 /// What every arbiter must do.
 fn suite(address: SocketAddr) {
+    // A look changes nothing, before and after.
+    let look = Look::new("test-pair");
+    assert_eq!(ask(address, &look, 4096), Ok(()));
+    assert_eq!(ask(address, &look, 1), Ok(()));
     let (castor, pollux) = (question(1, 0xC, "castor"), question(1, 0xD, "pollux"));
     assert_eq!(ask(address, &castor, 4096), Ok(Answer::Granted));
     assert_eq!(ask(address, &castor, 4096), Ok(Answer::Granted), "the answer may have been lost");
@@ -122,7 +127,100 @@ fn suite(address: SocketAddr) {
     assert_eq!(ask(address, &question(10, 0xD, "pollux"), 1), Ok(Answer::Granted));
     let other = Question::new("other-pair", Term(1), NodeId(0xE), "helen");
     assert_eq!(ask(address, &other, 4096), Ok(Answer::Granted));
+    assert_eq!(ask(address, &look, 4096), Ok(()));
     race(address);
+}
+
+/// The status and the body of the answer to a call.
+fn post(address: SocketAddr, path: &str, body: &str) -> (u16, Value) {
+    let length = body.len();
+    // By HTTP/1.0, so that the body ends with the connection.
+    let answer = raw(address, format!("POST {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes());
+    let (head, body) = answer.split_once("\r\n\r\n").expect(&answer);
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect(head);
+    (status, serde_json::from_str(body).unwrap_or_default())
+}
+
+/// Calls that both must answer alike, in this order: `$K` and so on are keys in base64.
+const CALLS: &[(&str, &str)] = &[
+    (
+        "txn",
+        r#"{"compare":[{"target":"CREATE","result":"EQUAL","key":"$K","createRevision":"0"}],"success":[{"requestPut":{"key":"$K","value":"$V"}}],"failure":[{"requestRange":{"key":"$K"}}]}"#,
+    ),
+    (
+        "txn",
+        r#"{"compare":[{"target":1,"result":0,"key":"$K","create_revision":0}],"success":[{"request_put":{"key":"$K","value":"$V"}}],"failure":[{"request_range":{"key":"$K"}}]}"#,
+    ),
+    ("txn", r#"{"success":[{"request_put":{"key":"$L","value":""}},{"request_range":{"key":"$L"}}]}"#),
+    ("txn", "{}"),
+    ("txn", ""),
+    ("txn", "null"),
+    ("txn", "[]"),
+    ("txn", "{"),
+    ("txn", r#"{"compare":null,"success":null}"#),
+    ("txn", r#"{"compare":[{}]}"#),
+    ("txn", r#"{"compare":[{"key":null,"target":null}]}"#),
+    ("txn", r#"{"success":[{}]}"#),
+    ("txn", r#"{"success":[{"request_range":{}}]}"#),
+    ("txn", r#"{"success":[{"request_put":{"value":"$V"}}]}"#),
+    ("txn", r#"{"success":[{"request_put":{"key":"!"}}]}"#),
+    ("txn", r#"{"compare":[{"key":"$K","target":"mod"}]}"#),
+    ("txn", r#"{"compare":[{"key":"$K","target":"1"}]}"#),
+    ("txn", r#"{"compare":[{"key":"$K","version":1}]}"#),
+    ("txn", r#"{"compare":[{"key":"$K","version":1.5}]}"#),
+    ("txn", r#"{"compare":[{"key":"$K","version":"x"}]}"#),
+    ("txn", r#"{"compare":[{"key":"$K","version":99999999999999999999}]}"#),
+    ("txn", r#"{"compare":[{"key":"$K","target":"CREATE","version":1}]}"#),
+    ("txn", r#"{"compare":[{"key":"$K","target":"CREATE","create_revision":2,"version":7}]}"#),
+    (
+        "txn",
+        r#"{"compare":[{"key":"$K","target":"CREATE","create_revision":-1}],"success":[{"request_put":{"key":"$N"}}]}"#,
+    ),
+    ("txn", r#"{"compare":[{"key":"$K","target":"MOD","result":"GREATER","mod_revision":1}]}"#),
+    ("txn", r#"{"compare":[{"key":"$K","target":"MOD","result":"LESS","modRevision":"1"}]}"#),
+    ("txn", r#"{"compare":[{"key":"$K","target":"VALUE","result":"NOT_EQUAL","value":"$V"}]}"#),
+    ("txn", r#"{"compare":[{"key":"$N","target":"VALUE","value":""}]}"#),
+    ("txn", r#"{"compare":[{"key":"$K","target":"LEASE","lease":0}]}"#),
+    ("range", r#"{"key":"$K"}"#),
+    ("range", r#"{"key":"$L"}"#),
+    ("range", r#"{"key":"$N"}"#),
+    ("range", "{}"),
+    ("range", ""),
+    ("range", r#"{"key":"AA==","rangeEnd":"AA=="}"#),
+    ("range", r#"{"key":"$K","range_end":"AA=="}"#),
+    ("range", r#"{"key":"AA==","range_end":"AA==","limit":1}"#),
+    ("range", r#"{"key":"AA==","range_end":"AA==","limit":"0","serializable":true}"#),
+    ("range", r#"{"key":"AA==","range_end":"AA==","countOnly":true}"#),
+    ("range", r#"{"key":"AA==","range_end":"AA==","keys_only":true}"#),
+    ("range", r#"{"key":"AA==","range_end":"AA==","sort_order":"DESCEND","sort_target":"MOD"}"#),
+    ("range", r#"{"key":"AA==","range_end":"AA==","sortOrder":2,"sortTarget":0,"limit":1}"#),
+];
+
+/// What a client would notice: all but who answers, and the wording of what is malformed.
+fn essence((status, mut body): (u16, Value)) -> (u16, Value) {
+    if let Some(header) = body.get_mut("header").and_then(Value::as_object_mut) {
+        for name in ["cluster_id", "member_id", "raft_term"] {
+            assert!(header.remove(name).is_some_and(|value| value.is_string()), "{name}");
+        }
+    }
+    if status != 200 {
+        assert!(body["message"] == body["error"] && body["error"].is_string(), "{body}");
+        body = body["code"].clone();
+    }
+    (status, body)
+}
+
+#[test]
+fn ours_answers_as_etcd_does() {
+    let (directory, file) = desk();
+    let ours = ours(&file);
+    let Some(etcd) = etcd(directory.path()) else { return };
+    for (call, body) in CALLS {
+        let body = body.replace("$K", "a2s=").replace("$L", "bGw=").replace("$N", "bm4=").replace("$V", "dnY=");
+        let [ours, etcds] =
+            [&ours, &etcd].map(|server| essence(post(server.address, &format!("/v3/kv/{call}"), &body)));
+        assert_eq!(ours, etcds, "{call} {body}");
+    }
 }
 
 /// Of many that ask at once, one wins each term, and all hear of the same one.
@@ -233,7 +331,9 @@ fn people_and_strangers_get_answers() {
     for (path, body, status) in [
         ("/v3/kv/txn", "{", 400),
         ("/v3/kv/txn", "{\"success\":[{\"request_delete_range\":{}}]}", 400),
-        ("/v3/kv/put", "{}", 404),
+        ("/v3/kv/put", "{}", 501),
+        ("/v3/maintenance/status", "{}", 501),
+        ("/v2/keys", "{}", 404),
         ("/health", "", 405),
     ] {
         let response = post(path, body);

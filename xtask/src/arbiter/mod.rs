@@ -1,6 +1,7 @@
 //! The arbiter of a desk: gives each term to at most one machine, and remembers it.
 //!
 //! It speaks the piece of etcd's v3 JSON gateway that the hypervisor asks in, so that a real etcd can take its place.
+//! Failures have etcd's form: the status, and a message with gRPC's code. See: grpc, `doc/statuscodes.md`.
 //! A rig has one of its own; `cargo xtask arbiter` is one for other machines.
 
 mod http;
@@ -23,6 +24,7 @@ use serde_json::json;
 use crate::interrupt;
 use crate::output::say;
 use http::{Request, RequestError, Response};
+use kv::CallError;
 pub use store::Store;
 
 /// Connections served at a time; one too many is closed at once.
@@ -159,16 +161,24 @@ impl Shared {
             ("POST", "/v3/kv/txn") => kv::transaction(&mut self.lock(), &request.body),
             ("POST", "/v3/kv/range") => kv::range(&self.lock(), &request.body),
             ("GET", "/health") => Ok(json!({ "health": "true" })),
-            (_, "/v3/kv/txn" | "/v3/kv/range" | "/health") => return Response::error(405, "not by this method"),
-            _ => return Response::error(404, "there are /v3/kv/txn, /v3/kv/range and /health"),
+            (_, "/v3/kv/txn" | "/v3/kv/range") => return Response::error(405, 12, "only by POST"),
+            (_, "/health") => return Response::error(405, 12, "only by GET"),
+            (_, path) if path.starts_with("/v3") => {
+                return Response::error(501, 12, &format!("{path} is not supported by this arbiter; {SUPPORTED}"));
+            }
+            (_, path) => return Response::error(404, 5, &format!("there is no {path}; {SUPPORTED}")),
         };
         match result {
             Ok(body) => Response::ok(body),
-            Err(error) if self.lock().has_failed() => Response::error(500, &format!("{error:#}")),
-            Err(error) => Response::error(400, &format!("{error:#}")),
+            Err(error @ CallError::Bad(_)) => Response::error(400, 3, &error.to_string()),
+            Err(error) if self.lock().has_failed() => Response::error(500, 13, &error.to_string()),
+            Err(error) => Response::error(429, 8, &error.to_string()),
         }
     }
 }
+
+/// What is supported.
+const SUPPORTED: &str = "it has POST /v3/kv/txn and /v3/kv/range, and GET /health";
 
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     let connections = Arc::new(());
@@ -194,7 +204,7 @@ fn serve_connection(mut stream: TcpStream, shared: &Shared) -> std::io::Result<(
     stream.set_write_timeout(Some(PATIENCE))?;
     let response = match http::receive(&mut stream) {
         Ok(request) => shared.answer(&request),
-        Err(RequestError::Bad(what)) => Response::error(400, what),
+        Err(RequestError::Bad(what)) => Response::error(400, 3, what),
         Err(RequestError::Gone) => return Ok(()),
     };
     response.send(&mut stream)?;

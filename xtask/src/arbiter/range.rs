@@ -55,8 +55,28 @@ fn post(address: SocketAddr, path: &str, body: &str) -> Result<String> {
     stream.take(MAX_ANSWER).read_to_string(&mut text)?;
     let (head, body) = text.split_once("\r\n\r\n").context("no HTTP response")?;
     let status = head.lines().next().unwrap_or_default();
-    ensure!(status.split(' ').nth(1) == Some("200"), "the answer is `{status}`");
+    ensure!(status.split(' ').nth(1) == Some("200"), "{}", refusal(status, body));
     Ok(body.to_owned())
+}
+
+/// What an arbiter means that does not answer with status 200. See: etcd 3.4, `rpctypes/error.go`.
+fn refusal(status: &str, body: &str) -> String {
+    #[derive(Deserialize)]
+    struct Told {
+        message: Option<String>,
+        error: Option<String>,
+    }
+    const AUTHENTICATION: [&str; 3] = ["user name is empty", "invalid auth token", "permission denied"];
+    let told = serde_json::from_str(body).ok().and_then(|Told { message, error }| message.or(error));
+    let said = told.unwrap_or_else(|| body.lines().next().unwrap_or_default().to_owned());
+    let mut text = format!("it says {:?} ({})", said.chars().take(160).collect::<String>(), status.trim());
+    if AUTHENTICATION.iter().any(|part| said.contains(part)) {
+        text += "; it wants authentication, which Pollux does not have: use an etcd without it, or switch it off there \
+                 (etcdctl auth disable)";
+    } else if said.contains("HTTPS server") {
+        text += "; it wants TLS, which Pollux does not have: let it listen without (http://)";
+    }
+    text
 }
 
 #[cfg(test)]
@@ -79,5 +99,20 @@ mod tests {
         assert_eq!(newest_at(address, "none").unwrap(), None);
         drop(service);
         assert!(newest_at(address, "p").unwrap_err().to_string().contains("cannot ask the arbiter"));
+    }
+
+    #[test]
+    fn a_refusal_is_quoted_with_advice() {
+        let etcd =
+            "{\"error\":\"etcdserver: user name is empty\",\"message\":\"etcdserver: user name is empty\",\"code\":3}";
+        let text = refusal("HTTP/1.0 400 Bad Request", etcd);
+        for part in
+            ["\"etcdserver: user name is empty\"", "400 Bad Request", "wants authentication", "etcdctl auth disable"]
+        {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        let text = refusal("HTTP/1.0 400 Bad Request", "Client sent an HTTP request to an HTTPS server.\n");
+        assert!(text.contains("wants TLS"), "{text}");
+        assert_eq!(refusal("HTTP/1.0 503 x", ""), "it says \"\" (HTTP/1.0 503 x)");
     }
 }

@@ -39,6 +39,8 @@ pub struct Store {
     checksum: u64,
     /// A write failed: what is on the disk is not known any more.
     failed: bool,
+    /// [`MAX_FILE`], but for tests.
+    limit: u64,
 }
 
 impl Store {
@@ -61,7 +63,7 @@ impl Store {
         file.read_to_end(&mut bytes).with_context(|| format!("cannot read {shown}"))?;
         let Content { records, checksum, length, tail } =
             read(&bytes).with_context(|| format!("{shown} is damaged and cannot be trusted; {ADVICE}"))?;
-        let mut store = Self { path: path.to_owned(), file, length, records, checksum, failed: false };
+        let mut store = Self { path: path.to_owned(), file, length, records, checksum, failed: false, limit: MAX_FILE };
         store.file.set_len(length).with_context(|| format!("cannot cut {shown}"))?;
         if length == 0 {
             store.append(HEADER)?;
@@ -83,6 +85,22 @@ impl Store {
         self.failed
     }
 
+    /// Whether a key can be written, as far as is known beforehand.
+    ///
+    /// # Errors
+    /// When the file is full, or the disk has failed.
+    pub fn check_writable(&self) -> Result<()> {
+        let shown = self.path.display();
+        ensure!(!self.failed, "{shown} could not be written before: start the arbiter anew when the disk is well");
+        ensure!(self.length < self.limit, "{shown} is full ({} bytes); {ADVICE}", self.length);
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub fn set_limit(&mut self, limit: u64) {
+        self.limit = limit;
+    }
+
     /// What was written under a key.
     pub fn get(&self, key: &str) -> Option<&Record> {
         self.records.get(key)
@@ -101,7 +119,7 @@ impl Store {
         ensure!(!self.records.contains_key(key), "`{key}` is written already, and once is for ever");
         check_text(key, b'!').with_context(|| format!("the key `{key}`"))?;
         check_text(value, b' ').with_context(|| format!("the value of `{key}`"))?;
-        ensure!(self.length < MAX_FILE, "{} is full", self.path.display());
+        self.check_writable()?;
         let content = format!("{key} {value}");
         let checksum = xxh64(content.as_bytes(), self.checksum);
         self.append(&format!("{checksum:016x} {content}\n"))?;
@@ -113,7 +131,6 @@ impl Store {
 
     fn append(&mut self, line: &str) -> Result<()> {
         let shown = self.path.display();
-        ensure!(!self.failed, "{shown} could not be written before: start the arbiter anew when the disk is well");
         let result = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
         self.failed = result.is_err();
         result.with_context(|| format!("cannot write {shown}"))?;
@@ -122,7 +139,7 @@ impl Store {
     }
 }
 
-/// What to do about a damaged file.
+/// What to do about a file that is damaged or full.
 const ADVICE: &str = "stop both machines of the pair, and start them with a new file and a term that was never used";
 
 /// What a file says.

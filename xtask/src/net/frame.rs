@@ -1,4 +1,8 @@
-//! Ethernet frames, as far as a switch looks at them.
+//! Ethernet frames, as far as a switch looks at them; and the frame by which a stack learns a neighbour's address.
+
+use std::net::Ipv4Addr;
+
+use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol};
 
 /// Header without VLAN tag: destination, source, type. Nothing shorter is a frame.
 pub const MIN_FRAME: usize = 14;
@@ -46,6 +50,25 @@ impl Header {
         let ethertype = u16::from_be_bytes(*ethertype);
         Some(Self { destination: Mac(*destination), source: Mac(*source), ethertype })
     }
+}
+
+/// The ARP reply by which `to` learns the MAC address of `from`.
+pub fn arp_reply(from: (Mac, Ipv4Addr), to: (Mac, Ipv4Addr)) -> Vec<u8> {
+    let (source, target) = (EthernetAddress(from.0.0), EthernetAddress(to.0.0));
+    let arp = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Reply,
+        source_hardware_addr: source,
+        source_protocol_addr: from.1,
+        target_hardware_addr: target,
+        target_protocol_addr: to.1,
+    };
+    let mut bytes = vec![0; MIN_FRAME + arp.buffer_len()];
+    let mut frame = EthernetFrame::new_unchecked(&mut bytes);
+    frame.set_dst_addr(target);
+    frame.set_src_addr(source);
+    frame.set_ethertype(EthernetProtocol::Arp);
+    arp.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
+    bytes
 }
 
 #[cfg(test)]

@@ -11,11 +11,12 @@ use mio::{Interest, Registry, Token};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
+use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, IpProtocol, Ipv4Packet, TcpPacket};
 
 use super::counters::RelayCounters;
 use super::forward::connection::{Connection, Standing};
 use super::forward::device::Queues;
+use super::frame::{Header, IPV4, MIN_FRAME, Mac, arp_reply};
 use super::{ARBITER_PORT, Network};
 
 /// Connections at a time; each machine has one.
@@ -40,6 +41,7 @@ pub fn address(network: Network) -> Ipv4Addr {
 /// The host.
 pub struct Relay {
     target: SocketAddr,
+    own: (Mac, Ipv4Addr),
     interface: Interface,
     sockets: SocketSet<'static>,
     queues: Queues,
@@ -63,9 +65,9 @@ impl Relay {
         let address = address(network);
         let [_, b, c, d] = address.octets();
         // Locally administered.
-        let mac = EthernetAddress([0x52, 0x54, 0x00, b, c, d]);
+        let mac = Mac([0x52, 0x54, 0x00, b, c, d]);
         let mut queues = Queues::default();
-        let mut config = Config::new(mac.into());
+        let mut config = Config::new(EthernetAddress(mac.0).into());
         config.random_seed = seed;
         let mut interface = Interface::new(config, &mut queues, Instant::ZERO);
         let mut result = Ok(());
@@ -75,6 +77,7 @@ impl Relay {
         let places = [(); MAX_CONNECTIONS].map(|()| Place { socket: sockets.add(socket()), connection: None });
         Ok(Self {
             target,
+            own: (mac, address),
             interface,
             sockets,
             queues,
@@ -108,6 +111,9 @@ impl Relay {
     /// Takes a frame from the network; false if too many wait.
     pub fn receive(&mut self, frame: &[u8]) -> bool {
         self.dirty = true;
+        if let Some(machine) = opener(frame) {
+            self.queues.push(&arp_reply(machine, self.own));
+        }
         self.queues.push(frame)
     }
 
@@ -185,6 +191,16 @@ impl Relay {
     }
 }
 
+/// Who opens a connection with this frame. Where it came from is where the answer goes: the stack, which asks for one
+/// neighbour a second, may be busy with asking for one that is dead.
+fn opener(frame: &[u8]) -> Option<(Mac, Ipv4Addr)> {
+    let header = Header::parse(frame).filter(|header| header.ethertype == IPV4)?;
+    let packet = Ipv4Packet::new_checked(&frame[MIN_FRAME..]).ok()?;
+    let segment = (packet.next_header() == IpProtocol::Tcp).then(|| packet.payload())?;
+    let segment = TcpPacket::new_checked(segment).ok()?;
+    (segment.syn() && !segment.ack()).then_some((header.source, packet.src_addr()))
+}
+
 fn socket() -> Socket<'static> {
     let buffer = || SocketBuffer::new(vec![0; BUFFER]);
     let mut socket = Socket::new(buffer(), buffer());
@@ -205,4 +221,99 @@ fn connect(
     let mut stream = TcpStream::connect(target).ok()?;
     registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE).ok()?;
     Some(Connection::new(stream, socket, now))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NETWORK: Network = Network::Log;
+
+    /// A machine's stack.
+    struct Machine {
+        address: (Mac, Ipv4Addr),
+        interface: Interface,
+        sockets: SocketSet<'static>,
+        queues: Queues,
+    }
+
+    impl Machine {
+        fn new(n: u8) -> Self {
+            let (mac, ip) = (Mac([2, 0, 0, 0, 0, n]), Ipv4Addr::new(10, 1, 0, n));
+            let mut queues = Queues::default();
+            let mut interface = Interface::new(Config::new(EthernetAddress(mac.0).into()), &mut queues, Instant::ZERO);
+            interface.update_ip_addrs(|list| list.push(IpCidr::new(IpAddress::Ipv4(ip), 24)).unwrap());
+            Self { address: (mac, ip), interface, sockets: SocketSet::new(Vec::new()), queues }
+        }
+
+        /// Begins a connection to the arbiter, whose MAC address is known here.
+        fn dial(&mut self, relay: &Relay) -> SocketHandle {
+            self.queues.push(&arp_reply(relay.own, self.address));
+            let handle = self.sockets.add(socket());
+            let socket = self.sockets.get_mut::<Socket<'_>>(handle);
+            socket.connect(self.interface.context(), (IpAddress::Ipv4(relay.own.1), ARBITER_PORT), 50_000).unwrap();
+            handle
+        }
+
+        fn poll(&mut self, now: Duration) {
+            let now = Instant::from_micros(now.as_micros() as i64);
+            self.interface.poll(now, &mut self.queues, &mut self.sockets);
+        }
+    }
+
+    /// A machine that died with a connection open, while many others were heard of, takes no answer from the living.
+    #[test]
+    fn a_dead_machine_does_not_hide_a_living_one() {
+        let poll = mio::Poll::new().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut relay = Relay::new(NETWORK, listener.local_addr().unwrap(), 1, 0).unwrap();
+        let mut now = Duration::from_secs(1);
+        let mut dead = Machine::new(100);
+        dead.dial(&relay);
+        dead.poll(now);
+        while let Some(frame) = dead.queues.pop() {
+            relay.receive(&frame);
+        }
+        relay.poll(now, poll.registry());
+        // More than the stack remembers.
+        for n in 150..200 {
+            relay.receive(&arp_reply(Machine::new(n).address, relay.own));
+        }
+        let mut living = Machine::new(21);
+        let handle = living.dial(&relay);
+        for ms in 0.. {
+            now += Duration::from_millis(1);
+            living.poll(now);
+            while let Some(frame) = living.queues.pop() {
+                relay.receive(&frame);
+            }
+            relay.poll(now, poll.registry());
+            while let Some(frame) = relay.pop() {
+                if frame[..6] == living.address.0.0 {
+                    living.queues.push(&frame);
+                }
+            }
+            // It died after a while of silence.
+            if ms == 0 {
+                now += Duration::from_secs(2);
+            }
+            if living.sockets.get::<Socket<'_>>(handle).state() == State::Established {
+                break;
+            }
+            assert!(ms < 2000, "no answer");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_frame_can_be_looked_at(mut frame in prop::collection::vec(any::<u8>(), 0..80), ip: bool) {
+            if ip && frame.len() > 23 {
+                frame[12..16].copy_from_slice(&[8, 0, 0x45, 0]);
+                frame[23] = 6;
+            }
+            opener(&frame);
+        }
+    }
 }

@@ -62,7 +62,7 @@ pub struct ArbiterSnapshot {
     pub newest_term: Option<u64>,
     /// Who got it: node and name of the machine.
     pub winner: Option<String>,
-    /// Questions of the machines that reached it.
+    /// Questions and looks of the machines that reached it.
     pub requests: u64,
     /// Those that it did not take.
     pub failed: u64,

@@ -124,6 +124,12 @@ pub struct Asking {
     pub taken: u64,
     /// How long the last answer took, in microseconds.
     pub answer_us: u64,
+    /// Looks whether the arbiter would give a term.
+    pub looks: u64,
+    /// Why it would not now, by each way of which that is known.
+    pub trouble: String,
+    /// By no way it would.
+    pub useless: bool,
 }
 
 /// A machine's status; every counter counts from the machine's start.

@@ -44,7 +44,10 @@ pub fn summary(snapshot: &Snapshot) -> String {
 /// Protected or not, and for how long.
 pub fn protection(snapshot: &Snapshot) -> String {
     let word = if snapshot.protected { "protected" } else { "not protected" };
-    format!("{word} for {:.0} s", snapshot.protected_s)
+    let useless = |machine: &MachineSnapshot| machine.status.as_ref().is_some_and(|status| status.arbiter.useless);
+    // Who loses its twin now would wait.
+    let warning = if snapshot.machines.iter().any(useless) { " (THE ARBITER IS OF NO USE)" } else { "" };
+    format!("{word} for {:.0} s{warning}", snapshot.protected_s)
 }
 
 /// Everything, for `rig status`.
@@ -116,6 +119,9 @@ fn counters(status: &Status, rates: &Rates) -> Vec<String> {
         format!("  digests    {} compared", status.digests),
         format!("  term       {}", term(status)),
     ];
+    if !status.arbiter.trouble.is_empty() {
+        lines.push(format!("  ARBITER    would give no term now: {}", status.arbiter.trouble));
+    }
     let test = &status.counter_test;
     if test.margin > 0 {
         lines.push(format!("  skids      in the self-test: {}; since then: {}", test.skids, test.skids_seen));
@@ -139,7 +145,7 @@ fn counters(status: &Status, rates: &Rates) -> Vec<String> {
 }
 
 fn term(status: &Status) -> String {
-    let Asking { asks_for, tries, failures, granted, taken, answer_us } = status.arbiter;
+    let Asking { asks_for, tries, failures, granted, taken, answer_us, .. } = status.arbiter;
     let mut parts = vec![status.term.to_string()];
     if asks_for > 0 {
         parts.push(format!("waits for the arbiter's word on term {asks_for}"));
@@ -318,6 +324,18 @@ pub(super) mod tests {
         assert!(text.contains(line), "{line} is not in\n{text}");
         let ticks = Status { counter: "ticks".into(), ..Status::default() };
         assert_eq!(counter(&ticks), "  counter    ticks, passed 0 checks");
+    }
+
+    #[test]
+    fn an_arbiter_of_no_use_is_seen_beforehand() {
+        let mut snapshot = example();
+        assert!(!status(&snapshot).join("\n").contains("ARBITER"));
+        let arbiter = &mut snapshot.machines[1].status.as_mut().unwrap().arbiter;
+        (arbiter.useless, arbiter.trouble) = (true, "over the log network: it is full".into());
+        let text = status(&snapshot).join("\n");
+        assert!(text.contains("protected for 12 s (THE ARBITER IS OF NO USE)"), "{text}");
+        assert!(text.contains("ARBITER    would give no term now: over the log network: it is full"), "{text}");
+        assert!(summary(&snapshot).contains("THE ARBITER IS OF NO USE"));
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Ipv4Packet};
+use smoltcp::wire::{ArpPacket, ArpRepr, Ipv4Packet};
 
-use crate::net::frame::{ARP, Header, IPV4, Mac, RARP};
+use crate::net::frame::{ARP, Header, IPV4, Mac, RARP, arp_reply};
 
 /// What a frame on the client network tells about the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,21 +60,7 @@ impl Listener {
     /// A frame that reminds the stack of the guest's MAC address, so that it need not ask for it after its clock has
     /// jumped beyond the lifetime of what it knew.
     pub fn reminder(&self, host: Mac, host_address: Ipv4Addr) -> Option<Vec<u8>> {
-        let guest = EthernetAddress(self.mac?.0);
-        let arp = ArpRepr::EthernetIpv4 {
-            operation: ArpOperation::Reply,
-            source_hardware_addr: guest,
-            source_protocol_addr: self.guest,
-            target_hardware_addr: EthernetAddress(host.0),
-            target_protocol_addr: host_address,
-        };
-        let mut bytes = vec![0; 14 + arp.buffer_len()];
-        let mut frame = EthernetFrame::new_unchecked(&mut bytes);
-        frame.set_dst_addr(EthernetAddress(host.0));
-        frame.set_src_addr(guest);
-        frame.set_ethertype(EthernetProtocol::Arp);
-        arp.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
-        Some(bytes)
+        Some(arp_reply((self.mac?, self.guest), (host, host_address)))
     }
 }
 
