@@ -82,6 +82,8 @@ pub struct Asking {
     pub asks_for: u64,
     /// Tries that brought no answer.
     pub failures: u64,
+    /// How long the last answer took, in microseconds.
+    pub answer_us: u64,
     /// Why the arbiter would give no term now.
     pub trouble: String,
 }

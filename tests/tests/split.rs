@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use pollux_tests::load::{Load, judge, wait_answers};
-use pollux_tests::rig::{Rig, TAKEOVER_LIMIT};
+use pollux_tests::rig::{Rig, START_LIMIT, TAKEOVER_LIMIT};
 use pollux_tests::status::Status;
 use pollux_tests::{GUEST_MAC, capture};
 
@@ -189,4 +189,17 @@ fn a_primary_that_was_cut_off_learns_that_it_lost() -> Result<()> {
     scene.answers()?;
     scene.rig.link("log", &["up"])?;
     scene.end()
+}
+
+/// The arbiter is on the log network only, and the twin, which has another address than it should, never answers there.
+#[test]
+fn a_dead_twin_does_not_hide_the_arbiter() -> Result<()> {
+    let mut options = ["--hypervisor-option"; 4];
+    (options[1], options[3]) = ("arbiter=10.1.0.3", "pollux:log-address=10.1.0.9/24");
+    let mut rig = Rig::start("split-neighbours", "counter", &options)?;
+    let asking = rig.wait("the first term", START_LIMIT, |rig| {
+        Ok(rig.status()?.of("castor").filter(|status| status.term == 1).map(|status| status.arbiter.clone()))
+    })?;
+    ensure!(asking.answer_us < 2_000_000, "{asking:?}");
+    rig.stop()
 }

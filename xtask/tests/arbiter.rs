@@ -215,12 +215,16 @@ fn ours_answers_as_etcd_does() {
     let (directory, file) = desk();
     let ours = ours(&file);
     let Some(etcd) = etcd(directory.path()) else { return };
+    let mut differences = Vec::new();
     for (call, body) in CALLS {
         let body = body.replace("$K", "a2s=").replace("$L", "bGw=").replace("$N", "bm4=").replace("$V", "dnY=");
-        let [ours, etcds] =
-            [&ours, &etcd].map(|server| essence(post(server.address, &format!("/v3/kv/{call}"), &body)));
-        assert_eq!(ours, etcds, "{call} {body}");
+        let answer = |server: &Server| essence(post(server.address, &format!("/v3/kv/{call}"), &body));
+        let (ours, etcds) = (answer(&ours), answer(&etcd));
+        if ours != etcds {
+            differences.push(format!("{call} {body}\n  ours {ours:?}\n  etcd {etcds:?}"));
+        }
     }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
 /// Of many that ask at once, one wins each term, and all hear of the same one.

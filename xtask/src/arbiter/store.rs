@@ -118,7 +118,9 @@ impl Store {
     pub fn create(&mut self, key: &str, value: &str) -> Result<()> {
         ensure!(!self.records.contains_key(key), "`{key}` is written already, and once is for ever");
         check_text(key, b'!').with_context(|| format!("the key `{key}`"))?;
-        check_text(value, b' ').with_context(|| format!("the value of `{key}`"))?;
+        if !value.is_empty() {
+            check_text(value, b' ').with_context(|| format!("the value of `{key}`"))?;
+        }
         self.check_writable()?;
         let content = format!("{key} {value}");
         let checksum = xxh64(content.as_bytes(), self.checksum);
@@ -256,8 +258,10 @@ mod tests {
             assert!(store.create("k", if value == "v" { "\n" } else { value }).is_err());
         }
         store.create("k", "a value ~").unwrap();
+        store.create("nothing", "").unwrap();
         drop(store);
-        assert_eq!(Store::open(&path).unwrap().get("k").unwrap().value, "a value ~");
+        let store = Store::open(&path).unwrap();
+        assert_eq!(["k", "nothing"].map(|key| store.get(key).unwrap().value.as_str()), ["a value ~", ""]);
     }
 
     #[test]
