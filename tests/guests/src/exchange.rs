@@ -2,7 +2,8 @@
 
 use smoltcp::socket::tcp;
 
-use crate::session::{Server, Session};
+use crate::command::Server;
+use crate::session::Session;
 
 /// A connection, as far as a session is concerned.
 pub trait ByteStream {
@@ -39,7 +40,7 @@ pub fn exchange(stream: &mut impl ByteStream, session: &mut Session, server: &mu
             session.wants_input() && stream.receive(|bytes| session.feed(bytes, server, &time))
         };
         let sent = if session.pending().is_empty() { 0 } else { stream.send(session.pending()) };
-        session.sent(sent);
+        session.sent(sent, server);
         if !fed && sent == 0 {
             return;
         }
@@ -74,7 +75,7 @@ mod tests {
     fn run(parts: &[&str], room: usize) -> Parts {
         let input = parts.iter().map(|part| part.as_bytes().to_vec()).collect();
         let mut stream = Parts { input, output: Vec::new(), room };
-        exchange(&mut stream, &mut Session::default(), &mut Server::default(), || 0);
+        exchange(&mut stream, &mut Session::default(), &mut Server::new(64 << 20), || 0);
         stream
     }
 

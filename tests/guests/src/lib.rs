@@ -7,14 +7,18 @@
 extern crate alloc;
 
 pub mod ballast;
+pub mod command;
+pub mod connection;
 pub mod exchange;
 pub mod observe;
 pub mod options;
 pub mod random;
+pub mod reply;
 pub mod resp;
 pub mod session;
 pub mod sieve;
 pub mod store;
+pub mod transaction;
 
 #[cfg(target_os = "none")]
 pub mod absurd_rings;

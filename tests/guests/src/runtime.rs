@@ -30,6 +30,11 @@ fn largest_region(info: &BootInfo) -> Option<Region> {
     info.memory.usable().filter(|region| region.end() <= 1 << 32).max_by_key(|region| region.len)
 }
 
+/// Bytes of the heap.
+pub fn heap_bytes() -> usize {
+    HEAP.lock().size()
+}
+
 /// The memory behind the heap, `len` bytes of it or what there is. Called once.
 pub fn memory_beyond_heap(info: &BootInfo, len: u64) -> &'static mut [u8] {
     static TAKEN: AtomicBool = AtomicBool::new(false);

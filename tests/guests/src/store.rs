@@ -4,12 +4,11 @@ use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use crate::resp::{integer, push_integer};
+use crate::reply::push_integer;
+use crate::resp::integer;
 
 /// Longest key in bytes.
 pub const MAX_KEY: usize = 1024;
-/// Most bytes that all keys and values take, [`ENTRY_BYTES`] for each entry included.
-pub const MAX_BYTES: usize = 16 << 20;
 /// What an entry is reckoned to cost beyond its key and value.
 pub const ENTRY_BYTES: usize = 96;
 
@@ -18,7 +17,7 @@ pub const ENTRY_BYTES: usize = 96;
 pub enum StoreError {
     /// The key is longer than [`MAX_KEY`].
     KeyTooLong,
-    /// The store would grow beyond [`MAX_BYTES`].
+    /// The store would grow beyond its limit.
     Full,
     /// The value is not an integer in 64 bits.
     NotAnInteger,
@@ -39,14 +38,21 @@ impl StoreError {
     }
 }
 
-/// The store.
+/// The store. The default one is always full.
 #[derive(Debug, Default)]
 pub struct Store {
     entries: BTreeMap<Box<[u8]>, Vec<u8>>,
     bytes: usize,
+    limit: usize,
 }
 
 impl Store {
+    /// An empty store whose keys and values take `limit` bytes at most, [`ENTRY_BYTES`] for each entry included.
+    #[must_use]
+    pub fn with_limit(limit: usize) -> Self {
+        Self { limit, ..Self::default() }
+    }
+
     /// The value of a key.
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<&[u8]> {
@@ -64,7 +70,7 @@ impl Store {
         let old = self.entries.get_mut(key);
         let old_bytes = old.as_ref().map_or(0, |old| cost(key, old));
         let bytes = self.bytes - old_bytes + cost(key, value);
-        if bytes > MAX_BYTES {
+        if bytes > self.limit {
             return Err(StoreError::Full);
         }
         self.bytes = bytes;
@@ -80,6 +86,18 @@ impl Store {
             None => drop(self.entries.insert(key.into(), value.into())),
         }
         Ok(())
+    }
+
+    /// Whether all these pairs of key and value can be set, one after the other, even if no key is there yet.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub fn check_room(&self, pairs: &[[&[u8]; 2]]) -> Result<(), StoreError> {
+        if pairs.iter().any(|[key, _]| key.len() > MAX_KEY) {
+            return Err(StoreError::KeyTooLong);
+        }
+        let more: usize = pairs.iter().map(|[key, value]| cost(key, value)).sum();
+        if self.bytes + more > self.limit { Err(StoreError::Full) } else { Ok(()) }
     }
 
     /// Adds to the integer that is the value of a key, 0 when there is none, and returns the sum.
@@ -107,7 +125,7 @@ impl Store {
 
     /// Deletes all keys.
     pub fn clear(&mut self) {
-        *self = Self::default();
+        *self = Self::with_limit(self.limit);
     }
 
     /// Number of keys.
@@ -139,25 +157,37 @@ mod tests {
 
     use super::*;
 
+    const LIMIT: usize = 4 << 20;
+
     #[test]
     fn full_and_too_long() {
-        let mut store = Store::default();
+        let mut store = Store::with_limit(LIMIT);
         assert_eq!(store.set(&[0; MAX_KEY + 1], b""), Err(StoreError::KeyTooLong));
         let value = vec![0; 64 * 1024];
         let mut keys = 0u32;
         while store.set(&keys.to_le_bytes(), &value).is_ok() {
             keys += 1;
         }
-        assert_eq!(keys as usize, MAX_BYTES / (value.len() + 4 + ENTRY_BYTES));
+        assert_eq!(keys as usize, LIMIT / (value.len() + 4 + ENTRY_BYTES));
         assert_eq!(store.len(), keys as usize);
         assert!(store.delete(&0u32.to_le_bytes()));
         assert_eq!(store.set(b"last", &value), Ok(()));
+        store.clear();
+        assert_eq!(store.set(b"first", &value), Ok(()));
+    }
+
+    #[test]
+    fn room_for_all_or_none() {
+        let store = Store::with_limit(2 * (ENTRY_BYTES + 2));
+        assert_eq!(store.check_room(&[[b"a", b"1"], [b"b", b"2"]]), Ok(()));
+        assert_eq!(store.check_room(&[[b"a", b"1"], [b"b", b"22"]]), Err(StoreError::Full));
+        assert_eq!(store.check_room(&[[&[0; MAX_KEY + 1], b"1"]]), Err(StoreError::KeyTooLong));
     }
 
     proptest! {
         #[test]
         fn bytes_are_those_of_the_entries(steps in prop::collection::vec((0u8..3, 0u8..4, any::<i64>()), 0..50)) {
-            let mut store = Store::default();
+            let mut store = Store::with_limit(LIMIT);
             let mut model = BTreeMap::<u8, i64>::new();
             for (step, key, value) in steps {
                 match step {

@@ -9,10 +9,11 @@ use alloc::vec::Vec;
 
 use pollux_boot::BootInfo;
 use pollux_guests::ballast::Ballast;
+use pollux_guests::command::Server;
 use pollux_guests::exchange::exchange;
 use pollux_guests::net::{Host, now};
 use pollux_guests::options::Options;
-use pollux_guests::session::{Server, Session};
+use pollux_guests::session::Session;
 use pollux_guests::work::Work;
 use pollux_guests::{clock, lapic, println, runtime};
 use smoltcp::iface::SocketHandle;
@@ -67,7 +68,8 @@ fn main(info: &'static BootInfo) -> ! {
     let ballast = Ballast::new(memory, options.rewrite, clock::microseconds());
     let work = options.busy.then(|| Work::new(BUSY_WORDS));
     let (connections, idle) = (Vec::new(), Vec::new());
-    let mut counter = Counter { host, server: Server::default(), connections, idle, epoch, ballast, work };
+    let mut counter =
+        Counter { host, server: Server::new(runtime::heap_bytes()), connections, idle, epoch, ballast, work };
     counter.listen();
     let (address, _) = options.ip;
     println!("counter: listening on {address}:{PORT}");
@@ -133,7 +135,7 @@ impl Counter {
             if socket.state() == State::Closed {
                 // Not `swap_remove`: the one that listens stays last.
                 let mut connection = self.connections.remove(index);
-                connection.session.reset();
+                connection.session.reset(&mut self.server);
                 self.idle.push(connection);
             } else {
                 index += 1;
