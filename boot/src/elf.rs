@@ -150,11 +150,10 @@ impl<'a> KernelImage<'a> {
                 }
                 PT_NOTE => {
                     let notes = image.file_bytes(&program).ok_or(ImageError::Truncated("note"))?;
-                    let notes = || Notes { rest: notes, align: program.align };
-                    if notes().any(|note| note.name == b"Linux\0") {
+                    if find_note(notes, program.align, |note| (note.name == b"Linux\0").then_some(())).is_some() {
                         image.protocol = Protocol::Linux;
                     }
-                    entry = entry.or(notes().find_map(pvh_entry));
+                    entry = entry.or_else(|| find_note(notes, program.align, pvh_entry));
                 }
                 _ => {}
             }
@@ -212,7 +211,11 @@ impl<'a> KernelImage<'a> {
         ProgramHeader::read_from_prefix(self.file.get(start..)?).ok().map(|(program, _)| program)
     }
 
+    /// The segment's bytes. One that has none, such as a `.bss` of its own, may be said to lie behind the end of the file.
     fn file_bytes(&self, program: &ProgramHeader) -> Option<&'a [u8]> {
+        if program.filesz == 0 {
+            return Some(&[]);
+        }
         let start = usize::try_from(program.offset).ok()?;
         let end = start.checked_add(usize::try_from(program.filesz).ok()?)?;
         self.file.get(start..end)
@@ -238,19 +241,29 @@ struct Note<'a> {
     description: &'a [u8],
 }
 
+/// What `wanted` makes of the first note of its liking in a segment with this alignment.
+///
+/// Notes are padded to 4 bytes, or to 8 in a segment that is aligned to 8. But linkers put sections of both kinds into one
+/// segment, as `.note.gnu.property` and the kernel's own notes, and align it to 8. So when the alignment finds nothing the
+/// other padding is tried.
+fn find_note<T>(notes: &[u8], align: u64, wanted: impl Fn(Note<'_>) -> Option<T>) -> Option<T> {
+    let paddings = if align == 8 { [8, 4] } else { [4, 8] };
+    paddings.into_iter().find_map(|padding| Notes { bytes: notes, at: 0, padding }.find_map(&wanted))
+}
+
 /// The notes of a segment; ends at the first that is malformed.
 struct Notes<'a> {
-    rest: &'a [u8],
-    align: u64,
+    bytes: &'a [u8],
+    at: usize,
+    padding: usize,
 }
 
 impl<'a> Notes<'a> {
     /// Takes `len` bytes and the padding behind them. The last padding may be missing.
     fn take(&mut self, len: u32) -> Option<&'a [u8]> {
-        let align = if self.align == 8 { 8 } else { 4 };
-        let len = len as usize;
-        let (bytes, _) = self.rest.split_at_checked(len)?;
-        self.rest = &self.rest[len.next_multiple_of(align).min(self.rest.len())..];
+        let end = self.at.checked_add(len as usize)?;
+        let bytes = self.bytes.get(self.at..end)?;
+        self.at = end.next_multiple_of(self.padding).min(self.bytes.len());
         Some(bytes)
     }
 }
@@ -259,9 +272,17 @@ impl<'a> Iterator for Notes<'a> {
     type Item = Note<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let ([name_len, description_len, kind], rest) = <[u32; 3]>::read_from_prefix(self.rest).ok()?;
-        self.rest = rest;
-        Some(Note { name: self.take(name_len)?, description: self.take(description_len)?, kind })
+        loop {
+            let ([name_len, description_len, kind], _) = <[u32; 3]>::read_from_prefix(&self.bytes[self.at..]).ok()?;
+            if name_len == 0 {
+                // Between two sections: the second is aligned to more than the first ends at. No note is without a name.
+                self.at += 4;
+                continue;
+            }
+            // The name follows at once: it is the description and the next note that are aligned.
+            self.at += size_of::<[u32; 3]>();
+            return Some(Note { name: self.take(name_len)?, description: self.take(description_len)?, kind });
+        }
     }
 }
 
@@ -339,6 +360,51 @@ mod tests {
         }
     }
 
+    /// Replaces the notes of [`file`] and says how their segment is aligned.
+    fn with_notes(notes: &[u8], align: u64) -> Vec<u8> {
+        let mut file = file(&[8, 0, 0x10, 0], b"GNU\0");
+        file.truncate(192);
+        file.extend(notes);
+        let len = notes.len() as u64;
+        file[120 + 32..120 + 40].copy_from_slice(&len.to_le_bytes());
+        file[120 + 48..120 + 56].copy_from_slice(&align.to_le_bytes());
+        file
+    }
+
+    /// A note as an assembler writes it into a section with this padding.
+    fn push_note(out: &mut Vec<u8>, name: &[u8], kind: u32, description: &[u8], padding: usize) {
+        out.extend([name.len() as u32, description.len() as u32, kind].as_bytes());
+        out.extend(name);
+        out.resize(out.len().next_multiple_of(padding), 0);
+        out.extend(description);
+        out.resize(out.len().next_multiple_of(padding), 0);
+    }
+
+    /// What a linker makes of a kernel whose objects were compiled with `-fcf-protection`.
+    #[test]
+    fn a_property_note_before_ours() {
+        for padding in [4, 8] {
+            for align in [0, 4, 8] {
+                let mut notes = Vec::new();
+                push_note(&mut notes, b"GNU\0", 5, &[2, 0, 0, 0xc0, 4, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0], 8);
+                push_note(&mut notes, b"Maker\0", 0x101, &[0], padding);
+                push_note(&mut notes, b"Xen\0", NOTE_PHYS32_ENTRY, &[8, 0, 0x10, 0], padding);
+                let file = with_notes(&notes, align);
+                assert_eq!(KernelImage::parse(&file).map(|image| image.entry()), Ok(0x10_0008), "{padding} {align}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_segment_without_bytes_may_lie_behind_the_file() {
+        let mut file = file(&[8, 0, 0x10, 0], b"Xen\0");
+        file[64 + 8..64 + 16].copy_from_slice(&0x10_0000u64.to_le_bytes());
+        file[64 + 32..64 + 40].copy_from_slice(&0u64.to_le_bytes());
+        let image = KernelImage::parse(&file).unwrap();
+        let segments: Vec<_> = image.segments().collect();
+        assert_eq!(segments, [Segment { gpa: 0x10_0000, file_bytes: b"", mem_len: 64 }]);
+    }
+
     #[test]
     fn bad_images_are_refused() {
         let good = file(&[8, 0, 0x10, 0], b"Xen\0");
@@ -378,7 +444,51 @@ mod tests {
         assert_eq!(KernelImage::parse(&file).map(|_| ()), Err(ImageError::EntryOutside(0x10_0040)));
     }
 
+    fn any_note() -> impl Strategy<Value = (Vec<u8>, u32, Vec<u8>)> {
+        (prop::collection::vec(1u8..=255, 1..12), any::<u32>(), prop::collection::vec(any::<u8>(), 0..40))
+    }
+
     proptest! {
+        /// Two sections, each with its own padding of 4 or 8 and aligned to it, in a segment aligned to what the linker likes.
+        #[test]
+        fn our_note_is_found_among_others(
+            before in prop::collection::vec(any_note(), 0..4),
+            after in prop::collection::vec(any_note(), 0..4),
+            property in prop::option::of(0usize..4),
+            long in any::<bool>(),
+            padding in prop::sample::select(vec![4, 8]),
+            align in prop::sample::select(vec![0, 1, 4, 8]),
+        ) {
+            let mut notes = Vec::new();
+            if let Some(words) = property {
+                push_note(&mut notes, b"GNU\0", 5, &vec![1; words * 8], 8);
+            }
+            for (name, kind, description) in &before {
+                push_note(&mut notes, name, *kind, description, padding);
+            }
+            let entry: &[u8] = if long { &[8, 0, 0x10, 0, 0, 0, 0, 0] } else { &[8, 0, 0x10, 0] };
+            push_note(&mut notes, b"Xen\0", NOTE_PHYS32_ENTRY, entry, padding);
+            for (name, kind, description) in &after {
+                push_note(&mut notes, name, *kind, description, padding);
+            }
+            let file = with_notes(&notes, align);
+            prop_assert_eq!(KernelImage::parse(&file).map(|image| image.entry()), Ok(0x10_0008));
+        }
+
+        /// A property section behind a section that ends in the middle of eight bytes.
+        #[test]
+        fn gaps_between_sections_are_no_notes(before in prop::collection::vec(any_note(), 0..4)) {
+            let mut notes = Vec::new();
+            for (name, kind, description) in &before {
+                push_note(&mut notes, name, *kind, description, 4);
+            }
+            notes.resize(notes.len().next_multiple_of(8), 0);
+            push_note(&mut notes, b"GNU\0", 5, &[1; 16], 8);
+            push_note(&mut notes, b"Xen\0", NOTE_PHYS32_ENTRY, &[8, 0, 0x10, 0], 4);
+            let file = with_notes(&notes, 8);
+            prop_assert_eq!(KernelImage::parse(&file).map(|image| image.entry()), Ok(0x10_0008));
+        }
+
         #[test]
         fn arbitrary_bytes_never_panic(
             changes in prop::collection::vec((0usize..212, any::<u8>()), 0..12),
