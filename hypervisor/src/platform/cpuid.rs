@@ -60,6 +60,9 @@ const EXT_1_EDX_RDTSCP: u32 = bits(&[27]);
 /// AMD repeats leaf 1 EDX here.
 const EXT_1_EDX_COPY: u32 = LEAF_1_EDX & bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 23, 24]);
 
+/// Widths of addresses. See: SDM volume 2A, "CPUID"; no processor has fewer than 36 physical bits or more than 52.
+const PHYSICAL_BITS_LEAF: u32 = 0x8000_0008;
+
 /// Subleaves that are looked at, at most, where their number comes from the host.
 const MAX_SUBLEAVES: u32 = 8;
 
@@ -105,6 +108,12 @@ impl Cpuid {
             registers[2] |= 1 << 27;
         }
         registers
+    }
+
+    /// Width of physical addresses, from 36 to 52.
+    #[must_use]
+    pub fn physical_bits(&self) -> u32 {
+        self.get(PHYSICAL_BITS_LEAF, 0, CpuidContext::default())[0] & 0xFF
     }
 
     /// A hash of the whole table.
@@ -177,11 +186,8 @@ fn extended(host: HostCpuid<'_>, rdtscp: bool, entries: &mut Vec<(u32, u32, [u32
     // Invariant TSC.
     entries.push((0x8000_0007, 0, [0, 0, 0, 1 << 8]));
     // The host's physical address width, 48 bits of linear addresses; no further features, one core.
-    let physical = match read(0x8000_0008)[0] & 0xFF {
-        0 => 36,
-        width => width,
-    };
-    entries.push((0x8000_0008, 0, [physical | 48 << 8, 0, 0, 0]));
+    let physical = (read(PHYSICAL_BITS_LEAF)[0] & 0xFF).clamp(36, 52);
+    entries.push((PHYSICAL_BITS_LEAF, 0, [physical | 48 << 8, 0, 0, 0]));
 }
 
 #[cfg(test)]
@@ -216,6 +222,14 @@ mod tests {
             assert_eq!(get(leaf, 0), [0; 4], "leaf {leaf:#x}");
         }
         assert_eq!(get(0x8000_0001, 0)[2] >> 2 & 1, 0);
+    }
+
+    #[test]
+    fn addresses_have_a_width_that_processors_have() {
+        for (host, shown) in [(0, 36), (36, 36), (39, 39), (48, 48), (52, 52), (57, 52), (255, 52)] {
+            let leaf = |leaf, _| if leaf == 0x8000_0008 { [0x3000 | host, 0, 0, 0] } else { everything(leaf, 0) };
+            assert_eq!(Cpuid::new(&leaf, true).physical_bits(), shown);
+        }
     }
 
     #[test]

@@ -131,10 +131,12 @@ impl Platform {
             return Err(PlatformError::MemorySize(bytes));
         }
         const { assert!(NET_BAR.is_multiple_of(BAR_LEN)) };
+        let cpuid = Cpuid::new(config.host_cpuid, config.rdtscp);
+        let msrs = Msrs::new(cpuid.physical_bits());
         Ok(Self {
             clock: GuestClock::new(config.rate),
-            cpuid: Cpuid::new(config.host_cpuid, config.rdtscp),
-            msrs: Msrs::new(),
+            cpuid,
+            msrs,
             lapic: Lapic::new(),
             ioapic: Ioapic::new(),
             pic: Pic::default(),
@@ -152,7 +154,7 @@ impl Platform {
 
     /// Resets all devices, as the reset line does. Time goes on, and the RTC keeps its date.
     pub fn reset(&mut self) {
-        self.msrs = Msrs::new();
+        self.msrs = Msrs::new(self.cpuid.physical_bits());
         self.lapic = Lapic::new();
         self.ioapic = Ioapic::new();
         self.pic = Pic::default();

@@ -42,6 +42,11 @@ pub mod index {
 
 /// Number of variable MTRRs.
 const VARIABLE: u64 = 8;
+/// IA32_MTRR_PHYSMASKn: the pair is in use. See: SDM volume 3, 12.11.2.3.
+const MTRR_VALID: u64 = 1 << 11;
+/// Length of the hole below 4 GiB, where devices are.
+const MTRR_HOLE: u64 = (1 << 32) - super::pci::WINDOW_START;
+const _: () = assert!(MTRR_HOLE.is_power_of_two());
 /// The fixed MTRRs, in the order in which they are kept.
 const FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26A, 0x26B, 0x26C, 0x26D, 0x26E, 0x26F];
 /// Write-back, the only memory type that the guest's RAM really has.
@@ -67,22 +72,20 @@ pub struct Msrs {
     mtrr_def_type: u64,
     mtrr_variable: [u64; 2 * VARIABLE as usize],
     mtrr_fixed: [u64; FIXED.len()],
-}
-
-impl Default for Msrs {
-    fn default() -> Self {
-        Self::new()
-    }
+    /// All bits that a physical address may have. Not state: it follows from CPUID, in which twins agree.
+    addresses: u64,
 }
 
 impl Msrs {
-    /// As firmware leaves them: all memory write-back, except for the hole below 4 GiB.
+    /// As firmware leaves them: all memory write-back, except for the hole below 4 GiB. `physical_bits` is the width of
+    /// addresses that CPUID shows, from 36 to 52.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(physical_bits: u32) -> Self {
+        let addresses = (1 << physical_bits) - 1;
         let mut mtrr_variable = [0; 2 * VARIABLE as usize];
-        // 3–4 GiB uncacheable: the base has type 0; the mask is for 36 address bits, which every CPU has.
+        // 3–4 GiB uncacheable: the base has type 0. A mask that left out high bits would name more ranges than this one.
         mtrr_variable[0] = super::pci::WINDOW_START;
-        mtrr_variable[1] = 0xF_C000_0000 | 1 << 11;
+        mtrr_variable[1] = addresses & !(MTRR_HOLE - 1) | MTRR_VALID;
         Self {
             tsc_offset: 0,
             tsc_aux: 0,
@@ -93,6 +96,7 @@ impl Msrs {
             mtrr_def_type: WRITE_BACK | 1 << 10 | 1 << 11,
             mtrr_variable,
             mtrr_fixed: [WRITE_BACK * 0x0101_0101_0101_0101; FIXED.len()],
+            addresses,
         }
     }
 
@@ -176,11 +180,12 @@ impl Msrs {
             }
             index::MTRR_PHYS_FIRST..=index::MTRR_PHYS_LAST => {
                 let slot = (msr - index::MTRR_PHYS_FIRST) as usize;
+                let pages = self.addresses & !0xFFF;
                 if slot.is_multiple_of(2) {
                     memory_types(value & 0xFF, false)?;
-                    check(value, 0x000F_FFFF_FFFF_F0FF)?;
+                    check(value, pages | 0xFF)?;
                 } else {
-                    check(value, 0x000F_FFFF_FFFF_F800)?;
+                    check(value, pages | MTRR_VALID)?;
                 }
                 self.mtrr_variable[slot] = value;
             }
@@ -232,7 +237,7 @@ mod tests {
 
     #[test]
     fn memory_types_are_checked() {
-        let mut msrs = Msrs::new();
+        let mut msrs = Msrs::new(36);
         assert_eq!(msrs.read(index::PAT), Ok(PAT_RESET));
         assert_eq!(msrs.write(index::PAT, 2), Err(Gp));
         assert_eq!(msrs.write(index::PAT, 0x0606_0606_0606_0606), Ok(()));
@@ -243,9 +248,27 @@ mod tests {
         assert_eq!(msrs.write(index::MTRR_CAP, 0), Err(Gp));
     }
 
+    /// The range's end as an operating system reckons it, from the width that CPUID shows: Linux' `generic_get_mtrr`.
+    #[test]
+    fn variable_ranges_have_the_width_of_addresses() {
+        for bits in [36, 39, 40, 46, 48, 52] {
+            let mut msrs = Msrs::new(bits);
+            let mask = msrs.read(index::MTRR_PHYS_FIRST + 1).unwrap();
+            assert_eq!(mask & 0xFFF, MTRR_VALID);
+            assert_eq!((1 << bits) - (mask & !0xFFF), 1 << 30, "{bits} bits: the hole is 1 GiB");
+            assert_eq!(msrs.read(index::MTRR_PHYS_FIRST), Ok(0xC000_0000));
+            for slot in [index::MTRR_PHYS_FIRST + 2, index::MTRR_PHYS_FIRST + 3] {
+                let highest = 1 << (bits - 1);
+                assert_eq!(msrs.write(slot, highest), Ok(()));
+                assert_eq!(msrs.write(slot, highest << 1), Err(Gp), "{bits} bits");
+                assert_eq!(msrs.read(slot), Ok(highest));
+            }
+        }
+    }
+
     #[test]
     fn unknown_ones_fault() {
-        let mut msrs = Msrs::new();
+        let mut msrs = Msrs::new(36);
         for msr in [0, 0x48, 0x49, 0x186, 0x251, 0x40000000, 0xC001_0117, u32::MAX] {
             assert_eq!(msrs.read(msr), Err(Gp), "{msr:#x}");
             assert_eq!(msrs.write(msr, 0), Err(Gp), "{msr:#x}");
