@@ -208,9 +208,9 @@ impl<R: Registers> ClientNic<E1000<R>> {
         self.nic.set_promiscuous(on);
     }
 
-    /// The NIC's counts, with its own counter of missed frames brought up to date. One register read.
+    /// The NIC's counts, with its own counters of lost frames brought up to date. Two register reads.
     pub fn nic_statistics(&mut self) -> Statistics {
-        self.nic.update_missed();
+        self.nic.update_counters();
         self.nic.statistics()
     }
 

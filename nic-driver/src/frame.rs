@@ -7,8 +7,14 @@ pub use smoltcp::wire::EthernetAddress as MacAddress;
 
 /// Length of an Ethernet header, and so of the shortest frame that is accepted, in bytes.
 pub const MIN_FRAME: usize = 14;
-/// Longest frame, header included, frame check sequence not: an MTU of 1500 bytes. VLAN tags must fit in it.
-pub const MAX_FRAME: usize = 1514;
+/// Longest frame without a tag, header included, frame check sequence not: an MTU of 1500 bytes. What stacks of our own send.
+pub const MAX_UNTAGGED: usize = 1514;
+/// Length of a VLAN tag. See: IEEE 802.1Q, 9.3.
+pub const VLAN_TAG: usize = 4;
+/// Longest frame that is accepted: an MTU of 1500 bytes and one tag. A second tag (802.1ad, QinQ) must fit in it, so that
+/// such a guest has an MTU of 1496; jumbo frames do not pass. Cards without "long packet enable" take nothing longer either
+/// (1522 bytes with the check sequence), and do not look for a tag: neither do we. See: 8254x SDM, 13.4.22 (RCTL.LPE).
+pub const MAX_FRAME: usize = MAX_UNTAGGED + VLAN_TAG;
 /// Shortest frame on the wire without its check sequence; shorter ones are padded with zeros by the driver.
 /// See: IEEE 802.3, 3.2.8.
 pub const MIN_WIRE_FRAME: usize = 60;
@@ -142,7 +148,8 @@ mod tests {
         assert_eq!(check_length(13), Err(FrameError::TooShort(13)));
         assert_eq!(check_length(14), Ok(()));
         assert_eq!(check_length(1514), Ok(()));
-        assert_eq!(check_length(1515), Err(FrameError::TooLong(1515)));
+        assert_eq!(check_length(1518), Ok(()), "a tagged frame of full size");
+        assert_eq!(check_length(1519), Err(FrameError::TooLong(1519)));
     }
 
     #[test]

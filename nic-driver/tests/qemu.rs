@@ -43,7 +43,7 @@ fn card_address(device: &str, model: Model) {
 /// More frames than the rings have descriptors, in both directions.
 fn traffic(device: &str, model: Model) {
     let Some((machine, mut nic)) = bring_up(device, model, Some(GUEST_MAC)) else { return };
-    let lengths = [60, 61, 64, 590, 1500, 1513, 1514];
+    let lengths = [60, 61, 64, 590, 1500, 1514, 1518];
     for number in 0..700 {
         let sent = frame(CARD_MAC, number, lengths[number as usize % lengths.len()]);
         nic.transmit(sent.len(), |buffer| buffer.copy_from_slice(&sent)).unwrap();

@@ -61,7 +61,7 @@ pub enum PowerEvent {
 
 /// Where the guest's outputs go. Called at the guest's own position, in order.
 pub trait Outputs {
-    /// The guest sent an Ethernet frame (without FCS, 14 to 1514 bytes). The slice is only valid during the call.
+    /// The guest sent an Ethernet frame (without FCS, 14 to 1518 bytes). The slice is only valid during the call.
     fn frame(&mut self, frame: &[u8]);
     /// The guest wrote to its serial console.
     fn console(&mut self, bytes: &[u8]);

@@ -176,7 +176,7 @@ impl Replica {
         });
     }
 
-    fn report_errors(&self, json: &mut Json) {
+    fn report_errors(&mut self, json: &mut Json) {
         json.object("errors", |json| {
             let net = self.guest.platform.net_stats();
             json.number("guest_queues_malformed", self.guest.platform.malformed_queues());
@@ -184,9 +184,14 @@ impl Replica {
                 .number("guest_rx_not_ready", net.not_ready)
                 .number("guest_rx_bad_size", net.bad_size)
                 .number("guest_tx_refused", net.bad_sent);
-            if let Some(client) = &self.client {
+            if let Some(client) = &mut self.client {
                 let errors = client.errors();
                 json.number("guest_frames_refused", errors.refused).number("guest_frames_overrun", errors.overrun);
+                let card = client.nic().nic_statistics();
+                json.number("client_rx_too_long", card.rx.too_long + card.rx.fragmented + card.rx_oversize)
+                    .number("client_rx_too_short", card.rx.too_short)
+                    .number("client_rx_bad", card.rx.hardware_errors)
+                    .number("client_rx_missed", card.rx_missed);
             }
             if let Some(peer) = &self.peer {
                 let stats = peer.node.stats();

@@ -7,7 +7,7 @@ use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
 use super::{E1000, TX_DESCRIPTORS};
-use crate::frame::MAX_FRAME;
+use crate::frame::MAX_UNTAGGED;
 use crate::mmio::Registers;
 use crate::ring::{RxRing, TxRing};
 
@@ -66,7 +66,7 @@ impl<R: Registers> Device for E1000<R> {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = MAX_FRAME;
+        capabilities.max_transmission_unit = MAX_UNTAGGED;
         capabilities.max_burst_size = Some(usize::from(TX_DESCRIPTORS) - 1);
         capabilities
     }

@@ -54,12 +54,24 @@ impl<R: Registers> E1000<R> {
         let card_mac = own_mac(&mut registers, model);
         let mac = mac.or(card_mac).ok_or(NicError::NoMac)?;
         set_link_up(&mut registers);
-        let mut nic =
-            Self { registers, model, mac, card_mac, rctl: 0, rx, tx, rx_overruns: 0, rx_missed: 0, link_changes: 0 };
+        let mut nic = Self {
+            registers,
+            model,
+            mac,
+            card_mac,
+            rctl: 0,
+            rx,
+            tx,
+            rx_overruns: 0,
+            rx_missed: 0,
+            rx_oversize: 0,
+            link_changes: 0,
+        };
         nic.start_transmit();
         nic.start_receive();
         // Causes from before and from the start itself are of no interest.
         nic.registers.read32(ICR);
+        nic.registers.read32(ROC);
         Ok(nic)
     }
 

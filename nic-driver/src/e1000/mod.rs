@@ -26,7 +26,7 @@ pub use model::Model;
 use crate::frame::{FrameSink, FrameSource, MacAddress, SendError};
 use crate::mmio::{MmioRegion, Registers};
 use crate::ring::{RingError, RxRing, RxStatistics, TxRing, TxStatistics, ring_bytes};
-use registers::{ICR, IMC, IMS, ITR, MPC, RCTL, RCTL_UPE, RDT, STATUS, STATUS_LU, TCTL, TDT};
+use registers::{ICR, IMC, IMS, ITR, MPC, RCTL, RCTL_UPE, RDT, ROC, STATUS, STATUS_LU, TCTL, TDT};
 
 /// Receive descriptors.
 pub const RX_DESCRIPTORS: u16 = 256;
@@ -112,8 +112,10 @@ pub struct Statistics {
     /// Times that [`E1000::interrupt_cause`] reported an overrun.
     pub rx_overruns: u64,
     /// Frames that the card itself counted as lost for want of a buffer, as of the last
-    /// [`E1000::update_missed`]. Emulators may deliver such frames later after all.
+    /// [`E1000::update_counters`]. Emulators may deliver such frames later after all.
     pub rx_missed: u64,
+    /// Frames that the card itself dropped as too long, as of then.
+    pub rx_oversize: u64,
     /// Times that the link changed.
     pub link_changes: u64,
 }
@@ -131,6 +133,7 @@ pub struct E1000<R: Registers = MmioRegion> {
     tx: TxRing,
     rx_overruns: u64,
     rx_missed: u64,
+    rx_oversize: u64,
     link_changes: u64,
 }
 
@@ -179,7 +182,7 @@ impl<R: Registers> E1000<R> {
         self.rx.is_ready()
     }
 
-    /// Queues a frame of `len` bytes (14 to 1514) that `fill` writes into the card's own buffer. A full ring is
+    /// Queues a frame of `len` bytes (14 to [`MAX_FRAME`](crate::frame::MAX_FRAME)) that `fill` writes into the card's own buffer. A full ring is
     /// flushed, so that it drains, and reported.
     pub fn transmit<T>(&mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> T) -> Result<T, SendError> {
         let result = self.tx.transmit(len, fill);
@@ -235,9 +238,10 @@ impl<R: Registers> E1000<R> {
         }
     }
 
-    /// Adds the card's own counter of lost frames to the statistics. One register read.
-    pub fn update_missed(&mut self) {
+    /// Adds the card's own counters of lost frames to the statistics. Two register reads.
+    pub fn update_counters(&mut self) {
         self.rx_missed += u64::from(self.registers.read32(MPC));
+        self.rx_oversize += u64::from(self.registers.read32(ROC));
     }
 
     /// What the card has done. Reads memory only.
@@ -247,6 +251,7 @@ impl<R: Registers> E1000<R> {
             tx: self.tx.statistics(),
             rx_overruns: self.rx_overruns,
             rx_missed: self.rx_missed,
+            rx_oversize: self.rx_oversize,
             link_changes: self.link_changes,
         }
     }

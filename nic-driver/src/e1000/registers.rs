@@ -54,6 +54,8 @@ pub(super) const TIDV: usize = 0x3820;
 pub(super) const TXDCTL: usize = 0x3828;
 /// Frames that found no receive buffer; reading clears it.
 pub(super) const MPC: usize = 0x4010;
+/// Frames longer than 1522 bytes that were dropped; reading clears it. See: 8254x SDM, 13.7.33.
+pub(super) const ROC: usize = 0x40AC;
 /// Receive checksum control.
 pub(super) const RXCSUM: usize = 0x5000;
 /// Receive filter control (82574L).

@@ -101,7 +101,7 @@ impl Hardware {
                 self.get(STATUS) | STATUS_LU | if master { STATUS_GIO_MASTER_ENABLE } else { 0 }
             }
             EEC => EEC_AUTO_RD,
-            ICR | MPC => self.registers.remove(&offset).unwrap_or(0),
+            ICR | MPC | ROC => self.registers.remove(&offset).unwrap_or(0),
             _ => self.get(offset),
         }
     }

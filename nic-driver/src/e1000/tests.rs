@@ -114,7 +114,7 @@ fn bad_frames_are_dropped_and_counted() {
         Ending { len: 100, errors: 0x80, end_of_packet: true },
         Ending { len: 13, errors: 0, end_of_packet: true },
         Ending { len: 0, errors: 0, end_of_packet: true },
-        Ending { len: 1515, errors: 0, end_of_packet: true },
+        Ending { len: 1519, errors: 0, end_of_packet: true },
         Ending { len: u16::MAX, errors: 0, end_of_packet: true },
         // One frame in three buffers; its end looks like a good frame.
         Ending { len: 2048, errors: 0, end_of_packet: false },
@@ -151,7 +151,7 @@ fn frames_to_send_have_bounds_and_padding() {
     }
     hardware.borrow_mut().sent.clear();
     assert_eq!(nic.send(&[0; 13]), Err(SendError::Invalid(FrameError::TooShort(13))));
-    assert_eq!(nic.send(&[0; 1515]), Err(SendError::Invalid(FrameError::TooLong(1515))));
+    assert_eq!(nic.send(&[0; 1519]), Err(SendError::Invalid(FrameError::TooLong(1519))));
     nic.send(&frame(1, 14)).unwrap();
     assert_eq!(hardware.borrow_mut().transmit(8), 0, "not before the flush");
     nic.flush();
@@ -206,9 +206,11 @@ fn causes_are_acknowledged_and_counted() {
     assert_eq!(nic.interrupt_cause(), Interrupts::RX_OVERRUN | Interrupts::LINK_CHANGE);
     assert!(nic.interrupt_cause().is_empty());
     hardware.borrow_mut().registers.insert(MPC, 5);
-    nic.update_missed();
+    hardware.borrow_mut().registers.insert(ROC, 3);
+    nic.update_counters();
     let statistics = nic.statistics();
     assert_eq!((statistics.rx_overruns, statistics.link_changes, statistics.rx_missed), (1, 1, 5));
+    assert_eq!(statistics.rx_oversize, 3);
     nic.disable_interrupts();
     assert_eq!(hardware.borrow().get(IMS), 0);
 }

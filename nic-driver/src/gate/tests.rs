@@ -342,7 +342,7 @@ fn invalid_and_excess_frames_are_refused_and_counted() {
     let mut gate = Gate::new(1, 1_000_000);
     gate.set_mode(GateMode::Held);
     assert_eq!(gate.hold(&[0; 13], 0), Err(HoldError::Invalid(FrameError::TooShort(13))));
-    assert_eq!(gate.hold(&[0; 1515], 0), Err(HoldError::Invalid(FrameError::TooLong(1515))));
+    assert_eq!(gate.hold(&[0; 1519], 0), Err(HoldError::Invalid(FrameError::TooLong(1519))));
     for number in 0..1 + RESERVED_FRAMES as u64 {
         gate.hold(&frame(number, 60), 0).unwrap();
     }

@@ -16,7 +16,7 @@ pub struct Drops {
     pub down: u64,
     /// Lost on purpose, by a link's loss setting.
     pub lost: u64,
-    /// Shorter than 14 or longer than 1514 bytes.
+    /// Shorter than 14 or longer than 1518 bytes.
     pub malformed: u64,
 }
 

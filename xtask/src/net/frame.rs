@@ -6,8 +6,10 @@ use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetF
 
 /// Header without VLAN tag: destination, source, type. Nothing shorter is a frame.
 pub const MIN_FRAME: usize = 14;
-/// Header and 1500 bytes of payload, without the check sequence.
-pub const MAX_FRAME: usize = 1514;
+/// Header and 1500 bytes of payload, without the check sequence: what stacks send that know of no VLAN.
+pub const MAX_UNTAGGED: usize = 1514;
+/// The same with one VLAN tag. Nothing longer is a frame.
+pub const MAX_FRAME: usize = MAX_UNTAGGED + 4;
 
 /// EtherType of IPv4.
 pub const IPV4: u16 = 0x0800;

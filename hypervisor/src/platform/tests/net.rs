@@ -118,6 +118,32 @@ fn without_mergeable_buffers_small_ones_lose_the_frame_only() {
     assert_eq!(rig.platform.net_stats().bad_size, 1);
 }
 
+/// A tagged frame of full size passes both ways; what is longer is refused and counted.
+#[test]
+fn frames_have_room_for_a_vlan_tag() {
+    let mut rig = Rig::new();
+    // The buffers of Linux' driver without mergeable ones: header, Ethernet header, tag, 1500 bytes.
+    rig.start_net(VERSION_1);
+    rig.offer_receive(0, 12 + 1518);
+    let mut tagged = frame(1518, 7);
+    tagged[12..16].copy_from_slice(&[0x81, 0, 0, 5]);
+    rig.packet_in(&tagged);
+    rig.packet_in(&frame(1519, 8));
+    assert_eq!(rig.used(0, 0), (0, 12 + 1518));
+    assert_eq!(rig.memory.slice(Gpa(buffer(0) + 12), 1518).unwrap(), tagged);
+    assert_eq!(rig.platform.net_stats().bad_size, 1);
+    let table = ring(1)[0];
+    rig.memory.write(Gpa(buffer(4)), &[0; 12]).unwrap();
+    for (number, len) in [(0, 1518), (1, 1519)] {
+        rig.memory.write(Gpa(buffer(4) + 12), &frame(len, 9)).unwrap();
+        rig.descriptor(table, number, buffer(4), 12 + len as u32, 0, 0);
+        rig.offer(1, number);
+        rig.kick(1);
+    }
+    assert_eq!(rig.out.frames.iter().map(Vec::len).collect::<Vec<_>>(), [1518]);
+    assert_eq!(rig.platform.net_stats().bad_sent, 1);
+}
+
 #[test]
 fn frames_are_sent_from_any_layout() {
     let mut rig = Rig::new();
@@ -149,7 +175,7 @@ fn bad_frames_are_counted_and_given_back() {
     rig.start_net(VERSION_1);
     let table = ring(1)[0];
     rig.memory.write(Gpa(buffer(1)), &[1]).unwrap();
-    for (slot, gpa, len) in [(0, buffer(0), 20), (1, buffer(0), 1527), (2, buffer(1), 100), (3, 0, u32::MAX)] {
+    for (slot, gpa, len) in [(0, buffer(0), 20), (1, buffer(0), 1531), (2, buffer(1), 100), (3, 0, u32::MAX)] {
         rig.descriptor(table, slot, gpa, len, 0, 0);
         rig.offer(1, slot);
     }

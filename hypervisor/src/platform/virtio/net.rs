@@ -10,8 +10,8 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-/// Longest frame, without FCS.
-pub const MAX_FRAME: usize = 1514;
+/// Longest frame, without FCS: an MTU of 1500 bytes and one VLAN tag, which is what drivers give their buffers room for.
+pub const MAX_FRAME: usize = 1518;
 /// Shortest frame: an Ethernet header.
 pub const MIN_FRAME: usize = 14;
 /// Frames that wait for receive buffers; more are dropped.

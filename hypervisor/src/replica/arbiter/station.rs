@@ -151,7 +151,7 @@ impl Device for Frames {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = pollux_nic::frame::MAX_FRAME;
+        capabilities.max_transmission_unit = pollux_nic::frame::MAX_UNTAGGED;
         capabilities
     }
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 
-use crate::net::frame::MAX_FRAME;
+use crate::net::frame::MAX_UNTAGGED;
 
 /// Frames that wait for the stack, at most; it is polled after every few.
 const MAX_INPUT: usize = 4096;
@@ -68,7 +68,7 @@ impl Device for Queues {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = MAX_FRAME;
+        capabilities.max_transmission_unit = MAX_UNTAGGED;
         capabilities
     }
 }

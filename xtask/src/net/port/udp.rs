@@ -220,7 +220,7 @@ mod tests {
         let machine = machine(&carrier);
         machine.set_nonblocking(true).unwrap();
         let mut sent = 0u32;
-        let mut frame = [0; 1514];
+        let mut frame = [0; 1518];
         let mut fill = |carrier: &mut UdpCarrier, sent: &mut u32, now| {
             frame[..4].copy_from_slice(&sent.to_be_bytes());
             let result = carrier.send(&frame, now).map_err(|error| error.kind());
@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(fill(&mut carrier, &mut sent, Duration::ZERO), Err(ErrorKind::WouldBlock));
         for (expected, millis) in (0..1000u32).zip(1..) {
             let mut buffer = [0; 2048];
-            assert_eq!(machine.recv(&mut buffer).unwrap(), 1514);
+            assert_eq!(machine.recv(&mut buffer).unwrap(), 1518);
             assert_eq!(buffer[..4], expected.to_be_bytes());
             let _ = fill(&mut carrier, &mut sent, Duration::from_millis(millis));
         }

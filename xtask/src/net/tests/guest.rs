@@ -14,7 +14,7 @@ use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::socket::{tcp, udp};
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
 
-use crate::net::frame::MAX_FRAME;
+use crate::net::frame::{MAX_FRAME, MAX_UNTAGGED};
 use crate::net::{Fabric, Network, SLOTS};
 
 pub const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 0x0f];
@@ -136,7 +136,7 @@ impl Device for Wire {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = MAX_FRAME;
+        capabilities.max_transmission_unit = MAX_UNTAGGED;
         capabilities
     }
 }

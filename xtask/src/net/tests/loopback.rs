@@ -45,8 +45,8 @@ fn frames_cross_both_ways_in_two_rigs_at_once() {
         for (a, b) in &pairs {
             a.send(b.mac, &number.to_be_bytes());
             assert_eq!(b.payload(), number.to_be_bytes());
-            b.send([0xff; 6], &[number as u8; 1500]);
-            assert_eq!(a.payload(), [number as u8; 1500]);
+            b.send([0xff; 6], &[number as u8; 1504]);
+            assert_eq!(a.payload(), [number as u8; 1504]);
         }
     }
     for (_, fabric) in &rigs {
