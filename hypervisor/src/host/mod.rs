@@ -3,6 +3,7 @@
 //! Everything runs in one thread with interrupts off; they are let in only between guest runs (see [`interrupts`]).
 
 pub mod apic;
+pub mod aspm;
 pub mod clock;
 pub mod entropy;
 pub mod interrupts;

@@ -86,6 +86,11 @@ pub unsafe fn open(
     let endpoint = pci::enable(bdf, apic)?;
     let (vendor, id) = (endpoint.device.vendor, endpoint.device.id);
     let model = Model::from_pci_ids(vendor, id).ok_or(OpenError::Unsupported(bdf, vendor, id))?;
+    if model.needs_aspm_off() {
+        let link = pci::disable_aspm(bdf);
+        let level = if link.is_stuck() { log::Level::Warn } else { log::Level::Info };
+        log::log!(level, "{bdf}: {link}");
+    }
     let len = needed_dma_bytes() as u64;
     // SAFETY: the caller vouches for `memory`.
     let buffers = unsafe { memory.take_zeroed(len, (DMA_ALIGNMENT as u64).max(4096)) }.ok_or(OpenError::NoMemory)?;

@@ -8,7 +8,7 @@ use pci_types::capability::PciCapability;
 use pci_types::{Bar, CommandRegister, ConfigRegionAccess, EndpointHeader, HeaderType, PciAddress, PciHeader};
 use x86_64::instructions::port::Port;
 
-use super::{apic, pic};
+use super::{apic, aspm, pic};
 
 /// Bus, device and function of a PCI device, written `bus:device.function` with numbers in hex.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +98,11 @@ pub fn scan(mut found: impl FnMut(Device)) {
 
 fn header(bus: u8, device: u8, function: u8) -> PciHeader {
     PciHeader::new(PciAddress::new(0, bus, device, function))
+}
+
+/// Switches the power management of a device's link off. Which devices need it, drivers know.
+pub fn disable_aspm(bdf: Bdf) -> aspm::Link {
+    aspm::disable(&Mechanism1, PciAddress::new(0, bdf.bus, bdf.device, bdf.function))
 }
 
 /// How a device interrupts.

@@ -51,6 +51,10 @@ impl<R: Registers> E1000<R> {
         }
 
         reset(&mut registers, model)?;
+        if let Some((gcr, gcr2)) = model.quirks().completions {
+            registers.write32(GCR, registers.read32(GCR) | gcr);
+            registers.write32(GCR2, registers.read32(GCR2) | gcr2);
+        }
         let card_mac = own_mac(&mut registers, model);
         let mac = mac.or(card_mac).ok_or(NicError::NoMac)?;
         set_link_up(&mut registers);

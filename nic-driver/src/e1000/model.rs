@@ -1,4 +1,19 @@
-//! What differs between the members of the family.
+//! What differs between the members of the family, and their errata.
+//!
+//! Errata that matter to what this driver does. Source are the datasheets and the work-arounds of Linux' drivers; the cards'
+//! specification updates were not at hand, nor was a real card.
+//!
+//! | card | what goes wrong | what is done |
+//! |---|---|---|
+//! | 82574L | with ASPM L0s or L1 on, the card hangs or vanishes from the bus | off at both ends of the link before the card is touched ([`Model::needs_aspm_off`]) |
+//! | 82574L | completions are unreliable, worst with ASPM, and transmission hangs | GCR2 bit 0 and GCR bit 22 are set at the start |
+//! | 82574L | TXDCTL bit 22 must be written as one | it is |
+//! | 82574L | reception that is switched off under load may not come back | it is switched off only before a reset and at the end |
+//! | 82574L | the PHY may hang, with its error counters full | nothing: no traffic passes, as with a broken cable |
+//! | 82574L | a reset may cut bus requests off | they are stopped first, and awaited (CTRL bit 2) |
+//! | both | the card pads frames of at least 17 bytes only | frames are padded to 60 bytes by us |
+//! | both | faults of offloads, of several queues, of MSI-X, of management pass-through | none of these is used: legacy descriptors, one queue, MSI or the line |
+//! | 82540EM | faults of PCI-X, of fibre, of half duplex | copper, PCI; half duplex is not tested |
 
 use super::registers::{TCTL_COLD, TCTL_CT, TCTL_EN, TCTL_PSP, TXDCTL_GRAN, TXDCTL_MUST_BE_ONE};
 
@@ -20,6 +35,8 @@ pub(super) struct Quirks {
     pub(super) eerd_address_shift: u32,
     /// PCI Express: stop bus requests before a reset, EEC tells when the EEPROM was loaded, and RFCTL and MRQC exist.
     pub(super) pci_express: bool,
+    /// GCR and GCR2 have work-arounds that must be switched on; bits of each. See the top of this file.
+    pub(super) completions: Option<(u32, u32)>,
     /// TIPG: inter-packet gap for copper.
     pub(super) tipg: u32,
     /// TCTL: all of it.
@@ -35,6 +52,7 @@ const I82540EM: Quirks = Quirks {
     eerd_done: 1 << 4,
     eerd_address_shift: 8,
     pci_express: false,
+    completions: None,
     tipg: 10 | 10 << 10 | 10 << 20,
     tctl: TCTL_COMMON,
     txdctl: TXDCTL_GRAN,
@@ -45,6 +63,7 @@ const I82574L: Quirks = Quirks {
     eerd_done: 1 << 1,
     eerd_address_shift: 2,
     pci_express: true,
+    completions: Some((1 << 22, 1 << 0)),
     tipg: 8 | 8 << 10 | 6 << 20,
     tctl: TCTL_COMMON | 1 << 28,
     txdctl: TXDCTL_GRAN | TXDCTL_MUST_BE_ONE,
@@ -69,6 +88,11 @@ impl Model {
             Self::I82540EM => "82540EM (e1000)",
             Self::I82574L => "82574L (e1000e)",
         }
+    }
+
+    /// Whether the card hangs when its link saves power: L0s and L1 must be off at both ends of it.
+    pub const fn needs_aspm_off(self) -> bool {
+        matches!(self, Self::I82574L)
     }
 
     pub(super) const fn quirks(self) -> &'static Quirks {

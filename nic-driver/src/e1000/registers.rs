@@ -70,6 +70,10 @@ pub(super) const RAL0: usize = 0x5400;
 pub(super) const RAH0: usize = 0x5404;
 /// Pairs of receive address registers (82574L: the sixteenth belongs to management).
 pub(super) const RECEIVE_ADDRESSES: usize = 15;
+/// PCI Express control (82574L).
+pub(super) const GCR: usize = 0x5B00;
+/// PCI Express control 2 (82574L).
+pub(super) const GCR2: usize = 0x5B64;
 /// Multiple receive queues (82574L).
 pub(super) const MRQC: usize = 0x5818;
 

@@ -198,6 +198,14 @@ fn polling_and_batches_cost_no_register_access() {
 }
 
 #[test]
+fn work_arounds_for_lost_completions_are_on_where_they_exist() {
+    let (_nic, hardware) = card(Model::I82574L, 8);
+    assert_eq!((hardware.borrow().get(GCR), hardware.borrow().get(GCR2)), (1 << 22, 1));
+    let (_nic, hardware) = card(Model::I82540EM, 8);
+    assert!(!hardware.borrow().registers.contains_key(&GCR) && !hardware.borrow().registers.contains_key(&GCR2));
+}
+
+#[test]
 fn causes_are_acknowledged_and_counted() {
     let (mut nic, hardware) = card(Model::I82540EM, 8);
     nic.enable_interrupts(Interrupts::RECEIVE);
