@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
+use crate::guest::GuestFiles;
 use crate::needs::{self, Need};
 use crate::output::say;
 use crate::process::Process;
@@ -34,11 +35,10 @@ pub struct ImageArgs {
 
 /// Makes an image.
 pub fn run(arguments: &ImageArgs) -> Result<()> {
-    let common = arguments.software.options();
-    let mut options = CommandLine::given(&common.given).map_err(anyhow::Error::msg)?;
-    options.complete(&[("guest-memory", &format_size(common.guest_memory)), ("guest-args", &common.guest_arguments)]);
+    let mut options = CommandLine::given(&arguments.software.hypervisor_option).map_err(anyhow::Error::msg)?;
     needs::ensure_present(&[Need::Target, Need::Grub], arguments.software.yes)?;
-    let Software { hypervisor, guest } = arguments.software.build()?;
+    let Software { hypervisor, guest, options: common, .. } = arguments.software.build()?;
+    options.complete(&[("guest-memory", &format_size(common.guest_memory)), ("guest-args", &common.guest_arguments)]);
     Image { hypervisor: &hypervisor, guest: &guest, options: &options }.write(&arguments.out)?;
     say!("image       {}", arguments.out.display());
     say!("options     {options}");
@@ -50,8 +50,8 @@ pub fn run(arguments: &ImageArgs) -> Result<()> {
 pub struct Image<'a> {
     /// The hypervisor's image.
     pub hypervisor: &'a Path,
-    /// The guest's image.
-    pub guest: &'a Path,
+    /// The guest's files.
+    pub guest: &'a GuestFiles,
     /// The hypervisor's command line.
     pub options: &'a CommandLine,
 }
@@ -67,9 +67,10 @@ impl Image<'_> {
         fs::create_dir_all(boot.join("grub"))?;
         let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
         let write = |name, bytes| fs::write(boot.join(name), bytes).context("cannot write a temporary file");
-        write("grub/grub.cfg", configuration(self.options)?.into())?;
+        let modules = self.guest.modules().map(|(name, _)| name);
+        write("grub/grub.cfg", configuration(self.options, modules)?.into())?;
         write("pollux", without_sections(read(self.hypervisor)?))?;
-        write("guest", read(self.guest)?)?;
+        self.guest.modules().try_for_each(|(name, path)| write(name, read(path)?))?;
         let mut command = Command::new(needs::MKRESCUE);
         command.arg("-o").arg(out).arg(tree.path());
         command.arg(format!("--install-modules={MODULES}")).args(["--locales=", "--fonts=", "--themes="]);
@@ -82,7 +83,9 @@ impl Image<'_> {
 }
 
 /// GRUB's configuration: boot at once.
-fn configuration(options: &CommandLine) -> Result<String> {
+fn configuration(options: &CommandLine, modules: impl Iterator<Item = &'static str>) -> Result<String> {
+    // GRUB passes on what stands behind the file's name.
+    let modules: String = modules.map(|name| format!("    module2 /boot/{name} {name}\n")).collect();
     let mut words = String::new();
     for word in options.words() {
         // Quoted thus GRUB takes all other characters as they are. It passes an option with spaces in double quotes, and
@@ -99,7 +102,7 @@ fn configuration(options: &CommandLine) -> Result<String> {
          if [ $grub_platform = efi ]; then cutmem 0 4K; fi\n\
          menuentry Pollux {{\n\
          \x20   multiboot2 /boot/pollux{words}\n\
-         \x20   module2 /boot/guest\n\
+         {modules}\
          }}\n"
     ))
 }
@@ -141,15 +144,22 @@ fn end_of_segments(elf: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
 
+    const MODULES_OF_LINUX: [&str; 2] = ["kernel", "initrd"];
+
     fn options(given: &[&str]) -> CommandLine {
         CommandLine::given(&given.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>()).unwrap()
     }
 
     #[test]
     fn options_are_quoted_for_grub() {
-        let text = configuration(&options(&["role=solo", "guest-args=ip=10.0.2.15/24 x=$y;{z}", "quiet"])).unwrap();
+        let text = configuration(
+            &options(&["role=solo", "guest-args=ip=10.0.2.15/24 x=$y;{z}", "quiet"]),
+            MODULES_OF_LINUX.into_iter(),
+        );
+        let text = text.unwrap();
         let line = "    multiboot2 /boot/pollux 'role=solo' 'guest-args=ip=10.0.2.15/24 x=$y;{z}' 'quiet'\n";
         assert!(text.contains(line), "{text}");
+        assert!(text.contains("    module2 /boot/kernel kernel\n    module2 /boot/initrd initrd\n}\n"), "{text}");
     }
 
     /// A header, one program header, a segment of `segment` bytes, and as many of a section.
@@ -187,7 +197,7 @@ mod tests {
     #[test]
     fn what_grub_cannot_pass_is_refused() {
         for bad in ["name=it's", "name=a\\b"] {
-            let error = configuration(&options(&[bad])).unwrap_err().to_string();
+            let error = configuration(&options(&[bad]), MODULES_OF_LINUX.into_iter()).unwrap_err().to_string();
             assert!(error.contains(bad), "{error}");
         }
     }

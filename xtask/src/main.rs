@@ -6,6 +6,7 @@ mod artefacts;
 mod bench;
 mod checks;
 mod doctor;
+mod guest;
 mod image;
 mod interrupt;
 mod needs;
@@ -44,6 +45,8 @@ enum Task {
     Bochs(Box<rig::run::RunArgs>),
     /// Make a boot medium with hypervisor and guest, for real machines too
     Image(image::ImageArgs),
+    /// Make a guest of a distribution's packages
+    Guest(guest::debian::GuestArgs),
     /// Look at a running rig, and make faults in it
     Rig(rig::command::RigArgs),
     /// Give terms to the machines of pairs: at most one machine for each
@@ -84,6 +87,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Task::Qemu(arguments) => rig::run::qemu(*arguments),
         Task::Bochs(arguments) => rig::run::bochs(*arguments),
         Task::Image(arguments) => image::run(&arguments),
+        Task::Guest(arguments) => guest::debian::run(&arguments),
         Task::Rig(arguments) => rig::command::run(arguments),
         Task::Arbiter(arguments) => arbiter::run(&arguments),
         Task::Test(arguments) => checks::run(&arguments),
@@ -123,6 +127,11 @@ mod tests {
             "bochs --solo --headless --dir D --port 7777 --for 60s --guest counter --hypervisor-option a=1 b=2",
             "image --out pollux.iso",
             "image --out F --guest ./x --guest-args a --hypervisor-option role=primary log-nic=0:3.0 --yes",
+            "qemu --kernel vmlinuz --initrd initrd.img --append console=ttyS0",
+            "bochs --kernel vmlinux --guest-memory 384M",
+            "image --out F --kernel vmlinuz --initrd initrd.img --append quiet",
+            "guest debian",
+            "guest debian --packages redis-server,python3 --suite trixie",
             "rig --dir D status --json",
             "rig --dir D kill primary",
             "rig --dir D start backup",

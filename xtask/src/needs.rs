@@ -22,6 +22,8 @@ pub const BOCHS: &str = "bochs";
 pub const MKRESCUE: &str = "grub-mkrescue";
 /// The files that Bochs' machines refer to; see `qemu/bochsrc.in`.
 const BOCHS_FILES: [&str; 2] = ["/usr/share/bochs/BIOS-bochs-latest", "/usr/share/vgabios/vgabios.bin"];
+/// What Debian signs its packages with.
+pub const DEBIAN_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Where GRUB has its parts, by firmware.
 const GRUB_PARTS: [(&str, &str); 2] = [("BIOS", "/usr/lib/grub/i386-pc"), ("UEFI", "/usr/lib/grub/x86_64-efi")];
 
@@ -44,6 +46,8 @@ pub enum Need {
     Bochs,
     /// GRUB, and what it makes boot media with.
     Grub,
+    /// What finds, fetches and unpacks Debian's packages, on any desk.
+    Apt,
     /// `redis-cli` and `redis-benchmark`, which the tests use as clients.
     Redis,
     /// A real etcd, for tests of the arbiter's interface.
@@ -65,7 +69,8 @@ pub enum State {
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 7] = [Self::Target, Self::Qemu, Self::Bochs, Self::Grub, Self::Redis, Self::Etcd, Self::Uefi];
+    pub const ALL: [Self; 8] =
+        [Self::Target, Self::Qemu, Self::Bochs, Self::Grub, Self::Apt, Self::Redis, Self::Etcd, Self::Uefi];
 
     /// Whether nothing but single tests needs it, which are skipped without it.
     pub fn is_optional(self) -> bool {
@@ -79,6 +84,7 @@ impl Need {
             Self::Qemu => "QEMU 7.2 or newer",
             Self::Bochs => "Bochs",
             Self::Grub => "GRUB and xorriso",
+            Self::Apt => "apt-get, dpkg-deb, Debian's keys",
             Self::Redis => "redis-cli, redis-benchmark",
             Self::Etcd => "etcd (optional)",
             Self::Uefi => "UEFI firmware (optional)",
@@ -92,6 +98,7 @@ impl Need {
             Self::Qemu => "cargo xtask qemu, cargo xtask test rig",
             Self::Bochs => "cargo xtask bochs, cargo xtask test rig",
             Self::Grub => "cargo xtask image, cargo xtask bochs, cargo xtask test rig",
+            Self::Apt => "cargo xtask guest",
             Self::Redis => "cargo xtask test rig",
             Self::Etcd => "tests of the arbiter with a real etcd",
             Self::Uefi => "a test that boots by UEFI",
@@ -108,6 +115,10 @@ impl Need {
             },
             Self::Bochs => bochs_state(),
             Self::Grub => grub_state(),
+            Self::Apt => match (version_line("apt-get")?, version_line("dpkg-deb")?) {
+                (Some(line), Some(_)) if Path::new(DEBIAN_KEYS).is_file() => Ok(State::Present(line)),
+                _ => Ok(State::Missing),
+            },
             Self::Redis => match (version_line("redis-cli")?, version_line("redis-benchmark")?) {
                 (Some(line), Some(_)) => Ok(State::Present(line)),
                 _ => Ok(State::Missing),
@@ -124,6 +135,7 @@ impl Need {
             Self::Qemu => apt(&["qemu-system-x86"]),
             Self::Bochs => apt(&["bochs", "bochsbios", "vgabios"]),
             Self::Grub => apt(&["grub-common", "grub-pc-bin", "grub-efi-amd64-bin", "xorriso", "mtools"]),
+            Self::Apt => apt(&["apt", "dpkg", "debian-archive-keyring"]),
             Self::Redis => apt(&["redis-tools"]),
             Self::Etcd => etcd_commands(Path::new(SYSTEMD).exists()),
             Self::Uefi => apt(&["ovmf", "grub-efi-amd64-bin"]),

@@ -12,6 +12,7 @@ use clap::ValueEnum;
 
 use super::accelerator::{Accelerator, Vendor};
 use super::options::CommandLine;
+use crate::guest::GuestFiles;
 use crate::needs::Need;
 use crate::net::{Network, Plug, Transport};
 
@@ -100,8 +101,8 @@ pub struct MachineSpec<'a> {
     pub memory_mib: u64,
     /// The hypervisor's image.
     pub hypervisor: &'a Path,
-    /// The guest's image.
-    pub guest: &'a Path,
+    /// The guest's files.
+    pub guest: &'a GuestFiles,
     /// The hypervisor's command line.
     pub options: CommandLine,
     /// The rig's directory, where files of the emulator may go that begin with the machine's name.
@@ -213,7 +214,7 @@ fn lookup(name: &str, machine: &MachineSpec<'_>) -> Result<String> {
         "name" => machine.name.to_owned(),
         "memory-mib" => machine.memory_mib.to_string(),
         "hypervisor" => utf8(machine.hypervisor)?,
-        "guest" => utf8(machine.guest)?,
+        "guest" => utf8(machine.guest.single())?,
         "options" => machine.options.to_string(),
         "log" => machine.log.clone(),
         "monitor" => machine.monitor.clone(),

@@ -33,7 +33,9 @@ pub use logs::tail;
 use monitor::Line;
 pub use state::Rig;
 
-/// Memory of a machine beyond the guest's, in MiB.
+use crate::guest::GuestFiles;
+
+/// Memory of a machine beyond the guest's and the guest's files, in MiB.
 const HYPERVISOR_MIB: u64 = 96;
 
 /// The place of a machine in the rig. The machine that runs there may change, its name and addresses do not.
@@ -62,8 +64,8 @@ pub struct Config {
     pub emulator: Emulator,
     /// The hypervisor's image.
     pub hypervisor: PathBuf,
-    /// The guest's image.
-    pub guest: PathBuf,
+    /// The guest's files.
+    pub guest: GuestFiles,
     /// One machine without replication instead of a pair.
     pub solo: bool,
     /// The local TCP port that leads to the guest.

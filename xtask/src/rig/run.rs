@@ -12,7 +12,7 @@ use super::accelerator::{self, Wish};
 use super::arbiter::Choice;
 use super::directory::{Directory, default_parent};
 use super::emulator::{Emulator, NicModel};
-use super::software::{DEFAULT_GUEST, Software, SoftwareArgs};
+use super::software::{Software, SoftwareArgs};
 use super::{Config, Rig};
 use crate::output::say;
 use crate::units::parse_duration;
@@ -93,7 +93,7 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
     check_ports(&arguments)?;
     needs::ensure_present(emulator.needs(), arguments.software.yes)?;
     interrupt::check()?;
-    let Software { hypervisor, guest } = arguments.software.build()?;
+    let Software { hypervisor, guest, options, answers } = arguments.software.build()?;
     let limit = arguments.limit;
     let live = !arguments.headless && std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
 
@@ -113,15 +113,19 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
         arbiter: arguments.arbiter,
         seed: arguments.seed,
         revive: arguments.revive,
-        probe: arguments.software.guest == DEFAULT_GUEST,
+        probe: answers,
         guest,
-        options: arguments.software.options(),
+        options,
     };
     let mut rig = Rig::start(config, directory)?;
     let service = rig.service();
     let (address, port) = service.split_once(':').unwrap_or((service, ""));
     let host = if address == "127.0.0.1" { String::new() } else { format!(" -h {address}") };
     say!("service: {service} (try: redis-cli{host} -p {port} INCR x)");
+
+    if arguments.software.is_default() {
+        say!("guest: `counter`, a small one of our own; a whole Linux: cargo xtask qemu --guest debian");
+    }
 
     let mut view: Box<dyn View> = if live { Box::new(Live::new()?) } else { Box::new(Plain::new()) };
     let result = drive(&mut rig, view.as_mut(), limit);

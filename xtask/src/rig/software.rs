@@ -1,34 +1,43 @@
 //! What machines run: hypervisor, guest, and their options.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
 
 use super::options::{Common, GUEST_ARGUMENTS, GivenOption, parse_guest_arguments};
 use crate::artefacts;
+use crate::guest::{GuestFiles, LINUX_ARGUMENTS, LINUX_MEMORY, debian};
 use crate::units::parse_size;
 
 /// The guest unless another one is named. It speaks the protocol that a rig can probe.
 pub const DEFAULT_GUEST: &str = "counter";
+/// Our guests' memory unless `--guest-memory` says otherwise.
+const GUEST_MEMORY: u64 = 64 << 20;
 /// Guest memory that makes sense.
 const MEMORY_RANGE: std::ops::RangeInclusive<u64> = 8 << 20..=3 << 30;
 
 /// What is to run.
 #[derive(Debug, Args)]
 pub struct SoftwareArgs {
-    /// One of our guests, or the path of an image
+    /// One of our guests, the path of an image, or `debian` (see `cargo xtask guest`)
     #[arg(long, default_value = DEFAULT_GUEST, value_name = "NAME|PATH")]
-    pub guest: String,
-    /// The guest's command line
-    #[arg(long, default_value = GUEST_ARGUMENTS, value_name = "TEXT", value_parser = parse_guest_arguments)]
-    guest_args: String,
-    /// The guest's memory
-    #[arg(long, default_value = "64M", value_name = "SIZE", value_parser = parse_memory)]
-    guest_memory: u64,
+    guest: String,
+    /// A Linux kernel as the guest: a vmlinuz as it lies in /boot, or an ELF file
+    #[arg(long, value_name = "FILE", conflicts_with = "guest")]
+    kernel: Option<PathBuf>,
+    /// Its initial ramdisk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// The guest's command line [default: what the guest needs to be reached; for --kernel console=ttyS0]
+    #[arg(long, visible_alias = "append", value_name = "TEXT", value_parser = parse_guest_arguments)]
+    guest_args: Option<String>,
+    /// The guest's memory [default: 64M; for --kernel 512M; for debian what it needs]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
+    guest_memory: Option<u64>,
     /// An option of the hypervisors, or of one: [MACHINE:]KEY=VALUE (repeatable)
     #[arg(long, value_name = "OPTION", num_args = 1..)]
-    hypervisor_option: Vec<GivenOption>,
+    pub hypervisor_option: Vec<GivenOption>,
     /// Use this hypervisor instead of building one
     #[arg(long, value_name = "PATH")]
     hypervisor: Option<PathBuf>,
@@ -42,29 +51,52 @@ pub struct SoftwareArgs {
 pub struct Software {
     /// The hypervisor's image.
     pub hypervisor: PathBuf,
-    /// The guest's image.
-    pub guest: PathBuf,
+    /// The guest's files.
+    pub guest: GuestFiles,
+    /// The options of the hypervisors.
+    pub options: Common,
+    /// Whether the guest answers `PING` at its usual port once it is up.
+    pub answers: bool,
 }
 
 impl SoftwareArgs {
     /// Builds what is ours.
     pub fn build(&self) -> Result<Software> {
         // The guest first: a wrong name should not have to wait for the hypervisor's build.
-        let guest = artefacts::guest(&self.guest, self.guest_memory)?;
+        let (guest, memory, arguments, answers) = self.build_guest()?;
         let hypervisor = match &self.hypervisor {
             Some(path) => path.canonicalize().with_context(|| format!("hypervisor {}", path.display()))?,
             None => artefacts::build_hypervisor()?,
         };
-        Ok(Software { hypervisor, guest })
+        let options = Common {
+            guest_memory: memory,
+            guest_arguments: self.guest_args.clone().unwrap_or(arguments),
+            given: self.hypervisor_option.clone(),
+        };
+        Ok(Software { hypervisor, guest, options, answers })
     }
 
-    /// The options of the hypervisors.
-    pub fn options(&self) -> Common {
-        Common {
-            guest_memory: self.guest_memory,
-            guest_arguments: self.guest_args.clone(),
-            given: self.hypervisor_option.clone(),
+    /// Whether it is the small guest that nobody asked for by name.
+    pub fn is_default(&self) -> bool {
+        self.kernel.is_none() && self.guest == DEFAULT_GUEST
+    }
+
+    /// The guest's files, its memory, its usual command line, and whether it answers `PING`.
+    fn build_guest(&self) -> Result<(GuestFiles, u64, String, bool)> {
+        if let Some(kernel) = &self.kernel {
+            let memory = self.guest_memory.unwrap_or(LINUX_MEMORY);
+            let files = GuestFiles::linux(kernel, self.initrd.as_deref(), memory)?;
+            return Ok((files, memory, LINUX_ARGUMENTS.to_owned(), false));
         }
+        if self.guest == debian::NAME && !Path::new(&self.guest).is_file() {
+            let built = debian::ensure_built(self.yes)?;
+            let memory = self.guest_memory.unwrap_or(built.memory);
+            let files = GuestFiles::linux(&built.kernel, Some(&built.initrd), memory)?;
+            return Ok((files, memory, built.arguments, built.answers));
+        }
+        let memory = self.guest_memory.unwrap_or(GUEST_MEMORY);
+        let files = GuestFiles::image(artefacts::guest(&self.guest, memory)?);
+        Ok((files, memory, GUEST_ARGUMENTS.to_owned(), self.guest == DEFAULT_GUEST))
     }
 }
 

@@ -250,7 +250,7 @@ impl Rig {
         let lines = Lines::open(emulator, self.private.path(), name, &place.serial)?;
         let command = emulator.command(&MachineSpec {
             name,
-            memory_mib: (self.config.options.guest_memory >> 20) + HYPERVISOR_MIB,
+            memory_mib: (self.config.options.guest_memory >> 20) + self.config.guest.mib() + HYPERVISOR_MIB,
             hypervisor: &self.config.hypervisor,
             guest: &self.config.guest,
             options,

@@ -50,6 +50,7 @@ mod tests {
 
     use super::super::{Card, Plug};
     use super::*;
+    use crate::guest::GuestFiles;
     use crate::rig::options::CommandLine;
 
     #[test]
@@ -62,7 +63,7 @@ mod tests {
             name: "castor",
             memory_mib: 160,
             hypervisor: Path::new("/b/hypervisor"),
-            guest: Path::new("/b/guest"),
+            guest: &GuestFiles::image("/b/guest".into()),
             options: CommandLine::given(&[]).unwrap(),
             directory: Path::new("/d, with a comma"),
             log: "localhost:1".into(),

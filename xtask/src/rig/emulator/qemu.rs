@@ -58,6 +58,7 @@ mod tests {
 
     use super::super::{Card, Plug};
     use super::*;
+    use crate::guest::GuestFiles;
     use crate::net::PortPaths;
     use crate::rig::accelerator::Vendor;
     use crate::rig::options::CommandLine;
@@ -71,7 +72,7 @@ mod tests {
             name: "castor",
             memory_mib: 160,
             hypervisor: Path::new("/b/hyper,visor"),
-            guest: Path::new("/b/guest"),
+            guest: &GuestFiles::image("/b/guest".into()),
             options: CommandLine::given(&["role=primary".parse().unwrap(), "name=castor".parse().unwrap()]).unwrap(),
             directory: Path::new("/d"),
             log: log.into(),

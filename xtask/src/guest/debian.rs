@@ -1,0 +1,222 @@
+//! `cargo xtask guest debian`: a guest of Debian's own packages, with its kernel as it is.
+//!
+//! It needs no root: `apt-get` finds and fetches packages into a directory of ours, `dpkg-deb` unpacks them, and what they
+//! contain becomes an initial ramdisk. The packages' installation scripts do not run. What they would do for a service stands
+//! in `services.rs`; packages that it does not know are files without more.
+
+mod packages;
+mod ramdisk;
+mod services;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+use super::{kernel, write};
+use crate::artefacts;
+use crate::needs::{self, Need};
+use crate::output::say;
+use crate::progress::Progress;
+use crate::units::format_size;
+
+/// What `--guest` calls it.
+pub const NAME: &str = "debian";
+/// What is installed unless `--packages` says otherwise.
+const DEFAULT_PACKAGES: &str = "redis-server";
+/// The kernel's command line. Each line on the console costs the guest exits.
+const ARGUMENTS: &str = "console=ttyS0 quiet";
+/// Memory for kernel and services, and the least for all.
+const WORKING_MEMORY: u64 = 256 << 20;
+const LEAST_MEMORY: u64 = 384 << 20;
+
+/// A distribution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Distribution {
+    /// Debian
+    Debian,
+}
+
+/// A release of Debian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Suite {
+    /// Debian 12 with Linux 6.1
+    Bookworm,
+    /// Debian 13 with Linux 6.12
+    Trixie,
+}
+
+impl Suite {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+        }
+    }
+
+    /// What every guest has: a shell with its tools, users, and the names of ports.
+    fn base(self) -> &'static [&'static str] {
+        match self {
+            // Otherwise the package that merges /usr comes, with all of Perl.
+            Self::Bookworm => &["busybox-static", "base-passwd", "netbase", "usr-is-merged"],
+            Self::Trixie => &["busybox-static", "base-passwd", "netbase"],
+        }
+    }
+}
+
+/// Which guest.
+#[derive(Debug, Args)]
+pub struct GuestArgs {
+    /// The distribution
+    #[arg(value_enum)]
+    distribution: Distribution,
+    /// Packages to be installed; services among them that are known are started
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = DEFAULT_PACKAGES)]
+    packages: Vec<String>,
+    /// The release
+    #[arg(long, value_enum, default_value_t = Suite::Bookworm)]
+    suite: Suite,
+    /// Build it anew with the newest packages, even if it is there
+    #[arg(long)]
+    again: bool,
+    /// Install what is missing on this desk
+    #[arg(long)]
+    yes: bool,
+}
+
+/// A guest that was built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Built {
+    suite: Suite,
+    packages: Vec<String>,
+    /// The kernel's version.
+    version: String,
+    /// The kernel.
+    #[serde(skip)]
+    pub kernel: PathBuf,
+    /// The initial ramdisk.
+    #[serde(skip)]
+    pub initrd: PathBuf,
+    /// The memory that it needs, in bytes.
+    pub memory: u64,
+    /// The kernel's command line.
+    pub arguments: String,
+    /// Whether it answers `PING` at its usual port.
+    pub answers: bool,
+}
+
+/// Builds the guest, if it is not there.
+pub fn run(arguments: &GuestArgs) -> Result<()> {
+    let Distribution::Debian = arguments.distribution;
+    for name in &arguments.packages {
+        let known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
+        ensure!(
+            name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(known),
+            "`{name}` is no name of a package"
+        );
+    }
+    let wanted = |built: &Built| built.suite == arguments.suite && built.packages == arguments.packages;
+    let _lock = lock()?;
+    let built = match load().filter(|built| wanted(built) && !arguments.again) {
+        Some(built) => built,
+        None => build(arguments.suite, &arguments.packages, arguments.yes)?,
+    };
+    say!("kernel      {} (Linux {})", built.kernel.display(), built.version);
+    say!("initrd      {}", built.initrd.display());
+    say!("packages    {} and what they need, of {}", built.packages.join(", "), built.suite.name());
+    say!("memory      {}", format_size(built.memory));
+    for service in services::of(&built.packages) {
+        say!("service     {} at port {}", service.package, service.port);
+    }
+    say!("run it with cargo xtask qemu --guest {NAME}");
+    Ok(())
+}
+
+/// The guest that was built last, or the usual one, which is then built.
+pub fn ensure_built(yes: bool) -> Result<Built> {
+    let _lock = lock()?;
+    match load() {
+        Some(built) => Ok(built),
+        None => build(Suite::Bookworm, &[DEFAULT_PACKAGES.to_owned()], yes),
+    }
+}
+
+/// Where guests are kept.
+fn parent() -> PathBuf {
+    artefacts::target_directory().join("guests")
+}
+
+/// Keeps others from building at the same time.
+fn lock() -> Result<File> {
+    let parent = parent();
+    let attempt = || -> std::io::Result<File> {
+        fs::create_dir_all(&parent)?;
+        let file = File::create(parent.join("lock"))?;
+        file.lock()?;
+        Ok(file)
+    };
+    attempt().with_context(|| format!("cannot lock {}", parent.display()))
+}
+
+/// The guest that is there, if one is and it is whole.
+fn load() -> Option<Built> {
+    let directory = parent().join(NAME);
+    let text = fs::read(directory.join("guest.json")).ok()?;
+    let mut built: Built = serde_json::from_slice(&text).ok()?;
+    (built.kernel, built.initrd) = (directory.join("kernel"), directory.join("initrd"));
+    (built.kernel.is_file() && built.initrd.is_file()).then_some(built)
+}
+
+fn build(suite: Suite, names: &[String], yes: bool) -> Result<Built> {
+    needs::ensure_present(&[Need::Apt], yes)?;
+    let progress = Progress::start(format!("building a guest of Debian's {}", suite.name()));
+    let apt = packages::Apt::open(&parent().join("apt").join(suite.name()), suite.name())?;
+    progress.detail("looking for packages");
+    apt.update()?;
+    let wanted: Vec<&str> = suite.base().iter().copied().chain(names.iter().map(String::as_str)).collect();
+    progress.detail("fetching packages");
+    let files = apt.fetch(&wanted)?;
+    let kernel_package = apt.fetch_kernel()?;
+
+    let mut ramdisk = ramdisk::Ramdisk::new();
+    for file in &files {
+        progress.detail(&format!("unpacking {}", file_name(file)));
+        ramdisk.add_package(file)?;
+    }
+    progress.detail("unpacking the kernel");
+    let linux = ramdisk.add_kernel(&kernel_package)?;
+    let services: Vec<_> = services::of(names).collect();
+    ramdisk.add_system(&services)?;
+
+    let scratch = tempfile::Builder::new().prefix(".new-").tempdir_in(parent()).context("cannot create a directory")?;
+    let packed = &linux.vmlinuz;
+    write(&scratch.path().join("kernel"), kernel::unpack(packed)?.as_deref().unwrap_or(packed))?;
+    let len = ramdisk.write(&scratch.path().join("initrd"))?;
+    let memory = (WORKING_MEMORY + 3 * len).max(LEAST_MEMORY).next_multiple_of(2 << 20);
+    let built = Built {
+        suite,
+        packages: names.to_owned(),
+        version: linux.version,
+        kernel: PathBuf::new(),
+        initrd: PathBuf::new(),
+        memory,
+        arguments: ARGUMENTS.to_owned(),
+        answers: services.iter().any(|service| service.answers),
+    };
+    let text = serde_json::to_string_pretty(&built)? + "\n";
+    write(&scratch.path().join("guest.json"), text.as_bytes())?;
+    let place = parent().join(NAME);
+    if place.exists() {
+        fs::remove_dir_all(&place).with_context(|| format!("cannot remove {}", place.display()))?;
+    }
+    fs::rename(scratch.keep(), &place).with_context(|| format!("cannot write {}", place.display()))?;
+    progress.done();
+    load().context("the guest that was just built is not there")
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}

@@ -1,0 +1,142 @@
+//! Guests that are more than one of our own images: a kernel with an initial ramdisk, and what distributions make of them.
+
+pub(crate) mod cpio;
+pub mod debian;
+mod kernel;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::units::format_size;
+use kernel::Kind;
+
+/// What Linux is told unless `--append` says otherwise: a rig shows the first serial line and nothing else.
+pub const LINUX_ARGUMENTS: &str = "console=ttyS0";
+/// Linux's memory unless `--guest-memory` says otherwise.
+pub const LINUX_MEMORY: u64 = 512 << 20;
+
+/// The files that a guest starts from.
+#[derive(Debug)]
+pub struct GuestFiles {
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    /// Both in one, for loaders that can pass but one file.
+    archive: Option<PathBuf>,
+    /// Where those are that were made for this run.
+    _scratch: Option<TempDir>,
+}
+
+impl GuestFiles {
+    /// A guest that is one image.
+    pub fn image(path: PathBuf) -> Self {
+        Self { kernel: path, initrd: None, archive: None, _scratch: None }
+    }
+
+    /// A Linux kernel, as it lies in `/boot` or unpacked, with an initial ramdisk, for a guest with `memory` bytes.
+    ///
+    /// # Errors
+    /// Files that cannot be read, are not what they should be, or do not fit into the memory.
+    pub fn linux(kernel: &Path, initrd: Option<&Path>, memory: u64) -> Result<Self> {
+        let name = |what: &str, path: &Path| format!("{what} {}", path.display());
+        let mut bytes = read(kernel, "kernel")?;
+        let scratch =
+            tempfile::Builder::new().prefix("pollux-guest-").tempdir().context("cannot create a directory")?;
+        let mut path = kernel.canonicalize().with_context(|| name("kernel", kernel))?;
+        match kernel::kind(&bytes) {
+            None => bail!("{} is neither an ELF file nor a vmlinuz", name("kernel", kernel)),
+            Some(Kind::Elf) => {}
+            Some(Kind::Vmlinuz) => {
+                if let Some(unpacked) = kernel::unpack(&bytes).with_context(|| name("kernel", kernel))? {
+                    path = scratch.path().join("kernel");
+                    write(&path, &unpacked)?;
+                    bytes = unpacked;
+                }
+            }
+        }
+        let ramdisk = initrd.map(|path| read(path, "initrd")).transpose()?;
+        let total = bytes.len() as u64 + ramdisk.as_ref().map_or(0, |ramdisk| ramdisk.len() as u64);
+        ensure!(
+            total < memory,
+            "kernel and initrd ({total} bytes) do not fit into the guest's memory of {}; see --guest-memory",
+            format_size(memory)
+        );
+        let archive = match &ramdisk {
+            None => None,
+            Some(ramdisk) => {
+                let path = scratch.path().join("guest.cpio");
+                write_archive(&path, &[("kernel", &bytes), ("initrd", ramdisk)])?;
+                Some(path)
+            }
+        };
+        let initrd = initrd.map(Path::canonicalize).transpose().context("initrd")?;
+        Ok(Self { kernel: path, initrd, archive, _scratch: Some(scratch) })
+    }
+
+    /// The files by the names that the hypervisor knows them by, for loaders that can pass several.
+    pub fn modules(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let initrd = self.initrd.as_deref().map(|initrd| ("initrd", initrd));
+        [("kernel", self.kernel.as_path())].into_iter().chain(initrd)
+    }
+
+    /// All of it as one file.
+    pub fn single(&self) -> &Path {
+        self.archive.as_deref().unwrap_or(&self.kernel)
+    }
+
+    /// Their length in MiB, which a machine needs beyond the guest's memory.
+    pub fn mib(&self) -> u64 {
+        let len = fs::metadata(self.single()).map_or(0, |metadata| metadata.len());
+        len.div_ceil(1 << 20)
+    }
+}
+
+fn read(path: &Path, what: &str) -> Result<Vec<u8>> {
+    let bytes = fs::read(path).with_context(|| format!("cannot read {what} {}", path.display()))?;
+    ensure!(!bytes.is_empty(), "{what} {} is empty", path.display());
+    Ok(bytes)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn write_archive(path: &Path, files: &[(&str, &[u8])]) -> Result<()> {
+    let attempt = || -> std::io::Result<()> {
+        let mut archive = cpio::Writer::new(std::io::BufWriter::new(fs::File::create(path)?));
+        let meta = cpio::Meta { mode: cpio::REGULAR | 0o644, ..cpio::Meta::default() };
+        files.iter().try_for_each(|(name, content)| archive.add(name, meta, content))?;
+        archive.finish().map(drop)
+    };
+    attempt().with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_checked() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &[u8]| {
+            let path = directory.path().join(name);
+            fs::write(&path, content).unwrap();
+            path
+        };
+        let (elf, text) = (file("vmlinux", b"\x7fELF and more"), file("script", b"#!/bin/sh"));
+        let (initrd, empty) = (file("initrd", &[7; 100]), file("empty", b""));
+        let error = |kernel: &Path, initrd: Option<&Path>, memory| {
+            GuestFiles::linux(kernel, initrd, memory).map(|_| ()).unwrap_err().to_string()
+        };
+        assert!(error(&directory.path().join("none"), None, 1 << 20).contains("cannot read kernel"));
+        assert!(error(&text, None, 1 << 20).contains("neither an ELF file nor a vmlinuz"));
+        assert!(error(&elf, Some(&empty), 1 << 20).contains("is empty"));
+        assert!(error(&elf, Some(&initrd), 113).contains("do not fit"));
+        let files = GuestFiles::linux(&elf, Some(&initrd), 114).unwrap();
+        assert_eq!(files.modules().map(|(name, _)| name).collect::<Vec<_>>(), ["kernel", "initrd"]);
+        assert!(fs::read(files.single()).unwrap().starts_with(b"070701"));
+        assert_eq!(GuestFiles::image(elf.clone()).single(), elf);
+    }
+}
