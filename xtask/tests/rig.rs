@@ -193,6 +193,21 @@ fn the_dead_come_back_by_themselves_if_they_are_to() {
     assert!(output.contains("no machine is left"), "{output}");
 }
 
+#[test]
+fn a_machine_is_as_large_as_its_guests_image_wants() {
+    let desk = Desk::new();
+    // A hole of a file, in what the boot loader would read.
+    fs::File::options().write(true).open(desk.directory.path().join("image")).unwrap().set_len(53 << 20).unwrap();
+    let rig = desk.start(&["--guest-memory", "256M", "--hypervisor-option", "pollux:guest-memory=512M"]);
+    rig.wait_for(["primary", "backup"], true);
+    for (pid, memory) in rig.pids().into_iter().zip([256 + 53 + 96, 512 + 53 + 96]) {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+        let words: Vec<_> = line.split('\0').collect();
+        let after = words.windows(2).find(|pair| pair[0] == "-m").map(|pair| pair[1]);
+        assert_eq!(after, Some(memory.to_string().as_str()));
+    }
+}
+
 /// What a Bochs rig needs besides Bochs itself.
 fn has_grub_and_firmware() -> bool {
     let files = ["/usr/share/bochs/BIOS-bochs-latest", "/usr/share/vgabios/vgabios.bin", "/usr/lib/grub/i386-pc"];

@@ -86,10 +86,13 @@ impl GuestFiles {
         self.archive.as_deref().unwrap_or(&self.kernel)
     }
 
-    /// Their length in MiB, which a machine needs beyond the guest's memory.
-    pub fn mib(&self) -> u64 {
-        let len = fs::metadata(self.single()).map_or(0, |metadata| metadata.len());
-        len.div_ceil(1 << 20)
+    /// How many bytes a boot loader puts into memory beside the guest's.
+    ///
+    /// # Errors
+    /// When the files are gone.
+    pub fn len(&self) -> Result<u64> {
+        let path = self.single();
+        Ok(path.metadata().with_context(|| format!("guest image {}", path.display()))?.len())
     }
 }
 

@@ -35,9 +35,6 @@ pub use state::Rig;
 
 use crate::guest::GuestFiles;
 
-/// Memory of a machine beyond the guest's and the guest's files, in MiB.
-const HYPERVISOR_MIB: u64 = 96;
-
 /// The place of a machine in the rig. The machine that runs there may change, its name and addresses do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Slot {

@@ -2,17 +2,22 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use super::emulator::{Emulator, Purpose};
 use super::network::{Network, arbiter_address};
 use super::{SLOTS, Slot};
-use crate::units::format_size;
+use crate::units::{format_size, parse_size};
 
 /// The guest's address on the client network.
 pub const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 /// The guest's port that clients are led to.
 pub const GUEST_PORT: u16 = 6379;
+/// Guest memory that hypervisors take, in bytes.
+pub const GUEST_MEMORY: RangeInclusive<u64> = 8 << 20..=3 << 30;
+/// Memory of a machine for hypervisor and firmware, in bytes.
+const HYPERVISOR_MEMORY: u64 = 96 << 20;
 /// What a guest is told unless `--guest-args` says otherwise.
 pub const GUEST_ARGUMENTS: &str = "ip=10.0.2.15/24 gw=10.0.2.2";
 /// The guest's own hardware address, on whichever machine it lives.
@@ -175,6 +180,15 @@ impl CommandLine {
         self.0.iter().find(|(present, _)| present == key)?.1.as_deref()
     }
 
+    /// The memory of a machine with these options, in bytes, whole MiB: its guest's and its own, and what the boot loader
+    /// puts beside them: the guest's image of `image` bytes. `usual` is the guest's memory if no option that makes sense
+    /// says otherwise; of one that makes none the hypervisor complains.
+    pub fn machine_memory(&self, usual: u64, image: u64) -> u64 {
+        let given = self.value("guest-memory").and_then(|text| parse_size(text).ok());
+        let guest = given.filter(|bytes| GUEST_MEMORY.contains(bytes)).unwrap_or(usual);
+        (guest + HYPERVISOR_MEMORY + image).next_multiple_of(1 << 20)
+    }
+
     /// The options one by one, without any quotes.
     pub fn words(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|(key, value)| match value {
@@ -315,6 +329,21 @@ mod tests {
         assert!(later.contains(" first-term=8 "), "{later}");
         let backup = line_with(Slot::Pollux, Part::Backup, Some(8), &[]);
         assert!(backup.contains("10.0.2.22/24") && !backup.contains("first-term"), "{backup}");
+    }
+
+    #[test]
+    fn a_machine_has_room_for_guest_image_and_hypervisor() {
+        let memory = |option: &str, image| {
+            let line = CommandLine::given(&[option.parse().unwrap()]).unwrap();
+            line.machine_memory(64 << 20, image) >> 20
+        };
+        assert_eq!(memory("quiet", 0), 64 + 96);
+        assert_eq!(memory("quiet", 1), 64 + 96 + 1);
+        assert_eq!(memory("quiet", 53 << 20), 64 + 96 + 53);
+        assert_eq!(memory("guest-memory=3G", 53 << 20), 3072 + 96 + 53);
+        for nonsense in ["guest-memory=16384G", "guest-memory=much", "guest-memory"] {
+            assert_eq!(memory(nonsense, 0), 64 + 96, "{nonsense}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::options::{Common, GUEST_ARGUMENTS, GivenOption, parse_guest_arguments};
+use super::options::{Common, GUEST_ARGUMENTS, GUEST_MEMORY, GivenOption, parse_guest_arguments};
 use crate::artefacts;
 use crate::guest::{GuestFiles, LINUX_ARGUMENTS, LINUX_MEMORY, debian};
 use crate::units::parse_size;
@@ -13,9 +13,7 @@ use crate::units::parse_size;
 /// The guest unless another one is named. It speaks the protocol that a rig can probe.
 pub const DEFAULT_GUEST: &str = "counter";
 /// Our guests' memory unless `--guest-memory` says otherwise.
-const GUEST_MEMORY: u64 = 64 << 20;
-/// Guest memory that makes sense.
-const MEMORY_RANGE: std::ops::RangeInclusive<u64> = 8 << 20..=3 << 30;
+const USUAL_MEMORY: u64 = 64 << 20;
 
 /// What is to run.
 #[derive(Debug, Args)]
@@ -94,7 +92,7 @@ impl SoftwareArgs {
             let files = GuestFiles::linux(&built.kernel, Some(&built.initrd), memory)?;
             return Ok((files, memory, built.arguments, built.answers));
         }
-        let memory = self.guest_memory.unwrap_or(GUEST_MEMORY);
+        let memory = self.guest_memory.unwrap_or(USUAL_MEMORY);
         let files = GuestFiles::image(artefacts::guest(&self.guest, memory)?);
         Ok((files, memory, GUEST_ARGUMENTS.to_owned(), self.guest == DEFAULT_GUEST))
     }
@@ -102,7 +100,7 @@ impl SoftwareArgs {
 
 fn parse_memory(text: &str) -> Result<u64, String> {
     let bytes = parse_size(text)?;
-    if !bytes.is_multiple_of(2 << 20) || !MEMORY_RANGE.contains(&bytes) {
+    if !bytes.is_multiple_of(2 << 20) || !GUEST_MEMORY.contains(&bytes) {
         return Err(format!("`{text}` is not an even number of MiB from 8M to 3G"));
     }
     Ok(bytes)

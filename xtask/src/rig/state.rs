@@ -23,7 +23,7 @@ use super::network::{NetworkConfig, Networks};
 use super::options::{CommandLine, Part};
 use super::roles::{self, Facts, Role};
 use super::snapshot::{Notice, TakeoverEntry};
-use super::{Config, Event, HYPERVISOR_MIB, SLOTS, Slot, probe};
+use super::{Config, Event, SLOTS, Slot, probe};
 use crate::output::complain;
 use crate::view::text;
 
@@ -250,7 +250,7 @@ impl Rig {
         let lines = Lines::open(emulator, self.private.path(), name, &place.serial)?;
         let command = emulator.command(&MachineSpec {
             name,
-            memory_mib: (self.config.options.guest_memory >> 20) + self.config.guest.mib() + HYPERVISOR_MIB,
+            memory_mib: self.machine_memory_mib(&options)?,
             hypervisor: &self.config.hypervisor,
             guest: &self.config.guest,
             options,
@@ -266,6 +266,12 @@ impl Rig {
         self.places[index].machine = Some(machine);
         self.notice(text);
         Ok(())
+    }
+
+    /// How much memory a machine needs that is started with `options`.
+    fn machine_memory_mib(&self, options: &CommandLine) -> Result<u64> {
+        let image = self.config.guest.len()?;
+        Ok(options.machine_memory(self.config.options.guest_memory, image) >> 20)
     }
 
     fn handle(&mut self, event: Event) -> Result<()> {
