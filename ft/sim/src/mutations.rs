@@ -5,7 +5,7 @@ use crate::run::{Report, run_many};
 use pollux_ft::Mutation;
 
 /// Seeds within which a broken rule must be noticed.
-pub const SEEDS: u64 = 2000;
+pub const SEEDS: u64 = 5000;
 
 /// How a broken rule was noticed.
 #[derive(Debug, Clone)]

@@ -186,7 +186,8 @@ impl Node {
         let candidates = [
             Some(self.next_heartbeat),
             self.send.due(),
-            self.ack_due,
+            // One that drains its log acks no more.
+            if self.role == Role::Backup { self.ack_due } else { None },
             if in_session { after(self.last_heard, suspect) } else { None },
             if self.link.is_up() && !self.paired { after(self.link.heard, suspect) } else { None },
             if matches!(self.role, Role::Protected | Role::HandingOver) { self.acks_deadline() } else { None },
