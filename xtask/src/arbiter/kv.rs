@@ -175,34 +175,30 @@ fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error
     some_bytes(deserializer).map(Option::unwrap_or_default)
 }
 
-/// A number, or text.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Scalar {
-    Number(i64),
-    Text(String),
-}
-
 /// 64-bit numbers may be text.
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-    match Option::deserialize(deserializer)? {
-        None => Ok(0),
-        Some(Scalar::Number(value)) => Ok(value),
-        Some(Scalar::Text(text)) => text.parse().map_err(D::Error::custom),
-    }
+    let value = Value::deserialize(deserializer)?;
+    let number = match &value {
+        Value::Null => Some(0),
+        Value::Number(number) => number.as_i64(),
+        Value::String(text) => text.parse().ok(),
+        _ => None,
+    };
+    number.ok_or_else(|| D::Error::custom(format!("{value} is not an integer of 64 bits")))
 }
 
 fn enumerated<'de, T: Copy + Default, D: Deserializer<'de>>(
     deserializer: D,
     values: &[(&str, T)],
 ) -> Result<T, D::Error> {
-    let found = match Option::deserialize(deserializer)? {
-        None => return Ok(T::default()),
-        Some(Scalar::Number(number)) => usize::try_from(number).ok().and_then(|place| values.get(place)),
-        Some(Scalar::Text(text)) => values.iter().find(|(name, _)| *name == text),
+    let value = Value::deserialize(deserializer)?;
+    let found = match &value {
+        Value::Null => return Ok(T::default()),
+        Value::String(text) => values.iter().find(|(name, _)| name == text),
+        number => number.as_u64().and_then(|place| values.get(usize::try_from(place).ok()?)),
     };
     let names = || values.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    found.map(|(_, value)| *value).ok_or_else(|| D::Error::custom(format!("none of {}", names())))
+    found.map(|(_, value)| *value).ok_or_else(|| D::Error::custom(format!("{value} is none of {}", names())))
 }
 
 /// The message in a body. As in etcd, nothing is as good as `{}`.
