@@ -7,6 +7,7 @@ use anyhow::Result;
 use crate::needs::{Need, State, ensure_present, install_if_possible, is_root};
 use crate::output::{self, say};
 use crate::rig::accelerator::{self, Accelerator, Wish};
+use crate::rig::emulator::version;
 
 /// A line of the table.
 #[derive(Debug)]
@@ -45,7 +46,10 @@ pub fn run(yes: bool) -> Result<()> {
 fn needed(need: Need) -> Result<Row> {
     let row = |usable, detail, remedy| Row { what: need.name(), usable, detail, remedy };
     Ok(match need.state()? {
-        State::Present(detail) => row(true, detail, None),
+        State::Present(detail) => {
+            let verdict = version::verdict(need, detail.trim_start_matches("version "));
+            row(true, verdict.map_or_else(|| detail.clone(), |verdict| format!("{detail}; {verdict}")), None)
+        }
         State::Missing => row(false, format!("missing; needed for: {}", need.purpose()), Some(need.command_line())),
         State::Unusable(why) => row(false, why, Some(need.command_line())),
     })

@@ -11,6 +11,7 @@ use crate::interrupt;
 use crate::output::complain;
 use crate::process::{self, Process};
 use crate::progress::Progress;
+use crate::rig::emulator::version::{self, BochsHelp};
 
 /// The oldest QEMU with `-netdev dgram`.
 pub const OLDEST_QEMU: (u32, u32) = (7, 2);
@@ -239,8 +240,7 @@ pub fn version_line(program: &str) -> Result<Option<String>> {
 /// The versions of `line`, as in `QEMU emulator version 7.2.22 (Debian ...)`.
 fn judge_qemu(line: &str) -> State {
     let version = line.split("version ").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap_or_default();
-    let mut numbers = version.split('.').map(str::parse);
-    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+    let Some((major, minor)) = version::number(version) else {
         return State::Unusable(format!("cannot read its version from `{line}`"));
     };
     if (major, minor) < OLDEST_QEMU {
@@ -260,12 +260,11 @@ fn target_state() -> Result<State> {
 }
 
 fn bochs_state() -> Result<State> {
-    // It has no option that only shows the version.
-    if process::output(Command::new(BOCHS).arg("--help"))?.is_none() {
+    let Some(help) = BochsHelp::ask()? else { return Ok(State::Missing) };
+    if BOCHS_FILES.into_iter().any(|path| !Path::new(path).exists()) {
         return Ok(State::Missing);
     }
-    let absent = BOCHS_FILES.into_iter().find(|path| !Path::new(path).exists());
-    Ok(absent.map_or(State::Present("installed".to_owned()), |_| State::Missing))
+    Ok(State::Present(help.version().map_or("installed".to_owned(), |version| format!("version {version}"))))
 }
 
 fn grub_state() -> Result<State> {

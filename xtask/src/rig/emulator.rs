@@ -3,6 +3,7 @@
 
 mod bochs;
 mod qemu;
+pub mod version;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -8,13 +8,14 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use super::version::BochsHelp;
 use super::{MachineSpec, Patience, Purpose, fill, lookup, own_file};
 use crate::image::Image;
 use crate::needs;
 
 /// The machine; see the file.
 const MACHINE: &str = include_str!("../../../../qemu/bochsrc.in");
-/// Debian's Bochs starts in its debugger, which is told to continue.
+/// What tells a debugger to go on.
 const DEBUGGER: &str = "c\n";
 
 /// The PCI device number of the first NIC: Bochs' slot 1 comes after host bridge and ISA bridge.
@@ -28,16 +29,22 @@ pub const PATIENCE: Patience = Patience { heartbeat: "200ms", suspect: "2500ms" 
 pub fn command(machine: &MachineSpec<'_>) -> Result<Command> {
     let image = Image { hypervisor: machine.hypervisor, guest: machine.guest, options: &machine.options };
     image.write(&own_file(machine, "iso"))?;
-    for (what, text) in [("bochsrc", settings(machine)?), ("bochs-commands", DEBUGGER.to_owned())] {
-        let path = own_file(machine, what);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    write(machine, "bochsrc", &settings(machine)?)?;
     let mut command = Command::new(needs::BOCHS);
     command.current_dir(machine.directory);
     // A killed machine leaves locks at what it had opened.
     command.args(["-q", "-unlock", "-f"]).arg(format!("{}.bochsrc", machine.name));
-    command.arg("-rc").arg(format!("{}.bochs-commands", machine.name));
+    if BochsHelp::ask()?.is_some_and(|help| help.starts_in_debugger()) {
+        write(machine, "bochs-commands", DEBUGGER)?;
+        command.arg("-rc").arg(format!("{}.bochs-commands", machine.name));
+    }
     Ok(command)
+}
+
+/// Writes the machine's file called `what`.
+fn write(machine: &MachineSpec<'_>, what: &str, text: &str) -> Result<()> {
+    let path = own_file(machine, what);
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn settings(machine: &MachineSpec<'_>) -> Result<String> {
