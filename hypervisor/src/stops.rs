@@ -66,7 +66,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// A hash of what was seen up to here and this: equal on machines whose clocks started alike.
+    /// A hash of what was seen up to here and this: equal for the same seed, on every machine with the same CPU.
     fn add_to(&self, digest: u64) -> u64 {
         let words = [self.position, self.machine, self.memory.unwrap_or(0)];
         words.iter().fold(digest, |digest, word| xxh64(&word.to_le_bytes(), digest))

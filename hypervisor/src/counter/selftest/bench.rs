@@ -1,6 +1,8 @@
 //! Stops that are known to be exact, or not, by what the guest did.
 
-use super::{CODE, HANDLER, HLT, NONSENSE, NOP, Report, Stand, USED, VECTOR, Want, place, place_with_handler, rep};
+use super::{
+    CODE, HANDLER, HLT, NONSENSE, NOP, Random, Report, Stand, USED, VECTOR, Want, place, place_with_handler, rep,
+};
 use crate::counter::Counter;
 use crate::cpu::registers::{RFLAGS_FIXED, RFLAGS_IF, Registers, gpr};
 use crate::cpu::{Exit, Limit, Meter};
@@ -123,11 +125,10 @@ impl<'a> Bench<'a> {
 
     fn random_stops(&mut self) -> Stops {
         let mut stops = Stops { exact: 0, error: 0 };
-        let mut random = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut random = Random::new();
         for round in 0..STOPS {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             // Short and long runs alike.
-            let target = 1 + (random >> 40) % [20, 2000, 60_000][round as usize % 3];
+            let target = random.up_to([20, 2000, 60_000][round as usize % 3]);
             place(self.stand, &LOOP);
             let (exit, ticks) = self.run(target);
             let turns = self.registers().gpr[gpr::RAX];
@@ -142,11 +143,10 @@ impl<'a> Bench<'a> {
     /// Stops where no branch is near.
     fn straight_stops(&mut self) -> u64 {
         place(self.stand, &[NOP; 2001]);
-        let mut random = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut random = Random::new();
         let mut exact = 0;
         for _ in 0..STOPS {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let target = 1 + (random >> 40) % 2000;
+            let target = random.up_to(2000);
             self.registers().rip = CODE;
             exact += u64::from(self.run(target) == (None, target) && self.registers().rip == CODE + target);
         }

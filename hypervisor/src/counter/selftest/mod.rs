@@ -36,6 +36,21 @@ pub(super) const fn rep(count: u8) -> [u8; 9] {
     [0xBF, 0x00, 0x30, 0xB9, count, 0, 0xF3, 0xAA, HLT]
 }
 
+/// Random numbers, the same at every start.
+struct Random(u64);
+
+impl Random {
+    fn new() -> Self {
+        Self(0x9E37_79B9_7F4A_7C15)
+    }
+
+    /// A number from 1 to `most`.
+    fn up_to(&mut self, most: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        1 + (self.0 >> 40) % most
+    }
+}
+
 /// The machine whose counter is tested.
 pub trait Stand {
     /// Its CPU.

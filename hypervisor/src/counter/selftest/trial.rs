@@ -2,13 +2,15 @@
 
 use alloc::vec::Vec;
 
-use super::{CODE, HANDLER, HLT, NONSENSE, NOP, Report, Stand, Want, place_with_handler};
+use super::{CODE, HANDLER, HLT, NONSENSE, NOP, Random, Report, Stand, Want, place_with_handler};
 use crate::counter::{Costs, Skid, skid};
 use crate::cpu::registers::Registers;
 use crate::cpu::{Entered, Exit, Limit, Meter};
 
 /// Ends of runs that are asked for.
 const ENDS: u64 = 1000;
+/// Longest run, in ticks, after which one is asked for.
+const LONGEST: u64 = 2000;
 /// Interrupts before an end is due, after which no more ends are asked for.
 const EARLY: u64 = 10_000;
 /// Single steps of [`Trial::steps`].
@@ -216,12 +218,12 @@ impl<'a> Trial<'a> {
 
     /// Do runs end when asked, how late, and what does the end count, `most` at most?
     pub(in crate::counter) fn lateness(&mut self, most: u64) -> Result<(), Failed> {
-        let mut found = Ends { random: 0x9E37_79B9_7F4A_7C15, ..Ends::default() };
+        let (mut found, mut random) = (Ends::default(), Random::new());
         let halt = u64::from(self.costs.exit(Exit::Hlt));
         let lengths = Program::ALL.map(|program| self.count(|trial| trial.place_program(program)).wrapping_sub(halt));
         while found.asked < ENDS && found.lost == 0 && found.early < EARLY {
             for (program, length) in Program::ALL.into_iter().zip(lengths) {
-                self.interrupted_program(program, length, &mut found);
+                self.interrupted_program(program, length, &mut random, &mut found);
             }
         }
         self.check("1000 ends of runs asked for: those that came", Want::AtLeast(ENDS), found.asked)?;
@@ -247,12 +249,12 @@ impl<'a> Trial<'a> {
     }
 
     /// One run of a program, interrupted by ends at random distances.
-    fn interrupted_program(&mut self, program: Program, length: u64, found: &mut Ends) {
+    fn interrupted_program(&mut self, program: Program, length: u64, random: &mut Random, found: &mut Ends) {
         self.place_program(program);
         found.instructions = found.instructions.wrapping_add(length);
         let mut ticks = 0_u64;
         for _ in 0..MAX_ENTRIES {
-            let armed = found.distance();
+            let armed = random.up_to(LONGEST);
             // So far before its end that every end of a run is seen.
             let last = found.asked >= ENDS || ticks.saturating_add(armed + 8 * skid::LARGEST_USABLE) > length;
             let limit = Limit::After(self.meter, if last { self.longest } else { armed });
@@ -285,21 +287,12 @@ impl<'a> Trial<'a> {
 /// What runs with ends found.
 #[derive(Default)]
 struct Ends {
-    random: u64,
     asked: u64,
     lost: u64,
     early: u64,
     exits: u64,
     ticks: u64,
     instructions: u64,
-}
-
-impl Ends {
-    /// The next distance in ticks, 1 to 2000.
-    fn distance(&mut self) -> u64 {
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        1 + (self.random >> 40) % 2000
-    }
 }
 
 /// What each of `events` counts beyond the instructions, if all count the same.
