@@ -13,6 +13,7 @@ pub mod exchange;
 pub mod observe;
 pub mod options;
 pub mod random;
+pub mod reflect;
 pub mod reply;
 pub mod resp;
 pub mod session;

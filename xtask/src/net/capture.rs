@@ -97,7 +97,7 @@ mod tests {
         let mut capture = Capture::new(Vec::new(), 1000).unwrap();
         capture.record_at(Duration::new(0x0102_0304, 5), &[0xab; 14]);
         let bytes = written(capture);
-        let header = [0x4d, 0x3c, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xea, 5, 0, 0, 1, 0, 0, 0];
+        let header = [0x4d, 0x3c, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xee, 5, 0, 0, 1, 0, 0, 0];
         assert_eq!(bytes[..24], header);
         assert_eq!(bytes[24..40], [4, 3, 2, 1, 5, 0, 0, 0, 14, 0, 0, 0, 14, 0, 0, 0]);
         assert_eq!(bytes[40..], [0xab; 14]);
