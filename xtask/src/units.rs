@@ -65,6 +65,12 @@ pub fn format_count(value: f64) -> String {
     format!("{scaled:.decimals$}{unit}")
 }
 
+/// Bytes for a narrow column: `999 B`, `1.23 kB`.
+pub fn format_bytes(value: f64) -> String {
+    let count = format_count(value.round());
+    if count.ends_with(|c: char| c.is_ascii_digit()) { count + " B" } else { count + "B" }
+}
+
 fn split_unit(text: &str) -> (&str, &str) {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     text.split_at(end)
@@ -77,6 +83,11 @@ fn parse_number(text: &str, number: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_have_their_unit_apart() {
+        assert_eq!([0.0, 656.4, 1310.0].map(format_bytes), ["0 B", "656 B", "1.31 kB"]);
+    }
 
     #[test]
     fn durations() {

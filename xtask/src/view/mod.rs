@@ -1,8 +1,10 @@
 //! What the user sees of a running rig.
 
 pub mod live;
+mod machine;
 pub mod plain;
 pub mod text;
+mod wrap;
 
 use anyhow::Result;
 

@@ -1,16 +1,11 @@
 //! A rig in words: the plain lines, `rig status`, and the panels of the live view.
 
-use std::collections::BTreeMap;
-
-use crate::rig::monitor::{Asking, Status, Takeover};
+use super::machine;
+use crate::rig::monitor::Takeover;
 use crate::rig::network::LinkSnapshot;
-use crate::rig::rates::Rates;
 use crate::rig::roles::Role;
 use crate::rig::snapshot::{MachineSnapshot, Notice, Snapshot, TakeoverEntry};
-use crate::units::format_count;
-
-/// The most frequent entries of a table that are worth a line.
-const TOP: usize = 6;
+use crate::units::{format_bytes, format_count};
 
 /// Something that happened, with its time.
 pub fn notice(notice: &Notice) -> String {
@@ -27,10 +22,12 @@ pub fn summary(snapshot: &Snapshot) -> String {
         if let Some(status) = &primary.status {
             parts.push(format!("guest {}", format_count(status.guest_ticks as f64)));
             parts.push(format!("counter {}", if status.counter.is_empty() { "unknown" } else { &status.counter }));
-            parts.push(format!("lag {} entries {:.1} ms", status.lag_entries, status.lag_us as f64 / 1e3));
+            if status.protected {
+                parts.push(format!("lag {} entries {:.1} ms", status.lag_entries, status.lag_us as f64 / 1e3));
+            }
             parts.push(format!("gate {} held", status.gate.held));
         }
-        parts.extend(primary.rates.as_ref().map(|rates| format!("log {}B/s", format_count(rates.wire_bytes))));
+        parts.extend(primary.rates.as_ref().map(|rates| format!("log {}/s", format_bytes(rates.wire_bytes))));
     }
     if let Some(digests) =
         snapshot.machines.iter().filter_map(|machine| machine.status.as_ref()).map(|s| s.digests).max()
@@ -58,8 +55,8 @@ pub fn status(snapshot: &Snapshot) -> Vec<String> {
         format!("up         {:.0} s, {}", snapshot.uptime_s, protection(snapshot)),
     ];
     for shown in &snapshot.machines {
-        lines.push(String::new());
-        lines.extend(machine(shown));
+        lines.extend([String::new(), machine::title(shown)]);
+        lines.extend(machine::rows(shown).iter().map(|(name, text)| format!("  {name:<10} {text}")));
     }
     lines.push(String::new());
     lines.extend(links(snapshot));
@@ -68,138 +65,11 @@ pub fn status(snapshot: &Snapshot) -> Vec<String> {
     lines
 }
 
-/// Everything about a machine.
-pub fn machine(machine: &MachineSnapshot) -> Vec<String> {
-    let pid = machine.pid.map_or_else(String::new, |pid| format!(", pid {pid}"));
-    let mut lines = vec![format!("{}: {}{pid}", machine.name, machine.role.word())];
-    if machine.pid.is_none() {
-        lines.extend(machine.last_end.as_ref().map(|how| format!("  ended      {how}")));
-    }
-    if let Some(silent) = machine.silent_ms.filter(|silent| *silent > 1500) {
-        lines.push(format!("  silent     for {:.1} s", silent as f64 / 1e3));
-    }
-    if let Some(status) = &machine.status {
-        lines.extend(counters(status, &machine.rates.clone().unwrap_or_default()));
-    }
-    lines
-}
-
-fn counters(status: &Status, rates: &Rates) -> Vec<String> {
-    let micros = |us: u64| format!("{:.1} ms", us as f64 / 1e3);
-    let gate = &status.gate;
-    let mut lines = vec![
-        format!(
-            "  guest      {}, {} instructions, {:.1} MIPS, time {:.1} s",
-            if status.guest_state.is_empty() { "unknown" } else { &status.guest_state },
-            format_count(status.guest_ticks as f64),
-            rates.guest_mips,
-            status.guest_ns as f64 / 1e9,
-        ),
-        counter(status),
-        format!("  overhead   {:.1} % of the instructions are the hypervisor's", rates.overhead * 100.0),
-        format!(
-            "  lag        {} entries, {} ticks, {}",
-            status.lag_entries,
-            format_count(status.lag_ticks as f64),
-            micros(status.lag_us)
-        ),
-        format!("  log        {}B/s on the wire; {}", format_count(rates.wire_bytes), top(&rates.log_bytes, "B/s")),
-        format!(
-            "  gate       {} held ({} B), oldest {}, longest {}, {} released, {} dropped, {} sent again, {} forgotten",
-            gate.held,
-            gate.held_bytes,
-            micros(gate.oldest_us),
-            micros(gate.max_us),
-            gate.released,
-            gate.dropped,
-            gate.resent,
-            gate.forgotten
-        ),
-        format!("  exits      {}", top(&rates.exits, "/s")),
-        format!("  digests    {} compared", status.digests),
-        format!("  term       {}", term(status)),
-    ];
-    if !status.arbiter.trouble.is_empty() {
-        lines.push(format!("  ARBITER    would give no term now: {}", status.arbiter.trouble));
-    }
-    let test = &status.counter_test;
-    if test.margin > 0 {
-        lines.push(format!("  skids      in the self-test: {}; since then: {}", test.skids, test.skids_seen));
-    }
-    if status.transfer.bytes > 0 {
-        let transfer = &status.transfer;
-        lines.push(format!(
-            "  transfer   {}B, {} pages in {} rounds and {:.0} ms, the guest stood still for {:.0} ms",
-            format_count(transfer.bytes as f64),
-            transfer.pages,
-            transfer.rounds,
-            transfer.total_ms,
-            transfer.pause_ms
-        ));
-    }
-    let errors: Vec<_> = status.errors.iter().filter(|(_, n)| **n > 0).map(|(name, n)| format!("{name} {n}")).collect();
-    if !errors.is_empty() {
-        lines.push(format!("  errors     {}", errors.join(", ")));
-    }
-    lines
-}
-
-fn term(status: &Status) -> String {
-    let Asking { asks_for, tries, failures, granted, taken, answer_us, .. } = status.arbiter;
-    let mut parts = vec![status.term.to_string()];
-    if asks_for > 0 {
-        parts.push(format!("waits for the arbiter's word on term {asks_for}"));
-    }
-    if tries > 0 {
-        parts.push(format!("asked {tries} times, {failures} in vain"));
-    }
-    if granted + taken > 0 {
-        parts.push(format!("last answer after {:.1} ms", answer_us as f64 / 1e3));
-    }
-    parts.join(", ")
-}
-
-/// The instruction counter and why it can be relied on.
-fn counter(status: &Status) -> String {
-    let test = &status.counter_test;
-    let mut line = match status.counter.as_str() {
-        "" => "  counter    unknown".to_owned(),
-        name => format!("  counter    {name}, passed {} checks", test.checks),
-    };
-    if test.margin > 0 {
-        line += &format!(
-            ", margin {}, skid {} (now {}), {} steps a stop",
-            test.margin, test.skid, test.skid_seen, test.steps_per_stop
-        );
-    }
-    for (count, what) in [(test.late, "late"), (test.spurious, "spurious")] {
-        if count > 0 {
-            line += &format!(", {count} overflows {what}");
-        }
-    }
-    if !test.costs.is_empty() {
-        line += &format!(", besides instructions count: {}", test.costs);
-    }
-    if !test.why.is_empty() {
-        line += &format!(" ({})", test.why);
-    }
-    line
-}
-
-/// The largest entries of a table of rates.
-fn top(rates: &BTreeMap<String, f64>, unit: &str) -> String {
-    let mut entries: Vec<_> = rates.iter().filter(|(_, rate)| **rate > 0.0).collect();
-    entries.sort_by(|a, b| b.1.total_cmp(a.1));
-    let shown = entries.iter().take(TOP).map(|(name, rate)| format!("{name} {}{unit}", format_count(rate.round())));
-    let shown: Vec<_> = shown.collect();
-    if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
-}
-
 /// The networks and the arbiter, a line each.
 pub fn links(snapshot: &Snapshot) -> Vec<String> {
     let line = |link: &LinkSnapshot| {
-        let (frames, bytes) = (format_count(link.frames as f64), format_count(link.bytes as f64));
-        format!("link {:<6} {}, {frames} frames, {bytes}B, {} dropped", link.name, link.state, link.dropped)
+        let (frames, bytes) = (format_count(link.frames as f64), format_bytes(link.bytes as f64));
+        format!("link {:<6} {}, {frames} frames, {bytes}, {} dropped", link.name, link.state, link.dropped)
     };
     snapshot.links.iter().map(line).chain(snapshot.arbiter.as_ref().map(ToString::to_string)).collect()
 }
@@ -223,12 +93,14 @@ pub fn takeover_times(times: &Takeover) -> String {
 pub(super) mod tests {
     use super::*;
     use crate::rig::arbiter::ArbiterSnapshot;
-    use crate::rig::monitor::{Amount, Claim, CounterTest};
+    use crate::rig::monitor::{Amount, Asking, Claim, CounterTest, Status};
+    use crate::rig::rates::Rates;
 
     /// A protected pair under load, after one takeover.
     pub(crate) fn example() -> Snapshot {
         let status = Status {
             role: Claim::Primary,
+            protected: true,
             guest_ticks: 12_345_000_000,
             guest_state: "running".into(),
             log: [("packet".to_owned(), Amount { n: 3, bytes: 400, data: 300 })].into(),
@@ -312,30 +184,6 @@ pub(super) mod tests {
             assert!(line.contains(part), "{part} is not in {line}");
         }
         assert!(!line.contains('\n'));
-    }
-
-    #[test]
-    fn the_counter_comes_with_its_test() {
-        let text = status(&example()).join("\n");
-        let line = "counter    pmu, passed 41 checks, margin 256, skid 18 (now 21), 190 steps a stop, 2 overflows late, \
-                    besides instructions count: injected interrupt (counter=pmu)";
-        assert!(text.contains(line), "{line} is not in\n{text}");
-        let line = "skids      in the self-test: largest 18, <32: 1106; since then: largest 21, <32: 5";
-        assert!(text.contains(line), "{line} is not in\n{text}");
-        let ticks = Status { counter: "ticks".into(), ..Status::default() };
-        assert_eq!(counter(&ticks), "  counter    ticks, passed 0 checks");
-    }
-
-    #[test]
-    fn an_arbiter_of_no_use_is_seen_beforehand() {
-        let mut snapshot = example();
-        assert!(!status(&snapshot).join("\n").contains("ARBITER"));
-        let arbiter = &mut snapshot.machines[1].status.as_mut().unwrap().arbiter;
-        (arbiter.useless, arbiter.trouble) = (true, "over the log network: it is full".into());
-        let text = status(&snapshot).join("\n");
-        assert!(text.contains("protected for 12 s (THE ARBITER IS OF NO USE)"), "{text}");
-        assert!(text.contains("ARBITER    would give no term now: over the log network: it is full"), "{text}");
-        assert!(summary(&snapshot).contains("THE ARBITER IS OF NO USE"));
     }
 
     #[test]
