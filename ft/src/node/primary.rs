@@ -106,10 +106,10 @@ impl Node {
         self.send.output_left(seq);
     }
 
-    /// How far the backup is behind.
+    /// How far the backup is behind; not at all as long as there is nobody to log for.
     #[must_use]
     pub fn lag(&self, now: Time) -> Lag {
-        self.send.lag(now, self.position)
+        if self.is_logging() { self.send.lag(now, self.position) } else { Lag::default() }
     }
 
     /// How many bytes of state are taken now.

@@ -5,7 +5,7 @@ mod sessions;
 mod terms;
 
 use pollux_ft::{
-    Action, AppendError, Config, EntryRef, Identity, Kind, Node, NodeId, Position, Record, Role, Seq, Start, Term, Time,
+    Action, AppendError, Config, EntryRef, Identity, Kind, Lag, Node, NodeId, Position, Record, Role, Seq, Start, Term, Time,
 };
 use proptest::prelude::*;
 
@@ -145,6 +145,17 @@ fn without_entries_the_backup_executes_nothing() {
     let (primary, backup) = protected(Time(1000));
     assert_eq!((backup.run_limit(), backup.next_record()), (Some(Position(1000)), None));
     assert!(primary.is_logging() && primary.holds_output());
+}
+
+#[test]
+fn only_who_logs_knows_a_lag() {
+    let now = Time(1000);
+    let (mut primary, mut backup) = protected(now);
+    sample_log(now, &mut primary);
+    pump(now, &mut primary, &mut backup);
+    drain(now, &mut backup);
+    assert_eq!(primary.lag(now).ticks, 60);
+    assert_eq!(backup.lag(now), Lag::default());
 }
 
 #[test]
