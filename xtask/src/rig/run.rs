@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use super::accelerator::{self, Wish};
+use super::accelerator::{self, Accelerator, Wish};
 use super::arbiter::Choice;
 use super::directory::{Directory, default_parent};
 use super::emulator::{Emulator, NicModel};
 use super::software::{Software, SoftwareArgs};
 use super::{Config, Rig};
-use crate::output::say;
+use crate::output::{complain, say};
 use crate::units::parse_duration;
 use crate::view::{Key, View, live::Live, plain::Plain};
 use crate::{interrupt, needs};
@@ -92,6 +92,11 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
     let directory = Directory::take(arguments.dir.as_deref())?;
     check_ports(&arguments)?;
     needs::ensure_present(emulator.needs(), arguments.software.yes)?;
+    if matches!(emulator, Emulator::Qemu(Accelerator::Tcg, _))
+        && let Some(trouble) = needs::software_trouble()?
+    {
+        complain!("warning: {trouble}; cargo xtask bochs does without QEMU");
+    }
     interrupt::check()?;
     let Software { hypervisor, guest, options, answers } = arguments.software.build()?;
     let limit = arguments.limit;
