@@ -197,6 +197,7 @@ fn a_dead_twin_does_not_hide_the_arbiter() -> Result<()> {
     let mut options = ["--hypervisor-option"; 4];
     (options[1], options[3]) = ("arbiter=10.1.0.3", "pollux:log-address=10.1.0.9/24");
     let mut rig = Rig::start("split-neighbours", "counter", &options)?;
+    rig.wait_file("the machines", START_LIMIT, |file| file.machine("primary").is_ok())?;
     let asking = rig.wait("the first term", START_LIMIT, |rig| {
         Ok(rig.status()?.of("castor").filter(|status| status.term == 1).map(|status| status.arbiter.clone()))
     })?;

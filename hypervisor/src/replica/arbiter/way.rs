@@ -1,6 +1,7 @@
 //! One way to the arbiter: who asks there, and who looks whether asking would help.
 
 use alloc::format;
+use alloc::string::String;
 use core::fmt;
 use core::net::SocketAddrV4;
 
@@ -66,7 +67,7 @@ impl Way {
     }
 
     /// Why the arbiter would be of no use by this way now.
-    pub fn trouble(&self) -> Option<alloc::string::String> {
+    pub fn trouble(&self) -> Option<String> {
         self.watch.trouble().map(|trouble| format!("over the {} network: {trouble}", self.network))
     }
 
