@@ -90,7 +90,12 @@ impl Etcd {
         self.call("kv/deleterange", "{\"key\":\"1000\",\"range_end\":\"1100\"}")?;
         self.call("kv/compaction", "{\"revision\":\"10\",\"physical\":true}")?;
         self.call("maintenance/defragment", "{}")?;
-        self.call("maintenance/alarm", "{\"action\":\"DEACTIVATE\",\"alarm\":\"NOSPACE\"}")
+        // An alarm is disarmed for each member by name.
+        let alarms = self.ask("POST /v3/maintenance/alarm", "{}")?;
+        let member = alarms.split("\"memberID\":\"").nth(1).and_then(|rest| rest.split('"').next());
+        let member = member.with_context(|| format!("no alarm: {alarms}"))?;
+        let disarm = format!("{{\"action\":\"DEACTIVATE\",\"alarm\":\"NOSPACE\",\"memberID\":\"{member}\"}}");
+        self.call("maintenance/alarm", &disarm)
     }
 
     fn want_authentication(&self) -> Result<()> {
