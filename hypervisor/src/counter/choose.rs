@@ -84,18 +84,36 @@ pub fn choose(wanted: Wanted, stand: &mut dyn Stand) -> Result<Chosen, Refused> 
 fn try_pmu(stand: &mut dyn Stand, why: &str) -> Result<Chosen, String> {
     const REFUSED: &str = "the counter 'pmu' is refused";
     let claimed = stand.vcpu().instruction_counter().map_err(|error| format!("{REFUSED}: {error}"))?;
-    accept(REFUSED, &format!("{claimed:?}"), pmu::selftest::run(stand, claimed), why)
+    accept(REFUSED, &format!("{claimed:?}"), stand, why, &mut |stand| pmu::selftest::run(stand, claimed))
 }
 
 fn try_ticks(stand: &mut dyn Stand, why: &str) -> Result<Chosen, String> {
     const REFUSED: &str = "the counter 'ticks' is refused";
     let calibration = stand.calibrate().map_err(|error| format!("{REFUSED}: {error}"))?;
-    accept(REFUSED, &calibration, selftest::ticks(stand), why)
+    accept(REFUSED, &calibration, stand, why, &mut selftest::ticks)
 }
 
-/// Takes the counter that passed, and puts its table on the log; or says why it is refused.
-fn accept(refused: &str, claimed: &str, result: Result<Tested, Report>, why: &str) -> Result<Chosen, String> {
-    let tested = result.map_err(|report| refusal(refused, claimed, &report))?;
+/// Takes the counter that passes `test`, and puts its table on the log; or says why it is refused. Where a guest that
+/// changes its own code executes something else than it should, executed pages are guarded.
+fn accept(
+    refused: &str,
+    claimed: &str,
+    stand: &mut dyn Stand,
+    why: &str,
+    test: &mut dyn FnMut(&mut dyn Stand) -> Result<Tested, Report>,
+) -> Result<Chosen, String> {
+    let mut tested = test(stand).map_err(|report| refusal(refused, claimed, &report))?;
+    let mut patching = selftest::patching(stand, &mut tested.counter);
+    if !patching.passed() && stand.vcpu().guard_code(true) {
+        log::info!("changed code is not executed as it should be, executed pages are guarded:\n{patching}");
+        tested = test(stand).map_err(|report| refusal(refused, claimed, &report))?;
+        patching = selftest::patching(stand, &mut tested.counter);
+    }
+    tested.report.checks.append(&mut patching.checks);
+    if !tested.report.passed() {
+        stand.vcpu().guard_code(false);
+        return Err(refusal(refused, claimed, &tested.report));
+    }
     log::info!("counter '{}', {claimed}, {tested}", tested.counter.name());
     let figures = Figures {
         checks: tested.report.checks.len() as u64,

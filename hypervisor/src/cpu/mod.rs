@@ -240,6 +240,9 @@ pub trait Vcpu {
 
     /// The external interrupt that waits for the guest to become able to take it; it stays offered until
     /// [`Entered::interrupt_taken`] or until another call.
+    ///
+    /// An entry takes it before its first instruction or between two, but not behind its last: what the guest becomes able
+    /// to take at a stop belongs to the entry that begins there.
     fn offer_interrupt(&mut self, vector: Option<u8>);
 
     /// Delivers an exception at the next entry.
@@ -258,6 +261,14 @@ pub trait Vcpu {
 
     /// Replaces them. EFER.LMA is the CPU's own and stays.
     fn set_msrs(&mut self, msrs: &CpuMsrs);
+
+    /// Begins to let the guest write only to pages that it does not execute, and execute only pages that it does not
+    /// write to, or ends it: a page goes from one to the other at an access, and an instruction that writes to its own
+    /// page runs alone. The guest sees nothing of it; a CPU that runs instructions in blocks then runs none whose bytes
+    /// were changed meanwhile. Returns whether the CPU can.
+    fn guard_code(&mut self, on: bool) -> bool {
+        !on
+    }
 
     /// Begins to notice which pages the guest writes to, or ends it.
     fn track_writes(&mut self, on: bool);

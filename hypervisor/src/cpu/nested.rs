@@ -18,6 +18,21 @@ pub struct Format {
     pub written: u64,
     /// Pages of 1 GiB may be used.
     pub gib_pages: bool,
+    /// Instead of `page` while [`NestedPaging::guard`] is on: of a page that may be written, but not executed.
+    pub data: u64,
+    /// Likewise: of a page that may be executed, but not written.
+    pub code: u64,
+}
+
+/// What the guest may do with a page beside reading it, while pages are guarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Right {
+    /// Write.
+    Write,
+    /// Execute.
+    Execute,
+    /// Both.
+    Both,
 }
 
 /// Mark of an entry above the lowest level that maps a page.
@@ -51,6 +66,8 @@ pub struct NestedPaging {
     base: u64,
     len: u64,
     format: Format,
+    tracked: bool,
+    guarded: bool,
 }
 
 impl NestedPaging {
@@ -58,15 +75,30 @@ impl NestedPaging {
     #[must_use]
     pub fn new(base: u64, len: u64, format: Format) -> Self {
         let root = Box::new(Table([0; 512]));
-        let mut paging = Self { root, upper: Vec::new(), lowest: Vec::new(), base, len, format };
-        paging.track(false);
+        let mut paging = Self { root, upper: Vec::new(), lowest: Vec::new(), base, len, format, tracked: false, guarded: false };
+        paging.build();
         paging
     }
 
     /// Begins to notice the guest's writes, or ends it. The CPU must forget what it has cached of these tables.
     pub fn track(&mut self, on: bool) {
-        let (base, len, format) = (self.base, self.len, self.format);
-        let mut builder = Builder { base, len, format, track: on, upper: Vec::new(), lowest: Vec::new() };
+        self.tracked = on;
+        self.build();
+    }
+
+    /// Begins to give each page only one of the rights to be written and to be executed, or ends it. All pages may be
+    /// written at first; [`allow`](Self::allow) changes that. The CPU must forget what it has cached of these tables.
+    pub fn guard(&mut self, on: bool) {
+        self.guarded = on;
+        self.build();
+    }
+
+    fn build(&mut self) {
+        let Self { base, len, format, tracked, guarded, .. } = *self;
+        let small = tracked || guarded;
+        let flags = if guarded { format.data } else { format.page };
+        let flags = if tracked { flags & !format.written } else { flags };
+        let mut builder = Builder { base, len, format, small, flags, upper: Vec::new(), lowest: Vec::new() };
         builder.fill(&mut self.root, 3, 0);
         (self.upper, self.lowest) = (builder.upper, builder.lowest);
     }
@@ -88,15 +120,34 @@ impl NestedPaging {
     /// Notes a write of the guest's to the page at `gpa` and allows it. Returns whether there was nothing but the
     /// tracking that forbade it.
     pub fn allow_write(&mut self, gpa: Gpa) -> bool {
-        let Ok(index) = self.lowest.binary_search_by_key(&(gpa.0 & !(COVERED[1] - 1)), |&(start, _)| start) else {
-            return false;
-        };
-        let entry = &mut self.lowest[index].1.0[(gpa.0 / PAGE_SIZE % PER_TABLE) as usize];
-        let forbidden = *entry != 0 && *entry & self.format.written == 0;
+        let written = self.format.written;
+        let Some(entry) = self.entry(gpa) else { return false };
+        let forbidden = *entry & written == 0;
         if forbidden {
-            *entry |= self.format.written;
+            *entry |= written;
         }
         forbidden
+    }
+
+    /// Gives the page at `gpa` a right, and takes the other one away. Returns whether it is a page that is guarded. The
+    /// CPU must forget what it has cached of these tables.
+    pub fn allow(&mut self, gpa: Gpa, right: Right) -> bool {
+        let Format { data, code, page, .. } = self.format;
+        let guarded = self.guarded;
+        let Some(entry) = self.entry(gpa).filter(|_| guarded) else { return false };
+        let rights = match right {
+            Right::Write => data,
+            Right::Execute => code,
+            Right::Both => page,
+        };
+        *entry = *entry & !(data | code | page) | rights;
+        true
+    }
+
+    /// The entry of a page of 4 KiB that is memory.
+    fn entry(&mut self, gpa: Gpa) -> Option<&mut u64> {
+        let index = self.lowest.binary_search_by_key(&(gpa.0 & !(COVERED[1] - 1)), |&(start, _)| start).ok()?;
+        Some(&mut self.lowest[index].1.0[(gpa.0 / PAGE_SIZE % PER_TABLE) as usize]).filter(|entry| **entry != 0)
     }
 
     /// Physical address of the root table, which never changes.
@@ -110,7 +161,10 @@ struct Builder {
     base: u64,
     len: u64,
     format: Format,
-    track: bool,
+    /// Every page has 4 KiB.
+    small: bool,
+    /// Of an entry that maps a page, without the mark of a large one.
+    flags: u64,
     upper: Vec<Box<Table>>,
     lowest: Vec<(u64, Box<Table>)>,
 }
@@ -141,8 +195,7 @@ impl Builder {
 
     fn page(&self, level: usize, gpa: u64) -> u64 {
         let mark = if level > 0 { LARGE } else { 0 };
-        let flags = if self.track { self.format.page & !self.format.written } else { self.format.page };
-        (self.base + gpa) | mark | flags
+        (self.base + gpa) | mark | self.flags
     }
 
     /// Whether one page at `level` can map `gpa`.
@@ -150,8 +203,8 @@ impl Builder {
         let fits = self.base.is_multiple_of(COVERED[level]) && gpa + COVERED[level] <= self.len;
         match level {
             0 => true,
-            1 => fits && !self.track,
-            2 => fits && !self.track && self.format.gib_pages,
+            1 => fits && !self.small,
+            2 => fits && !self.small && self.format.gib_pages,
             _ => false,
         }
     }
@@ -162,8 +215,16 @@ impl Builder {
 mod tests {
     use super::*;
 
-    const NPT: Format = Format { table: 0b111, page: 0b111, written: 1 << 6, gib_pages: false };
-    const EPT: Format = Format { table: 0b111, page: 0b111 | 6 << 3, written: 1 << 9, gib_pages: true };
+    const NPT: Format =
+        Format { table: 0b111, page: 0b111, written: 1 << 6, gib_pages: false, data: 0b111 | 1 << 63, code: 0b101 };
+    const EPT: Format = Format {
+        table: 0b111,
+        page: 0b111 | 6 << 3,
+        written: 1 << 9,
+        gib_pages: true,
+        data: 0b011 | 6 << 3,
+        code: 0b101 | 6 << 3,
+    };
     /// Of a CPU without dirty flags.
     const OLD_EPT: Format = Format { written: 1 << 1, ..EPT };
 
@@ -217,6 +278,31 @@ mod tests {
             paging.track(false);
             assert_eq!(translate(&paging, 0x20_0000), Some((0x4020_0000, format.page, 1)), "large pages again");
             assert_eq!(paging.root(), root);
+        }
+    }
+
+    #[test]
+    fn a_guarded_page_is_written_or_executed() {
+        let address = |paging: &NestedPaging, gpa| {
+            let table = (0..3).fold(paging.root(), |table, level| entry(table, gpa / COVERED[3 - level] % PER_TABLE));
+            entry(table, gpa / COVERED[0] % PER_TABLE)
+        };
+        for format in [NPT, EPT] {
+            let mut paging = NestedPaging::new(0x4000_0000, 0x40_0000, format);
+            assert!(!paging.allow(Gpa(0x1000), Right::Execute), "nothing is guarded");
+            paging.guard(true);
+            assert_eq!(address(&paging, 0x20_1000), 0x4020_1000 | format.data);
+            for (right, flags) in [(Right::Execute, format.code), (Right::Both, format.page), (Right::Write, format.data)] {
+                assert!(paging.allow(Gpa(0x20_1008), right));
+                assert_eq!(address(&paging, 0x20_1000), 0x4020_1000 | flags, "{right:?}");
+                assert_eq!(address(&paging, 0x20_2000), 0x4020_2000 | format.data, "only that page");
+            }
+            assert!(!paging.allow(Gpa(0x40_0000), Right::Write), "this is no memory");
+            paging.track(true);
+            assert_eq!(address(&paging, 0x20_1000), 0x4020_1000 | format.data & !format.written);
+            paging.track(false);
+            paging.guard(false);
+            assert_eq!(translate(&paging, 0x20_1000), Some((0x4020_1000, format.page, 1)), "large pages again");
         }
     }
 

@@ -5,6 +5,7 @@
 //! are made with it. Each check gives name, got and want; one that fails refuses the counter.
 
 mod bench;
+mod patching;
 mod report;
 pub(super) mod trial;
 
@@ -152,6 +153,17 @@ impl Tested {
         counter.forget_seen();
         if report.passed() { Ok(Self { counter, report, skid, steps_per_stop }) } else { Err(report) }
     }
+}
+
+/// Checks that `counter` is exact with guests that change their own code, and the CPU too. Leaves the memory that was used
+/// zeroed.
+pub(super) fn patching(stand: &mut dyn Stand, counter: &mut Counter) -> Report {
+    let mut report = Report::default();
+    let mut bench = Bench::new(stand, counter);
+    bench.patching(&mut report);
+    bench.clear();
+    counter.forget_seen();
+    report
 }
 
 /// Measures and checks the TSC of `stand`, which is calibrated. The first check of the measurement that fails ends the test.

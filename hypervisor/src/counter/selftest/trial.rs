@@ -87,14 +87,11 @@ impl<'a> Trial<'a> {
     }
 
     fn vector(&mut self, vector: u8, at: u64, handler: &[u8]) {
-        self.stand.write(at, handler);
-        self.stand.write(u64::from(vector) * 4, &(at as u32).to_le_bytes());
+        place_vector(self.stand, vector, at, handler);
     }
 
     fn place_mixed(&mut self) {
-        self.place(&MIXED);
-        self.vector(6, UNDEFINED_HANDLER, &SKIP_UNDEFINED);
-        self.vector(SOFTWARE_VECTOR, SOFTWARE_HANDLER, &COUNT_UP);
+        place_events(self.stand, &MIXED);
     }
 
     /// mov ecx, turns; 1: (the body); loop 1b (by ECX); hlt.
@@ -282,6 +279,18 @@ impl<'a> Trial<'a> {
         }
         found.ticks = found.ticks.wrapping_add(ticks);
     }
+}
+
+fn place_vector(stand: &mut dyn Stand, vector: u8, at: u64, handler: &[u8]) {
+    stand.write(at, handler);
+    stand.write(u64::from(vector) * 4, &(at as u32).to_le_bytes());
+}
+
+/// Places code with handlers of #UD, which goes on behind UD2, and of the software interrupt 0x41, which counts in DX.
+pub(super) fn place_events(stand: &mut dyn Stand, code: &[u8]) {
+    place_with_handler(stand, code);
+    place_vector(stand, 6, UNDEFINED_HANDLER, &SKIP_UNDEFINED);
+    place_vector(stand, SOFTWARE_VECTOR, SOFTWARE_HANDLER, &COUNT_UP);
 }
 
 /// What runs with ends found.

@@ -3,6 +3,7 @@
 
 mod entry;
 mod permissions;
+mod run;
 mod vmcb;
 
 use alloc::boxed::Box;
@@ -24,15 +25,23 @@ use crate::memory::{Gpa, GuestMemory};
 
 const EFER: u32 = 0xC000_0080;
 const EFER_SVME: u64 = 1 << 12;
+/// Gives [`NO_EXECUTE`] its meaning, in nested tables too.
+const EFER_NXE: u64 = 1 << 11;
 const VM_CR: u32 = 0xC001_0114;
 const VM_CR_SVMDIS: u64 = 1 << 4;
 const VM_HSAVE_PA: u32 = 0xC001_0117;
 /// The guest's address-space identifier; 0 is the host's.
 const ASID: u32 = 1;
 /// Nested page tables have the format of ordinary ones; nested walks are user accesses. See: APM volume 2, 15.25.
-const NPT: Format = Format { table: 0b111, page: 0b111, written: 1 << 6, gib_pages: false };
-/// Most ticks that the timer is armed for in one go.
-const TIMER_MAX: u64 = 0x7FFF_0000;
+const NPT: Format = Format {
+    table: 0b111,
+    page: 0b111,
+    written: 1 << 6,
+    gib_pages: false,
+    data: 0b111 | NO_EXECUTE,
+    code: 0b101,
+};
+const NO_EXECUTE: u64 = 1 << 63;
 
 /// Why this CPU cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +76,7 @@ pub struct SvmVcpu {
     timer: *mut u32,
     calibration: Calibration,
     offered: Option<u8>,
+    guard: Option<run::Guard>,
 }
 
 impl SvmVcpu {
@@ -85,7 +95,7 @@ impl SvmVcpu {
         unsafe {
             let mut efer = Msr::new(EFER);
             let value = efer.read();
-            efer.write(value | EFER_SVME);
+            efer.write(value | EFER_SVME | if has_no_execute() { EFER_NXE } else { 0 });
             Msr::new(VM_HSAVE_PA).write(core::ptr::from_ref(&*host_save) as u64);
         }
         lazy::enable_sse();
@@ -118,6 +128,7 @@ impl SvmVcpu {
             timer: apic.timer_register(),
             calibration: Calibration::default(),
             offered: None,
+            guard: None,
         };
         vcpu.load(&CpuState::real_mode(0));
         Ok(vcpu)
@@ -186,6 +197,12 @@ const INTERCEPTS2: u32 = intercept2::VMRUN
     | intercept2::MWAIT
     | intercept2::XSETBV;
 
+fn has_no_execute() -> bool {
+    raw_cpuid::CpuId::new()
+        .get_extended_processor_and_feature_identifiers()
+        .is_some_and(|features| features.has_execute_disable())
+}
+
 fn check() -> Result<(), SvmError> {
     // SAFETY: a CPU with SVM has this register.
     if unsafe { Msr::new(VM_CR).read() } & VM_CR_SVMDIS != 0 {
@@ -241,45 +258,18 @@ impl Vcpu for SvmVcpu {
     }
 
     fn enter(&mut self, limit: Limit) -> Entered {
-        let (mut ticks, stepping) = match limit {
-            Limit::After(Meter::Tsc, ticks) => (ticks, false),
+        match limit {
+            Limit::After(Meter::Tsc, ticks) => self.run(ticks),
             // A timer of one tick: there is no trap behind each instruction that the guest would not see.
-            Limit::Step(Meter::Tsc) => (1, true),
+            Limit::Step(Meter::Tsc) => {
+                let entered = self.run(1);
+                let stepped = entered.exit == Exit::Interrupted && entered.ticks > 0;
+                Entered { exit: if stepped { Exit::Stepped } else { entered.exit }, ..entered }
+            }
             Limit::After(Meter::Instructions, _) | Limit::Step(Meter::Instructions) => {
                 panic!("SVM has no counter of instructions, see instruction_counter")
             }
-        };
-        // The emulated CPU does not restore the interrupt shadow at entry: step over the shadowed instruction first.
-        let offered = if self.in_shadow() && self.offered.is_some() {
-            ticks = 1;
-            None
-        } else {
-            self.offered
-        };
-        let control = &mut self.guest.control;
-        control.interrupt_control = vmcb::V_INTR_MASKING;
-        if let Some(vector) = offered {
-            control.interrupt_control |= vmcb::V_IRQ | vmcb::V_INTR_PRIORITY_15 | vmcb::V_IGN_TPR;
-            control.interrupt_vector = u32::from(vector);
         }
-        let timer = self.calibration.timer_count(ticks.min(TIMER_MAX));
-        let injected = self.guest.control.event_injection & vmcb::EVENT_VALID != 0;
-        let before = (self.in_shadow(), self.registers.rip);
-        let (mut exit, raw) = self.enter_raw(timer);
-        let ticks = raw - self.calibration.overhead;
-        let taken = offered.is_some() && self.guest.control.interrupt_control & vmcb::V_IRQ == 0;
-        if taken {
-            self.offered = None;
-        }
-        // Nothing ran, nothing was delivered: what the emulated CPU did not restore it has not saved either.
-        if ticks == 0 && !taken && before == (true, self.registers.rip) {
-            self.set_shadow(true);
-        }
-        if stepping && exit == Exit::Interrupted && ticks > 0 {
-            exit = Exit::Stepped;
-        }
-        let exception_taken = injected && self.guest.control.exit_interrupt_info & vmcb::EVENT_VALID == 0;
-        Entered { exit, ticks, interrupt_taken: taken, exception_taken }
     }
 
     fn registers(&self) -> &Registers {
@@ -357,6 +347,14 @@ impl Vcpu for SvmVcpu {
         save.sysenter_eip = msrs.sysenter_eip;
     }
 
+    fn guard_code(&mut self, on: bool) -> bool {
+        let guard = on && has_no_execute();
+        self.guard = guard.then(Default::default);
+        self.nested_paging.guard(guard);
+        self.guest.control.tlb_control = vmcb::TLB_FLUSH_ALL;
+        guard == on
+    }
+
     fn track_writes(&mut self, on: bool) {
         self.nested_paging.track(on);
         self.guest.control.tlb_control = vmcb::TLB_FLUSH_ALL;
@@ -390,6 +388,7 @@ impl Vcpu for SvmVcpu {
     }
 
     fn load(&mut self, state: &CpuState) {
+        self.close();
         self.registers = state.registers;
         let table = |table: Table| Segment { limit: u32::from(table.limit), base: table.base, ..Segment::default() };
         let save = &mut self.guest.save;

@@ -91,6 +91,10 @@ pub const EVENT_VALID: u64 = 1 << 31;
 pub const EVENT_ERROR_CODE: u64 = 1 << 11;
 /// `event_injection`: type 3, exception.
 pub const EVENT_EXCEPTION: u64 = 3 << 8;
+/// Type of an event in `event_injection` and `exit_interrupt_info`.
+pub const EVENT_TYPE: u64 = 7 << 8;
+/// The event is a software interrupt.
+pub const EVENT_SOFTWARE: u64 = 4 << 8;
 /// `tlb_control`: flush all of this guest's entries at entry.
 pub const TLB_FLUSH_ALL: u8 = 1;
 

@@ -26,6 +26,7 @@ pub(super) const GUEST_VPID: u16 = 1;
 const EPT_TABLE: u64 = 0b111;
 const EPT_PAGE: u64 = 0b111 | 6 << 3;
 /// Right to write, and the flag of a page that was written.
+const EPT_EXECUTE: u64 = 1 << 2;
 const EPT_WRITE: u64 = 1 << 1;
 const EPT_DIRTY: u64 = 1 << 9;
 /// The pointer to the tables: write-back, four levels; the CPU keeps dirty flags. See: SDM volume 3, table 25-9.
@@ -60,7 +61,14 @@ impl VmxVcpu {
             true => (EPT_DIRTY, EPT_POINTER_FLAGS | EPT_POINTER_DIRTY),
             false => (EPT_WRITE, EPT_POINTER_FLAGS),
         };
-        let format = Format { table: EPT_TABLE, page: EPT_PAGE, written, gib_pages: capabilities.gib_pages };
+        let format = Format {
+            table: EPT_TABLE,
+            page: EPT_PAGE,
+            written,
+            gib_pages: capabilities.gib_pages,
+            data: EPT_PAGE & !EPT_EXECUTE,
+            code: EPT_PAGE & !EPT_WRITE,
+        };
         let nested_paging = NestedPaging::new(memory_base, memory_len, format);
         let host = HostTables::load();
         host.write_to_vmcs();
