@@ -103,13 +103,13 @@ fn accept(
     test: &mut dyn FnMut(&mut dyn Stand) -> Result<Tested, Report>,
 ) -> Result<Chosen, String> {
     let mut tested = test(stand).map_err(|report| refusal(refused, claimed, &report))?;
-    let mut patching = selftest::patching(stand, &mut tested.counter);
-    if !patching.passed() && stand.vcpu().guard_code(true) {
-        log::info!("changed code is not executed as it should be, executed pages are guarded:\n{patching}");
+    let mut hazards = selftest::hazards(stand, &mut tested.counter);
+    if !hazards.passed() && stand.vcpu().guard_code(true) {
+        log::info!("changed code is not executed as it should be, so executed pages are guarded:\n{hazards}");
         tested = test(stand).map_err(|report| refusal(refused, claimed, &report))?;
-        patching = selftest::patching(stand, &mut tested.counter);
+        hazards = selftest::hazards(stand, &mut tested.counter);
     }
-    tested.report.checks.append(&mut patching.checks);
+    tested.report.checks.append(&mut hazards.checks);
     if !tested.report.passed() {
         stand.vcpu().guard_code(false);
         return Err(refusal(refused, claimed, &tested.report));

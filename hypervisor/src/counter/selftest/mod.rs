@@ -5,6 +5,7 @@
 //! are made with it. Each check gives name, got and want; one that fails refuses the counter.
 
 mod bench;
+mod interrupts;
 mod patching;
 mod report;
 pub(super) mod trial;
@@ -155,12 +156,13 @@ impl Tested {
     }
 }
 
-/// Checks that `counter` is exact with guests that change their own code, and the CPU too. Leaves the memory that was used
+/// Checks what stops must leave no trace of: code that changes itself, and interrupts. Leaves the memory that was used
 /// zeroed.
-pub(super) fn patching(stand: &mut dyn Stand, counter: &mut Counter) -> Report {
+pub(super) fn hazards(stand: &mut dyn Stand, counter: &mut Counter) -> Report {
     let mut report = Report::default();
     let mut bench = Bench::new(stand, counter);
     bench.patching(&mut report);
+    bench.interrupts_at_stops(&mut report);
     bench.clear();
     counter.forget_seen();
     report

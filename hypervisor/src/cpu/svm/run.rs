@@ -70,12 +70,12 @@ impl SvmVcpu {
         let injects = self.guest.control.event_injection & vmcb::EVENT_VALID != 0;
         if self.offered.is_none() {
             (most, false)
-        } else if self.in_shadow() {
-            // The emulated CPU does not restore the interrupt shadow at entry.
-            (1, false)
         } else if injects {
             // Whether the guest can take an interrupt behind that is known only there.
             (0, true)
+        } else if self.in_shadow() {
+            // The emulated CPU does not restore the interrupt shadow at entry.
+            (1, false)
         } else if self.registers.rflags & RFLAGS_IF != 0 {
             (most, true)
         } else if left > 1 {
@@ -102,14 +102,14 @@ impl SvmVcpu {
         if taken {
             self.offered = None;
         }
-        // Nothing ran, nothing was delivered: what the emulated CPU did not restore it has not saved either.
-        if ticks == 0 && !taken && before == (true, self.registers.rip) {
-            self.set_shadow(true);
-        }
         let exception_taken = injected && self.guest.control.exit_interrupt_info & vmcb::EVENT_VALID == 0;
         let mut once = Once { exit: Some(exit), ticks, interrupt_taken: taken, exception_taken };
         if self.guard.is_some() {
             self.look_after_guard(&mut once, offered.filter(|_| !taken));
+        }
+        // Nothing ran, nothing was delivered: what the emulated CPU did not restore it has not saved either.
+        if once.ticks == 0 && !taken && before == (true, self.registers.rip) {
+            self.set_shadow(true);
         }
         once
     }
