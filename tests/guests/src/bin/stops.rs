@@ -34,7 +34,7 @@ struct State {
 
 type Step = fn(&mut State);
 
-const STEPS: [Step; 19] = [
+const STEPS: [Step; 20] = [
     spin,
     spin,
     recurse,
@@ -54,6 +54,7 @@ const STEPS: [Step; 19] = [
     halt,
     flags,
     floating_point,
+    patched_code,
 ];
 
 pollux_boot::entry!(main);
@@ -273,4 +274,33 @@ fn floating_point(state: &mut State) {
             in(reg) memory, inout(reg) state.sum, options(nostack)
         );
     }
+}
+
+/// Code that changes what it is about to execute, where it is executed or where its page is seen too; over a page's end
+/// now and then.
+fn patched_code(state: &mut State) {
+    /// mov [rdi], ecx
+    const STORE: [u8; 2] = [0x89, 0x0f];
+    const NOP: u8 = 0x90;
+    const RET: u8 = 0xc3;
+    /// inc eax, twice; NOPs
+    const PATCHES: [u32; 2] = [0xc0ff_c0ff, 0x9090_9090];
+    let page = state.random.below(pages::PAGES as u64 - 1) as usize;
+    let offset = if state.random.below(4) == 0 { 4096 - 1 - state.random.below(12) } else { state.random.below(4080) };
+    let between = state.random.below(8);
+    let target = offset + STORE.len() as u64 + between;
+    let code = pages::content(page) + offset;
+    let seen_at = if state.random.below(2) == 0 { pages::content(page) } else { pages::WINDOW + page as u64 * 4096 };
+    let patch = PATCHES[state.random.below(2) as usize];
+    // SAFETY: the content of two neighbouring pages, which nothing else uses now, is memory that may be executed; the code
+    // there writes to itself, changes EAX and returns. No red zone on this target.
+    unsafe {
+        let bytes = core::slice::from_raw_parts_mut(code as *mut u8, 15);
+        bytes.fill(NOP);
+        bytes[..STORE.len()].copy_from_slice(&STORE);
+        bytes[14] = RET;
+        asm!("call {code}", code = in(reg) code, in("rdi") seen_at + target, in("ecx") patch, inout("rax") state.sum);
+    }
+    pages::unmap(page);
+    pages::unmap(page + 1);
 }
