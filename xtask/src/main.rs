@@ -128,6 +128,7 @@ mod tests {
             "image --out pollux.iso",
             "image --out F --guest ./x --guest-args a --hypervisor-option role=primary log-nic=0:3.0 --yes",
             "qemu --kernel vmlinuz --initrd initrd.img --append console=ttyS0",
+            "qemu --forward 2222:22 --forward 8080:80 --forward 5353:53/udp",
             "bochs --kernel vmlinux --guest-memory 384M",
             "image --out F --kernel vmlinuz --initrd initrd.img --append quiet",
             "guest debian",

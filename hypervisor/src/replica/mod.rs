@@ -251,10 +251,7 @@ impl Replica {
             Command::Stop => self.end("stopped by command".into()),
             Command::Switch if self.is_protected() => self.switch_due = true,
             Command::Switch => monitor::event("refused", "reason", &"there is no backup to hand the guest over to"),
-            Command::Console(text) => {
-                self.typed.extend_from_slice(text.as_bytes());
-                self.typed.push(b'\n');
-            }
+            Command::Console(bytes) => self.typed.extend_from_slice(&bytes),
             Command::Cut(count) => self.cut.arm(count),
             Command::FlipMemory(gpa, bit) => {
                 let done = self.guest.flip_memory_bit(gpa, bit);

@@ -1,6 +1,7 @@
 //! The monitor on COM2: status and events out, one JSON object a line; commands in, a line each.
 
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt::Display;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,8 +21,8 @@ pub enum Command {
     Stop,
     /// Hand the guest over to the backup, which goes live; this machine becomes its backup.
     Switch,
-    /// Type text at the guest's console.
-    Console(String),
+    /// Type these bytes at the guest's console.
+    Console(Vec<u8>),
     /// Go out, as by a power cut, at the boundary that many ahead; see [`super::cut`] (test only).
     Cut(u64),
     /// Flip a bit of guest memory (test only).
@@ -41,7 +42,8 @@ impl Command {
             "status" => Ok(Self::Status),
             "stop" => Ok(Self::Stop),
             "switch" => Ok(Self::Switch),
-            "console" => Ok(Self::Console(rest.into())),
+            "console" => Ok(Self::Console([rest.as_bytes(), b"\n"].concat())),
+            "type" => bytes_of_hex(rest.trim()).map(Self::Console).ok_or("type needs pairs of hexadecimal digits"),
             "cut" => rest.trim().parse().map(Self::Cut).map_err(|_| "cut needs a number of boundaries"),
             "flip-memory" => {
                 let (gpa, bit) = rest.split_once(' ').ok_or("flip-memory needs an address and a bit")?;
@@ -56,7 +58,7 @@ impl Command {
                 let (name, bit) = rest.split_once(' ').ok_or("flip-register needs a name and a bit")?;
                 Ok(Self::FlipRegister(name.into(), bit.trim().parse().map_err(|_| "the bit is no number")?))
             }
-            _ => Err("unknown command; known: status, stop, switch, console, cut, flip-memory, flip-register"),
+            _ => Err("unknown command; known: status, stop, switch, console, type, cut, flip-memory, flip-register"),
         }
     }
 
@@ -67,10 +69,21 @@ impl Command {
     }
 }
 
+/// Bytes written as pairs of hexadecimal digits.
+fn bytes_of_hex(text: &str) -> Option<Vec<u8>> {
+    let pairs = text.as_bytes().chunks(2);
+    let byte = |pair: &[u8]| {
+        let digits =
+            str::from_utf8(pair).ok().filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+        (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?
+    };
+    pairs.map(byte).collect()
+}
+
 /// Collects input lines.
 #[derive(Debug, Default)]
 pub struct Monitor {
-    line: alloc::vec::Vec<u8>,
+    line: Vec<u8>,
 }
 
 impl Monitor {
@@ -140,7 +153,11 @@ mod tests {
     fn commands_are_understood_or_refused() {
         assert_eq!(Command::parse("status"), Ok(Command::Status));
         assert_eq!(Command::parse("switch"), Ok(Command::Switch));
-        assert_eq!(Command::parse("console a b"), Ok(Command::Console("a b".into())));
+        assert_eq!(Command::parse("console a b"), Ok(Command::Console(b"a b\n".into())));
+        assert_eq!(Command::parse("type 0361ff"), Ok(Command::Console(b"\x03a\xff".into())));
+        for bad in ["type 036", "type +1", "type \u{e9}", "type 0 12"] {
+            assert!(Command::parse(bad).is_err(), "{bad}");
+        }
         assert_eq!(Command::parse("cut 7"), Ok(Command::Cut(7)));
         assert_eq!(Command::parse("flip-memory 0x10 3"), Ok(Command::FlipMemory(Gpa(16), 3)));
         assert_eq!(Command::parse("flip-register rax 9"), Ok(Command::FlipRegister("rax".into(), 9)));

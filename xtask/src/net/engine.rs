@@ -1,6 +1,5 @@
 //! The thread of the networks: one loop over all sockets, timers and commands.
 
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -24,7 +23,10 @@ use super::link::LinkChange;
 use super::port::{Opening, Port};
 use super::relay::{self, Relay};
 use super::tap::Tap;
-use super::{CaptureConfig, FabricConfig, Host, LinkPart, LinkStatus, LinkTarget, Network, Plug, SLOTS, Transport};
+use super::{
+    CaptureConfig, FabricConfig, Forward, Host, LinkPart, LinkStatus, LinkTarget, MAX_FORWARDS, Network, Plug, SLOTS,
+    Transport,
+};
 
 const WAKER: Token = Token(0);
 const TIMER: Token = Token(1);
@@ -33,8 +35,8 @@ const INBOUND: usize = 8;
 const OUTBOUND: usize = INBOUND + 2 * SLOTS;
 /// The first token of the arbiter's host on each network.
 const RELAYS: [usize; 2] = [34, 34 + relay::MAX_CONNECTIONS];
-const FORWARDER: Tokens = Tokens { listener: Token(32), udp: Token(33), connections: 64 };
-const _: () = assert!(RELAYS[1] + relay::MAX_CONNECTIONS <= FORWARDER.connections);
+const FORWARDER: Tokens = Tokens { forwards: 64, connections: 64 + MAX_FORWARDS };
+const _: () = assert!(RELAYS[1] + relay::MAX_CONNECTIONS <= FORWARDER.forwards);
 
 /// Frames taken from one port before the others have their turn.
 const BATCH: usize = 64;
@@ -66,8 +68,6 @@ pub struct Engine {
     lans: [Lan; 2],
     buffer: Box<[u8; BUFFER]>,
     flush_at: Duration,
-    service: Option<SocketAddr>,
-    udp: Option<SocketAddr>,
 }
 
 impl Engine {
@@ -88,10 +88,6 @@ impl Engine {
                 HostEnd::Forwarder(Box::new(Forwarder::new(forward, config.seed, registry, FORWARDER)?))
             }
             Host::Tap(name) => HostEnd::Tap(Tap::open(name, registry, TAP)?),
-        };
-        let (service, udp) = match &host {
-            HostEnd::Forwarder(forwarder) => (Some(forwarder.address()?), forwarder.udp_address()?),
-            _ => (None, None),
         };
         let (client, client_plugs) = open(Network::Client, config.transport, dir, registry)?;
         let (log, log_plugs) = open(Network::Log, config.transport, dir, registry)?;
@@ -118,8 +114,6 @@ impl Engine {
             lans,
             buffer: Box::new([0; BUFFER]),
             flush_at: FLUSH,
-            service,
-            udp,
         };
         Ok((engine, [client_plugs, log_plugs]))
     }
@@ -129,14 +123,12 @@ impl Engine {
         self.waker.clone()
     }
 
-    /// Where the forwarder accepts TCP.
-    pub fn service(&self) -> Option<SocketAddr> {
-        self.service
-    }
-
-    /// Where the forwarder accepts UDP.
-    pub fn udp(&self) -> Option<SocketAddr> {
-        self.udp
+    /// The forwarded ports.
+    pub fn forwards(&self) -> Result<Vec<Forward>> {
+        match &self.lans[0].host {
+            HostEnd::Forwarder(forwarder) => forwarder.forwards(),
+            _ => Ok(Vec::new()),
+        }
     }
 
     /// Serves until it is told to stop.
@@ -217,7 +209,7 @@ impl Engine {
                 let index = token - OUTBOUND;
                 self.lans[index / SLOTS].flush(index % SLOTS, self.now, registry);
             }
-            Token(token) if (RELAYS[0]..FORWARDER.connections).contains(&token) => {
+            Token(token) if (RELAYS[0]..FORWARDER.forwards).contains(&token) => {
                 self.lans.iter_mut().filter_map(|lan| lan.arbiter.as_mut()).for_each(|relay| relay.event(event));
             }
             _ => {

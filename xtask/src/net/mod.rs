@@ -134,30 +134,55 @@ pub fn arbiter_address(network: Network) -> SocketAddrV4 {
     SocketAddrV4::new(relay::address(network), ARBITER_PORT)
 }
 
-/// What the forwarder listens to and where it leads.
-#[derive(Debug, Clone)]
-pub struct ForwardConfig {
-    /// Local TCP address; port 0 takes any free one, see [`Fabric::service`].
-    pub tcp: SocketAddrV4,
-    /// Local UDP address, if wanted.
-    pub udp: Option<SocketAddrV4>,
-    /// Where TCP connections lead.
-    pub guest: SocketAddrV4,
-    /// The guest's port for forwarded UDP datagrams.
-    pub guest_udp: u16,
+/// A protocol whose ports are forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
 }
 
-impl ForwardConfig {
-    /// Forwards `127.0.0.1:port` to the guest's usual service, 10.0.2.15:6379.
-    pub fn on_port(port: u16) -> Self {
-        Self {
-            tcp: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port),
-            udp: None,
-            guest: SocketAddrV4::new(Ipv4Addr::new(10, 0, 2, 15), 6379),
-            guest_udp: 7,
+impl Protocol {
+    /// As it is written in `--forward`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
         }
     }
 }
+
+/// A local port that leads to one of the guest's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    /// Of which protocol.
+    pub protocol: Protocol,
+    /// Where clients come; port 0 takes any free one, see [`Fabric::forwards`].
+    pub local: SocketAddrV4,
+    /// The guest's port.
+    pub guest_port: u16,
+}
+
+impl Forward {
+    /// From a port of the loopback interface.
+    pub fn new(protocol: Protocol, port: u16, guest_port: u16) -> Self {
+        Self { protocol, local: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port), guest_port }
+    }
+}
+
+/// What the forwarder listens to and where it leads.
+#[derive(Debug, Clone)]
+pub struct ForwardConfig {
+    /// At most [`MAX_FORWARDS`].
+    pub forwards: Vec<Forward>,
+    /// Where they lead.
+    pub guest: Ipv4Addr,
+}
+
+/// Most ports that are forwarded.
+pub const MAX_FORWARDS: usize = 32;
 
 /// Where captures go and how large they may become.
 #[derive(Debug, Clone)]
@@ -222,8 +247,7 @@ pub struct Fabric {
     waker: Arc<mio::Waker>,
     thread: Option<JoinHandle<Result<()>>>,
     plugs: [[Plug; SLOTS]; 2],
-    service: Option<SocketAddr>,
-    udp: Option<SocketAddr>,
+    forwards: Vec<Forward>,
     has_arbiter: bool,
     _fallback: Option<tempfile::TempDir>,
 }
@@ -237,23 +261,18 @@ impl Fabric {
         let (dir, fallback) = port::unix::socket_directory(&config.sockets)?;
         let (commands, inbox) = mpsc::channel();
         let (engine, plugs) = Engine::new(&config, &dir, inbox)?;
-        let (waker, service, udp) = (engine.waker(), engine.service(), engine.udp());
+        let (waker, forwards) = (engine.waker(), engine.forwards()?);
         let thread = std::thread::Builder::new()
             .name("fabric".into())
             .spawn(move || engine.run())
             .context("cannot start the thread of the networks")?;
         let has_arbiter = config.arbiter.is_some();
-        Ok(Self { commands, waker, thread: Some(thread), plugs, service, udp, has_arbiter, _fallback: fallback })
+        Ok(Self { commands, waker, thread: Some(thread), plugs, forwards, has_arbiter, _fallback: fallback })
     }
 
-    /// The local TCP address that leads to the guest; none without a forwarder.
-    pub fn service(&self) -> Option<SocketAddr> {
-        self.service
-    }
-
-    /// The local UDP address that leads to the guest, if one was asked for.
-    pub fn udp(&self) -> Option<SocketAddr> {
-        self.udp
+    /// The forwarded ports as they were asked for, with the local ports that were taken; none without a forwarder.
+    pub fn forwards(&self) -> &[Forward] {
+        &self.forwards
     }
 
     /// How an emulator is connected to a slot's port in a network.

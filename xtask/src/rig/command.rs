@@ -1,7 +1,8 @@
 //! `cargo xtask rig`: asks a running rig for something.
 
-use std::io::{BufRead, Seek, SeekFrom, Write};
+use std::io::{IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -78,7 +79,7 @@ enum Verb {
         /// Start anew, or end
         switch: Switch,
     },
-    /// Show the guest's console and send it what is typed; or send it one line
+    /// Show the guest's console and send it each key that is typed, until Ctrl-]; or send it one line
     Console {
         /// The line
         line: Option<String>,
@@ -201,31 +202,73 @@ fn console_request(line: &str) -> Request {
     Request::Command { target: "primary".to_owned(), text: format!("console {line}") }
 }
 
-/// Follows the console until interrupted; lines from the standard input go to the guest.
+/// Most bytes of a command to type: each takes two digits, and the hypervisor's commands are short.
+const MAX_TYPED: usize = 200;
+/// What ends a console, as in telnet: Ctrl-].
+const ESCAPE: u8 = 0x1D;
+
+/// Follows the console until interrupted. What comes from the standard input goes to the guest: from a terminal each key as it
+/// is, so that the guest's own line editing and Ctrl-C work, and until Ctrl-]; otherwise lines.
 fn console(client: &mut Client, directory: &Path) -> Result<()> {
     let path = directory.join("console.log");
     let mut file = std::fs::File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
     file.seek(SeekFrom::End(-4096)).or_else(|_| file.rewind().map(|()| 0))?;
+    let raw = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    if raw {
+        say!("Ctrl-] ends this console, not the guest");
+    }
+    let terminal = raw.then(RawTerminal::enter).transpose()?;
     let (sender, typed) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-            if sender.send(line).is_err() {
-                break;
-            }
-        }
-    });
+    std::thread::spawn(move || read_keys(std::io::stdin().lock(), &sender));
     let mut output = std::io::stdout();
     while !interrupt::pending() {
-        std::io::copy(&mut file, &mut output)?;
+        let written = std::io::copy(&mut file, &mut output)?;
         output.flush()?;
-        match typed.recv_timeout(POLL) {
-            Ok(line) => drop(client.ask(&console_request(&line))?),
-            // Also when there is nothing more to type; and the rig is looked at, so that we end with it.
-            Err(_) => {
-                client.status()?;
-                std::thread::sleep(POLL);
+        match typed.recv_timeout(if written > 0 { Duration::ZERO } else { POLL / 5 }) {
+            Ok(keys) if terminal.is_some() && keys.contains(&ESCAPE) => break,
+            Ok(keys) => {
+                for part in keys.chunks(MAX_TYPED) {
+                    client.ask(&type_request(part))?;
+                }
             }
+            // Looked at also when nothing is typed, so that we end with the rig.
+            Err(_) if written == 0 => drop(client.status()?),
+            Err(_) => {}
         }
     }
+    drop(terminal);
+    say!("");
     Ok(())
+}
+
+/// Passes on what is typed until it ends or nobody listens.
+fn read_keys(mut input: impl Read, sender: &Sender<Vec<u8>>) {
+    let mut buffer = [0; 1024];
+    while let Ok(len @ 1..) = input.read(&mut buffer) {
+        if sender.send(buffer[..len].to_owned()).is_err() {
+            break;
+        }
+    }
+}
+
+fn type_request(keys: &[u8]) -> Request {
+    let digits: String = keys.iter().map(|key| format!("{key:02x}")).collect();
+    Request::Command { target: "primary".to_owned(), text: format!("type {digits}") }
+}
+
+/// A terminal that passes on each key as it is, until this is dropped.
+struct RawTerminal;
+
+impl RawTerminal {
+    fn enter() -> Result<Self> {
+        ratatui::crossterm::terminal::enable_raw_mode().context("cannot read single keys from the terminal")?;
+        Ok(Self)
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        // A terminal that has gone needs nothing more.
+        let _ = ratatui::crossterm::terminal::disable_raw_mode();
+    }
 }

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::roles::Role;
 use crate::artefacts;
+use crate::net::{Forward, Protocol};
 
 /// The longest path of a unix socket; see unix(7).
 const MAX_SOCKET_PATH: usize = 107;
@@ -34,6 +35,34 @@ pub struct MachineEntry {
     pub serial: PathBuf,
 }
 
+/// The guest's port that `--udp` leads to.
+pub const UDP_PORT: u16 = 7;
+
+/// One forwarded port in `rig.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwardEntry {
+    /// Where clients come: `address:port`.
+    pub address: String,
+    /// `tcp` or `udp`.
+    pub protocol: Protocol,
+    /// The guest's port.
+    pub guest_port: u16,
+}
+
+impl From<&Forward> for ForwardEntry {
+    fn from(forward: &Forward) -> Self {
+        let Forward { protocol, local, guest_port } = *forward;
+        Self { address: local.to_string(), protocol, guest_port }
+    }
+}
+
+impl ForwardEntry {
+    /// Whether it is what `udp` in `rig.json` tells of.
+    pub fn is_udp_echo(&self) -> bool {
+        self.protocol == Protocol::Udp && self.guest_port == UDP_PORT
+    }
+}
+
 /// What stands in `rig.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RigFile {
@@ -42,6 +71,9 @@ pub struct RigFile {
     /// The same for the guest's UDP port 7, if it is forwarded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub udp: Option<String>,
+    /// All forwarded ports.
+    #[serde(default)]
+    pub forwards: Vec<ForwardEntry>,
     /// The machines.
     pub machines: Vec<MachineEntry>,
     /// Whether a backup follows the primary.
@@ -192,6 +224,7 @@ mod tests {
         RigFile {
             service: "127.0.0.1:7777".into(),
             udp: None,
+            forwards: Vec::new(),
             machines: vec![machine],
             protected: true,
             control: Some("/tmp/x".into()),

@@ -34,6 +34,7 @@ use monitor::Line;
 pub use state::Rig;
 
 use crate::guest::GuestFiles;
+use crate::net::Forward;
 
 /// The place of a machine in the rig. The machine that runs there may change, its name and addresses do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,10 +66,8 @@ pub struct Config {
     pub guest: GuestFiles,
     /// One machine without replication instead of a pair.
     pub solo: bool,
-    /// The local TCP port that leads to the guest.
-    pub port: u16,
-    /// The local UDP port that leads to the guest's UDP port 7.
-    pub udp: Option<u16>,
+    /// The local ports that lead to the guest, its usual service first.
+    pub forwards: Vec<Forward>,
     /// The kernel interface that takes the place of the forwarder.
     pub tap: Option<String>,
     /// Whether to write `client.pcap` and `log.pcap`.

@@ -1,7 +1,7 @@
 //! The rig's view of its two networks; the switch behind them is `crate::net`.
 
 use std::fmt::Write;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::options::{GUEST_ADDRESS, GUEST_PORT};
 use super::{SLOTS, Slot};
 use crate::net::{
-    CaptureConfig, Fabric, FabricConfig, ForwardConfig, Host, LinkPart, LinkSettings, LinkStatus, LinkTarget,
+    CaptureConfig, Fabric, FabricConfig, Forward, ForwardConfig, Host, LinkPart, LinkSettings, LinkStatus, LinkTarget,
     NetworkCounters, Plug, PortCounters, Transport,
 };
 pub use crate::net::{FabricCounters, LinkChange, Network, arbiter_address};
@@ -116,10 +116,8 @@ pub struct NetworkConfig<'a> {
     pub sockets: &'a Path,
     /// Where captures go, if any.
     pub captures: Option<&'a Path>,
-    /// The local TCP port that leads to the guest; 0 takes any free one.
-    pub port: u16,
-    /// The local UDP port that leads to the guest's UDP port 7.
-    pub udp: Option<u16>,
+    /// The local ports that lead to the guest, its usual service first.
+    pub forwards: &'a [Forward],
     /// The kernel interface that replaces the forwarder.
     pub tap: Option<&'a str>,
     /// Where the arbiter listens, if there is one.
@@ -140,10 +138,7 @@ impl Networks {
     pub fn start(config: &NetworkConfig<'_>) -> Result<Self> {
         let host = match config.tap {
             Some(name) => Host::Tap(name.to_owned()),
-            None => Host::Forwarder(ForwardConfig {
-                udp: config.udp.map(|port| SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)),
-                ..ForwardConfig::on_port(config.port)
-            }),
+            None => Host::Forwarder(ForwardConfig { forwards: config.forwards.to_owned(), guest: GUEST_ADDRESS }),
         };
         let fabric = Fabric::start(FabricConfig {
             transport: config.transport,
@@ -156,15 +151,15 @@ impl Networks {
         Ok(Self { fabric: Some(fabric) })
     }
 
-    /// Where clients reach the guest.
+    /// Where clients reach the guest's usual service.
     pub fn service(&self) -> SocketAddr {
-        let forwarded = self.fabric.as_ref().and_then(Fabric::service);
-        forwarded.unwrap_or_else(|| SocketAddr::from((GUEST_ADDRESS, GUEST_PORT)))
+        let first = self.forwards().first().map(|forward| forward.local.into());
+        first.unwrap_or_else(|| SocketAddr::from((GUEST_ADDRESS, GUEST_PORT)))
     }
 
-    /// Where clients reach the guest's UDP port 7, if that was asked for.
-    pub fn udp(&self) -> Option<SocketAddr> {
-        self.fabric.as_ref().and_then(Fabric::udp)
+    /// The local ports that lead to the guest.
+    pub fn forwards(&self) -> &[Forward] {
+        self.fabric.as_ref().map_or(&[], Fabric::forwards)
     }
 
     /// How an emulator is connected to a port.

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use super::emulator::{Emulator, Purpose};
 use super::network::{Network, arbiter_address};
 use super::{SLOTS, Slot};
+use crate::net::{Forward, Protocol};
 use crate::units::{format_size, parse_size};
 
 /// The guest's address on the client network.
@@ -52,6 +53,21 @@ pub struct GivenOption {
     slot: Option<Slot>,
     key: String,
     value: Option<String>,
+}
+
+/// Reads the value of `--forward`: `PORT:GUESTPORT`, with `/udp` behind for UDP.
+pub fn parse_forward(text: &str) -> Result<Forward, String> {
+    let (ports, protocol) = match text.rsplit_once('/') {
+        None => (text, Protocol::Tcp),
+        Some((ports, "tcp")) => (ports, Protocol::Tcp),
+        Some((ports, "udp")) => (ports, Protocol::Udp),
+        Some(_) => return Err(format!("`{text}`: the protocols are tcp and udp")),
+    };
+    let ports = ports.split_once(':').and_then(|(local, guest)| Some((local.parse().ok()?, guest.parse().ok()?)));
+    match ports {
+        Some((port, guest_port)) if guest_port != 0 => Ok(Forward::new(protocol, port, guest_port)),
+        _ => Err(format!("`{text}` is no pair of ports such as 2222:22 or 5353:53/udp")),
+    }
 }
 
 /// The name of a pair whose options give it none, as in the hypervisor.

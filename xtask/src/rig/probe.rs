@@ -10,6 +10,9 @@ use super::Event;
 /// A guest that has not answered by then is not probed any more.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// An answer that takes longer was lost: a guest that boots does not hear the first of what it is sent.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Sends PING to `service` until it is answered, in a thread of its own.
 pub fn start(service: SocketAddr, events: SyncSender<Event>) {
     let probe = move || {
@@ -33,7 +36,7 @@ pub fn start(service: SocketAddr, events: SyncSender<Event>) {
 /// Whether the service answers as expected; an error when it cannot be reached.
 fn ping(service: SocketAddr) -> std::io::Result<bool> {
     let mut stream = TcpStream::connect_timeout(&service, Duration::from_secs(5))?;
-    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(b"PING\r\n")?;
     let mut answer = [0; 5];
     stream.read_exact(&mut answer)?;

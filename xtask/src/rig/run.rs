@@ -1,7 +1,7 @@
 //! `cargo xtask qemu` and `cargo xtask bochs`: builds, starts a rig, shows it, and ends it.
 
 use std::io::IsTerminal;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,12 @@ use clap::Args;
 
 use super::accelerator::{self, Accelerator, Wish};
 use super::arbiter::Choice;
-use super::directory::{Directory, default_parent};
+use super::directory::{Directory, UDP_PORT, default_parent};
 use super::emulator::{Emulator, NicModel};
+use super::options::{GUEST_PORT, parse_forward};
 use super::software::{Software, SoftwareArgs};
 use super::{Config, Rig};
+use crate::net::{Forward, Protocol};
 use crate::output::{complain, say};
 use crate::units::parse_duration;
 use crate::view::{Key, View, live::Live, plain::Plain};
@@ -55,13 +57,16 @@ pub struct RunArgs {
     /// A local UDP port that leads to the guest's UDP port 7
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     udp: Option<u16>,
+    /// Another local port that leads to the guest (repeatable): PORT:GUESTPORT, with /udp behind for UDP; PORT 0 takes any
+    #[arg(long, value_name = "PORT:GUESTPORT", value_parser = parse_forward)]
+    forward: Vec<Forward>,
     /// End after this time, such as 60s
     #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
     limit: Option<Duration>,
     #[command(flatten)]
     software: SoftwareArgs,
     /// Make the client network this kernel interface instead of forwarding a port (root)
-    #[arg(long, value_name = "NAME", conflicts_with = "udp")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["udp", "forward"])]
     tap: Option<String>,
     /// Start a dead machine again, as a backup, this long after its end, as a server does that boots after a power cut
     #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "solo")]
@@ -90,7 +95,8 @@ pub fn bochs(arguments: RunArgs) -> Result<()> {
 
 fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
     let directory = Directory::take(arguments.dir.as_deref())?;
-    check_ports(&arguments)?;
+    let forwards = forwards(&arguments);
+    check_ports(&arguments, &forwards)?;
     needs::ensure_present(emulator.needs(), arguments.software.yes)?;
     if matches!(emulator, Emulator::Qemu(Accelerator::Tcg, _))
         && let Some(trouble) = needs::software_trouble()?
@@ -111,8 +117,7 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
         emulator,
         hypervisor,
         solo: arguments.solo,
-        port: arguments.port,
-        udp: arguments.udp,
+        forwards,
         tap: arguments.tap,
         capture: arguments.capture,
         arbiter: arguments.arbiter,
@@ -128,6 +133,9 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
     let host = if address == "127.0.0.1" { String::new() } else { format!(" -h {address}") };
     say!("service: {service} (try: redis-cli{host} -p {port} INCR x)");
 
+    for Forward { protocol, local, guest_port } in rig.forwards().iter().skip(1) {
+        say!("forwarded: {local} ({}) to the guest's port {guest_port}", protocol.name());
+    }
     if arguments.software.is_default() {
         say!("guest: `counter`, a small one of our own; a whole Linux: cargo xtask qemu --guest debian");
     }
@@ -169,19 +177,34 @@ fn drive(rig: &mut Rig, view: &mut dyn View, limit: Option<Duration>) -> Result<
     }
 }
 
+/// All ports that lead to the guest, that of its usual service first.
+fn forwards(arguments: &RunArgs) -> Vec<Forward> {
+    let service = Forward::new(Protocol::Tcp, arguments.port, GUEST_PORT);
+    let echo = arguments.udp.map(|port| Forward::new(Protocol::Udp, port, UDP_PORT));
+    [service].into_iter().chain(echo).chain(arguments.forward.iter().copied()).collect()
+}
+
 /// Refuses ports in use before anything is built or started.
-fn check_ports(arguments: &RunArgs) -> Result<()> {
+fn check_ports(arguments: &RunArgs, forwards: &[Forward]) -> Result<()> {
     if arguments.tap.is_some() {
         if !needs::is_root() {
             bail!("--tap creates a network interface and needs root");
         }
         return Ok(());
     }
-    let advice = |port| format!("cannot use port {port} on 127.0.0.1: choose another");
-    TcpListener::bind((Ipv4Addr::LOCALHOST, arguments.port))
-        .with_context(|| advice(arguments.port) + " with --port")?;
-    if let Some(port) = arguments.udp {
-        UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| advice(port) + " with --udp")?;
+    // All are held until all were tried: two that are the same are found as well.
+    let mut held: (Vec<TcpListener>, Vec<UdpSocket>) = Default::default();
+    for forward in forwards {
+        let option = match forward {
+            Forward { guest_port: GUEST_PORT, protocol: Protocol::Tcp, .. } => "--port",
+            Forward { guest_port: UDP_PORT, protocol: Protocol::Udp, .. } => "--udp",
+            _ => "--forward",
+        };
+        let advice = || format!("cannot use port {}: choose another with {option}", forward.local);
+        match forward.protocol {
+            Protocol::Tcp => held.0.push(TcpListener::bind(forward.local).with_context(advice)?),
+            Protocol::Udp => held.1.push(UdpSocket::bind(forward.local).with_context(advice)?),
+        }
     }
     Ok(())
 }

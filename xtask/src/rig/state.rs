@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use super::arbiter::{Arbiter, Choice};
 use super::control;
-use super::directory::{Directory, MachineEntry, PrivateDirectory, RigFile};
+use super::directory::{Directory, ForwardEntry, MachineEntry, PrivateDirectory, RigFile};
 use super::emulator::{Card, MachineSpec, Purpose};
 use super::logs::tail;
 use super::machine::{Lines, Machine};
@@ -24,6 +24,7 @@ use super::options::{CommandLine, Part};
 use super::roles::{self, Facts, Role};
 use super::snapshot::{Notice, TakeoverEntry};
 use super::{Config, Event, SLOTS, Slot, probe};
+use crate::net::Forward;
 use crate::output::complain;
 use crate::view::text;
 
@@ -89,8 +90,7 @@ impl Rig {
             transport: config.emulator.transport(),
             sockets: private.path(),
             captures: config.capture.then(|| directory.path()),
-            port: config.port,
-            udp: config.udp,
+            forwards: &config.forwards,
             tap: config.tap.as_deref(),
             arbiter: arbiter.as_ref().map(Arbiter::address),
             seed: config.seed,
@@ -136,6 +136,11 @@ impl Rig {
             probe::start(service, rig.sender.clone());
         }
         Ok(rig)
+    }
+
+    /// The local ports that lead to the guest.
+    pub fn forwards(&self) -> &[Forward] {
+        self.networks.forwards()
     }
 
     /// Where clients reach the guest.
@@ -397,9 +402,11 @@ impl Rig {
             pid: place.machine.as_ref().map(Machine::pid),
             serial: place.serial.clone(),
         });
+        let forwards: Vec<_> = self.networks.forwards().iter().map(ForwardEntry::from).collect();
         let file = RigFile {
             service: self.service.clone(),
-            udp: self.networks.udp().map(|address| address.to_string()),
+            udp: forwards.iter().find(|entry| entry.is_udp_echo()).map(|entry| entry.address.clone()),
+            forwards,
             machines: machines.collect(),
             protected: self.protected,
             control: Some(self.private.path().join("control")),

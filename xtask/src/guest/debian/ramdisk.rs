@@ -167,6 +167,9 @@ impl Ramdisk {
             let master = self.files.get(&format!("usr/share/base-passwd/{what}.master"));
             let master = master.with_context(|| format!("there is no list {what}"))?;
             let mut text = String::from_utf8_lossy(&master.content).replace("root:*:", "root::");
+            if !self.files.contains_key("usr/bin/bash") {
+                text = text.replace(":/bin/bash\n", ":/bin/sh\n");
+            }
             for (name, number, home) in services.iter().flat_map(|service| service.users) {
                 text += &match what {
                     "passwd" => format!("{name}:*:{number}:{number}::{home}:/usr/sbin/nologin\n"),

@@ -9,12 +9,12 @@ mod udp;
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use mio::event::Event;
-use mio::net::TcpListener;
+use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{Socket, State};
@@ -22,7 +22,7 @@ use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, IpEndpoint};
 
 use super::counters::ForwardCounters;
 use super::frame::{Header, Mac};
-use super::{ForwardConfig, HOST_ADDRESS};
+use super::{Forward, ForwardConfig, HOST_ADDRESS, MAX_FORWARDS, Protocol};
 use announce::{Listener, News};
 use connection::{Connection, Standing, stack_socket};
 use device::Queues;
@@ -43,12 +43,45 @@ const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 32_768..=65_535;
 /// Event tokens of the forwarder.
 #[derive(Debug, Clone, Copy)]
 pub struct Tokens {
-    /// The TCP listener.
-    pub listener: Token,
-    /// The UDP socket.
-    pub udp: Token,
+    /// That of the first forwarded port; the others follow.
+    pub forwards: usize,
     /// The first of the connections' tokens; all above are the forwarder's.
     pub connections: usize,
+}
+
+/// A local TCP port.
+struct Door {
+    listener: TcpListener,
+    token: Token,
+    guest: IpEndpoint,
+    /// Clients may wait.
+    acceptable: bool,
+}
+
+impl Door {
+    fn open(forward: &Forward, guest: IpEndpoint, registry: &Registry, token: Token) -> Result<Self> {
+        let local = forward.local;
+        let mut listener = TcpListener::bind(local.into()).with_context(|| match local.port() {
+            0 => "cannot listen on a free TCP port".to_owned(),
+            _ => format!("cannot listen on TCP {local}: is another rig running?"),
+        })?;
+        registry.register(&mut listener, token, Interest::READABLE).context("cannot poll the TCP port")?;
+        Ok(Self { listener, token, guest, acceptable: true })
+    }
+
+    /// The next client that waits, if one does.
+    fn accept(&mut self) -> Option<TcpStream> {
+        while self.acceptable {
+            match self.listener.accept() {
+                Ok((stream, _)) => return Some(stream),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.acceptable = false,
+                // A client that has gone already. Others may wait; for want of descriptors, the next event helps.
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                Err(_) => return None,
+            }
+        }
+        None
+    }
 }
 
 /// The host in user space.
@@ -59,10 +92,10 @@ pub struct Forwarder {
     clock: StackClock,
     recovery: Recovery,
     ear: Listener,
-    guest: IpEndpoint,
-    listener: TcpListener,
-    acceptable: bool,
-    udp: Option<UdpForward>,
+    /// As they were asked for.
+    forwards: Vec<Forward>,
+    doors: Vec<Door>,
+    udp: Vec<UdpForward>,
     tokens: Tokens,
     connections: HashMap<usize, Connection>,
     next_connection: usize,
@@ -77,15 +110,16 @@ pub struct Forwarder {
 impl Forwarder {
     /// Binds the local ports.
     pub fn new(config: &ForwardConfig, seed: u64, registry: &Registry, tokens: Tokens) -> Result<Self> {
-        let mut listener = TcpListener::bind(config.tcp.into()).with_context(|| match config.tcp.port() {
-            0 => "cannot listen on a free TCP port".to_owned(),
-            _ => format!("cannot listen on TCP {}: is another rig running?", config.tcp),
-        })?;
-        registry.register(&mut listener, tokens.listener, Interest::READABLE).context("cannot poll the TCP port")?;
-        let guest = endpoint(*config.guest.ip(), config.guest.port());
-        let guest_udp = endpoint(*config.guest.ip(), config.guest_udp);
-        let udp =
-            config.udp.map(|address| UdpForward::bind(address.into(), guest_udp, registry, tokens.udp)).transpose()?;
+        ensure!(config.forwards.len() <= MAX_FORWARDS, "at most {MAX_FORWARDS} ports can be forwarded");
+        let (mut doors, mut udp) = (Vec::new(), Vec::new());
+        for (index, forward) in config.forwards.iter().enumerate() {
+            let guest = endpoint(config.guest, forward.guest_port);
+            let token = Token(tokens.forwards + index);
+            match forward.protocol {
+                Protocol::Tcp => doors.push(Door::open(forward, guest, registry, token)?),
+                Protocol::Udp => udp.push(UdpForward::bind(forward.local.into(), guest, udp.len(), registry, token)?),
+            }
+        }
         let (clock, mut queues) = (StackClock::default(), Queues::default());
         Ok(Self {
             interface: interface(seed, &clock, &mut queues)?,
@@ -93,10 +127,9 @@ impl Forwarder {
             queues,
             clock,
             recovery: Recovery::default(),
-            ear: Listener::new(*config.guest.ip()),
-            guest,
-            listener,
-            acceptable: true,
+            ear: Listener::new(config.guest),
+            forwards: config.forwards.clone(),
+            doors,
             udp,
             tokens,
             connections: HashMap::new(),
@@ -109,21 +142,26 @@ impl Forwarder {
         })
     }
 
-    /// Where TCP is accepted.
-    pub fn address(&self) -> Result<SocketAddr> {
-        self.listener.local_addr().context("the TCP port has no address")
-    }
-
-    /// Where UDP is accepted.
-    pub fn udp_address(&self) -> Result<Option<SocketAddr>> {
-        self.udp.as_ref().map(UdpForward::address).transpose()
+    /// The forwarded ports, with the local ones that were taken.
+    pub fn forwards(&self) -> Result<Vec<Forward>> {
+        let (mut doors, mut udp) = (self.doors.iter(), self.udp.iter());
+        let taken = |forward: &Forward| {
+            let address = match forward.protocol {
+                Protocol::Tcp => doors.next().context("a port is missing")?.listener.local_addr(),
+                Protocol::Udp => udp.next().context("a port is missing")?.address(),
+            };
+            let mut local = forward.local;
+            local.set_port(address.context("a forwarded port has no address")?.port());
+            Ok(Forward { local, ..*forward })
+        };
+        self.forwards.iter().map(taken).collect()
     }
 
     /// What was counted.
     pub fn counters(&self) -> ForwardCounters {
         ForwardCounters {
             open: self.connections.len() as u64,
-            udp_dropped: self.udp.as_ref().map_or(0, |udp| udp.dropped),
+            udp_dropped: self.udp.iter().map(|udp| udp.dropped).sum(),
             ..self.counters
         }
     }
@@ -132,12 +170,10 @@ impl Forwarder {
     pub fn event(&mut self, event: &Event) {
         self.dirty = true;
         let token = event.token();
-        if token == self.tokens.listener {
-            self.acceptable = true;
-        } else if token == self.tokens.udp {
-            if let Some(udp) = &mut self.udp {
-                udp.readable = true;
-            }
+        if let Some(door) = self.doors.iter_mut().find(|door| door.token == token) {
+            door.acceptable = true;
+        } else if let Some(udp) = self.udp.iter_mut().find(|udp| udp.token == token) {
+            udp.readable = true;
         } else if let Some(connection) = self.connections.get_mut(&token.0) {
             connection.readable |= event.is_readable();
             connection.ending |= event.is_read_closed();
@@ -197,7 +233,7 @@ impl Forwarder {
         for connection in self.connections.values_mut() {
             moved |= connection.pump_to_guest(self.sockets.get_mut(connection.handle));
         }
-        if let Some(udp) = &mut self.udp {
+        for udp in &mut self.udp {
             udp.pump_to_guest(&mut self.sockets);
             moved |= udp.readable;
         }
@@ -208,7 +244,7 @@ impl Forwarder {
             // The guest may just have answered the connection's first segment, or made room.
             moved |= connection.can_pump_to_guest(socket);
         }
-        if let Some(udp) = &mut self.udp {
+        for udp in &mut self.udp {
             udp.pump_to_clients(&mut self.sockets);
         }
         moved | self.reap() | self.queues.has_input()
@@ -216,20 +252,12 @@ impl Forwarder {
 
     fn accept(&mut self, now: Duration, registry: &Registry) -> bool {
         let mut accepted = false;
-        while self.acceptable && self.connections.len() < MAX_CONNECTIONS {
-            let mut stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.acceptable = false;
-                    break;
-                }
-                // A client that has gone already. Others may wait; for want of descriptors, the next event helps.
-                Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
-                Err(_) => break,
-            };
+        while self.connections.len() < MAX_CONNECTIONS {
+            let next = self.doors.iter_mut().find_map(|door| Some((door.accept()?, door.guest)));
+            let Some((mut stream, guest)) = next else { break };
             let mut socket = stack_socket();
             let port = self.local_port();
-            if socket.connect(self.interface.context(), self.guest, port).is_err() {
+            if socket.connect(self.interface.context(), guest, port).is_err() {
                 // The guest's address was refused by the stack; dropping the stream tells the client.
                 continue;
             }

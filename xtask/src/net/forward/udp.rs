@@ -1,6 +1,6 @@
 //! Forwarded datagrams: each client gets a port of the host in user space, so that answers find back.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
@@ -9,6 +9,8 @@ use mio::{Interest, Registry, Token};
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::udp::{PacketBuffer, PacketMetadata, Socket};
 use smoltcp::wire::IpEndpoint;
+
+use crate::net::MAX_FORWARDS;
 
 /// What fits in a frame behind Ethernet, IPv4 and UDP headers.
 const MAX_DATAGRAM: usize = 1472;
@@ -20,6 +22,7 @@ const QUEUE: usize = 32;
 const TURN: usize = 256;
 /// Ports of the first client and its followers. TCP uses others, so a capture is easy to read.
 const FIRST_PORT: u16 = 20_000;
+const _: () = assert!(FIRST_PORT as usize + MAX_FORWARDS * MAX_FLOWS <= 32_768);
 
 #[derive(Debug)]
 struct Flow {
@@ -33,7 +36,10 @@ struct Flow {
 #[derive(Debug)]
 pub struct UdpForward {
     socket: UdpSocket,
+    /// What its events are marked with.
+    pub token: Token,
     guest: IpEndpoint,
+    first_port: u16,
     flows: Vec<Flow>,
     uses: u64,
     /// The kernel may have datagrams for us.
@@ -43,16 +49,23 @@ pub struct UdpForward {
 }
 
 impl UdpForward {
-    /// Binds the local socket.
-    pub fn bind(address: SocketAddr, guest: IpEndpoint, registry: &Registry, token: Token) -> Result<Self> {
+    /// Binds the local socket, that of the forwarded port `number` (from 0).
+    pub fn bind(
+        address: SocketAddr,
+        guest: IpEndpoint,
+        number: usize,
+        registry: &Registry,
+        token: Token,
+    ) -> Result<Self> {
         let mut socket = UdpSocket::bind(address).with_context(|| format!("cannot listen on UDP {address}"))?;
         registry.register(&mut socket, token, Interest::READABLE).context("cannot poll the UDP socket")?;
-        Ok(Self { socket, guest, flows: Vec::new(), uses: 0, readable: true, dropped: 0 })
+        let first_port = FIRST_PORT + (number * MAX_FLOWS) as u16;
+        Ok(Self { socket, token, guest, first_port, flows: Vec::new(), uses: 0, readable: true, dropped: 0 })
     }
 
     /// Where it listens.
-    pub fn address(&self) -> Result<SocketAddr> {
-        self.socket.local_addr().context("the UDP socket has no address")
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
     }
 
     /// Moves datagrams from clients to the stack.
@@ -98,7 +111,7 @@ impl UdpForward {
             flow.used = self.uses;
             return flow.handle;
         }
-        let mut port = FIRST_PORT + self.flows.len() as u16;
+        let mut port = self.first_port + self.flows.len() as u16;
         if self.flows.len() == MAX_FLOWS
             && let Some(oldest) = (0..MAX_FLOWS).min_by_key(|&index| self.flows[index].used)
         {

@@ -21,7 +21,7 @@ fn start(port: u16) -> (TempDir, Fabric, Guest) {
 }
 
 pub(super) fn connect(fabric: &Fabric) -> TcpStream {
-    let stream = TcpStream::connect(fabric.service().unwrap()).unwrap();
+    let stream = TcpStream::connect(local(fabric, Protocol::Tcp)).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
     stream.set_nodelay(true).unwrap();
@@ -280,7 +280,7 @@ fn many_short_connections() {
 #[test]
 fn datagrams_find_their_way_back() {
     let (_dir, fabric, _guest) = start(ECHO);
-    let to = fabric.udp().unwrap();
+    let to = local(&fabric, Protocol::Udp);
     let clients: Vec<_> = (0..100).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     for (number, client) in clients.iter().enumerate() {
         client.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -298,8 +298,36 @@ fn datagrams_find_their_way_back() {
 fn a_port_in_use_is_reported() {
     let (_dir, fabric, _guest) = start(ECHO);
     let dir = tempfile::tempdir().unwrap();
-    let taken = ForwardConfig::on_port(fabric.service().unwrap().port());
+    let forwards = vec![Forward::new(Protocol::Tcp, local(&fabric, Protocol::Tcp).port(), ECHO)];
+    let taken = ForwardConfig { forwards, guest: Ipv4Addr::new(10, 0, 2, 15) };
     let error = Fabric::start(config(&dir, Host::Forwarder(taken))).unwrap_err();
     let text = format!("{error:#}");
     assert!(text.contains("another rig") && text.contains("in use"), "{text}");
+}
+
+#[test]
+fn several_ports_lead_to_as_many_services() {
+    let dir = tempfile::tempdir().unwrap();
+    let forwards = [(Protocol::Tcp, 9), (Protocol::Udp, 9), (Protocol::Tcp, ECHO), (Protocol::Udp, ECHO)];
+    let forwards = forwards.map(|(protocol, port)| Forward::new(protocol, 0, port)).to_vec();
+    let fabric = fabric(&dir, Host::Forwarder(ForwardConfig { forwards, guest: Ipv4Addr::new(10, 0, 2, 15) }));
+    let _guest = Guest::boot(&fabric, 0, ECHO);
+    let local = |index: usize| fabric.forwards()[index].local;
+    let mut stream = TcpStream::connect(local(2)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    exchange(&mut stream, b"hello");
+    // Nobody listens at the guest's other port.
+    let mut refused = TcpStream::connect(local(0)).unwrap();
+    refused.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(matches!(refused.read(&mut [0; 1]), Ok(0) | Err(_)));
+    let clients = [1, 3].map(|index| {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.send_to(b"hello", local(index)).unwrap();
+        client
+    });
+    let mut answer = [0; 9];
+    assert_eq!(clients[1].recv_from(&mut answer).unwrap(), (5, local(3).into()));
+    clients[0].set_nonblocking(true).unwrap();
+    assert!(clients[0].recv_from(&mut answer).is_err());
 }

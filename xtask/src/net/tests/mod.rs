@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{Fabric, FabricConfig, ForwardConfig, Host, LinkChange, Network, Plug, PortPaths, Transport};
+use super::{
+    Fabric, FabricConfig, Forward, ForwardConfig, Host, LinkChange, Network, Plug, PortPaths, Protocol, Transport,
+};
 
 /// Long enough for a busy desk, short enough to notice a hang.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -32,9 +34,13 @@ fn paths(fabric: &Fabric, network: Network, slot: usize) -> PortPaths {
 
 /// Forwards any free TCP and UDP port to a service of the guest.
 fn forward_to(port: u16) -> ForwardConfig {
-    let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
-    let guest = SocketAddrV4::new(Ipv4Addr::new(10, 0, 2, 15), port);
-    ForwardConfig { udp: Some(any), guest, ..ForwardConfig::on_port(0) }
+    let forwards = [Protocol::Tcp, Protocol::Udp].map(|protocol| Forward::new(protocol, 0, port)).to_vec();
+    ForwardConfig { forwards, guest: Ipv4Addr::new(10, 0, 2, 15) }
+}
+
+/// Where clients reach the guest's service by `protocol`.
+fn local(fabric: &Fabric, protocol: Protocol) -> SocketAddr {
+    fabric.forwards().iter().find(|forward| forward.protocol == protocol).unwrap().local.into()
 }
 
 fn fabric(dir: &TempDir, host: Host) -> Fabric {
