@@ -24,6 +24,9 @@ pub const TAKEOVER_LIMIT: Duration = Duration::from_secs(20);
 /// From a signal to the end.
 pub const END_LIMIT: Duration = Duration::from_secs(15);
 
+/// What xtask calls the guest that it makes of Debian's packages.
+pub const DEBIAN: &str = "debian";
+
 /// What plays the machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Platform {
@@ -120,7 +123,7 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Starts `guest`, one of ours or a path, with further arguments of the rig, in the directory of test `name`.
+    /// Starts `guest`, one of ours, a path, or [`DEBIAN`], with further arguments of the rig, in the directory of test `name`.
     ///
     /// # Errors
     /// When `xtask` cannot be started. What it does then is awaited by other calls.
@@ -134,7 +137,8 @@ impl Rig {
     /// See [`start`](Self::start).
     pub fn start_in(directory: &Path, guest: &str, arguments: &[&str]) -> Result<Self> {
         let artefacts = Artefacts::get();
-        let image = if guest.contains('/') { Path::new(guest) } else { artefacts.path(guest)? };
+        let is_path = guest.contains('/') || guest == DEBIAN;
+        let image = if is_path { Path::new(guest) } else { artefacts.path(guest)? };
         let mut command = xtask::command();
         command.args([Platform::get().verb(), "--headless", "--for", LIFE]);
         if !arguments.contains(&"--port") {

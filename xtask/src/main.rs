@@ -131,6 +131,7 @@ mod tests {
             "qemu --forward 2222:22 --forward 8080:80 --forward 5353:53/udp",
             "bochs --kernel vmlinux --guest-memory 384M",
             "image --out F --kernel vmlinuz --initrd initrd.img --append quiet",
+            "qemu --guest debian --backup answering",
             "guest debian",
             "guest debian --packages redis-server,python3 --suite trixie",
             "rig --dir D status --json",

@@ -66,6 +66,8 @@ pub struct Config {
     pub guest: GuestFiles,
     /// One machine without replication instead of a pair.
     pub solo: bool,
+    /// The backup starts when the guest answers, not at once.
+    pub late_backup: bool,
     /// The local ports that lead to the guest, its usual service first.
     pub forwards: Vec<Forward>,
     /// The kernel interface that takes the place of the forwarder.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::accelerator::{self, Accelerator, Wish};
 use super::arbiter::Choice;
@@ -39,12 +39,24 @@ pub struct QemuArgs {
     nic: NicModel,
 }
 
+/// When a rig's backup starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BackupStart {
+    /// With the primary
+    Now,
+    /// When the guest answers `PING` at its usual port
+    Answering,
+}
+
 /// Options of a rig.
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// Run the guest on one machine, without replication
     #[arg(long)]
     solo: bool,
+    /// When the backup starts [default: now; answering for a guest debian with a service that answers]
+    #[arg(long, value_enum, value_name = "now|answering", conflicts_with = "solo")]
+    backup: Option<BackupStart>,
     /// Print plain lines instead of the live view
     #[arg(long)]
     headless: bool,
@@ -104,7 +116,10 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
         complain!("warning: {trouble}; cargo xtask bochs does without QEMU");
     }
     interrupt::check()?;
-    let Software { hypervisor, guest, options, answers } = arguments.software.build()?;
+    let Software { hypervisor, guest, options, answers, boots_long } = arguments.software.build()?;
+    // A kernel patches its own code while it boots, which not every emulator counts exactly.
+    let usual = if boots_long && answers { BackupStart::Answering } else { BackupStart::Now };
+    let backup = arguments.backup.unwrap_or(usual);
     let limit = arguments.limit;
     let live = !arguments.headless && std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
 
@@ -123,7 +138,8 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
         arbiter: arguments.arbiter,
         seed: arguments.seed,
         revive: arguments.revive,
-        probe: answers,
+        probe: answers || backup == BackupStart::Answering,
+        late_backup: backup == BackupStart::Answering,
         guest,
         options,
     };

@@ -55,6 +55,8 @@ pub struct Software {
     pub options: Common,
     /// Whether the guest answers `PING` at its usual port once it is up.
     pub answers: bool,
+    /// Whether it is a whole operating system, which takes a while until it does.
+    pub boots_long: bool,
 }
 
 impl SoftwareArgs {
@@ -71,7 +73,8 @@ impl SoftwareArgs {
             guest_arguments: self.guest_args.clone().unwrap_or(arguments),
             given: self.hypervisor_option.clone(),
         };
-        Ok(Software { hypervisor, guest, options, answers })
+        let boots_long = guest.modules().count() > 1;
+        Ok(Software { hypervisor, guest, options, answers, boots_long })
     }
 
     /// Whether it is the small guest that nobody asked for by name.

@@ -127,7 +127,11 @@ impl Rig {
             powered_off: false,
             stop: false,
         };
-        let parts: &[_] = if rig.config.solo { &[Part::Solo] } else { &[Part::Primary, Part::Backup] };
+        let parts: &[_] = match () {
+            () if rig.config.solo => &[Part::Solo],
+            () if rig.config.late_backup => &[Part::Primary],
+            () => &[Part::Primary, Part::Backup],
+        };
         for (index, &part) in parts.iter().enumerate() {
             rig.start_machine(index, part)?;
         }
@@ -311,6 +315,10 @@ impl Rig {
                 let after = self.started.elapsed();
                 self.first_answer = Some(after);
                 self.notice(format!("the guest answers, {:.1} s after the start", after.as_secs_f64()));
+                if self.config.late_backup && self.places.get(1).is_some_and(|place| place.machine.is_none()) {
+                    self.start_machine(1, Part::Backup)?;
+                    self.update()?;
+                }
             }
             Event::Answered => {}
         }
