@@ -49,7 +49,6 @@ impl Apt {
         let install = ["install", "-y", "-qq"];
         let listed = self.output("apt-get", &[&install[..], &["--print-uris"], names].concat())?;
         self.run("apt-get", &[&install[..], &["--download-only"], names].concat())?;
-        // Those that were there already are not listed as to be fetched, unless the cache is ignored; see `Apt::output`.
         files(&listed).map(|name| self.fetched(name)).collect()
     }
 
@@ -97,7 +96,8 @@ impl Apt {
     /// What a question about packages is answered, as if none had been fetched yet.
     fn output(&self, program: &str, arguments: &[&str]) -> Result<String> {
         let mut command = self.command(program, arguments);
-        command.arg("-o").arg(["Dir::Cache::archives=", "empty/"].concat());
+        // `install` looks for what it has in its cache, `download` in the working directory.
+        command.args(["-o", "Dir::Cache::archives=empty/"]).current_dir(&self.directory);
         let output = process::output(&mut command)?.with_context(|| format!("{program} is not installed"))?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "`{program} {}` failed\n{}", arguments.join(" "), said.trim());
