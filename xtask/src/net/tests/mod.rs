@@ -7,7 +7,7 @@ mod loopback;
 mod relaying;
 mod switching;
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tempfile::TempDir;
