@@ -308,7 +308,7 @@ fn a_port_in_use_is_reported() {
 #[test]
 fn several_ports_lead_to_as_many_services() {
     let dir = tempfile::tempdir().unwrap();
-    let forwards = [(Protocol::Tcp, 9), (Protocol::Udp, 9), (Protocol::Tcp, ECHO), (Protocol::Udp, ECHO)];
+    let forwards = [(Protocol::Tcp, 9), (Protocol::Udp, 9), (Protocol::Tcp, ECHO), (Protocol::Udp, UDP_ECHO)];
     let forwards = forwards.map(|(protocol, port)| Forward::new(protocol, 0, port)).to_vec();
     let fabric = fabric(&dir, Host::Forwarder(ForwardConfig { forwards, guest: Ipv4Addr::new(10, 0, 2, 15) }));
     let _guest = Guest::boot(&fabric, 0, ECHO);

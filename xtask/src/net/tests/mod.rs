@@ -32,9 +32,12 @@ fn paths(fabric: &Fabric, network: Network, slot: usize) -> PortPaths {
     }
 }
 
-/// Forwards any free TCP and UDP port to a service of the guest.
+/// The port at which guests send datagrams back.
+const UDP_ECHO: u16 = 7;
+
+/// Forwards any free TCP port to a service of the guest, and any free UDP port to its echo of datagrams.
 fn forward_to(port: u16) -> ForwardConfig {
-    let forwards = [Protocol::Tcp, Protocol::Udp].map(|protocol| Forward::new(protocol, 0, port)).to_vec();
+    let forwards = vec![Forward::new(Protocol::Tcp, 0, port), Forward::new(Protocol::Udp, 0, UDP_ECHO)];
     ForwardConfig { forwards, guest: Ipv4Addr::new(10, 0, 2, 15) }
 }
 
