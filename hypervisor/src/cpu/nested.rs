@@ -75,7 +75,8 @@ impl NestedPaging {
     #[must_use]
     pub fn new(base: u64, len: u64, format: Format) -> Self {
         let root = Box::new(Table([0; 512]));
-        let mut paging = Self { root, upper: Vec::new(), lowest: Vec::new(), base, len, format, tracked: false, guarded: false };
+        let mut paging =
+            Self { root, upper: Vec::new(), lowest: Vec::new(), base, len, format, tracked: false, guarded: false };
         paging.build();
         paging
     }
@@ -292,7 +293,9 @@ mod tests {
             assert!(!paging.allow(Gpa(0x1000), Right::Execute), "nothing is guarded");
             paging.guard(true);
             assert_eq!(address(&paging, 0x20_1000), 0x4020_1000 | format.data);
-            for (right, flags) in [(Right::Execute, format.code), (Right::Both, format.page), (Right::Write, format.data)] {
+            for (right, flags) in
+                [(Right::Execute, format.code), (Right::Both, format.page), (Right::Write, format.data)]
+            {
                 assert!(paging.allow(Gpa(0x20_1008), right));
                 assert_eq!(address(&paging, 0x20_1000), 0x4020_1000 | flags, "{right:?}");
                 assert_eq!(address(&paging, 0x20_2000), 0x4020_2000 | format.data, "only that page");

@@ -48,13 +48,7 @@ const PROGRAMS: [Program; 6] = [
     // And across a page.
     Program { at: 0x1FFC, code: &[0x89, 0x0F, NOP, NOP, NOP, NOP, HLT], target: 2, sum: 2, ticks: Some(3) },
     // push rcx
-    Program {
-        at: CODE,
-        code: &[0x51, NOP, NOP, NOP, NOP, HLT, HLT, HLT, HLT],
-        target: 1,
-        sum: 2,
-        ticks: Some(3),
-    },
+    Program { at: CODE, code: &[0x51, NOP, NOP, NOP, NOP, HLT, HLT, HLT, HLT], target: 1, sum: 2, ticks: Some(3) },
     // rep movsb
     Program { at: CODE, code: &[0xF3, 0xA4, NOP, NOP, NOP, NOP, HLT], target: 2, sum: 2, ticks: None },
     // 1: cmp edx, 3; jne 2f; mov [rdi], ecx; 2: nop, four times; dec edx; jnz 1b

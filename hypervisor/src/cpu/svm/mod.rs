@@ -33,14 +33,8 @@ const VM_HSAVE_PA: u32 = 0xC001_0117;
 /// The guest's address-space identifier; 0 is the host's.
 const ASID: u32 = 1;
 /// Nested page tables have the format of ordinary ones; nested walks are user accesses. See: APM volume 2, 15.25.
-const NPT: Format = Format {
-    table: 0b111,
-    page: 0b111,
-    written: 1 << 6,
-    gib_pages: false,
-    data: 0b111 | NO_EXECUTE,
-    code: 0b101,
-};
+const NPT: Format =
+    Format { table: 0b111, page: 0b111, written: 1 << 6, gib_pages: false, data: 0b111 | NO_EXECUTE, code: 0b101 };
 const NO_EXECUTE: u64 = 1 << 63;
 
 /// Why this CPU cannot be used.
