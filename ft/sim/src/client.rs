@@ -1,7 +1,7 @@
 //! Clients: each asks, waits for the answer, asks again when none comes, and remembers what it saw.
 
 use crate::check::{Audit, Check};
-use crate::frame::{POWER_OFF, Reply, Request};
+use crate::frame::{POWER_OFF, RESET, Reply, Request};
 use crate::rng::Rng;
 use std::collections::BTreeMap;
 
@@ -112,6 +112,11 @@ impl Clients {
     /// The request that ends the guest.
     pub(crate) fn power_off() -> Vec<u8> {
         Request { client: 0, number: POWER_OFF }.encode(0)
+    }
+
+    /// The request that makes the guest ask for a reset.
+    pub(crate) fn reset() -> Vec<u8> {
+        Request { client: 0, number: RESET }.encode(0)
     }
 
     /// A frame of the guest arrives at `client`.

@@ -4,6 +4,8 @@
 pub(crate) const NO_CLIENT: u64 = u64::MAX;
 /// The request that makes the guest switch itself off.
 pub(crate) const POWER_OFF: u64 = u64::MAX;
+/// The request that makes it ask for a reset.
+pub(crate) const RESET: u64 = u64::MAX - 1;
 /// Bytes before the numbers: an Ethernet header with an experimental type. See: IEEE 802, 9.2.4.
 const HEADER: [u8; 14] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5];
 

@@ -8,7 +8,7 @@ use pollux_ft::Role;
 const SECOND: u64 = 1_000_000;
 
 fn role(world: &World, index: usize) -> Option<Role> {
-    world.slots[index].machine.as_ref().map(|machine| machine.node.role())
+    world.slots[index].machine.as_ref().map(|machine| machine.node().role())
 }
 
 /// Runs without faults until `enough`, at most for `micros`; whether it came true. No rule may be broken.
@@ -21,7 +21,7 @@ fn until(world: &mut World, micros: u64, enough: impl Fn(&World) -> bool) -> boo
 
 /// Frames that may leave a machine, and have not.
 fn ready(world: &World, index: usize) -> usize {
-    world.slots[index].machine.as_ref().map_or(0, |machine| machine.gate.ready())
+    world.slots[index].machine.as_ref().map_or(0, |machine| machine.devices.gate.ready())
 }
 
 /// The guest serves and is protected, and nothing was lost on the way.
@@ -82,7 +82,8 @@ fn a_stream_breaks_before_the_joiner_read_from_it() {
     let sends = |world: &World| role(world, PRIMARY) == Some(Role::Transferring);
     assert!(until(&mut world, 9 * SECOND, sends));
     assert_eq!(role(&world, BACKUP), Some(Role::Joining));
-    let stream = world.slots[PRIMARY].machine.as_ref().and_then(|machine| machine.stream).expect("there is one");
+    let stream =
+        world.slots[PRIMARY].machine.as_ref().and_then(|machine| machine.devices.stream).expect("there is one");
     world.env.network.break_off(stream);
     world.env.queue.push(world.env.now, Event::Reset { stream, machine: BACKUP });
     all_is_well(&mut world);
@@ -92,7 +93,7 @@ fn a_stream_breaks_before_the_joiner_read_from_it() {
 #[test]
 fn a_backup_stands_still_while_its_primary_hands_over_to_another() {
     let mut world = protect(world_of(3, None));
-    let backup = world.find(|machine| machine.node.role() == Role::Backup).expect("it is protected");
+    let backup = world.find(|machine| machine.node().role() == Role::Backup).expect("it is protected");
     let third = PRIMARY + BACKUP + 2 - backup;
     assert_ne!(third, backup);
     world.freeze(backup, 60 * SECOND);
@@ -112,7 +113,7 @@ fn a_backup_stands_still_while_its_primary_hands_over_to_another() {
 #[test]
 fn a_primary_stood_still_while_its_backup_reigned() {
     let mut world = protect(world_of(3, None));
-    let backup = world.find(|machine| machine.node.role() == Role::Backup).expect("it is protected");
+    let backup = world.find(|machine| machine.node().role() == Role::Backup).expect("it is protected");
     let third = PRIMARY + BACKUP + 2 - backup;
     world.freeze(PRIMARY, 60 * SECOND);
     assert!(until(&mut world, 20 * SECOND, |world| role(world, third) == Some(Role::Backup)));

@@ -192,7 +192,7 @@ impl Node {
         let beyond = u64::from(self.config.broken(Mutation::AckBeyondReceived));
         let (received, applied) = (Seq(self.replay.last.0 + beyond), self.replay.applied());
         self.ack_due = None;
-        self.acked_applied = applied;
+        self.acked = (applied, self.position);
         if self.link.is_up() {
             self.stats.acks_sent += 1;
             self.link.send(&mut self.stats, &Message::Ack { received, applied, position: self.position });

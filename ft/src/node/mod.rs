@@ -82,7 +82,8 @@ pub struct Node {
     state_received: bool,
     load_bytes: usize,
     ack_due: Option<Time>,
-    acked_applied: Seq,
+    /// What the newest ack said of the guest: entries applied, and where it stood.
+    acked: (Seq, Position),
     primary_left: bool,
     actions: VecDeque<Action>,
     stats: Stats,
@@ -130,7 +131,7 @@ impl Node {
             state_received: false,
             load_bytes: 0,
             ack_due: None,
-            acked_applied: Seq(0),
+            acked: (Seq(0), Position(0)),
             primary_left: false,
             actions: VecDeque::new(),
             stats: Stats::default(),

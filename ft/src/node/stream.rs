@@ -224,7 +224,7 @@ impl Node {
             (Role::Loading, Message::StateEnd { position, seq, digest }) => {
                 self.state_received = true;
                 self.replay = ReplayLog::resume(seq, position);
-                self.acked_applied = seq;
+                self.acked = (seq, position);
                 self.position = position;
                 self.actions.push_back(Action::StateLoaded { position, digest });
             }

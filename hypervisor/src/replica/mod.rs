@@ -1,35 +1,25 @@
-//! Joins guest, log and gate: the loop that each role runs.
+//! This machine at work: joins its devices with the guest's driver.
 //!
-//! One thread does everything in turn: take in what the host's devices have, then let the guest run a little as the
-//! role says. [`live`] is the machine that clients talk to, [`follow`] its backup; [`transfer`] makes a backup;
-//! [`actions`] does what the protocol asks for.
+//! One thread does everything in turn: take in what the host's devices have, give the driver its turn, sleep if that has
+//! nothing to do. What is done when, and why, is written in [`pollux_driver`].
 
-mod actions;
 pub mod arbiter;
 mod client;
+mod console;
 mod cut;
-mod digest;
-pub mod ending;
-mod follow;
+mod guest;
 pub mod json;
 pub mod link;
-mod live;
+mod machine;
 pub mod monitor;
-mod outlet;
-mod peer;
-mod receive;
-pub mod rounds;
+mod observe;
 pub mod stack;
 mod status;
-pub mod steering;
-mod terms;
-mod transfer;
 
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
 
-use pollux_ft::flow::Throttle;
+use pollux_driver::{Clock, Driver, Duty, Next, Tuning};
 use pollux_ft::{Identity, Node, NodeId, Start, Time};
 use pollux_nic::MacAddress;
 use pollux_nic::e1000::E1000;
@@ -37,22 +27,16 @@ use pollux_nic::e1000::E1000;
 use self::arbiter::{Arbiter, MachineStation};
 use self::client::Client;
 use self::cut::Cut;
-use self::digest::NextDigest;
-use self::ending::{Duty, Ending};
 use self::link::{End, Link};
+use self::machine::Machine;
 use self::monitor::{Command, Monitor};
-use self::peer::Peer;
-use self::receive::Incoming;
 use self::status::Figures;
-use self::steering::Steering;
-use self::transfer::Transfer;
 use crate::config::{BrokenRule, Config, StartRole};
 use crate::guest::Guest;
 use crate::host::apic::Apic;
 use crate::host::clock::{self, WallClock};
 use crate::host::interrupts;
 use crate::host::nic::Route;
-use crate::platform::PowerEvent;
 
 /// Longest time that the machine sleeps without looking around, in microseconds.
 const LONGEST_SLEEP_US: u64 = 1_000_000;
@@ -83,56 +67,11 @@ pub struct MachinePlace {
     pub card: Option<(E1000, Route)>,
 }
 
-/// A takeover under way.
-#[derive(Debug, Clone, Copy)]
-struct Takeover {
-    /// When the primary gave its last sign of life, and when it was given up, in microseconds.
-    heard_us: u64,
-    suspected_us: u64,
-    /// Where the log ends.
-    last: u64,
-    /// When all of the log had been executed, in microseconds.
-    drained_us: Option<u64>,
-    /// The primary handed the guest over.
-    planned: bool,
-}
-
 /// One machine at work.
 pub struct Replica {
-    config: Config,
-    apic: Apic,
-    clock: WallClock,
-    guest: Guest,
-    client: Option<Client>,
-    peer: Option<Peer>,
-    arbiter: Option<Arbiter>,
-    steering: Steering,
-    throttle: Throttle,
+    driver: Driver<Guest>,
+    machine: Machine,
     monitor: Monitor,
-    cut: Cut,
-    figures: Figures,
-    transfer: Option<Transfer>,
-    takeover: Option<Takeover>,
-    /// A state that arrives.
-    incoming: Incoming,
-    /// Text for the guest's console that waits for an exact stop.
-    typed: Vec<u8>,
-    /// Position at which the oldest frame that waits for an `Output` entry was made.
-    unsealed_since: Option<u64>,
-    /// Position of the newest entry.
-    logged: u64,
-    /// When it was logged, in microseconds.
-    logged_us: u64,
-    /// When the next digest is due.
-    next_digest: NextDigest,
-    /// The guest asked for this, and it is not logged yet.
-    power_due: Option<PowerEvent>,
-    /// The guest is to be handed over to the backup at the next exact stop.
-    switch_due: bool,
-    /// The guest's end here.
-    ending: Ending,
-    /// The wall time of this turn of the loop, in microseconds.
-    now_us: u64,
 }
 
 impl Replica {
@@ -145,90 +84,56 @@ impl Replica {
         let Parts { config, apic, mut clock, guest, client, log, machine } = parts;
         let now_us = clock.now_us();
         let mut client = client.map(|(nic, route)| Client::new(nic, route, MacAddress(config.guest_mac)));
-        let mut peer = log.and_then(|(nic, route)| make_peer(&config, &guest, nic, route, now_us));
-        let arbiter = peer.as_mut().and_then(|peer| make_arbiter(&config, peer, machine, client.as_mut()));
-        let steering = Steering::start(now_us, guest.position(), guest.now(), guest.platform.clock().rate());
+        let id = make_id(now_us, log.as_ref().map(|(nic, _)| nic.mac()));
+        let node = make_node(&config, &guest, id, now_us);
+        let mut link = log.and_then(|(nic, route)| make_link(&config, id, nic, route));
+        let arbiter = link.as_mut().and_then(|link| make_arbiter(&config, id, link, machine, client.as_mut()));
+        let tuning = Tuning { transfer_stops: config.transfer_stops, ..Tuning::default() };
+        let (cut, figures) = (Cut::default(), Figures::default());
         Self {
-            config,
-            apic,
-            clock,
-            guest,
-            client,
-            peer,
-            arbiter,
-            steering,
-            throttle: Throttle::default(),
+            driver: Driver::new(Time(now_us), node, guest, tuning),
+            machine: Machine { config, apic, clock, client, link, arbiter, cut, figures, now_us },
             monitor: Monitor::default(),
-            cut: Cut::default(),
-            figures: Figures::default(),
-            transfer: None,
-            takeover: None,
-            incoming: Incoming::default(),
-            typed: Vec::new(),
-            unsealed_since: None,
-            logged: 0,
-            logged_us: 0,
-            next_digest: NextDigest::default(),
-            power_due: None,
-            switch_due: false,
-            ending: Ending::default(),
-            now_us,
         }
     }
 
     /// Runs for ever.
     pub fn run(mut self) -> ! {
-        if let Some(client) = &mut self.client
-            && self.config.broken_rule == Some(BrokenRule::OutputRule)
+        if let Some(client) = &mut self.machine.client
+            && self.machine.config.broken_rule == Some(BrokenRule::OutputRule)
         {
             log::warn!("the output rule is switched off: clients may see replies that get lost");
             client.nic().break_output_rule(true);
         }
-        if self.duty() == Duty::Live {
-            self.open_gate();
-        }
+        self.driver.start(&mut self.machine);
         loop {
-            self.poll_host();
-            match self.duty() {
-                Duty::Live => self.live_step(),
-                Duty::Follow => self.follow_step(),
-                Duty::Wait => {
-                    self.clear_old(transfer::PAGES_A_TURN);
-                    self.sleep(None);
-                }
+            self.poll();
+            if let Next::Wait(until) = self.driver.turn(&mut self.machine) {
+                self.sleep(until);
             }
         }
     }
 
-    fn duty(&self) -> Duty {
-        self.ending.duty(self.peer.as_ref().map(|peer| &peer.node))
-    }
-
-    /// Takes in what the host's devices have, and does what the protocol asks for.
-    fn poll_host(&mut self) {
+    /// Takes in what the host's devices have.
+    fn poll(&mut self) {
+        let (machine, driver) = (&mut self.machine, &mut self.driver);
         let fired = interrupts::take_fired();
         if fired.line(clock::RTC_LINE) {
-            self.clock.poll();
+            machine.clock.poll();
         }
-        self.now_us = self.clock.now_us();
-        crate::host::logger::set_time(self.now_us);
-        let live = self.duty() == Duty::Live;
-        if let Some(client) = &mut self.client {
+        machine.now();
+        crate::host::logger::set_time(machine.now_us);
+        if let Some(client) = &mut machine.client {
             client.interrupted(fired);
-            client.poll(live, self.arbiter.as_mut().and_then(Arbiter::station));
+            client.poll(driver.duty() == Duty::Live, machine.arbiter.as_mut().and_then(Arbiter::station));
         }
-        self.release();
-        if let Some(peer) = &mut self.peer {
-            peer.interrupted(fired);
-            peer.poll(self.now_us);
-            self.do_actions();
-        }
-        self.serve_arbiter(fired);
+        machine.poll_link(fired, driver);
+        machine.poll_arbiter(fired, driver);
         let speaking = monitor::pump();
         if fired.line(clock::RTC_LINE) {
             self.serve_monitor();
             if !speaking {
-                self.report_if_due();
+                self.machine.report_if_due(&self.driver);
             }
         }
     }
@@ -236,7 +141,7 @@ impl Replica {
     fn serve_monitor(&mut self) {
         while let Some(command) = self.monitor.poll() {
             match command {
-                Ok(command) if command.is_for_tests() && !self.config.test_commands => {
+                Ok(command) if command.is_for_tests() && !self.machine.config.test_commands => {
                     monitor::event("refused", "reason", &"this command needs test-commands=on");
                 }
                 Ok(command) => self.obey(command),
@@ -246,72 +151,59 @@ impl Replica {
     }
 
     fn obey(&mut self, command: Command) {
+        let driver = &mut self.driver;
         match command {
-            Command::Status => self.report(),
-            Command::Stop => self.end("stopped by command".into()),
-            Command::Switch if self.is_protected() => self.switch_due = true,
+            Command::Status => self.machine.report(driver),
+            Command::Stop => driver.stop(&mut self.machine),
+            Command::Switch if driver.request_switch() => {}
             Command::Switch => monitor::event("refused", "reason", &"there is no backup to hand the guest over to"),
-            Command::Console(bytes) => self.typed.extend_from_slice(&bytes),
-            Command::Cut(count) => self.cut.arm(count),
+            Command::Console(bytes) => driver.type_text(&bytes),
+            Command::Cut(count) => self.machine.cut.arm(count),
             Command::FlipMemory(gpa, bit) => {
-                let done = self.guest.flip_memory_bit(gpa, bit);
+                let done = driver.guest_mut().flip_memory_bit(gpa, bit);
                 log::warn!("test: bit {bit} of guest memory at {gpa:?} flipped: {done}");
             }
             Command::FlipRegister(name, bit) => {
-                let done = self.guest.flip_register_bit(&name, bit);
+                let done = driver.guest_mut().flip_register_bit(&name, bit);
                 log::warn!("test: bit {bit} of {name} flipped: {done}");
             }
         }
     }
 
-    /// The guest runs here no more, and the node with it; says why.
-    fn end(&mut self, reason: String) {
-        let node = self.peer.as_mut().map(|peer| &mut peer.node);
-        if self.ending.end(node, Time(self.now_us), reason) {
-            self.report_end();
-            // The twin is told at once: the link forgets what waits when its end changes.
-            self.do_actions();
-        }
-    }
-
-    fn report_end(&mut self) {
-        let Some(reason) = self.ending.reason() else { return };
-        log::warn!("the guest ends here: {reason}");
-        monitor::halt_event(&reason);
-        self.report();
-    }
-
-    /// Sleeps until a device or a timer wants attention, at most until wall time `until_us`.
-    fn sleep(&mut self, until_us: Option<u64>) {
-        let peer = self.peer.as_ref().and_then(Peer::poll_at);
-        let arbiter = self.arbiter.as_mut().and_then(|arbiter| arbiter.poll_at(self.now_us));
-        let wake = [until_us, peer, arbiter].into_iter().flatten().min();
-        let us = wake.map_or(LONGEST_SLEEP_US, |at| at.saturating_sub(self.now_us)).min(LONGEST_SLEEP_US);
-        let busy = self.incoming.is_clearing() || self.transfer.as_ref().is_some_and(Transfer::has_more);
-        if us == 0 || busy {
+    /// Sleeps until a device or a timer wants attention, at most until wall time `until`.
+    fn sleep(&mut self, until: Option<Time>) {
+        let machine = &mut self.machine;
+        let link = machine.link.as_ref().and_then(Link::poll_at);
+        let arbiter = machine.arbiter.as_mut().and_then(|arbiter| arbiter.poll_at(machine.now_us));
+        let wake = [until.map(|time| time.0), link, arbiter].into_iter().flatten().min();
+        let us = wake.map_or(LONGEST_SLEEP_US, |at| at.saturating_sub(machine.now_us)).min(LONGEST_SLEEP_US);
+        if us == 0 {
             return interrupts::open_window();
         }
         let before = clock::cycles();
-        self.apic.arm_timer(u32::try_from(us * self.clock.speeds().timer).unwrap_or(u32::MAX).max(1));
+        machine.apic.arm_timer(u32::try_from(us * machine.clock.speeds().timer).unwrap_or(u32::MAX).max(1));
         interrupts::wait();
-        self.apic.arm_timer(0);
-        self.figures.slept += clock::cycles() - before;
+        machine.apic.arm_timer(0);
+        machine.figures.slept += clock::cycles() - before;
     }
 }
 
-fn make_peer(config: &Config, guest: &Guest, nic: E1000, route: Route, now_us: u64) -> Option<Peer> {
-    let start = match config.role {
-        StartRole::Primary => Start::Primary,
-        StartRole::Backup => Start::Backup,
-        StartRole::Solo | StartRole::Stops => return None,
-    };
-    let (own, peer) = (config.log_address?, config.log_peer?);
-    // A machine that starts again is another one: its card stays, the moment differs.
+/// A name for this start of this machine: one that starts again is another one, its card stays, the moment differs.
+fn make_id(now_us: u64, mac: Option<MacAddress>) -> NodeId {
     let moment = clock::unix_time() << 32 ^ clock::cycles() ^ now_us << 8;
-    let node_id = moment.wrapping_mul(0x9E37_79B9_7F4A_7C15)
-        ^ u64::from_le_bytes([nic.mac().0, [0; 6]].concat()[..8].try_into().ok()?);
+    let card = mac.map_or(0, |mac| mac.0.iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte)));
+    NodeId(moment.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ card)
+}
+
+/// The node; a machine alone is a primary that nobody can join.
+fn make_node(config: &Config, guest: &Guest, id: NodeId, now_us: u64) -> Node {
+    let (start, protocol) = match config.role {
+        StartRole::Primary => (Start::Primary, config.protocol()),
+        StartRole::Backup => (Start::Backup, config.protocol()),
+        StartRole::Solo | StartRole::Stops => (Start::Primary, pollux_ft::Config::default()),
+    };
     let identity = Identity {
-        node: NodeId(node_id),
+        node: id,
         pair: config.pair.clone(),
         build: concat!(env!("CARGO_PKG_VERSION"), " ", env!("POLLUX_SOURCES")).into(),
         cpu_digest: guest.platform.cpuid_digest(),
@@ -320,14 +212,22 @@ fn make_peer(config: &Config, guest: &Guest, nic: E1000, route: Route, now_us: u
         guest_memory: config.guest_memory,
         guest_image: guest.image_name(),
     };
-    let node = Node::new(Time(now_us), start, config.protocol(), identity).expect("options were checked");
-    let end = if start == Start::Primary { End::Listen } else { End::Connect };
-    Some(Peer { node, id: NodeId(node_id), link: Link::new(nic, route, own, peer, end, node_id) })
+    Node::new(Time(now_us), start, protocol, identity).expect("options were checked")
+}
+
+fn make_link(config: &Config, id: NodeId, nic: E1000, route: Route) -> Option<Link> {
+    let end = match config.role {
+        StartRole::Primary => End::Listen,
+        StartRole::Backup => End::Connect,
+        StartRole::Solo | StartRole::Stops => return None,
+    };
+    Some(Link::new(nic, route, config.log_address?, config.log_peer?, end, id.0))
 }
 
 fn make_arbiter(
     config: &Config,
-    peer: &mut Peer,
+    id: NodeId,
+    link: &mut Link,
     machine: Option<MachinePlace>,
     client: Option<&mut Client>,
 ) -> Option<Arbiter> {
@@ -340,10 +240,10 @@ fn make_arbiter(
         if let (None, Some(client)) = (&place.card, client) {
             client.nic().add_machine_address(place.mac).expect("the machine's address was checked");
         }
-        (MachineStation::new(place.mac, own, options.machine_gateway, peer.id.0), place.card)
+        (MachineStation::new(place.mac, own, options.machine_gateway, id.0), place.card)
     });
-    let name = (config.pair.as_str(), config.name.as_str(), peer.id);
-    Some(Arbiter::new(name, options, routes, &mut peer.link, station))
+    let name = (config.pair.as_str(), config.name.as_str(), id);
+    Some(Arbiter::new(name, options, routes, link, station))
 }
 
 /// Vendor, name and model of this CPU, for people who wonder why two are no twins.

@@ -3,14 +3,15 @@
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
-use pollux_ft::{Kind, Time, flow};
+use pollux_driver::{Driver, Duty};
+use pollux_ft::{Kind, Role, Time, flow};
 
-use super::ending::Duty;
+use super::console::Console;
 use super::json::Json;
-use super::outlet::Console;
-use super::{Replica, monitor};
+use super::machine::Machine;
+use super::monitor;
 use crate::counter::choose::Chosen;
-use crate::guest::EXIT_KINDS;
+use crate::guest::{EXIT_KINDS, Guest};
 use crate::host::clock;
 
 /// Wall time between two reports that nobody asked for, in microseconds. Not shorter: a report has some 1,300 bytes, and
@@ -38,38 +39,59 @@ pub(super) struct Figures {
     next_report_us: u64,
 }
 
-impl Replica {
-    pub(super) fn report_if_due(&mut self) {
+/// How a machine is called in status and log.
+fn role_name(driver: &Driver<Guest>) -> &'static str {
+    match driver.node().role() {
+        _ if driver.has_ended() => "halted",
+        Role::Starting => "primary",
+        role if role.is_primary() => "primary",
+        Role::Backup | Role::Draining => "backup",
+        Role::Halted => "halted",
+        _ => "joining",
+    }
+}
+
+fn guest_state(driver: &Driver<Guest>) -> &'static str {
+    match driver.duty() {
+        Duty::Wait => "off",
+        _ if driver.guest().is_halted() => "halted",
+        _ => "running",
+    }
+}
+
+impl Machine {
+    pub(super) fn report_if_due(&mut self, driver: &Driver<Guest>) {
         if self.now_us >= self.figures.next_report_us {
-            self.report();
+            self.report(driver);
         }
     }
 
     /// Sends the status.
-    pub(super) fn report(&mut self) {
+    pub(super) fn report(&mut self, driver: &Driver<Guest>) {
         if !self.config.monitor {
             return;
         }
         self.figures.next_report_us = self.now_us + INTERVAL_US;
         self.figures.console.show();
         let mut json = Json::line("status");
+        let guest = driver.guest();
         let protected_ms = self.figures.protected_since_us.map_or(0, |since| self.now_us.saturating_sub(since) / 1000);
         json.text("name", &self.config.name)
-            .text("role", self.role_name())
-            .flag("protected", self.is_protected() && self.ended().is_none())
+            .text("role", role_name(driver))
+            .flag("protected", driver.is_protected() && !driver.has_ended())
             .number("protected_ms", protected_ms)
-            .text("guest_state", self.guest_state())
-            .number("position", self.guest.position())
-            .number("guest_ns", self.guest.now().0)
+            .text("guest_state", guest_state(driver))
+            .number("position", guest.position())
+            .number("guest_ns", guest.now().0)
             .number("wall_ms", self.now_us / 1000)
             .number("host_ticks", clock::cycles() - self.figures.slept)
-            .number("guest_ticks", self.guest.ticks())
+            .number("guest_ticks", guest.ticks())
             .number("packets_in", self.figures.packets_in)
             .number("digests", self.figures.digests)
             .number("takeovers", self.figures.takeovers)
             .number("resets", self.figures.resets)
             .number("held_back", self.figures.held_back)
-            .number("slowed_percent", u64::from(flow::FULL - self.throttle.share()) * 100 / u64::from(flow::FULL))
+            .number("slowed_percent", u64::from(flow::FULL - driver.share()) * 100 / u64::from(flow::FULL))
             .object("transfer", |json| {
                 json.number("bytes", self.figures.transfer_bytes)
                     .number("pages", self.figures.transfer_pages)
@@ -78,47 +100,20 @@ impl Replica {
                     .millis("pause_ms", self.figures.transfer_pause_us);
             });
         json.object("exits", |json| {
-            for (name, count) in EXIT_KINDS.iter().zip(self.guest.exits().0) {
+            for (name, count) in EXIT_KINDS.iter().zip(guest.exits().0) {
                 json.number(name, count);
             }
         });
-        self.report_counter(&mut json);
+        report_counter(&mut json, guest);
         self.report_gate(&mut json);
-        self.report_log(&mut json);
+        self.report_log(&mut json, driver);
         self.report_arbiter(&mut json);
-        self.report_errors(&mut json);
+        self.report_errors(&mut json, driver);
         monitor::send(json);
     }
 
-    fn guest_state(&self) -> &'static str {
-        match self.duty() {
-            Duty::Wait => "off",
-            _ if self.guest.is_halted() => "halted",
-            _ => "running",
-        }
-    }
-
-    fn report_counter(&self, json: &mut Json) {
-        let Chosen { counter, figures, why } = self.guest.counter();
-        let seen = counter.seen();
-        json.text("counter", counter.name()).object("counter_test", |json| {
-            json.text("identity", &counter.identity())
-                .text("why", why)
-                .number("checks", figures.checks)
-                .number("skid", figures.skid.largest())
-                .text("skids", &figures.skid.to_string())
-                .text("costs", &figures.costs.counting().collect::<Vec<_>>().join(", "))
-                .number("margin", figures.margin)
-                .number("steps_per_stop", figures.steps_per_stop)
-                .number("skid_seen", seen.skid.largest())
-                .text("skids_seen", &seen.skid.to_string())
-                .number("late", seen.late)
-                .number("spurious", seen.spurious);
-        });
-    }
-
     fn report_gate(&self, json: &mut Json) {
-        let Some(gate) = self.client.as_ref().map(super::client::Client::gate) else { return };
+        let Some(gate) = self.gate() else { return };
         let statistics = gate.statistics();
         json.object("gate", |json| {
             json.number("held", gate.held() as u64)
@@ -133,14 +128,14 @@ impl Replica {
     }
 
     fn gate_median_us(&self) -> u64 {
-        let gate = self.client.as_ref().map(super::client::Client::gate);
-        gate.and_then(|gate| gate.statistics().hold_time_quantile_us(500)).unwrap_or(0)
+        self.gate().and_then(|gate| gate.statistics().hold_time_quantile_us(500)).unwrap_or(0)
     }
 
-    fn report_log(&self, json: &mut Json) {
-        let Some(peer) = &self.peer else { return };
-        let (stats, lag) = (peer.node.stats(), peer.node.lag(Time(self.now_us)));
-        json.number("term", peer.node.term().0)
+    fn report_log(&self, json: &mut Json, driver: &Driver<Guest>) {
+        let Some(link) = &self.link else { return };
+        let node = driver.node();
+        let (stats, lag) = (node.stats(), node.lag(Time(self.now_us)));
+        json.number("term", node.term().0)
             .number("lag_entries", lag.entries)
             .number("lag_ticks", lag.ticks)
             .number("lag_us", lag.time.0);
@@ -152,7 +147,7 @@ impl Replica {
                 });
             }
         });
-        let wire = peer.link.wire_bytes();
+        let wire = link.wire_bytes();
         json.number("wire_tx", wire.sent).number("wire_rx", wire.received).number("heartbeat_bytes", wire.heartbeats);
         json.number("gate_median_us", self.gate_median_us());
         json.number("batches", stats.batches).number("acks_received", stats.acks_received);
@@ -176,10 +171,11 @@ impl Replica {
         });
     }
 
-    fn report_errors(&mut self, json: &mut Json) {
+    fn report_errors(&mut self, json: &mut Json, driver: &Driver<Guest>) {
         json.object("errors", |json| {
-            let net = self.guest.platform.net_stats();
-            json.number("guest_queues_malformed", self.guest.platform.malformed_queues());
+            let platform = &driver.guest().platform;
+            let net = platform.net_stats();
+            json.number("guest_queues_malformed", platform.malformed_queues());
             json.number("guest_rx_overflow", net.overflow)
                 .number("guest_rx_not_ready", net.not_ready)
                 .number("guest_rx_bad_size", net.bad_size)
@@ -193,8 +189,8 @@ impl Replica {
                     .number("client_rx_bad", card.rx.hardware_errors)
                     .number("client_rx_missed", card.rx_missed);
             }
-            if let Some(peer) = &self.peer {
-                let stats = peer.node.stats();
+            if self.link.is_some() {
+                let stats = driver.node().stats();
                 json.number("log_refused_seal", stats.refused_seal)
                     .number("log_refused_content", stats.refused_content)
                     .number("log_refused_order", stats.refused_order)
@@ -206,4 +202,23 @@ impl Replica {
             }
         });
     }
+}
+
+fn report_counter(json: &mut Json, guest: &Guest) {
+    let Chosen { counter, figures, why } = guest.counter();
+    let seen = counter.seen();
+    json.text("counter", counter.name()).object("counter_test", |json| {
+        json.text("identity", &counter.identity())
+            .text("why", why)
+            .number("checks", figures.checks)
+            .number("skid", figures.skid.largest())
+            .text("skids", &figures.skid.to_string())
+            .text("costs", &figures.costs.counting().collect::<Vec<_>>().join(", "))
+            .number("margin", figures.margin)
+            .number("steps_per_stop", figures.steps_per_stop)
+            .number("skid_seen", seen.skid.largest())
+            .text("skids_seen", &seen.skid.to_string())
+            .number("late", seen.late)
+            .number("spurious", seen.spurious);
+    });
 }

@@ -1,8 +1,10 @@
 //! The guest's frames: into the gate, and out of it onto the client network.
 
-use super::Machine;
+use super::devices::{Fuse, InWorld, Seal};
 use crate::check::{Check, Leave, frame_hash};
-use crate::world::Env;
+use crate::trace::Who;
+use pollux_driver::Outlet;
+use pollux_ft::{Position, Seq};
 use pollux_nic::gate::RESERVED_FRAMES;
 use pollux_nic::{FrameSink, GateMode, SendError};
 
@@ -10,12 +12,12 @@ use pollux_nic::{FrameSink, GateMode, SendError};
 struct Card<'a> {
     sent: Vec<Vec<u8>>,
     room: usize,
-    goes_on: &'a mut dyn FnMut() -> bool,
+    fuse: &'a mut Fuse,
 }
 
 impl FrameSink for Card<'_> {
     fn send(&mut self, frame: &[u8]) -> Result<(), SendError> {
-        if self.sent.len() == self.room || !(self.goes_on)() {
+        if self.sent.len() == self.room || !self.fuse.goes_on() {
             return Err(SendError::Full);
         }
         self.sent.push(frame.to_vec());
@@ -25,91 +27,147 @@ impl FrameSink for Card<'_> {
     fn flush(&mut self) {}
 }
 
-impl Machine {
-    /// The guest made a frame.
-    pub(crate) fn transmit(&mut self, env: &mut Env, frame: &[u8]) {
-        self.history.push(frame_hash(frame));
-        let outcome = self.gate.hold(frame, env.now);
-        let most = env.plan.gate_frames + RESERVED_FRAMES;
-        if outcome.is_err() || self.gate.held() > most {
-            env.audit.broken(Check::Memory, format!("machine {}: the gate overflows: {outcome:?}", self.index));
-        }
-        if self.gate.mode() == GateMode::Open {
-            self.release(env);
-        }
-    }
-
-    /// Sends what may leave.
-    pub(super) fn release(&mut self, env: &mut Env) {
-        if self.gate.ready() == 0 {
+impl InWorld<'_> {
+    fn set_gate(&mut self, mode: GateMode) {
+        let own = &mut *self.own;
+        if own.gate.mode() == mode {
             return;
         }
-        let room = match env.stuck[self.index] {
-            true => 0,
-            false if env.rng.chance(50) => env.rng.below(3) as usize,
-            false => usize::MAX,
-        };
-        let (mut fuse, mut blown) = (self.fuse, self.blown);
-        let mut goes_on = || {
-            match &mut fuse {
-                Some((0, blow)) => (blown, fuse) = (Some(*blow), None),
-                Some((steps, _)) => *steps -= 1,
-                None => {}
-            }
-            blown.is_none()
-        };
-        let mut card = Card { sent: Vec::new(), room, goes_on: &mut goes_on };
-        let alone = self.gate.mode() == GateMode::Open;
-        self.gate.transmit_ready(&mut card, env.now);
-        let sent = core::mem::take(&mut card.sent);
-        (self.fuse, self.blown) = (fuse, blown);
-        if let Some(mark) = self.gate.sent() {
-            self.node.output_left(pollux_ft::Seq(mark));
-        }
-        for frame in sent {
-            let why = self.why(&frame, alone);
-            self.note(env, frame_hash(&frame), || format!("a frame leaves: {}", describe(&frame)));
-            env.guest_sends(self.index, &frame, why);
-        }
+        self.env.trace.note(self.env.now, Who::Machine(own.index), [mode as u64, 0], || format!("gate {mode:?}"));
+        own.gate.set_mode(mode);
+        own.seals.clear();
+        own.unheld = own.history.len() as u64;
     }
 
     /// Why this frame may leave, by this machine's own books.
-    fn why(&mut self, frame: &[u8], alone: bool) -> Leave {
+    fn why(&mut self, frame: &[u8]) -> Leave {
         let index = crate::frame::Reply::decode(frame).map_or(0, |reply| reply.index);
-        if alone {
+        let own = &mut *self.own;
+        if own.is_open() {
             return Leave::Alone;
         }
-        if index < self.unheld {
+        if index < own.unheld {
             return Leave::Before;
         }
-        while self.seals.front().is_some_and(|(_, end)| *end <= index) {
-            self.seals.pop_front();
+        while own.seals.front().is_some_and(|seal| seal.end <= index) {
+            own.seals.pop_front();
         }
-        match self.seals.front() {
-            Some((seq, _)) => Leave::Covered(self.written(), pollux_ft::Seq(*seq)),
+        match own.seals.front() {
+            Some(Seal { log, seq, .. }) => Leave::Covered(*log, *seq),
             None => Leave::Unsealed,
         }
     }
+}
 
-    pub(super) fn set_gate(&mut self, env: &mut Env, mode: GateMode) {
-        if self.gate.mode() == mode {
-            return;
+impl Outlet for InWorld<'_> {
+    fn transmit(&mut self, frame: &[u8]) {
+        self.own.history.push(frame_hash(frame));
+        let outcome = self.own.gate.hold(frame, self.env.now);
+        let most = self.env.plan.gate_frames + RESERVED_FRAMES;
+        if outcome.is_err() || self.own.gate.held() > most {
+            let text = format!("machine {}: the gate overflows: {outcome:?}", self.own.index);
+            self.env.audit.broken(Check::Memory, text);
         }
-        self.note(env, mode as u64, || format!("gate {mode:?}"));
-        self.gate.set_mode(mode);
-        self.unsealed_since = None;
-        self.seals.clear();
-        self.unheld = self.history.len() as u64;
-        self.show(env);
+        if self.own.is_open() {
+            self.release();
+        }
     }
 
-    /// Everything that is held may leave, and what comes leaves at once.
-    pub(super) fn open_gate(&mut self, env: &mut Env) {
-        self.set_gate(env, GateMode::Open);
-        self.release(env);
-        if self.goes_on() {
-            env.announce(self.index);
+    fn console(&mut self, _: &[u8]) {}
+
+    fn close(&mut self) {
+        self.set_gate(GateMode::Closed);
+    }
+
+    fn retain(&mut self) {
+        self.set_gate(GateMode::Retained);
+    }
+
+    fn hold(&mut self) {
+        self.set_gate(GateMode::Held);
+    }
+
+    fn open(&mut self) {
+        self.set_gate(GateMode::Open);
+        self.release();
+        if self.own.fuse.goes_on() {
+            self.env.announce(self.own.index);
         }
+    }
+
+    fn sent(&self) -> Option<Seq> {
+        self.own.gate.sent().map(Seq)
+    }
+
+    fn is_open(&self) -> bool {
+        self.own.is_open()
+    }
+
+    fn is_full(&self) -> bool {
+        self.own.gate.is_full()
+    }
+
+    fn has_ready(&self) -> bool {
+        self.own.gate.ready() > 0
+    }
+
+    fn unsealed(&self) -> usize {
+        self.own.gate.unsealed()
+    }
+
+    fn seal(&mut self, entry: Seq) {
+        self.own.gate.seal(entry.0);
+        let (log, end) = (self.own.log, self.own.history.len() as u64);
+        self.own.seals.push_back(Seal { log, seq: entry, end });
+    }
+
+    fn seal_at(&mut self, position: Position) {
+        self.own.gate.seal(position.0);
+    }
+
+    fn acked(&mut self, entry: Seq) {
+        self.own.gate.acked(entry.0);
+    }
+
+    fn released(&mut self, position: Position) {
+        self.own.gate.released(position.0);
+    }
+
+    fn release(&mut self) {
+        if self.own.gate.ready() == 0 {
+            return;
+        }
+        let room = match self.env.stuck[self.own.index] {
+            true => 0,
+            false if self.env.rng.chance(50) => self.env.rng.below(3) as usize,
+            false => usize::MAX,
+        };
+        let mut card = Card { sent: Vec::new(), room, fuse: &mut self.own.fuse };
+        self.own.gate.transmit_ready(&mut card, self.env.now);
+        for frame in core::mem::take(&mut card.sent) {
+            let (why, who) = (self.why(&frame), Who::Machine(self.own.index));
+            let text = || format!("a frame leaves: {}", describe(&frame));
+            self.env.trace.note(self.env.now, who, [frame_hash(&frame), 0], text);
+            self.env.guest_sends(self.own.index, &frame, why);
+        }
+    }
+
+    fn has_input(&self) -> bool {
+        !self.own.ingress.is_empty()
+    }
+
+    fn next_input(&mut self) -> Option<Vec<u8>> {
+        self.own.ingress.pop_front()
+    }
+
+    fn recycle(&mut self, _: Vec<u8>) {}
+
+    fn put_back(&mut self, frame: Vec<u8>) {
+        self.own.ingress.push_front(frame);
+    }
+
+    fn forget_input(&mut self) {
+        self.own.ingress.clear();
     }
 }
 

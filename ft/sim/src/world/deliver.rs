@@ -63,8 +63,9 @@ impl World {
             return;
         }
         let now = self.env.now;
-        let Some(machine) = self.awake(to).filter(|machine| machine.stream == Some(stream)) else { return };
-        let local = pollux_ft::Time(now + machine.clock_offset());
+        if self.awake(to).is_none_or(|machine| machine.devices.stream != Some(stream)) {
+            return;
+        }
         let mut full = false;
         let mut received = false;
         let slot = &mut self.slots[to];
@@ -72,7 +73,7 @@ impl World {
         while let Some((_, piece)) =
             self.env.network.streams[stream].pipes[end].pieces.front().filter(|(at, _)| *at <= now)
         {
-            let taken = machine.node.receive(local, piece);
+            let taken = machine.receive(now, piece);
             full = taken < piece.len();
             received = true;
             self.env.network.taken(stream, end, taken);
@@ -83,16 +84,15 @@ impl World {
         let pipe = &self.env.network.streams[stream].pipes[end];
         let ended = pipe.closed && pipe.pieces.is_empty();
         if ended {
-            machine.stream = None;
-            machine.node.disconnected(local);
+            machine.disconnected(now);
         }
-        if full && machine.stream.is_some() {
+        if full && machine.devices.stream.is_some() {
             self.env.queue.push(now + 1_000, Event::Bytes { stream, end });
         }
         if received || ended {
             self.turn(to);
             // The sender's window opens.
-            if self.awake(from).is_some_and(|machine| !machine.node.transmit().is_empty()) {
+            if self.awake(from).is_some_and(|machine| !machine.node().transmit().is_empty()) {
                 let delay = self.env.network.quality.delay;
                 self.env.wake_soon(from, delay);
             }
@@ -102,7 +102,7 @@ impl World {
     /// Looks at all streams again, after a cut or a freeze ended.
     pub(super) fn pump(&mut self) {
         for index in 0..self.slots.len() {
-            if let Some(stream) = self.slots[index].machine.as_ref().and_then(|machine| machine.stream) {
+            if let Some(stream) = self.slots[index].machine.as_ref().and_then(|machine| machine.devices.stream) {
                 for end in 0..2 {
                     self.env.queue.push(self.env.now, Event::Bytes { stream, end });
                 }
@@ -114,14 +114,15 @@ impl World {
     fn dial(&mut self, index: usize) {
         self.slots[index].dialing = false;
         let Some(machine) = self.awake(index) else { return };
-        if machine.stream.is_some() || !machine.node.wants_connection() || machine.node.role().is_primary() {
+        if machine.devices.stream.is_some() || !machine.node().wants_connection() || machine.node().role().is_primary()
+        {
             return;
         }
         let target = self.env.rng.below(self.slots.len() as u64) as usize;
         let network = &mut self.env.network;
         let reachable = target != index && !network.is_cut(index, target) && !network.is_cut(target, index);
         let listens = self.awake(target).is_some_and(|machine| {
-            machine.stream.is_none() && machine.node.role().is_primary() && machine.node.wants_connection()
+            machine.devices.stream.is_none() && machine.node().role().is_primary() && machine.node().wants_connection()
         });
         if reachable && listens {
             let stream = self.env.network.open(index, target);
@@ -134,13 +135,12 @@ impl World {
 
     fn connected(&mut self, stream: usize, index: usize) {
         let (now, broken) = (self.env.now, self.env.network.streams[stream].broken);
-        let free = self.awake(index).filter(|machine| machine.stream.is_none() && machine.node.wants_connection());
+        let free =
+            self.awake(index).filter(|machine| machine.devices.stream.is_none() && machine.node().wants_connection());
         let Some(machine) = free.filter(|_| !broken) else {
             return self.break_stream(stream);
         };
-        machine.stream = Some(stream);
-        let local = pollux_ft::Time(now + machine.clock_offset());
-        machine.node.connected(local);
+        machine.connected(now, stream);
         self.turn(index);
         self.pump();
     }
@@ -151,10 +151,8 @@ impl World {
             // It will hear of it afterwards.
             return self.env.queue.push(now + 20_000, Event::Reset { stream, machine: index });
         }
-        let Some(machine) = self.awake(index).filter(|machine| machine.stream == Some(stream)) else { return };
-        machine.stream = None;
-        let local = pollux_ft::Time(now + machine.clock_offset());
-        machine.node.disconnected(local);
+        let Some(machine) = self.awake(index).filter(|machine| machine.devices.stream == Some(stream)) else { return };
+        machine.disconnected(now);
         self.turn(index);
     }
 
@@ -175,16 +173,18 @@ impl World {
 
     fn arbiter_answers(&mut self, index: usize, node: NodeId, term: Term, winner: NodeId) {
         let slot = &mut self.slots[index];
-        let Some(machine) = slot.machine.as_mut().filter(|machine| machine.id == node && !slot.frozen) else { return };
-        machine.arbiter_answered(&self.env, term, winner == node);
+        let Some(machine) = slot.machine.as_mut().filter(|machine| machine.devices.id == node && !slot.frozen) else {
+            return;
+        };
+        machine.arbiter_answered(self.env.now, term, winner == node);
         self.turn(index);
     }
 
     fn towards_guest(&mut self, frame: Vec<u8>) {
         let Some(port) = self.env.port else { return };
         let Some(machine) = &mut self.slots[port].machine else { return };
-        if machine.serves() && machine.ingress.len() < INGRESS {
-            machine.ingress.push_back(frame);
+        if machine.serves() && machine.devices.ingress.len() < INGRESS {
+            machine.devices.ingress.push_back(frame);
             self.turn(port);
         }
     }
@@ -209,7 +209,7 @@ impl World {
     }
 
     fn crash_quietly(&mut self, index: usize) {
-        if let Some(stream) = self.slots[index].machine.take().and_then(|machine| machine.stream) {
+        if let Some(stream) = self.slots[index].machine.take().and_then(|machine| machine.devices.stream) {
             self.break_stream(stream);
         }
         self.env.audit.look(index, None, &self.env.arbiter);
@@ -233,7 +233,9 @@ impl World {
 
     /// The bytes that arrived while a machine was frozen.
     fn hand_in(&mut self, index: usize) {
-        let Some(stream) = self.slots[index].machine.as_ref().and_then(|machine| machine.stream) else { return };
+        let Some(stream) = self.slots[index].machine.as_ref().and_then(|machine| machine.devices.stream) else {
+            return;
+        };
         let end = self.env.network.streams[stream].end(index);
         self.bytes(stream, 1 - end);
     }

@@ -143,7 +143,7 @@ impl World {
             .iter()
             .all(|slot| slot.machine.as_ref().is_some_and(Machine::is_well) && !slot.frozen && !slot.restarting);
         let arbiter = self.env.arbiter.mood == Mood::Well && self.env.arbiter.cut == [false; crate::net::MACHINES];
-        let streams = self.slots.iter().filter_map(|slot| slot.machine.as_ref()?.stream);
+        let streams = self.slots.iter().filter_map(|slot| slot.machine.as_ref()?.devices.stream);
         let broken = streams.into_iter().any(|stream| self.env.network.streams[stream].broken);
         well && !broken
             && arbiter
@@ -160,7 +160,7 @@ impl World {
 
     /// Makes a fault; false when it cannot be made now.
     fn make(&mut self, kind: Kind) -> bool {
-        let backup = self.find(|machine| machine.node.role() == Role::Backup);
+        let backup = self.find(|machine| machine.node().role() == Role::Backup);
         let (Some(primary), now) = (self.primary(), self.env.now) else { return false };
         let suspect = self.env.plan.config.suspect_after.0;
         let span = self.faults.between(1_000, 3 * suspect);
@@ -171,7 +171,7 @@ impl World {
             Kind::FreezeBackup => backup.is_some_and(|backup| self.blow(backup, Blow::Freeze(span))),
             Kind::Partition | Kind::OneWay => self.cut(primary, kind == Kind::Partition, span),
             Kind::Reset => {
-                let stream = self.slots[primary].machine.as_ref().and_then(|machine| machine.stream);
+                let stream = self.slots[primary].machine.as_ref().and_then(|machine| machine.devices.stream);
                 stream.is_some_and(|stream| {
                     self.break_stream(stream);
                     true
@@ -218,7 +218,7 @@ impl World {
         match (self.faults.below(30), blow) {
             (0..5, Blow::Crash) => self.crash(index),
             (0..5, Blow::Freeze(span)) => self.freeze(index, span),
-            (steps, blow) => machine.light_fuse(steps as u32, blow),
+            (steps, blow) => machine.devices.light_fuse(steps as u32, blow),
         }
         true
     }
@@ -288,8 +288,7 @@ impl World {
     pub(crate) fn stop(&mut self, index: usize) -> bool {
         let slot = &mut self.slots[index];
         let Some(machine) = slot.machine.as_mut().filter(|_| !slot.frozen) else { return false };
-        let now = machine.local(&self.env);
-        machine.node.stop(now);
+        machine.stop(&mut self.env);
         self.turn(index);
         true
     }
@@ -298,8 +297,8 @@ impl World {
         let bit = self.faults.below(1 << 40);
         let slot = &mut self.slots[backup];
         let Some(machine) = slot.machine.as_mut().filter(|_| !slot.frozen) else { return false };
-        machine.flipped = true;
-        machine.guest.flip(bit);
+        machine.devices.flipped = true;
+        machine.driver.guest_mut().flip(bit);
         true
     }
 }

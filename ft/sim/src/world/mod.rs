@@ -128,7 +128,7 @@ impl World {
         }
         let Some(machine) = &mut self.slots[index].machine else { return };
         machine.turn(&mut self.env);
-        match machine.blown {
+        match machine.devices.blown() {
             Some(Blow::Crash) => self.crash(index),
             Some(Blow::Freeze(span)) => self.freeze(index, span),
             None => self.after_turn(index),
@@ -137,8 +137,10 @@ impl World {
 
     fn after_turn(&mut self, index: usize) {
         let Some(machine) = &self.slots[index].machine else { return };
-        let dials = machine.stream.is_none() && machine.node.wants_connection() && !machine.node.role().is_primary();
-        let halted = machine.ended && machine.node.role() == Role::Halted;
+        let dials = machine.devices.stream.is_none()
+            && machine.node().wants_connection()
+            && !machine.node().role().is_primary();
+        let halted = machine.driver.has_ended() && machine.node().role() == Role::Halted;
         if dials && !self.slots[index].dialing {
             self.slots[index].dialing = true;
             let at = self.env.now + self.env.rng.between(5_000, 100_000);
@@ -163,7 +165,7 @@ impl World {
         self.note(Who::Machine(index), 100, || "CRASHES".to_owned());
         self.slots[index] = Slot::default();
         self.env.audit.look(index, None, &self.env.arbiter);
-        if let Some(stream) = machine.stream {
+        if let Some(stream) = machine.devices.stream {
             self.break_stream(stream);
         }
         self.restart_later(index);
@@ -207,7 +209,7 @@ impl World {
 
     /// The guest is protected, and both machines know it.
     pub(crate) fn is_protected(&self) -> bool {
-        let primary = self.find(|machine| machine.node.role() == Role::Protected && machine.serves());
-        primary.is_some() && self.find(|machine| machine.node.role() == Role::Backup).is_some()
+        let primary = self.find(|machine| machine.node().role() == Role::Protected && machine.serves());
+        primary.is_some() && self.find(|machine| machine.node().role() == Role::Backup).is_some()
     }
 }

@@ -102,7 +102,7 @@ impl World {
     }
 
     fn late_after_one(&mut self) {
-        if self.find(|machine| machine.flipped).is_some() {
+        if self.find(|machine| machine.devices.flipped).is_some() {
             self.env.audit.broken(Check::FlipFound, "no digest found the bit that was turned".to_owned());
         } else if !self.is_protected() {
             self.late("recovery from one fault");
@@ -112,7 +112,7 @@ impl World {
     fn late(&mut self, what: &str) {
         let check = if self.is_protected() { Check::Service } else { Check::Protection };
         let roles: Vec<_> =
-            self.slots.iter().map(|slot| slot.machine.as_ref().map(|machine| machine.node.role())).collect();
+            self.slots.iter().map(|slot| slot.machine.as_ref().map(|machine| machine.node().role())).collect();
         let limit = self.recovery() / 1000;
         self.env.audit.broken(check, format!("{what} took more than {limit} ms; roles are {roles:?}"));
     }
@@ -137,8 +137,8 @@ impl World {
 
     /// A guest that was told to switch itself off ends, on all machines, and is not taken over.
     fn look_at_end(&mut self, late: bool) {
-        let running = self.find(|machine| machine.node.role().is_primary() && !machine.ended).is_some();
-        let following = self.find(|machine| machine.node.role().is_backup()).is_some();
+        let running = self.find(|machine| machine.node().role().is_primary() && !machine.driver.has_ended()).is_some();
+        let following = self.find(|machine| machine.node().role().is_backup()).is_some();
         if !running && !following {
             self.env.figures.power_offs += 1;
             self.enter(Stage::Over);

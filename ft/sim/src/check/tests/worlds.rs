@@ -7,6 +7,7 @@ use crate::run::report;
 use crate::trace::Keep;
 use crate::world::World;
 use crate::world::event::Event;
+use pollux_driver::Outlet;
 use pollux_ft::heartbeat::{Heartbeat, pair_digest};
 use pollux_ft::{Mutation, NodeId, Position, Role, Seq, Term, Time};
 use pollux_nic::gate::RESERVED_FRAMES;
@@ -67,11 +68,11 @@ fn hears(world: &mut World, to: usize, node: NodeId, role: Role, term: Term) -> 
     let beat = Heartbeat {
         pair: pair_digest("gemini"),
         node,
-        peer: machine.id,
+        peer: machine.devices.id,
         counter: u64::MAX,
         term,
         role,
-        session: machine.node.session(),
+        session: machine.node().session(),
         linked: true,
         seq: Seq(0),
         position: Position(0),
@@ -82,23 +83,23 @@ fn hears(world: &mut World, to: usize, node: NodeId, role: Role, term: Term) -> 
 }
 
 fn term(world: &World) -> Term {
-    world.slots[PRIMARY].machine.as_ref().expect("it runs").node.term()
+    world.slots[PRIMARY].machine.as_ref().expect("it runs").node().term()
 }
 
 /// The arbiter does not answer a backup whose primary crashed, and was heard again before it had asked.
 pub(super) fn needed_takeover() -> Vec<Option<Violation>> {
     let judge = |is_heard: bool| {
         let mut world = protected(Some(Mutation::TakeoverNotCalledOff));
-        let (primary, term) = (world.slots[PRIMARY].machine.as_ref().expect("it runs").id, term(&world));
+        let (primary, term) = (world.slots[PRIMARY].machine.as_ref().expect("it runs").devices.id, term(&world));
         world.crash(PRIMARY);
         let lost = |event: &Event| is_fault(event) || matches!(event, Event::ArbiterAsked { .. });
-        let drains = |world: &World| world.find(|machine| machine.node.role() == Role::Draining).is_some();
+        let drains = |world: &World| world.find(|machine| machine.node().role() == Role::Draining).is_some();
         assert_eq!(run(&mut world, lost, drains), None);
         if is_heard {
             assert_eq!(hears(&mut world, BACKUP, primary, Role::Protected, term), None);
         }
-        let machine = world.slots[BACKUP].machine.as_ref().expect("it runs");
-        machine.check_suspicion(&mut world.env);
+        let machine = world.slots[BACKUP].machine.as_mut().expect("it runs");
+        machine.devices.in_world(&mut world.env).check_suspicion(machine.driver.node());
         world.env.audit.violation().cloned()
     };
     assert_eq!(judge(false), None);
@@ -134,13 +135,13 @@ pub(super) fn memory() -> Vec<Option<Violation>> {
     let World { env, slots, .. } = &mut protected(None);
     let most = env.plan.gate_frames + RESERVED_FRAMES;
     let machine = slots[BACKUP].machine.as_mut().expect("it runs");
-    machine.gate = Gate::new(most, most * 300);
-    machine.gate.set_mode(GateMode::Retained);
+    machine.devices.gate = Gate::new(most, most * 300);
+    machine.devices.gate.set_mode(GateMode::Retained);
     for _ in 0..most {
-        machine.transmit(env, &[0; 60]);
+        machine.devices.in_world(env).transmit(&[0; 60]);
     }
     assert_eq!(env.audit.violation(), None);
-    machine.transmit(env, &[0; 60]);
+    machine.devices.in_world(env).transmit(&[0; 60]);
     vec![backlog, env.audit.violation().cloned()]
 }
 
@@ -167,7 +168,7 @@ pub(super) fn protection() -> Vec<Option<Violation>> {
 pub(super) fn flip_found() -> Vec<Option<Violation>> {
     let mut world = protected(None);
     world.env.plan.duration = u64::MAX;
-    world.slots[BACKUP].machine.as_mut().expect("it runs").flipped = true;
+    world.slots[BACKUP].machine.as_mut().expect("it runs").devices.flipped = true;
     vec![run(&mut world, is_fault, |_| false)]
 }
 

@@ -4,24 +4,30 @@
 //! carries the chain, so that two frames are equal only if everything before them was. It runs in ticks, but only
 //! blocks of ticks, entries and its own events are hashed: what lies between changes nothing.
 
-use crate::frame::{NO_CLIENT, POWER_OFF, Reply, Request};
+mod driven;
+
+use crate::frame::{NO_CLIENT, POWER_OFF, RESET, Reply, Request};
 use crate::rng::mix;
+pub(crate) use driven::Driven;
+use pollux_driver::clock::{GuestClock, GuestTime, RATE_ONE};
+use pollux_driver::pages::{PAGE_SIZE, PageSet};
 use pollux_ft::{Control, EntryRef};
 use std::collections::VecDeque;
 
 /// Pages of guest memory.
-pub(crate) const PAGES: usize = 16;
-/// Bytes in a page.
-pub(crate) const PAGE: usize = 4096;
-const WORDS: usize = PAGES * PAGE / 8;
+pub(crate) const PAGES: u64 = 16;
+const BYTES: usize = (PAGES * PAGE_SIZE) as usize;
+const WORDS: usize = BYTES / 8;
+/// Words in a page.
+const PAGE: usize = PAGE_SIZE as usize / 8;
 /// Words of memory that hold the counter and the clients' last requests; the others are scribbled on.
 const RECORDS: usize = 64;
 /// Ticks between two steps of the chain.
 const BLOCK: u64 = 8192;
 /// Requests that wait at most; more are dropped, as by any server.
 const QUEUE: usize = 32;
-/// One nanosecond a tick, as 32.32 fixed point.
-pub(crate) const NANOSECOND: u64 = 1 << 32;
+/// Guest time for a tick of a guest that runs as fast as most: a microsecond.
+const USUAL_RATE: u64 = 1000 * RATE_ONE;
 
 /// Why the guest stopped running.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +40,8 @@ pub(crate) enum Stop {
     Asleep,
     /// It switched itself off.
     PowerOff,
+    /// It wants to be reset.
+    Reset,
 }
 
 /// What the guest is busy with.
@@ -48,10 +56,7 @@ struct Job {
 pub(crate) struct Guest {
     position: u64,
     chain: u64,
-    /// Guest time is `base + (position - base_position) * rate`.
-    base: u64,
-    base_position: u64,
-    rate: u64,
+    clock: GuestClock,
     /// Guest time of its next timer.
     alarm: u64,
     /// Ticks that a request takes at most.
@@ -59,12 +64,13 @@ pub(crate) struct Guest {
     /// It computes without end; else it sleeps when it has nothing to do.
     busy: bool,
     off: bool,
+    wants_reset: bool,
     frames: u64,
     job: Option<Job>,
     queue: VecDeque<Request>,
-    memory: Vec<u64>,
-    /// Pages written since they were last asked for. Not part of the state.
-    dirty: [bool; PAGES],
+    memory: Vec<u8>,
+    /// Pages written since they were last asked for, if anybody wants to know. Not part of the state.
+    dirty: Option<PageSet>,
 }
 
 /// Guest time between two alarms, in nanoseconds.
@@ -73,9 +79,10 @@ const ALARM: u64 = 60_000_000;
 impl Guest {
     /// A guest that was just booted, with something in every page but the last.
     pub(crate) fn booted(busy: bool, work: u64) -> Self {
-        let used = RECORDS..WORDS - PAGE / 8;
-        let memory = (0..WORDS).map(|word| if used.contains(&word) { mix(word as u64, work) } else { 0 }).collect();
-        Self { busy, work, memory, rate: 1000 * NANOSECOND, alarm: ALARM, ..Self::empty() }
+        let used = RECORDS..WORDS - PAGE;
+        let words = (0..WORDS).map(|word| if used.contains(&word) { mix(word as u64, work) } else { 0 });
+        let memory = words.flat_map(u64::to_le_bytes).collect();
+        Self { busy, work, memory, clock: GuestClock::new(USUAL_RATE), alarm: ALARM, ..Self::empty() }
     }
 
     /// No guest: memory of zeros.
@@ -83,61 +90,47 @@ impl Guest {
         Self {
             position: 0,
             chain: 0,
-            base: 0,
-            base_position: 0,
-            rate: 0,
+            clock: GuestClock::new(0),
             alarm: 0,
             work: 1,
             busy: false,
             off: false,
+            wants_reset: false,
             frames: 0,
             job: None,
             queue: VecDeque::new(),
-            memory: vec![0; WORDS],
-            dirty: [false; PAGES],
+            memory: vec![0; BYTES],
+            dirty: None,
         }
     }
 
-    pub(crate) fn position(&self) -> u64 {
-        self.position
-    }
-
     /// Guest time in nanoseconds.
-    pub(crate) fn time(&self) -> u64 {
-        self.base + self.nanoseconds(self.position - self.base_position)
-    }
-
-    /// How long so many ticks are in guest time, in nanoseconds.
-    pub(crate) fn nanoseconds(&self, ticks: u64) -> u64 {
-        ((u128::from(ticks) * u128::from(self.rate)) >> 32) as u64
-    }
-
-    /// Guest time of its next timer, in nanoseconds.
-    pub(crate) fn alarm(&self) -> u64 {
-        self.alarm
+    fn time(&self) -> u64 {
+        self.clock.time_at(self.position).0
     }
 
     /// It has nothing to do.
-    pub(crate) fn is_asleep(&self) -> bool {
-        !self.busy && self.job.is_none() && !self.off
+    fn is_asleep(&self) -> bool {
+        !self.busy && self.job.is_none() && !self.off && !self.wants_reset
     }
 
     /// Where the alarm rings if nothing is changed.
     fn alarm_position(&self) -> u64 {
-        let ahead = u128::from(self.alarm.saturating_sub(self.base)) << 32;
-        let ticks = ahead.div_ceil(u128::from(self.rate.max(1)));
-        self.base_position.saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX)).max(self.position + 1)
+        self.clock.position_at(GuestTime(self.alarm)).unwrap_or(u64::MAX).max(self.position + 1)
     }
 
     /// Where something happens next by itself.
-    pub(crate) fn next_event(&self) -> u64 {
+    fn next_event(&self) -> u64 {
         self.alarm_position().min(self.job.map_or(u64::MAX, |job| job.done_at))
     }
 
     /// Runs to `target` or to the next event, exactly.
-    pub(crate) fn run(&mut self, target: u64) -> Stop {
+    fn run(&mut self, target: u64) -> Stop {
         if self.off {
             return Stop::PowerOff;
+        }
+        if self.wants_reset {
+            return Stop::Reset;
         }
         if self.is_asleep() {
             return Stop::Asleep;
@@ -169,6 +162,9 @@ impl Guest {
                 if self.off {
                     return Stop::PowerOff;
                 }
+                if self.wants_reset {
+                    return Stop::Reset;
+                }
                 reply.map_or(Stop::Target, Stop::Frame)
             }
             _ => {
@@ -189,17 +185,21 @@ impl Guest {
             self.off = true;
             return None;
         }
+        if request.number == RESET {
+            self.wants_reset = true;
+            return None;
+        }
         if request.client == NO_CLIENT {
             return Some(self.frame(NO_CLIENT, 0, 0));
         }
         let record = 2 + 2 * (request.client as usize % ((RECORDS - 2) / 2));
-        if request.number > self.memory[record] {
-            self.write(0, self.memory[0] + 1);
+        if request.number > self.word(record) {
+            self.write(0, self.word(0) + 1);
             self.write(record, request.number);
-            self.write(record + 1, self.memory[0]);
+            self.write(record + 1, self.word(0));
         }
-        let current = request.number == self.memory[record];
-        current.then(|| self.frame(request.client, request.number, self.memory[record + 1]))
+        let current = request.number == self.word(record);
+        current.then(|| self.frame(request.client, request.number, self.word(record + 1)))
     }
 
     fn frame(&mut self, client: u64, number: u64, value: u64) -> Vec<u8> {
@@ -210,25 +210,30 @@ impl Guest {
     }
 
     fn write(&mut self, word: usize, value: u64) {
-        self.memory[word] = value;
-        self.dirty[word * 8 / PAGE] = true;
+        self.memory[word * 8..][..8].copy_from_slice(&value.to_le_bytes());
+        if let Some(dirty) = &mut self.dirty {
+            dirty.insert((word / PAGE) as u64);
+        }
     }
 
-    /// Sees an entry at this position; `false` when it is a digest that does not match.
-    pub(crate) fn apply(&mut self, entry: &EntryRef<'_>) -> bool {
+    fn word(&self, word: usize) -> u64 {
+        u64::from_le_bytes(self.memory[word * 8..][..8].try_into().expect("eight bytes"))
+    }
+
+    /// Sees an entry at this position; `false` when guest time would run backwards.
+    fn apply(&mut self, entry: &EntryRef<'_>) -> bool {
         let seen = match *entry {
-            EntryRef::Digest { machine, slice, memory } => {
-                return machine == self.machine_digest() && memory == self.slice(slice);
-            }
             EntryRef::PacketIn(data) => {
                 self.receive(data);
                 data.iter().fold(data.len() as u64, |sum, byte| mix(sum, u64::from(*byte)))
             }
             EntryRef::ConsoleIn(data) => data.iter().fold(1, |sum, byte| mix(sum, u64::from(*byte))),
             EntryRef::Clock { base_ns, rate } => {
-                (self.base, self.base_position, self.rate) = (base_ns, self.position, rate);
-                if self.is_asleep() && self.base >= self.alarm {
-                    self.alarm = self.base + ALARM;
+                if self.clock.steer(self.position, GuestTime(base_ns), rate).is_err() {
+                    return false;
+                }
+                if self.is_asleep() && base_ns >= self.alarm {
+                    self.alarm = base_ns + ALARM;
                     self.start(Request { client: NO_CLIENT, number: 0 });
                 }
                 mix(base_ns, rate)
@@ -236,9 +241,10 @@ impl Guest {
             EntryRef::Control(Control::Reset) => {
                 self.queue.clear();
                 self.job = None;
+                self.wants_reset = false;
                 2
             }
-            EntryRef::Control(_) | EntryRef::Horizon | EntryRef::Output => return true,
+            EntryRef::Control(_) | EntryRef::Horizon | EntryRef::Output | EntryRef::Digest { .. } => return true,
         };
         self.chain = mix(self.chain, mix(seen, self.position));
         let word = RECORDS + (self.chain % (WORDS - RECORDS) as u64) as usize;
@@ -262,26 +268,16 @@ impl Guest {
         self.save_words().fold(self.queue.len() as u64, mix)
     }
 
-    /// A hash of one slice of memory: a page.
-    pub(crate) fn slice(&self, slice: u32) -> u64 {
-        let page = slice as usize % PAGES;
-        self.memory[page * PAGE / 8..][..PAGE / 8].iter().fold(0, |sum, word| mix(sum, *word))
-    }
-
-    /// A hash of everything.
-    pub(crate) fn digest(&self) -> u64 {
-        self.memory.iter().fold(self.machine_digest(), |sum, word| mix(sum, *word))
-    }
-
     fn save_words(&self) -> impl Iterator<Item = u64> {
         let job = self.job.map_or([0; 3], |job| [job.done_at, job.request.client, job.request.number]);
-        let flags = u64::from(self.busy) | u64::from(self.off) << 1 | u64::from(self.job.is_some()) << 2;
+        let flags = [self.busy, self.off, self.job.is_some(), self.wants_reset];
+        let flags = flags.iter().rev().fold(0, |flags, flag| flags << 1 | u64::from(*flag));
         let fixed = [
             self.position,
             self.chain,
-            self.base,
-            self.base_position,
-            self.rate,
+            self.clock.base().0,
+            self.clock.base_position(),
+            self.clock.rate(),
             self.alarm,
             self.work,
             flags,
@@ -292,12 +288,12 @@ impl Guest {
     }
 
     /// Everything but memory, as bytes.
-    pub(crate) fn save(&self) -> Vec<u8> {
+    fn save(&self) -> Vec<u8> {
         self.save_words().flat_map(u64::to_le_bytes).collect()
     }
 
     /// Takes what [`save`](Self::save) gave; `false` when it is not that.
-    pub(crate) fn load(&mut self, bytes: &[u8]) -> bool {
+    fn load(&mut self, bytes: &[u8]) -> bool {
         let words: Vec<u64> =
             bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes"))).collect();
         let Some((fixed, rest)) = words.split_first_chunk::<12>() else { return false };
@@ -306,47 +302,27 @@ impl Guest {
         *self = Self {
             position,
             chain,
-            base,
-            base_position,
-            rate,
+            clock: GuestClock::at(GuestTime(base), base_position, rate),
             alarm,
             work,
             frames,
             busy: flags & 1 != 0,
             off: flags & 2 != 0,
+            wants_reset: flags & 8 != 0,
             job: (flags & 4 != 0).then_some(job),
             queue: rest.chunks_exact(2).map(|pair| Request { client: pair[0], number: pair[1] }).collect(),
             memory: core::mem::take(&mut self.memory),
-            dirty: [false; PAGES],
+            dirty: None,
         };
         true
     }
 
-    /// The bytes of a page.
-    pub(crate) fn page(&self, page: usize) -> Vec<u8> {
-        self.memory[page * PAGE / 8..][..PAGE / 8].iter().flat_map(|word| word.to_le_bytes()).collect()
-    }
-
-    /// Overwrites whole pages.
-    pub(crate) fn load_memory(&mut self, gpa: u64, data: &[u8]) {
-        let start = gpa as usize / 8;
-        for (word, raw) in self.memory[start..].iter_mut().zip(data.chunks_exact(8)) {
-            *word = u64::from_le_bytes(raw.try_into().expect("eight bytes"));
-        }
-    }
-
-    /// Which pages were written since the last call.
-    pub(crate) fn take_dirty(&mut self) -> [bool; PAGES] {
-        core::mem::take(&mut self.dirty)
-    }
-
     /// Turns a bit, of the chain or of memory that nobody uses: a fault that only digests find.
     pub(crate) fn flip(&mut self, bit: u64) {
-        let word = match bit / 64 % 8 {
-            0 => &mut self.chain,
-            unused => &mut self.memory[RECORDS - unused as usize],
-        };
-        *word ^= 1 << (bit % 64);
+        match bit / 64 % 8 {
+            0 => self.chain ^= 1 << (bit % 64),
+            unused => self.memory[(RECORDS - unused as usize) * 8 + (bit % 64 / 8) as usize] ^= 1 << (bit % 8),
+        }
     }
 }
 
@@ -356,11 +332,11 @@ mod tests {
 
     fn frames(guest: &mut Guest, target: u64) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
-        while guest.position() < target {
+        while guest.position < target {
             match guest.run(target) {
                 Stop::Frame(frame) => frames.push(frame),
                 Stop::Target => {}
-                Stop::Asleep | Stop::PowerOff => break,
+                Stop::Asleep | Stop::PowerOff | Stop::Reset => break,
             }
         }
         frames
@@ -375,8 +351,8 @@ mod tests {
             let guest = &mut guests[usize::from(step > 7)];
             let mut made = Vec::new();
             for position in [5_000, 70_000] {
-                while guest.position() < position {
-                    made.extend(frames(guest, position.min(guest.position() + step)));
+                while guest.position < position {
+                    made.extend(frames(guest, position.min(guest.position + step)));
                 }
                 assert!(guest.apply(&EntryRef::PacketIn(&request)));
             }
@@ -384,7 +360,7 @@ mod tests {
             made
         });
         assert_eq!(made[0], made[1]);
-        assert_eq!(guests[0].digest(), guests[1].digest());
+        assert_eq!(guests[0], guests[1]);
         let values: Vec<_> = made[0].iter().filter_map(|frame| Reply::decode(frame)).map(|reply| reply.value).collect();
         assert_eq!(values, [1, 0, 1], "the repeated request counts once, the alarm is between");
     }
@@ -397,7 +373,7 @@ mod tests {
             frames(&mut guest, position);
             guest.apply(&EntryRef::PacketIn(&request));
             frames(&mut guest, 9_000);
-            guest.digest()
+            guest.machine_digest()
         });
         assert_ne!(a, b);
     }
@@ -409,13 +385,11 @@ mod tests {
             guest.apply(&EntryRef::PacketIn(&Request { client: number, number }.encode(0)));
         }
         let mut copy = Guest::empty();
-        for page in 0..PAGES {
-            copy.load_memory((page * PAGE) as u64, &guest.page(page));
-        }
+        copy.memory.copy_from_slice(&guest.memory);
         assert!(copy.load(&guest.save()));
-        assert_eq!(copy.digest(), guest.digest());
+        assert_eq!(copy, guest);
         copy.flip(77);
-        assert_ne!(copy.digest(), guest.digest());
+        assert_ne!(copy, guest);
         assert!(!copy.load(&[0; 40]));
     }
 
@@ -423,10 +397,21 @@ mod tests {
     fn a_sleeping_guest_is_woken_by_its_clock_only() {
         let mut guest = Guest::booted(false, 50);
         assert_eq!(guest.run(100), Stop::Asleep);
-        assert!(guest.apply(&EntryRef::Clock { base_ns: ALARM - 1, rate: 1000 * NANOSECOND }));
+        assert!(guest.apply(&EntryRef::Clock { base_ns: ALARM - 1, rate: USUAL_RATE }));
         assert_eq!(guest.run(100), Stop::Asleep);
-        assert!(guest.apply(&EntryRef::Clock { base_ns: ALARM, rate: 1000 * NANOSECOND }));
+        assert!(guest.apply(&EntryRef::Clock { base_ns: ALARM, rate: USUAL_RATE }));
         assert!(matches!(guest.run(100), Stop::Frame(_)));
         assert_eq!(guest.run(200), Stop::Asleep);
+    }
+
+    #[test]
+    fn a_guest_that_wants_a_reset_does_nothing_else() {
+        let mut guest = Guest::booted(true, 50);
+        guest.apply(&EntryRef::PacketIn(&Request { client: 0, number: RESET }.encode(0)));
+        assert_eq!(guest.run(100), Stop::Reset);
+        let position = guest.position;
+        assert_eq!((guest.run(200), guest.position), (Stop::Reset, position));
+        assert!(guest.apply(&EntryRef::Control(Control::Reset)));
+        assert_eq!(guest.run(200), Stop::Target);
     }
 }

@@ -3,16 +3,29 @@
 //! The first round goes over all of memory, each later one over what changed meanwhile. The guest is stopped when the
 //! rest is small enough to be sent in a pause that nobody notices, or when the rounds do not get smaller any more.
 
-use crate::memory::PageSet;
+use pollux_ft::{Span, Time};
 
-/// The pause that is aimed at for sending the rest, in microseconds.
-const PAUSE_US: u64 = 30_000;
-/// A rest that is always small enough, in pages.
-const FEW_PAGES: u64 = 64;
+use crate::pages::PageSet;
+
 /// After so many rounds the guest is stopped, whatever is left.
 const MAX_ROUNDS: u32 = 30;
 /// Rounds in a row that may fail to be smaller than the smallest before.
 const MAX_FUTILE: u32 = 3;
+
+/// When a rest is small enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Enough {
+    /// The pause that is aimed at for sending the rest. Default 30 ms.
+    pub pause: Span,
+    /// A rest that is always small enough, in pages. Default 64.
+    pub few_pages: u64,
+}
+
+impl Default for Enough {
+    fn default() -> Self {
+        Self { pause: Span::from_millis(30), few_pages: 64 }
+    }
+}
 
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,21 +50,22 @@ pub struct Rounds {
     pages: u64,
     /// The round under way, from 1 on.
     round: u32,
-    began_us: u64,
+    began: Time,
     sent: u64,
     smallest: u64,
     futile: u32,
     /// Pages a second, as the last round that says anything went; 0 before.
     rate: u64,
+    enough: Enough,
 }
 
 impl Rounds {
     /// The first round over a memory of `pages` pages.
     #[must_use]
-    pub fn new(pages: u64, now_us: u64) -> Self {
+    pub fn new(pages: u64, now: Time, enough: Enough) -> Self {
         let mut left = PageSet::new(pages);
         (0..pages).for_each(|page| left.insert(page));
-        Self { left, at: 0, pages, round: 1, began_us: now_us, sent: 0, smallest: u64::MAX, futile: 0, rate: 0 }
+        Self { left, at: 0, pages, round: 1, began: now, sent: 0, smallest: u64::MAX, futile: 0, rate: 0, enough }
     }
 
     /// The round under way, from 1 on.
@@ -78,17 +92,17 @@ impl Rounds {
     }
 
     /// The next round: the pages that changed during the last one. Returns whether the guest should be stopped first.
-    pub fn begin(&mut self, changed: PageSet, now_us: u64) -> bool {
-        let elapsed_us = now_us.saturating_sub(self.began_us);
-        if self.sent >= FEW_PAGES && elapsed_us > 0 {
+    pub fn begin(&mut self, changed: PageSet, now: Time) -> bool {
+        let (elapsed_us, Enough { pause, few_pages }) = (now.since(self.began).0, self.enough);
+        if self.sent >= few_pages && elapsed_us > 0 {
             self.rate = self.sent * 1_000_000 / elapsed_us;
         }
         let rest = changed.len();
         self.futile = if rest < self.smallest { 0 } else { self.futile + 1 };
         self.smallest = self.smallest.min(rest);
         (self.left, self.at, self.round) = (changed, 0, self.round + 1);
-        (self.began_us, self.sent) = (now_us, 0);
-        let affordable = (self.rate * PAUSE_US / 1_000_000).max(FEW_PAGES);
+        (self.began, self.sent) = (now, 0);
+        let affordable = (self.rate * pause.0 / 1_000_000).max(few_pages);
         rest <= affordable || self.round > MAX_ROUNDS || self.futile >= MAX_FUTILE
     }
 
@@ -114,13 +128,17 @@ mod tests {
         set
     }
 
+    fn rounds(pages: u64) -> Rounds {
+        Rounds::new(pages, Time(0), Enough::default())
+    }
+
     #[test]
     fn runs_of_pages() {
-        let mut rounds = Rounds::new(1000, 0);
+        let mut rounds = rounds(1000);
         assert_eq!(rounds.next(16), Next::Pages { first: 0, count: 16 });
         rounds.done(0, 1000, 1000);
         assert_eq!(rounds.next(16), Next::RoundEnds);
-        assert!(rounds.begin(set(&[3, 4, 5, 9]), 1_000_000), "four pages are few");
+        assert!(rounds.begin(set(&[3, 4, 5, 9]), Time(1_000_000)), "four pages are few");
         assert_eq!(rounds.next(16), Next::Pages { first: 3, count: 3 });
         assert_eq!(rounds.next(2), Next::Pages { first: 3, count: 2 });
         rounds.done(3, 3, 3);
@@ -133,7 +151,7 @@ mod tests {
     /// Copies a memory of `pages` that changes at `dirty` pages a second over a link of `rate` pages a second, the
     /// changes spread over all of it. Returns the rounds and the pages left for the pause.
     fn copy(pages: u64, dirty: u64, rate: u64) -> (u32, u64) {
-        let mut rounds = Rounds::new(pages, 0);
+        let mut rounds = rounds(pages);
         let (mut now_us, mut at) = (0, 0);
         let mut size = pages;
         loop {
@@ -146,7 +164,7 @@ mod tests {
                 at += 1;
             }
             size = changed.len();
-            if rounds.begin(changed, now_us) {
+            if rounds.begin(changed, Time(now_us)) {
                 return (rounds.round(), size);
             }
         }
@@ -164,7 +182,7 @@ mod tests {
         fn every_copy_ends(pages in 1u64..5000, dirty in 0u64..100_000, rate in 1000u64..50_000) {
             let (rounds, rest) = copy(pages, dirty, rate);
             prop_assert!(rounds <= MAX_ROUNDS + 1);
-            prop_assert!(dirty * 2 > rate || rest <= (rate * PAUSE_US / 1_000_000).max(FEW_PAGES));
+            prop_assert!(dirty * 2 > rate || rest <= (rate * 30_000 / 1_000_000).max(64));
         }
 
         /// What is sent last of each page is what the page is in the end.
@@ -172,7 +190,7 @@ mod tests {
         fn the_copy_is_the_memory(writes in prop::collection::vec(prop::collection::vec(0u64..40, 0..30), 1..40)) {
             let mut memory = [0u32; 40];
             let mut copy = [0u32; 40];
-            let mut rounds = Rounds::new(40, 0);
+            let mut rounds = rounds(40);
             let mut changed = PageSet::new(40);
             let mut stamp = 0;
             for burst in writes {
@@ -188,7 +206,7 @@ mod tests {
                         rounds.done(first, count, count);
                     }
                     Next::RoundEnds => {
-                        rounds.begin(core::mem::replace(&mut changed, PageSet::new(40)), 0);
+                        rounds.begin(core::mem::replace(&mut changed, PageSet::new(40)), Time(0));
                     }
                 }
             }

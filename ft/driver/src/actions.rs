@@ -1,0 +1,105 @@
+//! Does what the node asks for.
+
+use alloc::format;
+
+use pollux_ft::{Action, HaltReason};
+
+use crate::driver::Driver;
+use crate::guest::Guest;
+use crate::host::{Boundary, Event, Host};
+use crate::steering::Steering;
+
+impl<G: Guest> Driver<G> {
+    /// Carries out all actions that wait; whether there were any.
+    pub(crate) fn act(&mut self, host: &mut impl Host<G>) -> bool {
+        let (mut acted, mut changed) = (false, false);
+        while host.goes_on(Boundary::Action)
+            && let Some(action) = self.node.poll_action()
+        {
+            acted = true;
+            changed |= !matches!(action, Action::Release(_) | Action::LoadMemory { .. } | Action::LoadMachine(_));
+            host.observe(Event::Asked(&action), self);
+            self.carry_out(host, action);
+            host.observe(Event::Done, self);
+        }
+        if changed {
+            host.observe(Event::Changed, self);
+        }
+        acted
+    }
+
+    fn carry_out(&mut self, host: &mut impl Host<G>, action: Action) {
+        match action {
+            Action::Release(seq) => {
+                host.acked(seq);
+                self.release(host);
+            }
+            Action::BeginTransfer => self.begin_transfer(),
+            Action::Protected => {}
+            Action::Unprotected { .. } => {
+                self.end_transfer();
+                self.open_gate(host);
+            }
+            Action::Started { .. } => {
+                // It stood still until now.
+                self.start_clock();
+                self.open_gate(host);
+            }
+            Action::AskArbiter { term } => host.ask(term),
+            Action::ArbiterNotNeeded => host.withdraw(),
+            Action::HandedOver { .. } => self.forget_guest(host),
+            Action::BeginLoad => self.begin_load(host),
+            Action::LoadMemory { gpa, data } => self.load_memory(host, gpa, &data),
+            Action::LoadZero { gpa, len } => self.load_zero(host, gpa, len),
+            Action::LoadMachine(data) => self.load_machine(&data),
+            Action::StateLoaded { position, digest } => self.state_loaded(host, position, digest),
+            Action::TakeOver { .. } => self.begin_takeover(),
+            Action::TakeOverCancelled => {}
+            Action::Abandoned { .. } => self.forget_guest(host),
+            Action::Refused { reason, retry } => {
+                if !retry && !self.node.role().is_primary() {
+                    self.end(host, &format!("pairing refused: {reason}"));
+                }
+            }
+            Action::CloseConnection => self.close_link(host),
+            Action::Halt { reason } => {
+                if reason == HaltReason::PoweredOff {
+                    // Nobody else sends what the guest said last.
+                    self.release(host);
+                }
+                self.marks.sealed();
+                host.close();
+                host.withdraw();
+                self.guest_ends(host, &format!("{reason}"));
+            }
+        }
+    }
+
+    /// Sends what is left and drops the stream.
+    fn close_link(&mut self, host: &mut impl Host<G>) {
+        self.push(host);
+        let sent = host.hang_up(self.node.transmit());
+        self.node.transmitted(sent);
+        self.node.disconnected(self.now);
+    }
+
+    /// Everything that is held may leave, and what comes leaves at once.
+    pub(crate) fn open_gate(&mut self, host: &mut impl Host<G>) {
+        self.marks.sealed();
+        host.open();
+    }
+
+    /// The guest held here is worthless, and so is what it said and what it was to hear.
+    pub(crate) fn forget_guest(&mut self, host: &mut impl Host<G>) {
+        self.marks.sealed();
+        host.close();
+        host.forget_input();
+        (self.power_due, self.switch_due) = (None, false);
+    }
+
+    /// Guest time goes on from where it is.
+    pub(crate) fn start_clock(&mut self) {
+        let (position, time, rate) = (self.guest.position(), self.guest.time(), self.guest.rate());
+        self.steering = Steering::start(self.now, position, time, rate, self.tuning.rates.clone());
+    }
+}

@@ -1,0 +1,102 @@
+//! A state that arrives at a new backup.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use pollux_ft::Position;
+
+use crate::digest::MemoryDigest;
+use crate::driver::Driver;
+use crate::guest::Guest;
+use crate::host::{Event, Host};
+use crate::pages::{PAGE_SIZE, is_zero};
+
+/// What has arrived, apart from memory, which is written where it belongs.
+#[derive(Debug, Default)]
+pub(crate) struct Incoming {
+    /// CPU and platform.
+    machine: Vec<u8>,
+    digest: MemoryDigest,
+    /// From this page on, what has not arrived may still hold what was there before.
+    old: Option<u64>,
+}
+
+impl Incoming {
+    /// Whether memory is still being cleared.
+    pub(crate) fn is_clearing(&self) -> bool {
+        self.old.is_some()
+    }
+}
+
+impl<G: Guest> Driver<G> {
+    pub(crate) fn begin_load(&mut self, host: &mut impl Host<G>) {
+        self.forget_guest(host);
+        let digest = MemoryDigest::new(self.pages());
+        self.incoming = Incoming { machine: Vec::new(), digest, old: Some(0) };
+    }
+
+    fn pages(&self) -> u64 {
+        self.guest.memory().len() as u64 / PAGE_SIZE
+    }
+
+    /// Clears up to `most` of the pages that were not received yet: a large memory takes longer than a twin is patient.
+    pub(crate) fn clear_old(&mut self, most: u64) {
+        let Some(first) = self.incoming.old else { return };
+        let pages = self.pages();
+        let end = first.saturating_add(most).min(pages);
+        for page in (first..end).filter(|&page| !self.incoming.digest.is_used(page)) {
+            let start = page * PAGE_SIZE;
+            if !is_zero(&self.guest.memory()[start as usize..(start + PAGE_SIZE) as usize])
+                && let Some(bytes) = self.guest.memory_mut(start, PAGE_SIZE)
+            {
+                bytes.fill(0);
+            }
+        }
+        self.incoming.old = (end < pages).then_some(end);
+    }
+
+    pub(crate) fn load_memory(&mut self, host: &mut impl Host<G>, gpa: u64, data: &[u8]) {
+        let Some(bytes) = self.guest.memory_mut(gpa, data.len() as u64) else {
+            return self.does_not_fit(host, gpa, data.len() as u64);
+        };
+        bytes.copy_from_slice(data);
+        for (page, content) in (gpa / PAGE_SIZE..).zip(data.chunks(PAGE_SIZE as usize)) {
+            self.incoming.digest.set(page, content);
+        }
+    }
+
+    pub(crate) fn load_zero(&mut self, host: &mut impl Host<G>, gpa: u64, len: u64) {
+        let Some(bytes) = self.guest.memory_mut(gpa, len) else { return self.does_not_fit(host, gpa, len) };
+        bytes.fill(0);
+        (gpa / PAGE_SIZE..(gpa + len) / PAGE_SIZE).for_each(|page| self.incoming.digest.clear(page));
+    }
+
+    fn does_not_fit(&mut self, host: &mut impl Host<G>, gpa: u64, len: u64) {
+        self.diverge(host, &format!("the state does not fit: {len} bytes at {gpa:#x} are not guest memory"));
+    }
+
+    pub(crate) fn load_machine(&mut self, data: &[u8]) {
+        self.incoming.machine.extend_from_slice(data);
+    }
+
+    pub(crate) fn state_loaded(&mut self, host: &mut impl Host<G>, position: Position, digest: u64) {
+        self.clear_old(u64::MAX);
+        let incoming = core::mem::take(&mut self.incoming);
+        if let Err(error) = self.guest.load(&incoming.machine) {
+            self.diverge(host, &format!("the state received cannot be loaded: {error}"));
+            return;
+        }
+        let (own, at) = (incoming.digest.with_machine(self.guest.hash()), self.guest.position());
+        if own != digest || at != position {
+            let details = format!(
+                "the state received is not the one that was sent: hash {own:016x} at {}, should be {digest:016x} at {}",
+                at.0, position.0
+            );
+            self.diverge(host, &details);
+            return;
+        }
+        host.retain();
+        self.node.joined(self.now);
+        host.observe(Event::StateComplete, self);
+    }
+}

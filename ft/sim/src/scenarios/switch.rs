@@ -1,0 +1,76 @@
+//! Roles that change by plan, and what can go wrong meanwhile.
+
+use super::pair::{Story, tell};
+use super::{SECOND, role};
+use pollux_ft::Role;
+
+/// Lets the first machine hand over.
+fn hand_over(story: &mut Story) {
+    assert!(story.world.slots[0].machine.as_mut().expect("it runs").request_switch());
+    let hands_over = story.until(SECOND, |world| role(world, 0) == Some(Role::HandingOver));
+    assert!(hands_over, "{:?}", story.role(0));
+}
+
+#[test]
+fn roles_change_without_a_failure() {
+    for arbiter in [false, true] {
+        tell(10, arbiter, |story| {
+            for round in 1..=4 {
+                story.protect();
+                story.pause(SECOND);
+                story.protect();
+                let old = story.world.primary().expect("somebody serves");
+                assert!(story.world.slots[old].machine.as_mut().expect("it runs").request_switch());
+                story.takes_over(round);
+                assert!(story.until(4 * SECOND, |world| world.env.figures.switch_overs == round));
+                story.protect();
+                assert_eq!(story.world.primary(), Some(1 - old), "the old primary is the backup");
+            }
+            story.serves();
+        });
+    }
+}
+
+#[test]
+fn a_backup_that_dies_in_a_switch_gives_the_guest_back() {
+    tell(30, true, |story| {
+        story.protect();
+        // Half of the time it dies when it holds everything and waits for its term.
+        story.world.env.arbiter.cut[1] = true;
+        hand_over(story);
+        story.pause(SECOND / 2);
+        story.stay_off = true;
+        story.world.crash(1);
+        assert!(story.until(8 * SECOND, |world| role(world, 0) == Some(Role::Alone)), "{:?}", story.role(0));
+        story.serves();
+        assert_eq!(story.world.env.figures.takeovers, 0);
+        story.world.env.arbiter.cut[1] = false;
+        story.switch_on(1);
+        story.protect();
+    });
+}
+
+#[test]
+fn a_primary_that_dies_in_a_switch_is_no_loss() {
+    tell(30, true, |story| {
+        story.protect();
+        hand_over(story);
+        story.pause(20_000);
+        story.world.crash(0);
+        story.takes_over(1);
+        story.serves();
+    });
+}
+
+#[test]
+fn a_cut_stream_in_a_switch_leaves_one_primary() {
+    tell(40, true, |story| {
+        story.protect();
+        hand_over(story);
+        story.pause(20_000);
+        story.cut_stream();
+        story.run(8 * SECOND);
+        story.protect();
+        story.serves();
+    });
+}

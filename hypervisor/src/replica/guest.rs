@@ -1,0 +1,127 @@
+//! Our guest as its driver sees it.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use pollux_driver::{Output, PowerEvent};
+use pollux_ft::{Control, EntryRef, Position};
+
+use crate::guest::{Guest, Stop};
+use crate::memory::{Gpa, PageSet};
+use crate::platform::{self, GuestTime, Outputs};
+
+/// Hands the platform's output on to the driver.
+struct Out<'a, O>(&'a mut O);
+
+impl<O: Output> Outputs for Out<'_, O> {
+    fn frame(&mut self, frame: &[u8]) {
+        self.0.frame(frame);
+    }
+
+    fn console(&mut self, bytes: &[u8]) {
+        self.0.console(bytes);
+    }
+
+    fn power(&mut self, _: platform::PowerEvent) {}
+}
+
+impl pollux_driver::Guest for Guest {
+    fn position(&self) -> Position {
+        Position(Guest::position(self))
+    }
+
+    fn time(&self) -> GuestTime {
+        self.now()
+    }
+
+    fn rate(&self) -> u64 {
+        self.platform.clock().rate()
+    }
+
+    fn is_settled(&self) -> bool {
+        Guest::is_settled(self)
+    }
+
+    fn next_stop(&self) -> Position {
+        Position(Guest::next_stop(self))
+    }
+
+    fn is_idle(&self) -> bool {
+        Guest::is_halted(self) && !self.can_wake()
+    }
+
+    fn is_halted(&self) -> bool {
+        Guest::is_halted(self)
+    }
+
+    fn next_deadline(&self) -> Option<GuestTime> {
+        self.platform.next_deadline()
+    }
+
+    fn run(&mut self, target: Position, out: &mut impl Output) -> pollux_driver::Stop {
+        match Guest::run(self, target.0, &mut Out(out)) {
+            Stop::Target => pollux_driver::Stop::Target,
+            Stop::Host => pollux_driver::Stop::Host,
+            Stop::Output => pollux_driver::Stop::Output,
+            Stop::Halted => pollux_driver::Stop::Halted,
+            Stop::Power(platform::PowerEvent::Off) => pollux_driver::Stop::Power(PowerEvent::Off),
+            Stop::Power(platform::PowerEvent::Reset) => {
+                log::info!("the guest asked for a reset at position {}", Guest::position(self));
+                pollux_driver::Stop::Power(PowerEvent::Reset)
+            }
+            Stop::Crashed => {
+                let crash = self.crash().unwrap_or_default();
+                log::warn!("the guest crashed at position {}: {crash}", Guest::position(self));
+                pollux_driver::Stop::Power(PowerEvent::Reset)
+            }
+        }
+    }
+
+    fn apply(&mut self, entry: &EntryRef<'_>) -> Result<(), String> {
+        match *entry {
+            EntryRef::Clock { base_ns, rate } => {
+                self.steer_clock(GuestTime(base_ns), rate).map_err(|error| format!("{error}"))?;
+            }
+            EntryRef::PacketIn(frame) => self.packet_in(frame),
+            EntryRef::ConsoleIn(bytes) => self.console_in(bytes),
+            EntryRef::Control(Control::Reset) => {
+                self.restart().map_err(|error| format!("the guest cannot be started again: {error}"))?;
+            }
+            EntryRef::Horizon | EntryRef::Output | EntryRef::Digest { .. } | EntryRef::Control(_) => {}
+        }
+        Ok(())
+    }
+
+    fn hash(&mut self) -> u64 {
+        Guest::hash(self)
+    }
+
+    fn memory(&self) -> &[u8] {
+        self.memory.slice(Gpa(0), self.memory.len()).expect("all of memory is memory")
+    }
+
+    fn memory_mut(&mut self, start: u64, len: u64) -> Option<&mut [u8]> {
+        self.memory.slice_mut(Gpa(start), len).ok()
+    }
+
+    fn track_memory(&mut self) {
+        Guest::track_memory(self);
+    }
+
+    fn stop_tracking(&mut self) {
+        Guest::stop_tracking(self);
+    }
+
+    fn take_dirty(&mut self) -> PageSet {
+        Guest::take_dirty(self)
+    }
+
+    fn save(&mut self) -> Vec<u8> {
+        Guest::save(self)
+    }
+
+    fn load(&mut self, bytes: &[u8]) -> Result<(), String> {
+        Guest::load(self, bytes).map_err(|error| format!("{error}"))
+    }
+}

@@ -1,0 +1,266 @@
+//! This machine as the driver sees it: wall clock, client card, link to the twin, line to the arbiter.
+
+use alloc::vec::Vec;
+
+use pollux_driver::{ArbiterLine, Clock, Driver, LogLink, Outlet};
+use pollux_ft::arbiter::Answer;
+use pollux_ft::{Position, Role, Seq, Term, Time, Verdict};
+use pollux_nic::{Gate, GateMode};
+
+use super::arbiter::Arbiter;
+use super::client::Client;
+use super::cut::Cut;
+use super::link::{Change, End, Link};
+use super::monitor;
+use super::status::Figures;
+use crate::config::Config;
+use crate::guest::Guest;
+use crate::host::apic::Apic;
+use crate::host::clock::WallClock;
+use crate::host::interrupts::Fired;
+
+/// What to do when the first term of a primary is taken.
+const ADVICE: &str = "this pair has run before: start this machine with role=backup; or, if no machine of the pair runs \
+                      any more, give a 'first-term' above every term that the arbiter has given it";
+
+/// What a replica has around its driver.
+pub(super) struct Machine {
+    pub(super) config: Config,
+    pub(super) apic: Apic,
+    pub(super) clock: WallClock,
+    pub(super) client: Option<Client>,
+    /// The wire to the twin; a machine alone has none.
+    pub(super) link: Option<Link>,
+    pub(super) arbiter: Option<Arbiter>,
+    pub(super) cut: Cut,
+    pub(super) figures: Figures,
+    /// The wall time when it was last looked at, in microseconds.
+    pub(super) now_us: u64,
+}
+
+impl Machine {
+    /// The gate, if there is one.
+    pub(super) fn gate(&self) -> Option<&Gate> {
+        self.client.as_ref().map(Client::gate)
+    }
+
+    fn set_mode(&mut self, mode: GateMode) {
+        if let Some(client) = &mut self.client {
+            client.nic().set_mode(mode);
+        }
+    }
+
+    /// Takes in what came from the twin.
+    pub(super) fn poll_link(&mut self, fired: Fired, driver: &mut Driver<Guest>) {
+        let Some(link) = &mut self.link else { return };
+        let (now, node) = (Time(self.now_us), driver.node_mut());
+        link.interrupted(fired);
+        link.set_end(if node.role().is_primary() { End::Listen } else { End::Connect });
+        link.set_wanted(node.wants_connection());
+        match link.poll(self.now_us) {
+            Change::None => {}
+            Change::Connected => node.connected(now),
+            Change::Disconnected => node.disconnected(now),
+        }
+        link.receive(|bytes| {
+            let room = node.receive_room().min(bytes.len());
+            if room == 0 { 0 } else { node.receive(now, &bytes[..room]) }
+        });
+        link.receive_datagrams(|datagram| node.heartbeat_received(now, datagram));
+    }
+
+    /// Lets the arbiter's ways move, and hands an answer to the node.
+    pub(super) fn poll_arbiter(&mut self, fired: Fired, driver: &mut Driver<Guest>) {
+        let (Some(arbiter), Some(link)) = (&mut self.arbiter, &mut self.link) else { return };
+        arbiter.interrupted(fired);
+        let may_look = driver.node().may_look_at_arbiter();
+        let answer = arbiter.poll(self.now_us, may_look, link, self.client.as_mut());
+        for news in arbiter.take_news() {
+            if news.trouble.is_some() {
+                log::warn!("{news}");
+                monitor::event("arbiter-trouble", "what", &news);
+            } else {
+                log::info!("{news}");
+                monitor::event("arbiter-well", "what", &news);
+            }
+        }
+        let Some((term, answer)) = answer else { return };
+        let verdict = match answer {
+            Answer::Granted => {
+                log::info!("term {} is ours", term.0);
+                monitor::event("term-granted", "term", &term.0);
+                Verdict::Granted
+            }
+            Answer::Taken { by } => {
+                log::error!("term {} is taken by {by}", term.0);
+                if driver.node().role() == Role::Starting {
+                    log::error!("{ADVICE}");
+                }
+                monitor::event("term-taken", "by", &by);
+                Verdict::Taken
+            }
+        };
+        driver.node_mut().arbiter_answered(Time(self.now_us), term, verdict);
+    }
+}
+
+impl Clock for Machine {
+    fn now(&mut self) -> Time {
+        self.now_us = self.clock.now_us();
+        Time(self.now_us)
+    }
+}
+
+impl Outlet for Machine {
+    fn transmit(&mut self, frame: &[u8]) {
+        if let Some(client) = &mut self.client {
+            client.transmit(frame, self.now_us);
+        }
+    }
+
+    fn console(&mut self, bytes: &[u8]) {
+        self.figures.console.take(bytes);
+    }
+
+    fn close(&mut self) {
+        self.set_mode(GateMode::Closed);
+    }
+
+    fn retain(&mut self) {
+        self.set_mode(GateMode::Retained);
+    }
+
+    fn hold(&mut self) {
+        self.set_mode(GateMode::Held);
+    }
+
+    fn open(&mut self) {
+        if let Some(client) = &mut self.client {
+            client.go_live(self.now_us);
+        }
+    }
+
+    fn sent(&self) -> Option<Seq> {
+        self.gate().and_then(Gate::sent).map(Seq)
+    }
+
+    fn is_open(&self) -> bool {
+        self.gate().is_some_and(|gate| gate.mode() == GateMode::Open)
+    }
+
+    fn is_full(&self) -> bool {
+        self.gate().is_some_and(Gate::is_full)
+    }
+
+    fn has_ready(&self) -> bool {
+        self.gate().is_some_and(|gate| gate.ready() > 0)
+    }
+
+    fn unsealed(&self) -> usize {
+        self.gate().map_or(0, Gate::unsealed)
+    }
+
+    fn seal(&mut self, entry: Seq) {
+        if let Some(client) = &mut self.client {
+            client.nic().seal(entry.0);
+        }
+    }
+
+    fn seal_at(&mut self, position: Position) {
+        if let Some(client) = &mut self.client {
+            client.nic().seal(position.0);
+        }
+    }
+
+    fn acked(&mut self, entry: Seq) {
+        if let Some(client) = &mut self.client {
+            client.nic().acked(entry.0);
+        }
+    }
+
+    fn released(&mut self, position: Position) {
+        if let Some(client) = &mut self.client {
+            client.nic().released(position.0);
+        }
+    }
+
+    fn release(&mut self) {
+        let Some(client) = &mut self.client else { return };
+        if !self.cut.is_armed() {
+            return client.release(self.now_us);
+        }
+        while client.gate().ready() > 0 {
+            self.cut.boundary(&"before a frame leaves");
+            if !client.release_next(self.now_us) {
+                break;
+            }
+            self.cut.boundary(&"after a frame left");
+        }
+    }
+
+    fn has_input(&self) -> bool {
+        self.client.as_ref().is_some_and(Client::has_ingress)
+    }
+
+    fn next_input(&mut self) -> Option<Vec<u8>> {
+        self.client.as_mut()?.next_frame()
+    }
+
+    fn recycle(&mut self, frame: Vec<u8>) {
+        if let Some(client) = &mut self.client {
+            client.recycle(frame);
+        }
+    }
+
+    fn put_back(&mut self, frame: Vec<u8>) {
+        if let Some(client) = &mut self.client {
+            client.put_back(frame);
+        }
+    }
+
+    fn forget_input(&mut self) {
+        if let Some(client) = &mut self.client {
+            client.forget_ingress();
+        }
+    }
+}
+
+impl LogLink for Machine {
+    fn send_datagram(&mut self, datagram: &[u8]) {
+        if let Some(link) = &mut self.link {
+            link.send_datagram(datagram);
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> usize {
+        self.link.as_mut().map_or(0, |link| link.send(bytes))
+    }
+
+    fn flush(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.push(self.now_us);
+        }
+    }
+
+    fn hang_up(&mut self, _: &[u8]) -> usize {
+        if let Some(link) = &mut self.link {
+            link.reset();
+        }
+        0
+    }
+}
+
+impl ArbiterLine for Machine {
+    fn ask(&mut self, term: Term) {
+        let (Some(arbiter), Some(link)) = (&mut self.arbiter, &mut self.link) else { return };
+        log::info!("asking the arbiter for term {}", term.0);
+        monitor::event("asks-arbiter", "term", &term.0);
+        arbiter.ask(self.now_us, term, link);
+    }
+
+    fn withdraw(&mut self) {
+        if let (Some(arbiter), Some(link)) = (&mut self.arbiter, &mut self.link) {
+            arbiter.cancel(link);
+        }
+    }
+}
