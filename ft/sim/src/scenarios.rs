@@ -1,6 +1,12 @@
 //! Stories that once ended badly, told step by step: seeds mean another story whenever the code changes, these do not.
 
+mod arbiter;
+mod pair;
+mod switch;
+
 use crate::check::tests::worlds::{BACKUP, PRIMARY, is_fault, protect, run, world_of};
+use crate::client::Clients;
+use crate::machine::Machine;
 use crate::world::World;
 use crate::world::event::Event;
 use pollux_ft::Role;
@@ -130,4 +136,29 @@ fn a_primary_stood_still_while_its_backup_reigned() {
     world.happen(now, Event::Thaw { machine: PRIMARY });
     let halted = |world: &World| matches!(role(world, PRIMARY), Some(Role::Halted) | None);
     assert!(until(&mut world, 9 * SECOND, halted), "{:?}", role(&world, PRIMARY));
+}
+
+/// Gives the guest of the primary a frame, which no network can lose.
+fn tell_guest(world: &mut World, frame: Vec<u8>) {
+    let machine = world.slots[PRIMARY].machine.as_mut().expect("it runs");
+    machine.devices.ingress.push_back(frame);
+    world.turn(PRIMARY);
+}
+
+#[test]
+fn a_guest_that_powers_off_ends_all_nodes() {
+    for alone in [false, true] {
+        let mut world = protect(world_of(2, None));
+        if alone {
+            world.crash(BACKUP);
+            assert!(until(&mut world, 9 * SECOND, |world| role(world, PRIMARY) == Some(Role::Alone)));
+        }
+        tell_guest(&mut world, Clients::power_off());
+        let halted = |world: &World, index| role(world, index).is_none_or(|role| role == Role::Halted);
+        let all = |world: &World| halted(world, PRIMARY) && (alone || halted(world, BACKUP));
+        assert!(until(&mut world, SECOND, all), "{:?} {:?}", role(&world, PRIMARY), role(&world, BACKUP));
+        let joinable = |machine: &Machine| machine.node().role().is_primary() && machine.node().wants_connection();
+        assert_eq!(world.find(joinable), None, "a joiner would never be fed");
+        assert!(world.env.audit.is_powered_off());
+    }
 }

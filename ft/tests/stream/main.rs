@@ -5,8 +5,8 @@ mod sessions;
 mod terms;
 
 use pollux_ft::{
-    Action, AppendError, Config, EntryRef, Identity, Kind, Lag, Node, NodeId, Position, Record, Role, Seq, Start, Term,
-    Time,
+    Action, AppendError, Config, Control, EntryRef, Identity, Kind, Lag, Node, NodeId, Position, Record, Role, Seq, Start,
+    Term, Time,
 };
 use proptest::prelude::*;
 
@@ -139,6 +139,52 @@ fn an_ack_means_received_and_releases_at_once() {
     assert_eq!(actions(&mut primary), [Action::Release(Seq(6))]);
     assert_eq!(primary.lag(now).ticks, 60);
     assert_eq!(drain(now, &mut backup).len(), 4);
+}
+
+/// A primary that waits for a twin that lags makes no entries, so that only acks tell it that the twin has caught up.
+#[test]
+fn a_backup_that_only_ran_on_says_so() {
+    let now = Time(1000);
+    let (mut primary, mut backup) = protected(now);
+    primary.append(now, Position(5000), EntryRef::Horizon).unwrap();
+    primary.progress(Position(5000));
+    primary.flush(now);
+    pump(now, &mut primary, &mut backup);
+    let lag_after = |ms: u64, primary: &mut Node, backup: &mut Node| {
+        for at in (ms..ms + 100).map(|ms| Time(ms * 1000)) {
+            backup.tick(at);
+            pump(at, backup, primary);
+        }
+        primary.lag(now).ticks
+    };
+    assert_eq!(lag_after(10, &mut primary, &mut backup), 4000);
+    backup.progress(Position(5000));
+    assert_eq!(lag_after(110, &mut primary, &mut backup), 0);
+    let acks = backup.stats().acks_sent;
+    lag_after(210, &mut primary, &mut backup);
+    assert_eq!(backup.stats().acks_sent, acks, "who stands still has nothing to say");
+}
+
+/// A guest that switches itself off without a log ends its node; who was about to get its state joins somebody else.
+#[test]
+fn a_guest_that_is_off_leaves_nobody_to_join() {
+    let now = Time(1000);
+    let off = EntryRef::Control(Control::PowerOff);
+    let (mut primary, mut backup) = (node(Start::Primary, identity(1)), node(Start::Backup, identity(2)));
+    connect(now, &mut primary, &mut backup);
+    assert_eq!((primary.role(), backup.role()), (Role::Transferring, Role::Loading));
+    assert_eq!(primary.append(now, Position(7), off), Err(AppendError::NotLogging));
+    pump(now, &mut primary, &mut backup);
+    assert_eq!((primary.role(), backup.role()), (Role::Halted, Role::Joining));
+    assert!(!primary.wants_connection());
+    // With a backup it goes on until that knows.
+    let (mut primary, mut backup) = protected(now);
+    assert!(primary.append(now, Position(1007), off).is_ok());
+    assert_eq!(primary.role(), Role::Protected);
+    primary.flush(now);
+    pump(now, &mut primary, &mut backup);
+    pump(now, &mut backup, &mut primary);
+    assert_eq!(primary.role(), Role::Halted);
 }
 
 #[test]

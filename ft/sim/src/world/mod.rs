@@ -73,7 +73,7 @@ impl World {
         world
     }
 
-    fn start(&mut self, index: usize, start: Start) {
+    pub(crate) fn start(&mut self, index: usize, start: Start) {
         let mut machine = Machine::new(&mut self.env, index, start);
         if start == Start::Primary {
             machine.power_on(&mut self.env);
