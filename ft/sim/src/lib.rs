@@ -1,12 +1,12 @@
 //! Deterministic simulation of the replication protocol.
 //!
-//! The crate under test is `pollux-ft` itself, behind the very gate of `pollux-nic`; what surrounds them is modelled:
-//! guest, networks, clients, arbiter, operators, and time. Everything in a run comes from its seed.
+//! Under test are `pollux-ft` and `pollux-driver` themselves, behind the very gate of `pollux-nic`; what surrounds them is
+//! modelled: guest, devices, networks, clients, arbiter, operators, and time. Everything in a run comes from its seed.
 //!
 //! | module | what |
 //! |---|---|
 //! | `plan`, `world` | what a seed chooses; machines, events and faults |
-//! | `machine`, `guest` | what the hypervisor does around a node; the guest as a chain of all that it saw |
+//! | `machine`, `guest` | the devices around a driver; the guest as a chain of all that it saw |
 //! | `net`, `arbiter`, `client` | what lies between and around the machines |
 //! | [`check`] | the rules, checked by somebody who sees everything |
 //! | [`model`] | the decisions alone, in all orders of events |
