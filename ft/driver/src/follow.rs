@@ -7,7 +7,7 @@ use pollux_ft::{Control, Entry, Position, Role};
 
 use crate::digest::hash_slice;
 use crate::driver::{Driver, Next};
-use crate::guest::{Guest, Output, Stop};
+use crate::guest::{Guest, Output, PowerEvent, Stop};
 use crate::host::{Event, Host, Outlet};
 
 /// Entries that are applied in one turn at most: heartbeats must not wait for long.
@@ -64,8 +64,12 @@ impl<G: Guest> Driver<G> {
                 self.power_due = Some(event);
                 Next::Again
             }
+            Stop::Crashed if position == target => {
+                self.power_due = Some(PowerEvent::Reset);
+                Next::Again
+            }
             Stop::Halted => self.ends_early(host, target, "sleeps"),
-            Stop::Power(_) => self.ends_early(host, target, "ended"),
+            Stop::Power(_) | Stop::Crashed => self.ends_early(host, target, "ended"),
         }
     }
 

@@ -19,16 +19,18 @@ pub enum Stop {
     Output,
     /// The guest waits for an interrupt, at an exact stop.
     Halted,
-    /// The guest switched itself off, or wants a reset, or did what no machine survives; at an exact stop.
+    /// The guest is off or wants a reset, at an exact stop.
     Power(PowerEvent),
+    /// The guest did what no machine survives, and starts anew, at an exact stop.
+    Crashed,
 }
 
-/// What a guest asks of its power supply.
+/// The guest wants its machine off or reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PowerEvent {
-    /// To be off.
+    /// Soft off (ACPI S5).
     Off,
-    /// To start anew.
+    /// A reset, by whatever button the machine has.
     Reset,
 }
 

@@ -73,6 +73,7 @@ impl<G: Guest> Driver<G> {
                 Stop::Target | Stop::Host | Stop::Output => {}
                 Stop::Halted => self.steering.note_sleep(),
                 Stop::Power(event) => self.power_due = Some(event),
+                Stop::Crashed => self.power_due = Some(PowerEvent::Reset),
             }
             host.observe(Event::Ran, self);
         }

@@ -5,8 +5,8 @@ mod sessions;
 mod terms;
 
 use pollux_ft::{
-    Action, AppendError, Config, Control, EntryRef, Identity, Kind, Lag, Node, NodeId, Position, Record, Role, Seq, Start,
-    Term, Time,
+    Action, AppendError, Config, Control, EntryRef, Identity, Kind, Lag, Node, NodeId, Position, Record, Role, Seq,
+    Start, Term, Time,
 };
 use proptest::prelude::*;
 

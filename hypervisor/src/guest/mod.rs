@@ -29,23 +29,7 @@ use crate::state::{self, State, StateError, Visitor};
 
 pub use crate::cpu::EXIT_KINDS;
 pub use exits::ExitCounts;
-
-/// Why a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stop {
-    /// The target was reached exactly.
-    Target,
-    /// The host wants attention; the guest stands somewhere.
-    Host,
-    /// The guest put out frames, at an exact stop.
-    Output,
-    /// The guest waits for an interrupt, at an exact stop.
-    Halted,
-    /// The guest is off or wants a reset, at an exact stop.
-    Power(PowerEvent),
-    /// The guest did what no machine survives (see [`Guest::crash`]), at an exact stop.
-    Crashed,
-}
+pub use pollux_driver::Stop;
 
 /// The guest.
 pub struct Guest {

@@ -1,5 +1,7 @@
 //! What the platform and its surroundings say to each other: access widths, outputs, faults.
 
+pub use pollux_driver::PowerEvent;
+
 /// Width of a port, MMIO or configuration access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
@@ -48,15 +50,6 @@ impl Size {
     pub(crate) const fn extract(self, register: u64, offset: u64) -> u64 {
         if offset >= 8 { 0 } else { (register >> (8 * offset)) & self.mask() }
     }
-}
-
-/// The guest wants its machine off or reset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PowerEvent {
-    /// Soft off (ACPI S5).
-    Off,
-    /// A reset by port 0xCF9, the keyboard controller, or the ACPI reset register.
-    Reset,
 }
 
 /// Where the guest's outputs go. Called at the guest's own position, in order.

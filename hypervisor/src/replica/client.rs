@@ -164,7 +164,7 @@ impl Client {
     }
 
     /// Opens the gate and tells the switch where the guest is now.
-    pub fn go_live(&mut self, now_us: u64) {
+    pub fn open(&mut self, now_us: u64) {
         self.nic.set_mode(GateMode::Open);
         self.release(now_us);
         if let Err(error) = self.nic.announce(self.mac, None) {

@@ -4,12 +4,12 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use pollux_driver::{Output, PowerEvent};
+use pollux_driver::{Output, PowerEvent, Stop};
 use pollux_ft::{Control, EntryRef, Position};
 
-use crate::guest::{Guest, Stop};
+use crate::guest::Guest;
 use crate::memory::{Gpa, PageSet};
-use crate::platform::{self, GuestTime, Outputs};
+use crate::platform::{GuestTime, Outputs};
 
 /// Hands the platform's output on to the driver.
 struct Out<'a, O>(&'a mut O);
@@ -23,7 +23,7 @@ impl<O: Output> Outputs for Out<'_, O> {
         self.0.console(bytes);
     }
 
-    fn power(&mut self, _: platform::PowerEvent) {}
+    fn power(&mut self, _: PowerEvent) {}
 }
 
 impl pollux_driver::Guest for Guest {
@@ -59,23 +59,17 @@ impl pollux_driver::Guest for Guest {
         self.platform.next_deadline()
     }
 
-    fn run(&mut self, target: Position, out: &mut impl Output) -> pollux_driver::Stop {
-        match Guest::run(self, target.0, &mut Out(out)) {
-            Stop::Target => pollux_driver::Stop::Target,
-            Stop::Host => pollux_driver::Stop::Host,
-            Stop::Output => pollux_driver::Stop::Output,
-            Stop::Halted => pollux_driver::Stop::Halted,
-            Stop::Power(platform::PowerEvent::Off) => pollux_driver::Stop::Power(PowerEvent::Off),
-            Stop::Power(platform::PowerEvent::Reset) => {
-                log::info!("the guest asked for a reset at position {}", Guest::position(self));
-                pollux_driver::Stop::Power(PowerEvent::Reset)
-            }
+    fn run(&mut self, target: Position, out: &mut impl Output) -> Stop {
+        let stop = Guest::run(self, target.0, &mut Out(out));
+        let position = Guest::position(self);
+        match stop {
+            Stop::Power(PowerEvent::Reset) => log::info!("the guest asked for a reset at position {position}"),
             Stop::Crashed => {
-                let crash = self.crash().unwrap_or_default();
-                log::warn!("the guest crashed at position {}: {crash}", Guest::position(self));
-                pollux_driver::Stop::Power(PowerEvent::Reset)
+                log::warn!("the guest crashed at position {position}: {}", self.crash().unwrap_or_default());
             }
+            _ => {}
         }
+        stop
     }
 
     fn apply(&mut self, entry: &EntryRef<'_>) -> Result<(), String> {

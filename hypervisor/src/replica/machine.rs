@@ -136,7 +136,7 @@ impl Outlet for Machine {
 
     fn open(&mut self) {
         if let Some(client) = &mut self.client {
-            client.go_live(self.now_us);
+            client.open(self.now_us);
         }
     }
 
