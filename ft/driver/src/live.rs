@@ -82,13 +82,16 @@ impl<G: Guest> Driver<G> {
 
     /// Until when the guest must wait for the twin: buffers are full, or the twin is behind.
     fn held_back_until(&mut self, host: &impl Host<G>) -> Option<Time> {
-        if host.is_full() {
-            return Some(self.now.after(self.tuning.retry));
+        let until = if host.is_full() {
+            Some(self.now.after(self.tuning.retry))
+        } else {
+            let lag = self.lag_ns();
+            self.throttle.pause(self.now, lag)
+        };
+        if until.is_some() {
+            self.steering.note_pause();
         }
-        let lag = self.lag_ns();
-        let until = self.throttle.pause(self.now, lag)?;
-        self.steering.note_pause();
-        Some(until)
+        until
     }
 
     /// How far the twin is behind, in nanoseconds; 0 as long as nobody follows.

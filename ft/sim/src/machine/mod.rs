@@ -45,6 +45,8 @@ pub(crate) struct Machine {
     pub(crate) driver: Driver<Driven>,
     pub(crate) devices: Devices,
     last_turn: u64,
+    /// The guest has been running since then.
+    runs: bool,
     /// Ticks in a thousand microseconds.
     speed: u64,
     wake_at: u64,
@@ -100,6 +102,7 @@ impl Machine {
             driver: Driver::new(now, node, Driven::new(guest), tuning(plan.lag_bound)),
             devices,
             last_turn: env.now,
+            runs: false,
             speed: plan.speeds[index],
             wake_at: u64::MAX,
         }
@@ -190,7 +193,7 @@ impl Machine {
 
     /// Does all that can be done now.
     pub(crate) fn turn(&mut self, env: &mut Env) {
-        let elapsed = (env.now - self.last_turn).min(SLICE);
+        let elapsed = if self.runs { (env.now - self.last_turn).min(SLICE) } else { 0 };
         self.last_turn = env.now;
         self.driver.guest_mut().grant(elapsed * self.speed / 1000);
         self.show(env);
@@ -204,6 +207,7 @@ impl Machine {
             }
             assert!(turns < MOST_TURNS, "a driver that never comes to an end");
         };
+        self.runs = next == Next::Again;
         self.devices.ask(env);
         self.show(env);
         self.plan_wake(env, next);
