@@ -61,6 +61,11 @@ pub trait Stand {
     /// Writes guest memory, whose first 16 KiB are there.
     fn write(&mut self, at: u64, bytes: &[u8]);
 
+    /// Whether it executes any code: models know the instructions of the counters' own tests, and those of real mode only.
+    fn executes_any_code(&self) -> bool {
+        true
+    }
+
     /// Lets pending host interrupts in.
     fn let_in(&mut self);
 

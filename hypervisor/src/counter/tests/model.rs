@@ -381,6 +381,10 @@ impl Stand for Model {
         self.core.ram[at as usize..][..bytes.len()].copy_from_slice(bytes);
     }
 
+    fn executes_any_code(&self) -> bool {
+        false
+    }
+
     fn let_in(&mut self) {
         self.host = false;
     }
