@@ -182,6 +182,33 @@ impl Node {
         if self.role.is_primary() { self.send.last } else { self.replay.last }
     }
 
+    /// What must hold between any two inputs, whatever they were; for tests and simulations, which ask after each.
+    ///
+    /// # Errors
+    /// Says what does not hold.
+    pub fn invariants(&self) -> Result<(), &'static str> {
+        let role = self.role;
+        let bids = matches!(role, Role::Starting | Role::Detaching | Role::Backup | Role::Draining);
+        let in_session = matches!(role, Role::Transferring | Role::Protected | Role::Detaching | Role::HandingOver);
+        let holds_state = role == Role::Loading || role.is_backup();
+        let rules = [
+            (self.bid == Bid::None || bids, "a bid that leads nowhere"),
+            (self.bid == Bid::None || self.next > self.term, "a bid for a term that is over"),
+            (!self.state_sent || in_session || role == Role::Halted, "a state was sent to nobody"),
+            (
+                self.handover.is_some() == (role == Role::HandingOver) || role == Role::Halted,
+                "a hand-over that is none",
+            ),
+            (!self.state_received || holds_state || role == Role::Halted, "a state that nobody follows with"),
+            (!role.is_backup() || self.state_received, "a backup without a state"),
+            (!self.primary_left || role.is_backup() || role == Role::Halted, "a farewell of nobody's primary"),
+            (self.link.is_up() || !self.paired, "a twin without a stream"),
+            (!in_session || self.peer.is_some(), "a session with nobody"),
+            (role != Role::Halted || !self.heartbeat_due, "a sign of life of a halted node"),
+        ];
+        rules.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, what)| Err(what))
+    }
+
     /// What was counted so far.
     #[must_use]
     pub fn stats(&self) -> &Stats {

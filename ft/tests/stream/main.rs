@@ -35,6 +35,9 @@ fn pump(now: Time, from: &mut Node, to: &mut Node) -> usize {
         from.transmitted(taken);
         moved += taken;
     }
+    for node in [from, to] {
+        assert_eq!(node.invariants(), Ok(()), "as {:?}", node.role());
+    }
     moved
 }
 

@@ -25,6 +25,7 @@ impl InWorld<'_> {
             self.env.audit.holds(followed(node), node.newest());
         }
         self.own.suspicion.asks = node.asks_for();
+        assert_eq!(node.invariants(), Ok(()), "machine {} as {:?}", self.own.index, node.role());
         self.check_memory(node);
     }
 
