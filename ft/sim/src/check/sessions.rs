@@ -89,11 +89,12 @@ impl Audit {
         }
     }
 
-    /// A protected guest ran to `position`; its backup may be behind by `bound` ticks, and a little as rates change.
+    /// A protected guest ran to `position`; its backup may be behind by `bound` ticks, and by half of that more: a new
+    /// primary has yet to measure how fast it is.
     pub(crate) fn runs_ahead(&mut self, log: LogId, position: Position, bound: u64) {
         let Some(session) = self.sessions.get(&log) else { return };
         let lag = position.0 - session.followed.0;
-        if lag > bound + bound / 4 {
+        if lag > bound + bound / 2 {
             self.broken(Check::Lag, format!("the backup lags by {lag} ticks, {bound} are allowed"));
         }
     }

@@ -175,7 +175,7 @@ pub(super) fn lag() -> Vec<Option<Violation>> {
         }
     };
     assert_eq!(judge(runs(110)), None);
-    vec![judge(runs(136))]
+    vec![judge(runs(161))]
 }
 
 pub(super) fn power_off() -> Vec<Option<Violation>> {
