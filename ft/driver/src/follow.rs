@@ -99,8 +99,8 @@ impl<G: Guest> Driver<G> {
                 }
                 Entry::Digest { machine, slice, memory } => {
                     let own = hash_slice(self.guest.memory(), *slice, self.tuning.digests.slice);
-                    compare((*machine, *memory), (self.guest.hash(), own))
-                        .map_err(|what| format!("entry {}, digest of slice {slice}: {what}", record.seq.0))?;
+                    compare(position, (*machine, *memory), (self.guest.hash(), own))
+                        .map_err(|what| format!("entry {}, with slice {slice}: {what}", record.seq.0))?;
                 }
                 Entry::Control(Control::Reset) => self.power_due = None,
                 Entry::Control(Control::SwitchOver) => self.takeover.planned = true,
@@ -125,12 +125,12 @@ impl<G: Guest> Driver<G> {
     }
 }
 
-/// What differs between the hashes of machine and memory that were `logged`, and our `own`.
-fn compare(logged: (u64, u64), own: (u64, u64)) -> Result<(), String> {
+/// What differs at `position` between the hashes of machine and memory that were `logged`, and our `own`.
+fn compare(position: Position, logged: (u64, u64), own: (u64, u64)) -> Result<(), String> {
     let what = match (logged.0 == own.0, logged.1 == own.1) {
         (true, true) => return Ok(()),
         (false, _) => "CPU or platform",
         (true, false) => "memory",
     };
-    Err(format!("{what} differs: {own:x?}, logged {logged:x?}"))
+    Err(format!("{what} differs at position {}: {own:x?}, logged {logged:x?}", position.0))
 }
