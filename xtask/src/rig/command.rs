@@ -134,8 +134,9 @@ pub fn run(arguments: RigArgs) -> Result<()> {
         Verb::Console { line: None } => console(&mut client, &directory),
         Verb::Command { target, words } => ask(&mut client, &Request::Command { target, text: words.join(" ") }),
         Verb::Stop => {
-            ask(&mut client, &Request::Stop)?;
-            client.wait_for_end()
+            client.stop()?;
+            say!("the rig has ended");
+            Ok(())
         }
     }
 }

@@ -135,11 +135,15 @@ impl Client {
         Ok(Self { reader: BufReader::new(stream) })
     }
 
-    /// Asks for something; a refusal is an error.
-    pub fn ask(&mut self, request: &Request) -> Result<Response> {
+    fn send(&mut self, request: &Request) -> Result<()> {
         let mut line = serde_json::to_string(request)?;
         line.push('\n');
-        self.reader.get_mut().write_all(line.as_bytes()).context("the rig does not read")?;
+        self.reader.get_mut().write_all(line.as_bytes()).context("the rig does not read")
+    }
+
+    /// Asks for something; a refusal is an error.
+    pub fn ask(&mut self, request: &Request) -> Result<Response> {
+        self.send(request)?;
         let answer = read_answer(&mut self.reader)?;
         let response: Response = serde_json::from_str(&answer).context("the rig's answer is malformed")?;
         if response.ok { Ok(response) } else { bail!("{}", response.message) }
@@ -151,8 +155,9 @@ impl Client {
         status.map(|status| *status).context("the rig's answer lacks the status")
     }
 
-    /// Waits until the rig has closed the connection.
-    pub fn wait_for_end(mut self) -> Result<()> {
+    /// Tells the rig to end, and waits until it has closed the connection: perhaps before it has said that it ends.
+    pub fn stop(mut self) -> Result<()> {
+        self.send(&Request::Stop)?;
         while read_line(&mut self.reader).context("the rig does not end")?.is_some() {}
         Ok(())
     }
@@ -202,5 +207,21 @@ mod tests {
         assert!(!first.ok && first.message.contains("malformed request"), "{first:?}");
         assert!(second.ok && second.message == "done", "{second:?}");
         assert_eq!(main_loop.join().unwrap(), Request::Stop);
+    }
+
+    #[test]
+    fn a_rig_may_end_before_it_has_said_so() {
+        use std::io::BufRead;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control");
+        let listener = UnixListener::bind(&path).unwrap();
+        let rig = std::thread::spawn(move || {
+            let mut line = String::new();
+            BufReader::new(listener.accept().unwrap().0).read_line(&mut line).unwrap();
+            line
+        });
+        let client = Client { reader: BufReader::new(UnixStream::connect(&path).unwrap()) };
+        client.stop().unwrap();
+        assert_eq!(rig.join().unwrap(), "{\"do\":\"stop\"}\n");
     }
 }
