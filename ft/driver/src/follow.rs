@@ -98,9 +98,15 @@ impl<G: Guest> Driver<G> {
                     return Err(format!("entry {}: guest time {base_ns} ns is absurd", record.seq.0));
                 }
                 Entry::Digest { machine, slice, memory } => {
-                    let own = hash_slice(self.guest.memory(), *slice, self.tuning.digests.slice);
-                    compare(position, (*machine, *memory), (self.guest.hash(), own))
-                        .map_err(|what| format!("entry {}, with slice {slice}: {what}", record.seq.0))?;
+                    let memory_here = hash_slice(self.guest.memory(), *slice, self.tuning.digests.slice);
+                    let (logged, own) = ((*machine, *memory), (self.guest.hash(), memory_here));
+                    if let Some(what) = difference(logged, own) {
+                        let seq = record.seq.0;
+                        return Err(format!(
+                            "entry {seq}: {what} differs at position {}: {own:x?}, logged {logged:x?}, slice {slice}",
+                            position.0
+                        ));
+                    }
                 }
                 Entry::Control(Control::Reset) => self.power_due = None,
                 Entry::Control(Control::SwitchOver) => self.takeover.planned = true,
@@ -125,12 +131,11 @@ impl<G: Guest> Driver<G> {
     }
 }
 
-/// What differs at `position` between the hashes of machine and memory that were `logged`, and our `own`.
-fn compare(position: Position, logged: (u64, u64), own: (u64, u64)) -> Result<(), String> {
-    let what = match (logged.0 == own.0, logged.1 == own.1) {
-        (true, true) => return Ok(()),
-        (false, _) => "CPU or platform",
-        (true, false) => "memory",
-    };
-    Err(format!("{what} differs at position {}: {own:x?}, logged {logged:x?}", position.0))
+/// What differs between the hashes of machine and memory that were `logged`, and our `own`.
+fn difference(logged: (u64, u64), own: (u64, u64)) -> Option<&'static str> {
+    match (logged.0 == own.0, logged.1 == own.1) {
+        (true, true) => None,
+        (false, _) => Some("CPU or platform"),
+        (true, false) => Some("memory"),
+    }
 }
