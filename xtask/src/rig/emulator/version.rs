@@ -24,7 +24,7 @@ const TRIED: [Tried; 5] = [
     Tried { emulator: Need::Qemu, version: "10.0.13", what: "kills of the primary under one connection" },
     Tried { emulator: Need::Qemu, version: "11.1.3", what: "kills of the primary under one connection" },
     Tried { emulator: Need::Bochs, version: "2.7", what: "the end-to-end tests of Bochs, exact stops" },
-    Tried { emulator: Need::Bochs, version: "3.0", what: "exact stops, kills, changes of roles" },
+    Tried { emulator: Need::Bochs, version: "3.0", what: "the end-to-end tests of Bochs, exact stops" },
 ];
 
 /// What Bochs' `--help` says; `None` when there is no Bochs.
