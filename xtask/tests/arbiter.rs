@@ -141,7 +141,9 @@ fn post(address: SocketAddr, path: &str, body: &str) -> (u16, Value) {
     (status, serde_json::from_str(body).unwrap_or_default())
 }
 
-/// Calls that both must answer alike, in this order: `$K` and so on are keys in base64.
+/// Calls that both must answer alike, in this order: `$K` and so on are keys in base64. Not among them is what etcds
+/// differ in: 3.4 takes `null` as a body and two kinds of value in one comparison, but no target in small letters and none
+/// whose number is a string; 3.5.16 the other way round.
 const CALLS: &[(&str, &str)] = &[
     (
         "txn",
@@ -154,7 +156,6 @@ const CALLS: &[(&str, &str)] = &[
     ("txn", r#"{"success":[{"request_put":{"key":"$L","value":""}},{"request_range":{"key":"$L"}}]}"#),
     ("txn", "{}"),
     ("txn", ""),
-    ("txn", "null"),
     ("txn", "[]"),
     ("txn", "{"),
     ("txn", r#"{"compare":null,"success":null}"#),
@@ -164,14 +165,11 @@ const CALLS: &[(&str, &str)] = &[
     ("txn", r#"{"success":[{"request_range":{}}]}"#),
     ("txn", r#"{"success":[{"request_put":{"value":"$V"}}]}"#),
     ("txn", r#"{"success":[{"request_put":{"key":"!"}}]}"#),
-    ("txn", r#"{"compare":[{"key":"$K","target":"mod"}]}"#),
-    ("txn", r#"{"compare":[{"key":"$K","target":"1"}]}"#),
     ("txn", r#"{"compare":[{"key":"$K","version":1}]}"#),
     ("txn", r#"{"compare":[{"key":"$K","version":1.5}]}"#),
     ("txn", r#"{"compare":[{"key":"$K","version":"x"}]}"#),
     ("txn", r#"{"compare":[{"key":"$K","version":99999999999999999999}]}"#),
     ("txn", r#"{"compare":[{"key":"$K","target":"CREATE","version":1}]}"#),
-    ("txn", r#"{"compare":[{"key":"$K","target":"CREATE","create_revision":2,"version":7}]}"#),
     (
         "txn",
         r#"{"compare":[{"key":"$K","target":"CREATE","create_revision":-1}],"success":[{"request_put":{"key":"$N"}}]}"#,
@@ -196,7 +194,8 @@ const CALLS: &[(&str, &str)] = &[
     ("range", r#"{"key":"AA==","range_end":"AA==","sortOrder":2,"sortTarget":0,"limit":1}"#),
 ];
 
-/// What a client would notice: all but who answers, and the wording of what is malformed.
+/// What a client would notice: all but who answers, and the wording of what is malformed. What is wrong stands in
+/// `message`; etcd 3.4 says it in `error` as well, 3.5.16 no more.
 fn essence((status, mut body): (u16, Value)) -> (u16, Value) {
     if let Some(header) = body.get_mut("header").and_then(Value::as_object_mut) {
         for name in ["cluster_id", "member_id", "raft_term"] {
@@ -204,7 +203,8 @@ fn essence((status, mut body): (u16, Value)) -> (u16, Value) {
         }
     }
     if status != 200 {
-        assert!(body["message"] == body["error"] && body["error"].is_string(), "{body}");
+        assert!(body["message"].is_string(), "{body}");
+        assert!(body.get("error").is_none_or(|error| *error == body["message"]), "{body}");
         body = body["code"].clone();
     }
     (status, body)
