@@ -258,10 +258,12 @@ pub enum Bid {
 }
 
 /// May this machine look whether the arbiter would give a term? Whoever has the guest, or holds it, may need one soon,
-/// and people should know beforehand that there would be none. A bid comes first: no look is in its way.
+/// and people should know beforehand that there would be none. Who joins has to know which arbiter it is that answers.
+/// A bid comes first: no look is in its way.
 #[must_use]
 pub const fn may_look_at_arbiter(role: Role, bid: Bid) -> bool {
-    matches!(bid, Bid::None) && matches!(role, Role::Alone | Role::Transferring | Role::Protected | Role::Backup)
+    let waits = matches!(role, Role::Joining | Role::Loading | Role::Backup);
+    matches!(bid, Bid::None) && (waits || matches!(role, Role::Alone | Role::Transferring | Role::Protected))
 }
 
 /// What a backup does about its standing.

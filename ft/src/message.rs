@@ -1,9 +1,11 @@
 //! Messages on the stream between the twins.
 
+use crate::arbiter::ArbiterId;
 use crate::entry::MAX_DATA;
-use crate::pairing::{Identity, PROTOCOL};
+use crate::pairing::{Claim, PROTOCOL};
 use crate::types::{Position, Seq, SessionId, Term};
 use crate::wire::{DecodeError, Reader, put_text, put_varint};
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -39,7 +41,7 @@ pub enum Hello {
         /// Heartbeats that the sender has sent so far: those say nothing of this attempt to pair.
         beats: u64,
         /// What the sender says of itself.
-        identity: Identity,
+        claim: Box<Claim>,
     },
     /// The twin speaks another version; nothing else can be read.
     OtherVersion(u16),
@@ -106,6 +108,8 @@ pub enum Message<'a> {
     },
     /// The session ends.
     Bye(Bye),
+    /// The arbiter that answers the sender, which did not know it when it said Hello.
+    Arbiter(ArbiterId),
 }
 
 impl<'a> Message<'a> {
@@ -124,6 +128,7 @@ impl<'a> Message<'a> {
             Self::Ack { .. } => 9,
             Self::Bye(_) => 10,
             Self::Zero { .. } => 11,
+            Self::Arbiter(_) => 12,
         }
     }
 
@@ -131,12 +136,12 @@ impl<'a> Message<'a> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Hello(Hello::OtherVersion(version)) => out.extend_from_slice(&version.to_le_bytes()),
-            Self::Hello(Hello::Known { joining, term, beats, identity }) => {
+            Self::Hello(Hello::Known { joining, term, beats, claim }) => {
                 out.extend_from_slice(&PROTOCOL.to_le_bytes());
                 out.push(u8::from(*joining));
                 put_varint(out, term.0);
                 put_varint(out, *beats);
-                identity.encode(out);
+                claim.encode(out);
             }
             Self::Refuse { retry, reason } => {
                 out.push(u8::from(*retry));
@@ -162,6 +167,7 @@ impl<'a> Message<'a> {
                 out.extend_from_slice(&digest.to_le_bytes());
             }
             Self::Joined(session) => put_varint(out, session.0),
+            Self::Arbiter(arbiter) => out.extend_from_slice(&arbiter.0.to_le_bytes()),
             Self::Ack { received, applied, position } => {
                 put_varint(out, received.0);
                 put_varint(out, received.0 - applied.0);
@@ -191,7 +197,7 @@ impl<'a> Message<'a> {
                     joining: reader.bool()?,
                     term: Term(reader.varint()?),
                     beats: reader.varint()?,
-                    identity: Identity::decode(&mut reader)?,
+                    claim: Box::new(Claim::decode(&mut reader)?),
                 },
                 other => {
                     reader.rest();
@@ -229,6 +235,7 @@ impl<'a> Message<'a> {
                 })
             }
             11 => Self::zero(reader.varint()?, reader.varint()?)?,
+            12 => Self::Arbiter(ArbiterId(reader.u64()?)),
             other => return Err(DecodeError::UnknownKind(other)),
         };
         reader.finish()?;
@@ -256,6 +263,8 @@ impl<'a> Message<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use crate::pairing::{Identity, Settings};
     use crate::types::NodeId;
     use proptest::prelude::*;
 
@@ -276,8 +285,13 @@ mod tests {
             counter: "ticks".into(),
             guest_memory: 1 << 28,
             guest_image: "guest".into(),
+            guest_mac: [2, 0, 0, 0, 0, 9],
+            broken_rule: "output-rule".into(),
         };
-        round_trip(&Message::Hello(Hello::Known { joining: true, term: Term(3), beats: 77, identity }));
+        let claim = Claim { identity, settings: Settings::of(&Config::default()), arbiter: Some(ArbiterId(8)) };
+        let claim = Box::new(claim);
+        round_trip(&Message::Hello(Hello::Known { joining: true, term: Term(3), beats: 77, claim }));
+        round_trip(&Message::Arbiter(ArbiterId(u64::MAX)));
         round_trip(&Message::Hello(Hello::OtherVersion(77)));
         round_trip(&Message::Refuse { retry: true, reason: "busy".into() });
         round_trip(&Message::StateBegin { session: SessionId(4), term: Term(5), next: Term(6) });
@@ -310,7 +324,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(kind: u8, payload in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Message::decode(kind % 13, &payload);
+            let _ = Message::decode(kind % 14, &payload);
         }
     }
 }

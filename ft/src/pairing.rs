@@ -1,23 +1,28 @@
 //! May these two machines be twins?
 
-use crate::types::NodeId;
-use crate::wire::{DecodeError, Reader, put_text};
-use alloc::string::String;
+use crate::arbiter::ArbiterId;
+use crate::config::Config;
+use crate::types::{NodeId, Span};
+use crate::wire::{DecodeError, Reader, put_text, put_varint};
+use alloc::format;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
 /// Version of the protocol; raised whenever old and new cannot talk.
-pub const PROTOCOL: u16 = 3;
+pub const PROTOCOL: u16 = 4;
 
 /// Longest text in an identity, in bytes; longer ones are cut when sent.
 pub const MAX_TEXT: usize = 128;
+/// Longest name of a pair or of a machine, in bytes. It is never cut: two pairs must not become one.
+pub const MAX_NAME: usize = 32;
 
 /// What a machine says of itself; what must be equal is compared by [`check`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// This machine, as long as it runs.
     pub node: NodeId,
-    /// Name of the pair; keeps several pairs on one wire apart.
+    /// Name of the pair; keeps several pairs on one wire and at one arbiter apart. At most [`MAX_NAME`] bytes.
     pub pair: String,
     /// Build of the hypervisor; twins run the same one.
     pub build: String,
@@ -31,38 +36,123 @@ pub struct Identity {
     pub guest_memory: u64,
     /// The guest's image and command line for people to read, with a digest: both twins load it again at a reset.
     pub guest_image: String,
+    /// The guest's MAC address, by which clients reach it on whichever machine it runs.
+    pub guest_mac: [u8; 6],
+    /// The rule that this machine breaks on purpose; usually none, an empty text.
+    pub broken_rule: String,
 }
 
 impl Identity {
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.node.0.to_le_bytes());
-        put_text(out, &self.pair, MAX_TEXT);
+        put_text(out, &self.pair, MAX_NAME);
         put_text(out, &self.build, MAX_TEXT);
         out.extend_from_slice(&self.cpu_digest.to_le_bytes());
         put_text(out, &self.cpu_name, MAX_TEXT);
         put_text(out, &self.counter, MAX_TEXT);
         out.extend_from_slice(&self.guest_memory.to_le_bytes());
         put_text(out, &self.guest_image, MAX_TEXT);
+        out.extend_from_slice(&self.guest_mac);
+        put_text(out, &self.broken_rule, MAX_NAME);
     }
 
     pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
             node: NodeId(reader.u64()?),
-            pair: reader.text(MAX_TEXT)?,
+            pair: reader.text(MAX_NAME)?,
             build: reader.text(MAX_TEXT)?,
             cpu_digest: reader.u64()?,
             cpu_name: reader.text(MAX_TEXT)?,
             counter: reader.text(MAX_TEXT)?,
             guest_memory: reader.u64()?,
             guest_image: reader.text(MAX_TEXT)?,
+            guest_mac: reader.array()?,
+            broken_rule: reader.text(MAX_NAME)?,
         })
     }
 
     /// Cuts the texts to what the wire carries, so that both sides compare the same.
-    pub(crate) fn shorten(&mut self) {
-        for text in [&mut self.pair, &mut self.build, &mut self.cpu_name, &mut self.counter, &mut self.guest_image] {
+    ///
+    /// # Errors
+    /// When a name is too long.
+    pub(crate) fn shorten(&mut self) -> Result<(), &'static str> {
+        if self.pair.len() > MAX_NAME || self.broken_rule.len() > MAX_NAME {
+            return Err("names of pairs and rules have at most 32 bytes");
+        }
+        for text in [&mut self.build, &mut self.cpu_name, &mut self.counter, &mut self.guest_image] {
             text.truncate(text.floor_char_boundary(MAX_TEXT));
         }
+        Ok(())
+    }
+}
+
+/// What both machines must have been told alike: either may have to go on alone, or to wait for the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Whether an arbiter is asked.
+    pub arbiter: bool,
+    /// Distance between two heartbeats.
+    pub heartbeat: Span,
+    /// Silence after which the twin is taken for dead.
+    pub suspect: Span,
+    /// Bytes of log or state that wait at a backup.
+    pub log_buffer: u64,
+}
+
+impl Settings {
+    pub(crate) fn of(config: &Config) -> Self {
+        Self {
+            arbiter: config.arbiter,
+            heartbeat: config.heartbeat_interval,
+            suspect: config.suspect_after,
+            log_buffer: config.receive_buffer_bytes as u64,
+        }
+    }
+
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        out.push(u8::from(self.arbiter));
+        for number in [self.heartbeat.0, self.suspect.0, self.log_buffer] {
+            put_varint(out, number);
+        }
+    }
+
+    pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            arbiter: reader.bool()?,
+            heartbeat: Span(reader.varint()?),
+            suspect: Span(reader.varint()?),
+            log_buffer: reader.varint()?,
+        })
+    }
+}
+
+/// All that a machine presents to its twin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// What it says of itself.
+    pub identity: Identity,
+    /// What it was told.
+    pub settings: Settings,
+    /// The arbiter that answers it, as far as it knows.
+    pub arbiter: Option<ArbiterId>,
+}
+
+impl Claim {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        self.identity.encode(out);
+        self.settings.encode(out);
+        out.push(u8::from(self.arbiter.is_some()));
+        if let Some(arbiter) = self.arbiter {
+            out.extend_from_slice(&arbiter.0.to_le_bytes());
+        }
+    }
+
+    pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            identity: Identity::decode(reader)?,
+            settings: Settings::decode(reader)?,
+            arbiter: if reader.bool()? { Some(ArbiterId(reader.u64()?)) } else { None },
+        })
     }
 }
 
@@ -85,6 +175,10 @@ pub enum Mismatch {
     Memory(u64, u64),
     /// The guest's image or command line.
     Image(String, String),
+    /// An option that must be the same: its name.
+    Option(&'static str, String, String),
+    /// The arbiters: one would grant a term that the other has granted, too.
+    Arbiter(ArbiterId, ArbiterId),
 }
 
 impl fmt::Display for Mismatch {
@@ -102,6 +196,10 @@ impl fmt::Display for Mismatch {
             }
             Self::Memory(a, b) => write!(f, "guest memory differs: {a} and {b} bytes"),
             Self::Image(a, b) => write!(f, "guest images differ: {a} and {b}"),
+            Self::Option(name, a, b) => write!(f, "options '{name}' differ: {a} and {b}"),
+            Self::Arbiter(a, b) => {
+                write!(f, "arbiters differ: etcd clusters {a} and {b}: both machines could win the same term")
+            }
         }
     }
 }
@@ -110,7 +208,44 @@ impl fmt::Display for Mismatch {
 ///
 /// # Errors
 /// The first difference that forbids pairing.
-pub fn check(ours: &Identity, theirs: &Identity) -> Result<(), Mismatch> {
+pub fn check(ours: &Claim, theirs: &Claim) -> Result<(), Mismatch> {
+    check_identities(&ours.identity, &theirs.identity)?;
+    check_options(ours, theirs)?;
+    check_arbiters(ours.arbiter, theirs.arbiter)
+}
+
+/// Two arbiters that are both known must be the same.
+///
+/// # Errors
+/// When they are not.
+pub fn check_arbiters(ours: Option<ArbiterId>, theirs: Option<ArbiterId>) -> Result<(), Mismatch> {
+    match ours.zip(theirs) {
+        Some((ours, theirs)) if ours != theirs => Err(Mismatch::Arbiter(ours, theirs)),
+        _ => Ok(()),
+    }
+}
+
+fn check_options(ours: &Claim, theirs: &Claim) -> Result<(), Mismatch> {
+    let time = |span: Span| format!("{} us", span.0);
+    let values = |claim: &Claim| {
+        let Claim { identity: Identity { guest_mac: mac, broken_rule: rule, .. }, settings, .. } = claim;
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        [
+            ("arbiter", if settings.arbiter { "one" } else { "none" }.to_string()),
+            ("guest-mac", mac),
+            ("heartbeat", time(settings.heartbeat)),
+            ("suspect", time(settings.suspect)),
+            ("log-buffer", format!("{} bytes", settings.log_buffer)),
+            ("break", if rule.is_empty() { "none".to_string() } else { rule.clone() }),
+        ]
+    };
+    match values(ours).into_iter().zip(values(theirs)).find(|(ours, theirs)| ours != theirs) {
+        Some(((name, ours), (_, theirs))) => Err(Mismatch::Option(name, ours, theirs)),
+        None => Ok(()),
+    }
+}
+
+fn check_identities(ours: &Identity, theirs: &Identity) -> Result<(), Mismatch> {
     let both = |a: &String, b: &String| (a.clone(), b.clone());
     if ours.node == theirs.node {
         return Err(Mismatch::Myself(ours.node));
@@ -156,13 +291,23 @@ mod tests {
             counter: "ticks".into(),
             guest_memory: 1 << 26,
             guest_image: "g1".into(),
+            guest_mac: [0x52, 0x54, 0, 0, 0, 1],
+            broken_rule: String::new(),
         }
+    }
+
+    fn claim(identity: Identity) -> Claim {
+        Claim { identity, settings: Settings::of(&Config::default()), arbiter: None }
+    }
+
+    fn differ(ours: &Identity, theirs: Identity) -> String {
+        check(&claim(ours.clone()), &claim(theirs)).unwrap_err().to_string()
     }
 
     #[test]
     fn each_difference_is_named_with_both_values() {
         let ours = identity(1);
-        assert_eq!(check(&ours, &identity(2)), Ok(()));
+        assert_eq!(check(&claim(ours.clone()), &claim(identity(2))), Ok(()));
         let cases = [
             (identity(1), "0000000000000001"),
             (Identity { pair: "q".into(), ..identity(2) }, "\"p\" and \"q\""),
@@ -174,11 +319,43 @@ mod tests {
             (Identity { counter: "pmu".into(), ..identity(2) }, "ticks and pmu: the same position is not"),
             (Identity { guest_memory: 5, ..identity(2) }, "67108864 and 5"),
             (Identity { guest_image: "g2".into(), ..identity(2) }, "g1 and g2"),
+            (
+                Identity { guest_mac: [0x52, 0x54, 0, 0, 0, 2], ..identity(2) },
+                "options 'guest-mac' differ: 52:54:00:00:00:01 and 52:54:00:00:00:02",
+            ),
+            (Identity { broken_rule: "output-rule".into(), ..identity(2) }, "'break' differ: none and output-rule"),
         ];
         for (theirs, want) in cases {
+            let text = differ(&ours, theirs);
+            assert!(text.contains(want), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_setting_that_differs_is_named_with_both_values() {
+        let ours = claim(identity(1));
+        let plain = Config::default();
+        let cases = [
+            (Config { arbiter: true, ..plain.clone() }, "'arbiter' differ: none and one"),
+            (Config { heartbeat_interval: Span(5), ..plain.clone() }, "'heartbeat' differ: 100000 us and 5 us"),
+            (Config { suspect_after: Span(7), ..plain.clone() }, "'suspect' differ: 1000000 us and 7 us"),
+            (Config { receive_buffer_bytes: 9, ..plain }, "'log-buffer' differ: 4194304 bytes and 9 bytes"),
+        ];
+        for (config, want) in cases {
+            let theirs = Claim { settings: Settings::of(&config), ..claim(identity(2)) };
             let text = check(&ours, &theirs).unwrap_err().to_string();
             assert!(text.contains(want), "{text}");
         }
+    }
+
+    #[test]
+    fn arbiters_that_are_known_must_be_one() {
+        let of = |node, arbiter: Option<u64>| Claim { arbiter: arbiter.map(ArbiterId), ..claim(identity(node)) };
+        for (ours, theirs) in [(None, None), (Some(5), None), (None, Some(5)), (Some(5), Some(5))] {
+            assert_eq!(check(&of(1, ours), &of(2, theirs)), Ok(()));
+        }
+        let text = check(&of(1, Some(0xA5)), &of(2, Some(6))).unwrap_err().to_string();
+        assert!(text.contains("arbiters differ: etcd clusters a5 and 6"), "{text}");
     }
 
     #[test]
@@ -187,17 +364,17 @@ mod tests {
         let ours = with(1, "pmu (fixed counter 0, test program 301)");
         for theirs in ["pmu (general counter 0, test program 301)", "pmu (fixed counter 0, test program 321)", "ticks"]
         {
-            let mismatch = check(&ours, &with(2, theirs)).unwrap_err();
+            let mismatch = check(&claim(ours.clone()), &claim(with(2, theirs))).unwrap_err();
             assert_eq!(mismatch, Mismatch::Counter(ours.counter.clone(), theirs.into()));
         }
-        assert_eq!(check(&ours, &with(2, &ours.counter)), Ok(()));
+        assert_eq!(check(&claim(ours.clone()), &claim(with(2, &ours.counter))), Ok(()));
     }
 
     #[test]
     fn cpus_of_two_vendors_are_no_twins() {
         let amd = Identity { cpu_name: "AuthenticAMD EPYC (family 23)".into(), ..identity(1) };
         let intel = Identity { cpu_digest: 8, cpu_name: "GenuineIntel Core (family 6)".into(), ..identity(2) };
-        let text = check(&amd, &intel).unwrap_err().to_string();
+        let text = differ(&amd, intel);
         assert!(text.starts_with("CPUs differ: AuthenticAMD EPYC") && text.contains("GenuineIntel Core"), "{text}");
     }
 
@@ -206,7 +383,19 @@ mod tests {
         let mut long = Identity { build: "x".repeat(300), ..identity(1) };
         let mut wire = Vec::new();
         long.encode(&mut wire);
-        long.shorten();
+        assert_eq!(long.shorten(), Ok(()));
         assert_eq!(Identity::decode(&mut Reader(&wire)).unwrap(), long);
+    }
+
+    /// Two pairs whose names begin alike are two pairs.
+    #[test]
+    fn a_name_is_never_cut() {
+        let named = |length| Identity { pair: "x".repeat(length), ..identity(1) };
+        assert_eq!(named(MAX_NAME).shorten(), Ok(()));
+        assert!(named(MAX_NAME + 1).shorten().unwrap_err().contains("at most 32 bytes"));
+        let mut wire = Vec::new();
+        let whole = Claim { arbiter: Some(ArbiterId(u64::MAX)), ..claim(named(MAX_NAME)) };
+        whole.encode(&mut wire);
+        assert_eq!(Claim::decode(&mut Reader(&wire)), Ok(whole));
     }
 }

@@ -56,7 +56,7 @@ impl<'a> Reader<'a> {
         core::mem::take(&mut self.0)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
         let (head, tail) = self.0.split_first_chunk().ok_or(DecodeError::Truncated)?;
         self.0 = tail;
         Ok(*head)

@@ -10,6 +10,7 @@ use core::net::Ipv4Addr;
 use core::str::FromStr;
 
 use pollux_boot::command_line::{CommandOption, options};
+use pollux_ft::pairing::MAX_NAME;
 use pollux_ft::{Span, Term};
 
 pub use self::arbiter::{ArbiterOptions, Routes};
@@ -34,6 +35,16 @@ pub enum StartRole {
 pub enum BrokenRule {
     /// Output leaves without waiting for the twin.
     OutputRule,
+}
+
+impl BrokenRule {
+    /// Its name, as `break=` takes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OutputRule => "output-rule",
+        }
+    }
 }
 
 /// An IPv4 address with the length of its network's prefix.
@@ -326,11 +337,14 @@ impl FromStr for Cidr {
     }
 }
 
+/// A name, in full: terms, pairing and heartbeats know it as it is.
 fn short(text: &str) -> Result<String, &'static str> {
-    if (1..=32).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    if (1..=MAX_NAME).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
     {
         Ok(text.to_owned())
     } else {
+        const _: () = assert!(MAX_NAME == 32, "the message says so");
         Err("1 to 32 letters, digits, '-', '_' or '.'")
     }
 }
@@ -424,6 +438,8 @@ mod tests {
         };
         refused("colour=blue", "'colour'");
         refused("verbose", "'verbose'");
+        refused(&format!("pair={}", "x".repeat(33)), "'pair=xxx");
+        assert!(Config::parse(&format!("{PAIR} pair={}", "x".repeat(32))).is_ok());
         refused("role=backup", "'role' is given twice");
         refused("guest-memory=5M", "guest-memory");
         refused("guest-memory=99999999999G", "guest-memory");

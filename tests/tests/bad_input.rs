@@ -116,6 +116,27 @@ fn twins_with_different_guest_memory_do_not_pair() -> Result<()> {
     rig.stop()
 }
 
+/// Options that one machine alone was given: each would do harm only when the other machine is lost.
+#[test]
+fn twins_with_different_options_do_not_pair() -> Result<()> {
+    for (option, explained) in [
+        ("arbiter=none", "options 'arbiter' differ: one and none"),
+        ("guest-mac=52:54:00:12:34:57", "options 'guest-mac' differ: 52:54:00:12:34:56 and 52:54:00:12:34:57"),
+        ("break=output-rule", "options 'break' differ: none and output-rule"),
+    ] {
+        let name = format!("differs-{}", option.split('=').next().unwrap_or_default());
+        let mut rig = Rig::start(&name, "counter", &["--hypervisor-option", &format!("pollux:{option}")])?;
+        rig.wait("both machines explain why they do not pair", START_LIMIT, |rig| {
+            let told = ["castor.log", "pollux.log"].iter().all(|log| rig.read(log).contains(explained));
+            Ok(told.then_some(()))
+        })?;
+        ensure!(!rig.file()?.protected, "{option}");
+        ensure!(Client::connect(&rig.service()?, PATIENCE)?.increment("x")? == 1);
+        rig.stop()?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_triple_fault_restarts_the_guest() -> Result<()> {
     let mut rig = Rig::start("triple", "triple", &[])?;

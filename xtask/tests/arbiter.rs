@@ -115,8 +115,8 @@ fn taken_by(node: u64, machine: &str) -> Result<Answer, Failure> {
 fn suite(address: SocketAddr) {
     // A look changes nothing, before and after.
     let look = Look::new("test-pair");
-    assert_eq!(ask(address, &look, 4096), Ok(()));
-    assert_eq!(ask(address, &look, 1), Ok(()));
+    assert!(matches!(ask(address, &look, 4096), Ok(Some(_))));
+    assert!(matches!(ask(address, &look, 1), Ok(Some(_))));
     let (castor, pollux) = (question(1, 0xC, "castor"), question(1, 0xD, "pollux"));
     assert_eq!(ask(address, &castor, 4096), Ok(Answer::Granted));
     assert_eq!(ask(address, &castor, 4096), Ok(Answer::Granted), "the answer may have been lost");

@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::question::{Found, key, post};
-use super::{Ask, Failure, base64};
+use super::{ArbiterId, Ask, Failure, base64};
 
 /// "Would you give away a term?"
 ///
@@ -16,19 +16,25 @@ use super::{Ask, Failure, base64};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Look {
     key: Vec<u8>,
+    agreed: Option<ArbiterId>,
 }
 
 impl Look {
-    /// Looks for `pair`.
+    /// Looks for `pair`, whose name has at most [`MAX_NAME`](crate::pairing::MAX_NAME) bytes.
     #[must_use]
     pub fn new(pair: &str) -> Self {
-        Self { key: key(pair, &"look") }
+        Self { key: key(pair, &"look"), agreed: None }
+    }
+
+    /// From now on only this arbiter will do.
+    pub fn agree_on(&mut self, agreed: Option<ArbiterId>) {
+        self.agreed = agreed;
     }
 }
 
 impl Ask for Look {
-    /// A question would be answered.
-    type Answer = ();
+    /// A question would be answered, by this arbiter if it has a number.
+    type Answer = Option<ArbiterId>;
 
     fn request(&self, host: &str) -> Vec<u8> {
         let key = base64::encode(&self.key);
@@ -42,9 +48,9 @@ impl Ask for Look {
         )
     }
 
-    fn judge(&self, body: &[u8]) -> Result<(), Failure> {
-        match Found::read(body)? {
-            Found { header: true, succeeded: false, put: false, key: None, .. } => Ok(()),
+    fn judge(&self, body: &[u8]) -> Result<Option<ArbiterId>, Failure> {
+        match Found::read(body, self.agreed)? {
+            Found { header: true, succeeded: false, put: false, key: None, arbiter, .. } => Ok(arbiter),
             Found { succeeded: true, .. } => Err(Failure::Content("what cannot be holds there: it does not compare")),
             _ => Err(Failure::Content("it is not that of a transaction whose comparison fails")),
         }

@@ -33,6 +33,16 @@ pub use self::question::Question;
 pub use self::refusal::Refusal;
 use crate::types::NodeId;
 
+/// Which arbiter it is: the number of an etcd cluster, which all its members give and no other cluster does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ArbiterId(pub u64);
+
+impl fmt::Display for ArbiterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
 /// Who holds a term.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Winner {
@@ -88,6 +98,13 @@ pub enum Failure {
     Refused(Refusal),
     /// The response's body is no answer to a transaction, or none to this one.
     Content(&'static str),
+    /// It is not the arbiter that the twins agreed on, but another one.
+    Stranger {
+        /// The one agreed on.
+        agreed: ArbiterId,
+        /// The one that answered.
+        found: ArbiterId,
+    },
 }
 
 impl fmt::Display for Failure {
@@ -96,6 +113,10 @@ impl fmt::Display for Failure {
             Self::Http(error) => error.fmt(f),
             Self::Refused(refusal) => refusal.fmt(f),
             Self::Content(what) => write!(f, "the arbiter's answer is malformed: {what}"),
+            Self::Stranger { agreed, found } => write!(
+                f,
+                "this is the arbiter (etcd cluster) {found}, and the twins agreed on {agreed}: its word does not count"
+            ),
         }
     }
 }

@@ -6,11 +6,9 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::json::{BadJson, Reader};
-use super::{Answer, Ask, Failure, Winner, base64};
+use super::{Answer, ArbiterId, Ask, Failure, Winner, base64};
+use crate::pairing::MAX_NAME;
 use crate::types::{NodeId, Term};
-
-/// Longest name of a machine or a pair that is used, in bytes.
-const MAX_NAME: usize = 64;
 
 /// "May this node have this term?"
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,13 +16,21 @@ pub struct Question {
     key: Vec<u8>,
     value: Vec<u8>,
     term: Term,
+    agreed: Option<ArbiterId>,
 }
 
 impl Question {
-    /// Asks for `term` of `pair` in the name of `node`, which runs on the machine called `machine`.
+    /// Asks for `term` of `pair` in the name of `node`, which runs on the machine called `machine`. Both names have at
+    /// most [`MAX_NAME`] bytes.
     #[must_use]
     pub fn new(pair: &str, term: Term, node: NodeId, machine: &str) -> Self {
-        Self { key: key(pair, &term.0), value: format!("{node} {}", short(machine)).into_bytes(), term }
+        Self { key: key(pair, &term.0), value: format!("{node} {machine}").into_bytes(), term, agreed: None }
+    }
+
+    /// Only this arbiter's answer is to count.
+    #[must_use]
+    pub fn of(self, agreed: Option<ArbiterId>) -> Self {
+        Self { agreed, ..self }
     }
 
     /// The term asked for.
@@ -50,7 +56,7 @@ impl Ask for Question {
     }
 
     fn judge(&self, body: &[u8]) -> Result<Answer, Failure> {
-        match Found::read(body)? {
+        match Found::read(body, self.agreed)? {
             Found { succeeded: true, put: true, key: None, .. } => Ok(Answer::Granted),
             Found { succeeded: false, put: false, key: Some(key), value, .. } => {
                 if base64::decode(&key).as_ref() != Some(&self.key) {
@@ -68,11 +74,7 @@ impl Ask for Question {
 
 /// The key of `name` among a pair's; a term's name is its number.
 pub(super) fn key(pair: &str, name: &dyn fmt::Display) -> Vec<u8> {
-    format!("pollux/{}/{name}", short(pair)).into_bytes()
-}
-
-fn short(name: &str) -> &str {
-    &name[..name.floor_char_boundary(MAX_NAME)]
+    format!("pollux/{pair}/{name}").into_bytes()
 }
 
 /// The HTTP request for a transaction.
@@ -99,6 +101,7 @@ fn winner(value: &[u8]) -> Winner {
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) header: bool,
+    pub(super) arbiter: Option<ArbiterId>,
     pub(super) succeeded: bool,
     pub(super) put: bool,
     pub(super) key: Option<String>,
@@ -106,9 +109,13 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Reads an answer to a transaction.
-    pub(super) fn read(body: &[u8]) -> Result<Self, Failure> {
-        Self::try_read(body).map_err(|BadJson| Failure::Content("it is not the JSON of a transaction"))
+    /// Reads an answer to a transaction. If an arbiter was `agreed` on, it must not come from another one.
+    pub(super) fn read(body: &[u8], agreed: Option<ArbiterId>) -> Result<Self, Failure> {
+        let found = Self::try_read(body).map_err(|BadJson| Failure::Content("it is not the JSON of a transaction"))?;
+        match agreed.zip(found.arbiter) {
+            Some((agreed, found)) if agreed != found => Err(Failure::Stranger { agreed, found }),
+            _ => Ok(found),
+        }
     }
 
     fn try_read(body: &[u8]) -> Result<Self, BadJson> {
@@ -124,12 +131,23 @@ impl Found {
             "succeeded" | "responses" => Err(BadJson),
             "header" => {
                 found.header = true;
-                reader.skip()
+                found.header(reader)
             }
             _ => reader.skip(),
         })?;
         reader.finish()?;
         Ok(found)
+    }
+
+    /// Who answers. An arbiter without a number, or with one that is none, is any.
+    fn header(&mut self, reader: &mut Reader<'_>) -> Result<(), BadJson> {
+        reader.object(|reader, name| match name {
+            "cluster_id" | "clusterId" => {
+                self.arbiter = reader.string_if_one()?.and_then(|text| text.parse().ok()).map(ArbiterId);
+                Ok(())
+            }
+            _ => reader.skip(),
+        })
     }
 
     /// One of `response_put` and `response_range`, in either spelling. See: Protocol Buffers, "JSON Mapping".

@@ -22,6 +22,9 @@ const THERE: &str = "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Headers: accept, co
     [{\"key\":\"cG9sbHV4L3BhaXIvNw==\",\"create_revision\":\"2\",\"mod_revision\":\"2\",\"version\":\"1\",\
     \"value\":\"MDAwMDAwMDAwMDAwMDBhYSBjYXN0b3I=\"}],\"count\":\"1\"}}]}";
 
+/// The arbiter that all of these come from.
+const ETCD: ArbiterId = ArbiterId(324_952_591_200_643_719);
+
 fn ask(term: u64, node: u64) -> Question {
     Question::new("pair", Term(term), NodeId(node), "castor")
 }
@@ -138,10 +141,10 @@ const FULL: &str = "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/
 fn a_look_tells_whether_a_question_would_be_answered() {
     let look = Look::new("pair");
     let seen = |response: &str| Try::default().receive(&look, response.as_bytes());
-    assert_eq!(seen(LOOKED), Ok(Some(())));
-    let full = Err(Failure::Refused(Refusal { status: 429, said: "etcdserver: mvcc: database space exceeded".into() }));
-    assert_eq!(seen(FULL), full);
-    assert_eq!(outcome(&ask(7, 1), FULL.as_bytes(), &[3]).map(drop), full.map(drop));
+    assert_eq!(seen(LOOKED), Ok(Some(Some(ETCD))));
+    let full = Failure::Refused(Refusal { status: 429, said: "etcdserver: mvcc: database space exceeded".into() });
+    assert_eq!(seen(FULL), Err(full.clone()));
+    assert_eq!(outcome(&ask(7, 1), FULL.as_bytes(), &[3]), Err(full));
     for wrong in [MADE, THERE, "HTTP/1.1 200 OK\r\n\r\n{}"] {
         let mut attempt = Try::default();
         let outcome =
@@ -174,10 +177,34 @@ fn the_other_spelling_is_understood() {
     assert_eq!(judge(there), Ok(Answer::Taken { by: castor() }));
 }
 
+/// The answer of an arbiter that the twin does not ask is none, be it to a question or to a look.
 #[test]
-fn long_names_are_cut() {
-    let long = Question::new(&"ä".repeat(500), Term(u64::MAX), NodeId(u64::MAX), &"x".repeat(500));
-    assert!(long.request("h").len() < 1200);
+fn another_arbiter_does_not_count() {
+    let (strange, stranger) = (ArbiterId(5), Failure::Stranger { agreed: ArbiterId(5), found: ETCD });
+    for response in [MADE, THERE] {
+        let asked = |agreed| outcome(&ask(7, 1).of(agreed), response.as_bytes(), &[10_000]);
+        assert_eq!(asked(Some(strange)), Err(stranger.clone()));
+        assert_eq!(asked(Some(ETCD)), asked(None));
+        assert!(asked(None).is_ok());
+    }
+    let mut look = Look::new("pair");
+    for (agreed, want) in [(Some(strange), Err(stranger)), (Some(ETCD), Ok(Some(Some(ETCD))))] {
+        look.agree_on(agreed);
+        assert_eq!(Try::default().receive(&look, LOOKED.as_bytes()), want);
+    }
+    // Who has no number cannot be told from others.
+    let body = "{\"header\":{\"cluster_id\":\"x\"},\"succeeded\":true,\"responses\":[{\"response_put\":{}}]}";
+    assert_eq!(ask(7, 1).of(Some(strange)).judge(body.as_bytes()), Ok(Answer::Granted));
+}
+
+/// Whole names, so that no two pairs share a term; the largest question fits what callers buffer.
+#[test]
+fn long_names_are_not_cut() {
+    let name = "x".repeat(crate::pairing::MAX_NAME);
+    let long = |pair: &str| Question::new(pair, Term(u64::MAX), NodeId(u64::MAX), &name).request("h");
+    assert!(long(&name).len() < 1200);
+    let other = name.replacen('x', "y", 1);
+    assert_ne!(long(&name), long(&other.chars().rev().collect::<String>()));
 }
 
 proptest! {

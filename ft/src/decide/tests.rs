@@ -255,5 +255,6 @@ fn a_look_is_never_in_the_way_of_a_bid() {
     }
     // Only who may need a term soon; not who waits for one, stands still, or has no guest.
     let looking = ALL.into_iter().filter(|&role| may_look_at_arbiter(role, Bid::None));
-    assert!(looking.eq([Role::Alone, Role::Transferring, Role::Protected, Role::Backup]));
+    let roles = [Role::Alone, Role::Transferring, Role::Protected, Role::Joining, Role::Loading, Role::Backup];
+    assert!(looking.eq(roles));
 }

@@ -155,6 +155,8 @@ pub enum HaltReason {
     Superseded(Term),
     /// Our guest is not the primary's; with details.
     Diverged(String),
+    /// This backup must not follow its primary any longer; with the reason.
+    GaveUp(String),
 }
 
 impl fmt::Display for HaltReason {
@@ -167,6 +169,7 @@ impl fmt::Display for HaltReason {
             }
             Self::Superseded(term) => write!(f, "superseded by a primary of term {}", term.0),
             Self::Diverged(what) => write!(f, "diverged from the primary: {what}"),
+            Self::GaveUp(why) => write!(f, "gave up: {why}"),
         }
     }
 }

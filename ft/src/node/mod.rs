@@ -6,6 +6,7 @@
 //! After going live a backup is a primary like the one started first: the same node takes the next joiner.
 
 mod action;
+mod arbiter;
 mod backup;
 mod detect;
 mod primary;
@@ -15,6 +16,7 @@ mod term;
 
 pub use action::{Action, AppendError, HaltReason, LossReason, NotLive};
 
+use crate::arbiter::ArbiterId;
 use crate::config::Config;
 use crate::decide::{self, Bid};
 use crate::heartbeat::pair_digest;
@@ -43,6 +45,8 @@ struct Peer {
     node: NodeId,
     /// Counter of the newest heartbeat taken, or sent before we paired: older ones say nothing.
     counter: u64,
+    /// The arbiter that answers it, as far as it has said so.
+    arbiter: Option<ArbiterId>,
 }
 
 /// One machine of the pair; see the [module](self).
@@ -58,6 +62,8 @@ pub struct Node {
     bid: Bid,
     session: SessionId,
     peer: Option<Peer>,
+    /// The arbiter that answers us, as far as we know.
+    arbiter: Option<ArbiterId>,
     /// How far the guest has run here.
     position: Position,
     link: Link,
@@ -95,10 +101,10 @@ impl Node {
     /// `identity.node` must be different at every start of a machine: it tells a machine from its former life.
     ///
     /// # Errors
-    /// When the configuration makes no sense, see [`Config::check`].
+    /// When the configuration makes no sense, see [`Config::check`], or a name is too long.
     pub fn new(now: Time, start: Start, config: Config, mut identity: Identity) -> Result<Self, &'static str> {
         config.check()?;
-        identity.shorten();
+        identity.shorten()?;
         let (role, next) = match start {
             Start::Primary => (Role::Starting, config.first_term),
             Start::Backup => (Role::Joining, Term(0)),
@@ -113,6 +119,7 @@ impl Node {
             bid: Bid::None,
             session: SessionId(0),
             peer: None,
+            arbiter: None,
             position: Position(0),
             link: Link::down(),
             paired: false,

@@ -7,6 +7,7 @@ use crate::mutation::Mutation;
 use crate::pairing::{self, Mismatch, PROTOCOL};
 use crate::replay_log::{BatchError, ReplayLog};
 use crate::types::{Role, SessionId, Term, Time};
+use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 
 /// What state that waits for the caller counts beyond its data.
@@ -115,39 +116,41 @@ impl Node {
                 }
             }
             Message::Bye(bye) => return self.take_bye(now, bye),
+            Message::Arbiter(arbiter) => self.twins_arbiter(arbiter),
             _ => return Err(Refusal::Unexpected),
         }
         Ok(())
     }
 
     pub(super) fn send_hello(&mut self, joining: bool) {
-        let identity = self.identity.clone();
-        let hello = Hello::Known { joining, term: self.term, beats: self.heartbeat_counter, identity };
+        let claim = Box::new(self.claim());
+        let hello = Hello::Known { joining, term: self.term, beats: self.heartbeat_counter, claim };
         self.link.send(&mut self.stats, &Message::Hello(hello));
     }
 
     fn take_hello(&mut self, now: Time, hello: Hello) {
         let (joining, term, beats, theirs) = match hello {
-            Hello::Known { joining, term, beats, identity } => (joining, term, beats, identity),
+            Hello::Known { joining, term, beats, claim } => (joining, term, beats, claim),
             Hello::OtherVersion(version) => {
                 return self.refuse(&Mismatch::Protocol(PROTOCOL, version).to_string(), false);
             }
         };
-        if let Err(mismatch) = pairing::check(&self.identity, &theirs) {
+        if let Err(mismatch) = pairing::check(&self.claim(), &theirs) {
             let (us, them) = if self.role == Role::Joining { ("backup", "primary") } else { ("primary", "backup") };
             return self.refuse(&alloc::format!("{mismatch} ({us} first, then {them})"), false);
         }
+        let peer = Peer { node: theirs.identity.node, counter: beats, arbiter: theirs.arbiter };
         match (self.role == Role::Joining, joining) {
             (true, true) => self.refuse("both machines want to be the backup", true),
             (true, false) if term < self.term => self.refuse("the primary's reign is over", true),
             (true, false) => {
-                self.peer = Some(Peer { node: theirs.node, counter: beats });
+                self.peer = Some(peer);
                 // The new session has no number yet, and the old one is of no interest to this primary.
                 self.session = SessionId(0);
                 self.paired = true;
             }
             (false, false) => self.refuse("both machines are primaries", false),
-            (false, true) => self.take_joiner(now, term, Peer { node: theirs.node, counter: beats }),
+            (false, true) => self.take_joiner(now, term, peer),
         }
     }
 

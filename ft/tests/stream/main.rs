@@ -1,5 +1,6 @@
 //! The stream between two nodes: cut into any pieces, damaged anywhere, refused pairings, budgets on the wire.
 
+mod pairing;
 mod rounds;
 mod sessions;
 mod terms;
@@ -20,6 +21,8 @@ fn identity(node: u64) -> Identity {
         counter: "ticks".into(),
         guest_memory: 1 << 20,
         guest_image: "guest".into(),
+        guest_mac: [0x52, 0x54, 0, 0x12, 0x34, 0x56],
+        broken_rule: String::new(),
     }
 }
 
@@ -290,7 +293,7 @@ fn a_lost_log_is_not_sent_on_the_next_stream() {
 fn a_backup_that_is_full_leaves_bytes_in_the_stream() {
     let now = Time(1000);
     let small = Config { receive_buffer_bytes: 10_000, ..Config::default() };
-    let mut primary = node(Start::Primary, identity(1));
+    let mut primary = Node::new(Time(0), Start::Primary, small.clone(), identity(1)).unwrap();
     let mut backup = Node::new(Time(0), Start::Backup, small, identity(2)).unwrap();
     connect(now, &mut primary, &mut backup);
     primary.finish_state(Position(0), 0).unwrap();

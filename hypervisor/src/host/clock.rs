@@ -2,7 +2,10 @@
 //!
 //! In the QEMU rig the TSC counts instructions and not time, so time comes from the RTC: its periodic interrupt gives
 //! the ticks, its seconds anchor them (a tick lost while the emulator was descheduled is made good within a second).
-//! Between two ticks the TSC interpolates, never past the next one: time never runs backwards. How fast TSC and APIC
+//! Between two ticks the TSC interpolates, never past the next one: time never runs backwards. A tick that does not come
+//! is looked for: the RTC interrupts no more while an interrupt that got lost is not acknowledged, and it counts on
+//! even where no interrupt arrives. If it has stopped, this machine knows no time, and no other clock that is time in
+//! every emulator: it halts, since a clock that stands still would suspect nobody and send no sign of life. How fast TSC and APIC
 //! timer run while the machine sleeps is measured at the start, by the RTC's ticks. See: MC146818A datasheet.
 #![allow(unsafe_code)]
 
@@ -64,9 +67,42 @@ struct Timekeeper {
     tick_tsc: u64,
     /// The last answer.
     last_us: u64,
+    /// TSC when the time was last asked for.
+    asked_tsc: u64,
+    /// Cycles without a tick that were watched: of a pause that nobody saw, such as that of a stopped emulator, only a
+    /// part counts.
+    missing: u64,
+    /// A tick or a second was taken in, and nobody has been told.
+    ticked: bool,
 }
 
+/// The RTC gave no tick for [`PATIENCE_US`], by the TSC.
+#[derive(Debug, PartialEq, Eq)]
+struct Stopped;
+
+/// A pause between two questions for the time counts as this at most: as long as a machine sleeps.
+const WATCHED_US: u64 = 1_000_000;
+/// Without a tick for as long as this, the RTC has stopped. By the TSC, which runs no faster than time in any emulator
+/// known; on a machine where it did, still some hundred ticks are missing.
+const PATIENCE_US: u64 = 5_000_000;
+
 impl Timekeeper {
+    /// Takes in what the RTC's register C reports; whether there was anything.
+    fn take(&mut self, flags: u8, tsc: u64) -> bool {
+        if flags & C_PERIODIC != 0 {
+            self.tick(tsc);
+        }
+        if flags & C_UPDATE_ENDED != 0 {
+            self.second(tsc);
+        }
+        let alive = flags & (C_PERIODIC | C_UPDATE_ENDED) != 0;
+        if alive {
+            self.missing = 0;
+            self.ticked = true;
+        }
+        alive
+    }
+
     fn tick(&mut self, tsc: u64) {
         // Where an emulator makes up for lost time, ticks come too fast; the seconds are right.
         let latest = self.second_us.unwrap_or(0) + 1_000_000;
@@ -88,7 +124,19 @@ impl Timekeeper {
         }
     }
 
-    /// `ticks_per_us` scales the TSC; the answer never passes the next tick.
+    /// The time, where `flags` reads the RTC's register C, which is done when a tick is overdue. `ticks_per_us` scales
+    /// the TSC; the answer never passes the next tick.
+    fn ask(&mut self, tsc: u64, ticks_per_us: u64, flags: impl FnOnce() -> u8) -> Result<u64, Stopped> {
+        let asked = core::mem::replace(&mut self.asked_tsc, tsc);
+        if tsc.saturating_sub(self.tick_tsc) / ticks_per_us > 2 * TICK_US && !self.take(flags(), tsc) {
+            self.missing += tsc.saturating_sub(asked.max(self.tick_tsc)).min(WATCHED_US * ticks_per_us);
+            if self.missing >= PATIENCE_US * ticks_per_us {
+                return Err(Stopped);
+            }
+        }
+        Ok(self.now(tsc, ticks_per_us))
+    }
+
     fn now(&mut self, tsc: u64, ticks_per_us: u64) -> u64 {
         let since = (tsc.saturating_sub(self.tick_tsc) / ticks_per_us).min(TICK_US - 1);
         self.last_us = self.last_us.max(self.tick_us + since);
@@ -177,18 +225,24 @@ impl WallClock {
 
     /// Takes in what the RTC reports. Called whenever an interrupt came.
     pub fn poll(&mut self) {
-        let flags = read(REGISTER_C);
-        if flags & C_PERIODIC != 0 {
-            self.keeper.tick(cycles());
-        }
-        if flags & C_UPDATE_ENDED != 0 {
-            self.keeper.second(cycles());
-        }
+        self.keeper.take(read(REGISTER_C), cycles());
+    }
+
+    /// Whether the RTC has ticked since this was last asked.
+    pub fn has_ticked(&mut self) -> bool {
+        core::mem::take(&mut self.keeper.ticked)
     }
 
     /// Microseconds since boot. Never runs backwards.
+    ///
+    /// # Panics
+    /// When the RTC has stopped: without a time this machine is none of a pair.
     pub fn now_us(&mut self) -> u64 {
-        self.keeper.now(cycles(), self.speeds.tsc)
+        let now = self.keeper.ask(cycles(), self.speeds.tsc, || read(REGISTER_C));
+        now.unwrap_or_else(|Stopped| {
+            let seconds = PATIENCE_US / 1_000_000;
+            panic!("the wall clock stands still: the RTC has neither interrupted nor counted for {seconds} s")
+        })
     }
 }
 
@@ -250,6 +304,97 @@ mod tests {
         assert!(last < 1_000_000);
         keeper.second(cycles);
         assert_eq!(keeper.now(cycles, 1000), 1_000_000);
+    }
+
+    /// An RTC that ticks, whether its interrupt arrives or not.
+    struct FakeRtc {
+        us: u64,
+        runs: bool,
+        read_us: u64,
+        read_second: u64,
+        reads: u64,
+    }
+
+    impl FakeRtc {
+        fn flags(&mut self) -> u8 {
+            self.reads += 1;
+            let ticked = self.us / TICK_US > self.read_us / TICK_US;
+            let second = self.us / 1_000_000 > self.read_second;
+            (self.read_us, self.read_second) = (self.us, self.us / 1_000_000);
+            u8::from(ticked) * C_PERIODIC | u8::from(second) * C_UPDATE_ENDED
+        }
+
+        fn pass(&mut self, us: u64) {
+            self.us += if self.runs { us } else { 0 };
+        }
+    }
+
+    const PER_US: u64 = 1000;
+
+    /// No interrupt ever arrives; time is asked for every `step` microseconds, until `until`.
+    fn go_without_interrupts(
+        keeper: &mut Timekeeper,
+        rtc: &mut FakeRtc,
+        tsc: &mut u64,
+        step: u64,
+        us: u64,
+    ) -> Result<u64, Stopped> {
+        let mut now = 0;
+        for _ in 0..us / step {
+            *tsc += step * PER_US;
+            rtc.pass(step);
+            now = keeper.ask(*tsc, PER_US, || rtc.flags())?;
+        }
+        Ok(now)
+    }
+
+    #[test]
+    fn time_goes_on_without_interrupts() {
+        for step in [50, 1000, 20_000, 300_000] {
+            let (mut keeper, mut tsc) = (Timekeeper::default(), 0);
+            let mut rtc = FakeRtc { us: 0, runs: true, read_us: 0, read_second: 0, reads: 0 };
+            let now = go_without_interrupts(&mut keeper, &mut rtc, &mut tsc, step, 60_000_000).unwrap();
+            assert!((58_000_000..=60_000_000).contains(&now), "asked every {step} us: {now}");
+        }
+    }
+
+    #[test]
+    fn an_rtc_that_has_stopped_is_found_out_whether_the_machine_is_busy_or_sleeps() {
+        for step in [100, 10_000, 1_000_000] {
+            let (mut keeper, mut tsc) = (Timekeeper::default(), 0);
+            let mut rtc = FakeRtc { us: 0, runs: true, read_us: 0, read_second: 0, reads: 0 };
+            go_without_interrupts(&mut keeper, &mut rtc, &mut tsc, 1000, 3_000_000).unwrap();
+            rtc.runs = false;
+            let go = |keeper: &mut _, rtc: &mut _, tsc: &mut _, us| go_without_interrupts(keeper, rtc, tsc, step, us);
+            assert!(go(&mut keeper, &mut rtc, &mut tsc, 4_000_000).is_ok(), "asked every {step} us");
+            assert_eq!(go(&mut keeper, &mut rtc, &mut tsc, 3_000_000), Err(Stopped), "asked every {step} us");
+        }
+    }
+
+    /// An emulator was stopped for an hour, and its TSC was not: the next tick comes soon.
+    #[test]
+    fn a_pause_is_no_stopped_rtc() {
+        let (mut keeper, mut tsc) = (Timekeeper::default(), 0);
+        let mut rtc = FakeRtc { us: 0, runs: true, read_us: 0, read_second: 0, reads: 0 };
+        for _ in 0..20 {
+            go_without_interrupts(&mut keeper, &mut rtc, &mut tsc, 1000, 100_000).unwrap();
+            tsc += 3_600_000_000 * PER_US;
+            go_without_interrupts(&mut keeper, &mut rtc, &mut tsc, 100, 1000).unwrap();
+        }
+    }
+
+    /// The RTC is on a slow bus: it is left alone as long as ticks arrive.
+    #[test]
+    fn nobody_looks_while_ticks_come() {
+        let (mut keeper, mut rtc) =
+            (Timekeeper::default(), FakeRtc { us: 0, runs: true, read_us: 0, read_second: 0, reads: 0 });
+        for us in (0..1_000_000).step_by(500) {
+            if us % TICK_US < 500 {
+                keeper.take(C_PERIODIC, us * PER_US);
+            }
+            keeper.ask(us * PER_US, PER_US, || rtc.flags()).unwrap();
+        }
+        assert_eq!(rtc.reads, 0);
     }
 
     #[test]

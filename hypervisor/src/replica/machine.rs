@@ -74,6 +74,7 @@ impl Machine {
         let (Some(arbiter), Some(link)) = (&mut self.arbiter, &mut self.link) else { return };
         arbiter.interrupted(fired);
         let may_look = driver.node().may_look_at_arbiter();
+        arbiter.agree_on(driver.node().agreed_arbiter());
         let answer = arbiter.poll(self.now_us, may_look, link, self.client.as_mut());
         for news in arbiter.take_news() {
             if news.trouble.is_some() {
@@ -83,6 +84,9 @@ impl Machine {
                 log::info!("{news}");
                 monitor::event("arbiter-well", "what", &news);
             }
+        }
+        if let Some(seen) = arbiter.take_seen() {
+            driver.node_mut().arbiter_seen(seen);
         }
         let Some((term, answer)) = answer else { return };
         let verdict = match answer {

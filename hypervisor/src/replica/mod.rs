@@ -130,7 +130,7 @@ impl Replica {
         machine.poll_link(fired, driver);
         machine.poll_arbiter(fired, driver);
         let speaking = monitor::pump();
-        if fired.line(clock::RTC_LINE) {
+        if self.machine.clock.has_ticked() {
             self.serve_monitor();
             if !speaking {
                 self.machine.report_if_due(&self.driver);
@@ -211,6 +211,8 @@ fn make_node(config: &Config, guest: &Guest, id: NodeId, now_us: u64) -> Node {
         counter: guest.counter().counter.identity(),
         guest_memory: config.guest_memory,
         guest_image: guest.image_name(),
+        guest_mac: config.guest_mac,
+        broken_rule: config.broken_rule.map_or("", BrokenRule::name).into(),
     };
     Node::new(Time(now_us), start, protocol, identity).expect("options were checked")
 }

@@ -382,9 +382,10 @@ fn entry(key: &[u8], record: &Record, key_only: bool) -> Value {
     entry
 }
 
-/// As etcd's: of a cluster of one, with one term.
+/// As etcd's: of a cluster of one, with one term. The cluster's number is the file's.
 pub fn header(store: &Store) -> Value {
-    json!({ "cluster_id": "1", "member_id": "1", "revision": store.revision().to_string(), "raft_term": "1" })
+    let cluster = store.cluster().to_string();
+    json!({ "cluster_id": cluster, "member_id": "1", "revision": store.revision().to_string(), "raft_term": "1" })
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! What the arbiter remembers: keys that are written once, in a file that grows by a line for each.
 //!
-//! The file begins with [`HEADER`]; each further line is `CHECKSUM KEY VALUE`. A checksum depends on all lines before
-//! it, so that a line that was changed, taken out or put in is found. A line is on the disk before anybody hears of
+//! The file begins with [`HEADER`] and a random number, by which this arbiter is told from every other one, as etcd's
+//! clusters are; each further line is `CHECKSUM KEY VALUE`. A checksum depends on all lines before it, so that a line that
+//! was changed, taken out or put in is found. A line is on the disk before anybody hears of
 //! it. Part of a line at the end was never confirmed to anybody (the power failed while it was written) and is cut
 //! off; everything else that is wrong is refused: a term handed out twice is worse than none.
 
@@ -13,8 +14,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use xxhash_rust::xxh64::xxh64;
 
-/// The first line of a file.
-const HEADER: &str = "pollux arbiter 1\n";
+/// How a file begins; 16 hexadecimal digits and a line end follow.
+const HEADER: &str = "pollux arbiter 2 ";
+const DIGITS: usize = 16;
 /// Longest key, and longest value, in bytes.
 pub const MAX_TEXT: usize = 256;
 /// The file grows no further than this, in bytes: some hundred thousand terms.
@@ -35,6 +37,7 @@ pub struct Store {
     path: PathBuf,
     file: File,
     length: u64,
+    cluster: u64,
     records: BTreeMap<String, Record>,
     checksum: u64,
     /// A write failed: what is on the disk is not known any more.
@@ -61,18 +64,26 @@ impl Store {
         ensure!(length <= MAX_FILE, "{shown} is longer than any arbiter's file ({MAX_FILE} bytes)");
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).with_context(|| format!("cannot read {shown}"))?;
-        let Content { records, checksum, length, tail } =
+        let Content { cluster, records, checksum, length, tail } =
             read(&bytes).with_context(|| format!("{shown} is damaged and cannot be trusted; {ADVICE}"))?;
-        let mut store = Self { path: path.to_owned(), file, length, records, checksum, failed: false, limit: MAX_FILE };
+        let path = path.to_owned();
+        let mut store = Self { path, file, length, cluster, records, checksum, failed: false, limit: MAX_FILE };
         store.file.set_len(length).with_context(|| format!("cannot cut {shown}"))?;
         if length == 0 {
-            store.append(HEADER)?;
+            store.cluster = fastrand::u64(1..);
+            store.checksum = store.cluster;
+            store.append(&format!("{HEADER}{:016x}\n", store.cluster))?;
         }
         if let Some((key, value)) = tail {
             store.create(&key, &value)?;
         }
-        sync_directory(path)?;
+        sync_directory(&store.path)?;
         Ok(store)
+    }
+
+    /// The number that this arbiter has for as long as its file lasts.
+    pub fn cluster(&self) -> u64 {
+        self.cluster
     }
 
     /// The newest write's number; 1 before the first.
@@ -147,6 +158,7 @@ const ADVICE: &str = "stop both machines of the pair, and start them with a new 
 /// What a file says.
 #[derive(Debug, Default)]
 struct Content {
+    cluster: u64,
     records: BTreeMap<String, Record>,
     /// That of the last line.
     checksum: u64,
@@ -159,13 +171,16 @@ struct Content {
 fn read(bytes: &[u8]) -> Result<Content> {
     let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
     let (lines, torn) = bytes.split_at(whole);
-    let Some(lines) = lines.strip_prefix(HEADER.as_bytes()) else {
+    if lines.is_empty() {
         // Not even the first line was written to its end.
-        let begun = lines.is_empty() && HEADER.as_bytes().starts_with(torn);
+        let (begin, digits) = torn.split_at(torn.len().min(HEADER.len()));
+        let begun = HEADER.as_bytes().starts_with(begin) && digits.len() <= DIGITS && digits.iter().all(is_digit);
         ensure!(begun, "it does not begin with `{}`", HEADER.trim_end());
         return Ok(Content::default());
-    };
-    let mut content = Content { length: whole as u64, ..Content::default() };
+    }
+    let (cluster, lines) =
+        header(lines).with_context(|| format!("it does not begin with `{}` and a number", HEADER.trim_end()))?;
+    let mut content = Content { cluster, checksum: cluster, length: whole as u64, ..Content::default() };
     for (index, line) in lines.split_inclusive(|&byte| byte == b'\n').enumerate() {
         let number = index + 2;
         let line = &line[..line.len() - 1];
@@ -185,14 +200,28 @@ fn read(bytes: &[u8]) -> Result<Content> {
     Ok(content)
 }
 
+/// The number in the first line, and what follows.
+fn header(lines: &[u8]) -> Option<(u64, &[u8])> {
+    let (digits, rest) = lines.strip_prefix(HEADER.as_bytes())?.split_at_checked(DIGITS)?;
+    Some((number(std::str::from_utf8(digits).ok()?)?, rest.strip_prefix(b"\n")?))
+}
+
+/// A digit as we write it: there is one way to write a number.
+fn is_digit(byte: &u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'f')
+}
+
+fn number(text: &str) -> Option<u64> {
+    let ours = text.len() == DIGITS && text.as_bytes().iter().all(is_digit);
+    if ours { u64::from_str_radix(text, 16).ok() } else { None }
+}
+
 /// Checksum, key and value of a line.
 fn split(line: &[u8]) -> Option<(u64, &str, &str)> {
     let line = std::str::from_utf8(line).ok()?;
-    // As it was written, and in no other way that means the same number.
-    let is_digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    let (sum, content) = line.split_once(' ').filter(|(sum, _)| sum.len() == 16 && sum.bytes().all(is_digit))?;
+    let (sum, content) = line.split_once(' ')?;
     let (key, value) = content.split_once(' ')?;
-    Some((u64::from_str_radix(sum, 16).ok()?, key, value))
+    Some((number(sum)?, key, value))
 }
 
 /// Only printable ASCII from `lowest` on, of a length that fits.
@@ -249,6 +278,16 @@ mod tests {
     }
 
     #[test]
+    fn an_arbiter_is_told_from_others_for_as_long_as_its_file_lasts() {
+        let ((_one, path), (_two, other)) = (desk(), desk());
+        let cluster = Store::open(&path).unwrap().cluster();
+        assert_eq!(Store::open(&path).unwrap().cluster(), cluster);
+        assert_ne!(Store::open(&other).unwrap().cluster(), cluster);
+        std::fs::remove_file(&path).unwrap();
+        assert_ne!(Store::open(&path).unwrap().cluster(), cluster, "one that has forgotten all is another one");
+    }
+
+    #[test]
     fn what_cannot_be_a_line_is_refused() {
         let (_directory, path) = desk();
         let mut store = Store::open(&path).unwrap();
@@ -295,6 +334,8 @@ mod tests {
         let lines: Vec<_> = text.split_inclusive('\n').collect();
         for (damaged, named) in [
             ("something else\n".to_owned(), "does not begin"),
+            (text.replacen("arbiter 2 ", "arbiter 1 ", 1), "does not begin"),
+            (text.replacen(&lines[0][17..33], "00000000000000ab", 1), "line 2 has another checksum"),
             ("something else".to_owned(), "does not begin"),
             ([lines[0], lines[1], lines[3]].concat(), "line 3"),
             ([lines[0], lines[2], lines[1], lines[3]].concat(), "line 2"),
@@ -341,6 +382,7 @@ mod tests {
         fn any_file_is_survived(bytes: Vec<u8>) {
             let _ = read(&bytes);
             let _ = read(&[HEADER.as_bytes(), &bytes].concat());
+            let _ = read(&[HEADER.as_bytes(), b"0123456789abcdef\n", &bytes].concat());
         }
     }
 }

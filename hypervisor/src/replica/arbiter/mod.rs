@@ -16,7 +16,7 @@ mod way;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use pollux_ft::arbiter::{Answer, Look, Question};
+use pollux_ft::arbiter::{Answer, ArbiterId, Look, Question};
 use pollux_ft::{NodeId, Term};
 use pollux_nic::FrameSink;
 use pollux_nic::e1000::E1000;
@@ -69,6 +69,8 @@ pub struct Arbiter {
     question: Option<Question>,
     asked_us: u64,
     look: Look,
+    /// The only arbiter whose answers count, if the twins have agreed on one.
+    agreed: Option<ArbiterId>,
     /// Looks are allowed.
     watching: bool,
     log: Option<Way>,
@@ -100,6 +102,7 @@ impl Arbiter {
             question: None,
             asked_us: 0,
             look: Look::new(pair),
+            agreed: None,
             watching: false,
             log,
             own,
@@ -107,11 +110,26 @@ impl Arbiter {
         }
     }
 
+    /// From now on only this arbiter's answers count, or any one's.
+    pub fn agree_on(&mut self, agreed: Option<ArbiterId>) {
+        if self.agreed != agreed {
+            self.agreed = agreed;
+            self.look.agree_on(agreed);
+            self.question = self.question.take().map(|question| question.of(agreed));
+        }
+    }
+
+    /// Which arbiter has answered a look since this was last asked.
+    pub fn take_seen(&mut self) -> Option<ArbiterId> {
+        let own = self.own.as_mut().map(|own| &mut own.way);
+        [self.log.as_mut(), own].into_iter().flatten().filter_map(Way::take_seen).next()
+    }
+
     /// Asks for `term` until there is an answer; an earlier question is dropped.
     pub fn ask(&mut self, now_us: u64, term: Term, link: &mut Link) {
         self.cancel(link);
         self.figures.questions += 1;
-        self.question = Some(Question::new(&self.pair, term, self.node, &self.machine));
+        self.question = Some(Question::new(&self.pair, term, self.node, &self.machine).of(self.agreed));
         self.asked_us = now_us;
         if let Some(way) = &mut self.log {
             way.begin(now_us);

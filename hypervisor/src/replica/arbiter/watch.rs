@@ -1,8 +1,9 @@
 //! Looks at the arbiter now and then, so that people hear of trouble before a term is needed.
 //!
-//! A look has a socket of its own and gives way to every question. What it finds out is for people: it decides nothing.
+//! A look has a socket of its own and gives way to every question. What it finds out is for people, and whom it found is
+//! for the node: twins must have one arbiter.
 
-use pollux_ft::arbiter::Look;
+use pollux_ft::arbiter::{ArbiterId, Look};
 
 use super::caller::{Caller, Counts, Trouble};
 use crate::replica::stack::Stack;
@@ -23,12 +24,13 @@ pub struct Watch {
     /// Tries without an answer since the last answer.
     in_vain: u32,
     trouble: Option<Trouble>,
+    seen: Option<ArbiterId>,
 }
 
 impl Watch {
     /// A watch that looks by `caller` every so many microseconds.
     pub fn new(caller: Caller, interval_us: u64) -> Self {
-        Self { caller, interval_us, next_us: 0, in_vain: 0, trouble: None }
+        Self { caller, interval_us, next_us: 0, in_vain: 0, trouble: None, seen: None }
     }
 
     /// What was counted.
@@ -39,6 +41,11 @@ impl Watch {
     /// Why the arbiter would be of no use now.
     pub fn trouble(&self) -> Option<&Trouble> {
         self.trouble.as_ref()
+    }
+
+    /// Which arbiter has answered since this was last asked.
+    pub fn take_seen(&mut self) -> Option<ArbiterId> {
+        self.seen.take()
     }
 
     /// Whether a look is under way.
@@ -65,7 +72,10 @@ impl Watch {
         let (outcome, moved) = self.caller.poll(now_us, look, stack);
         let found = match outcome {
             None => return (false, moved),
-            Some(Ok(())) => None,
+            Some(Ok(arbiter)) => {
+                self.seen = arbiter;
+                None
+            }
             Some(Err(trouble)) => {
                 self.in_vain += 1;
                 if self.in_vain < PATIENCE && !matches!(trouble, Trouble::Answer(_)) {

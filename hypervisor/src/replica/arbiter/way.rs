@@ -5,7 +5,7 @@ use alloc::string::String;
 use core::fmt;
 use core::net::SocketAddrV4;
 
-use pollux_ft::arbiter::{Answer, Look, Question};
+use pollux_ft::arbiter::{Answer, ArbiterId, Look, Question};
 
 use super::caller::{Caller, Counts, Times, Trouble};
 use super::watch::{RETRY_US, Watch};
@@ -74,6 +74,11 @@ impl Way {
     /// What a look has found out since this was last asked.
     pub fn take_news(&mut self) -> Option<News> {
         self.news.take()
+    }
+
+    /// Which arbiter has answered a look since this was last asked.
+    pub fn take_seen(&mut self) -> Option<ArbiterId> {
+        self.watch.take_seen()
     }
 
     /// Begins to ask.

@@ -24,7 +24,7 @@ fn the_first_one_wins() {
         assert_eq!(
             first,
             json!({
-                "header": { "cluster_id": "1", "member_id": "1", "revision": "2", "raft_term": "1" },
+                "header": { "cluster_id": store.cluster().to_string(), "member_id": "1", "revision": "2", "raft_term": "1" },
                 "succeeded": true,
                 "responses": [{ "response_put": { "header": { "revision": "2" } } }],
             })
