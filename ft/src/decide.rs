@@ -68,6 +68,13 @@ pub fn on_claim(role: Role, ours: Claim, theirs: Claim, by_twin: bool) -> OnClai
     }
 }
 
+/// Whether the twin may say on the stream of a session that bids for `next` that it took over in `term`. Heartbeats say
+/// the same, but the guest may end before one of them arrives.
+#[must_use]
+pub fn may_have_taken_over(role: Role, next: Term, term: Term, handover_acked: bool) -> bool {
+    role == Role::HandingOver && term == next && handover_acked
+}
+
 /// What a primary answers to a machine that wants to join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum JoinVerdict {

@@ -27,6 +27,8 @@ pub enum Bye {
     Diverged(String),
     /// The backup cannot go on following; with details.
     GaveUp(String),
+    /// The backup runs the guest that was handed over to it, in this term.
+    TookOver(Term),
 }
 
 /// First message in each direction.
@@ -178,9 +180,13 @@ impl<'a> Message<'a> {
                     Bye::Leaving => (0, ""),
                     Bye::Diverged(text) => (1, text.as_str()),
                     Bye::GaveUp(text) => (2, text.as_str()),
+                    Bye::TookOver(_) => (3, ""),
                 };
                 out.push(code);
-                put_text(out, text, MAX_REASON);
+                match bye {
+                    Bye::TookOver(term) => put_varint(out, term.0),
+                    _ => put_text(out, text, MAX_REASON),
+                }
             }
         }
     }
@@ -224,16 +230,16 @@ impl<'a> Message<'a> {
                 let applied = received.checked_sub(reader.varint()?).ok_or(DecodeError::BadValue("applied"))?;
                 Self::Ack { received: Seq(received), applied: Seq(applied), position: Position(reader.varint()?) }
             }
-            10 => {
-                let code = reader.u8()?;
-                let text = reader.text(MAX_REASON)?;
-                Self::Bye(match code {
-                    0 => Bye::Leaving,
-                    1 => Bye::Diverged(text),
-                    2 => Bye::GaveUp(text),
-                    other => return Err(DecodeError::UnknownKind(other)),
-                })
-            }
+            10 => Self::Bye(match reader.u8()? {
+                0 => {
+                    reader.text(MAX_REASON)?;
+                    Bye::Leaving
+                }
+                1 => Bye::Diverged(reader.text(MAX_REASON)?),
+                2 => Bye::GaveUp(reader.text(MAX_REASON)?),
+                3 => Bye::TookOver(Term(reader.varint()?)),
+                other => return Err(DecodeError::UnknownKind(other)),
+            }),
             11 => Self::zero(reader.varint()?, reader.varint()?)?,
             12 => Self::Arbiter(ArbiterId(reader.u64()?)),
             other => return Err(DecodeError::UnknownKind(other)),
@@ -302,7 +308,9 @@ mod tests {
         round_trip(&Message::Joined(SessionId(4)));
         round_trip(&Message::Entries(&[9; 30]));
         round_trip(&Message::Ack { received: Seq(500), applied: Seq(20), position: Position(77) });
-        for bye in [Bye::Leaving, Bye::Diverged("memory".into()), Bye::GaveUp("why".into())] {
+        for bye in
+            [Bye::Leaving, Bye::Diverged("memory".into()), Bye::GaveUp("why".into()), Bye::TookOver(Term(1 << 40))]
+        {
             round_trip(&Message::Bye(bye));
         }
     }

@@ -94,7 +94,8 @@ pub trait LogLink {
     /// Lets what was taken go.
     fn flush(&mut self);
 
-    /// Drops the stream. Of `rest`, which it did not take yet, it may still send something; returns how many bytes.
+    /// Ends the stream: nothing more is taken from it, and what was handed to it still arrives, if nothing else fails. Of
+    /// `rest`, which it did not take yet, it may still send something; returns how many bytes.
     fn hang_up(&mut self, rest: &[u8]) -> usize;
 }
 

@@ -72,6 +72,8 @@ impl<G: Guest> Driver<G> {
         let Ok(term) = result else { return false };
         self.now = now;
         host.observe(Event::WentLive, self);
+        // Before the first frame leaves: who handed the guest over need not wait for a heartbeat.
+        self.push(host);
         // Guest time goes on from where the log ended.
         self.start_clock();
         self.marks.logged(now, position);

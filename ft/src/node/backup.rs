@@ -98,7 +98,9 @@ impl Node {
             let waits = self.bid == Bid::Asked;
             return Err(if waits { NotLive::NotGranted } else { NotLive::NotTakingOver });
         }
-        // A primary that handed over waits for the last ack.
+        if self.replay.handed_over {
+            self.link.send(&mut self.stats, &Message::Bye(Bye::TookOver(self.next)));
+        }
         self.close_link(self.replay.handed_over);
         self.enter_next_term();
         self.role = Role::Alone;
@@ -146,9 +148,12 @@ impl Node {
         }
     }
 
-    /// The next term is ours: goes live whatever the primary does, with the log as it is now.
+    /// The next term is ours: goes live whatever the primary does, with the log as it is now. One that was handed over
+    /// has come to its end, and who handed it over is told once we are live.
     pub(super) fn commit(&mut self, now: Time) {
-        self.close_link(self.replay.handed_over);
+        if !self.replay.handed_over {
+            self.close_link(false);
+        }
         self.consider_takeover(now);
     }
 

@@ -268,11 +268,18 @@ impl Node {
 
     fn take_bye(&mut self, now: Time, bye: Bye) -> Result<(), Refusal> {
         match (self.role, bye) {
+            (role, Bye::TookOver(term)) => {
+                if !decide::may_have_taken_over(role, self.next, term, self.handover_acked()) {
+                    return Err(Refusal::Unexpected);
+                }
+                self.handed_over(now, term);
+            }
             (Role::Transferring | Role::Protected | Role::HandingOver, bye) => {
                 let reason = match bye {
                     Bye::Leaving => LossReason::Left,
                     Bye::Diverged(what) => LossReason::Diverged(what),
                     Bye::GaveUp(why) => LossReason::GaveUp(why),
+                    Bye::TookOver(_) => unreachable!("taken above"),
                 };
                 self.lose_backup(now, reason, true);
             }

@@ -32,6 +32,8 @@ const RETRY_US: u64 = 200_000;
 const ACK_DELAY_MS: u64 = 20;
 /// How long a connection may take to come up, in microseconds.
 const OPENING_US: u64 = 3_000_000;
+/// How long the last words on a connection that we ended may take to arrive, in microseconds.
+const LINGER_US: u64 = 1_000_000;
 /// First of the ports that connections are made from.
 const FIRST_LOCAL_PORT: u16 = 49_152;
 
@@ -80,6 +82,8 @@ pub struct Link {
     retry_at_us: u64,
     /// Since when the connection is neither up nor waited for.
     opening_since_us: Option<u64>,
+    /// We ended the connection, and wait until then for the twin to have all that was sent on it.
+    lingers_until_us: Option<u64>,
     local_port: u16,
     heartbeats_sent: u64,
     heartbeats_received: u64,
@@ -113,6 +117,7 @@ impl Link {
             wanted: false,
             retry_at_us: 0,
             opening_since_us: None,
+            lingers_until_us: None,
             local_port,
             heartbeats_sent: 0,
             heartbeats_received: 0,
@@ -121,11 +126,13 @@ impl Link {
         }
     }
 
-    /// Changes which end this machine is; a connection that exists is dropped.
+    /// Changes which end this machine is; a connection that exists is dropped. One that is ended already comes to its end.
     pub fn set_end(&mut self, end: End) {
         if self.end != end {
             self.end = end;
-            self.reset();
+            if self.lingers_until_us.is_none() {
+                self.reset();
+            }
         }
     }
 
@@ -139,7 +146,33 @@ impl Link {
     /// Drops the connection, if there is one.
     pub fn reset(&mut self) {
         self.stack.socket::<tcp::Socket<'_>>(self.stream).abort();
+        self.lingers_until_us = None;
         self.dirty = true;
+    }
+
+    /// Ends the connection, if there is one, behind `rest`; returns how much of that found room. What was sent still
+    /// arrives, also when the network loses some of it at first.
+    pub fn finish(&mut self, now_us: u64, rest: &[u8]) -> usize {
+        let sent = self.send(rest);
+        if core::mem::take(&mut self.connected) {
+            self.stack.socket::<tcp::Socket<'_>>(self.stream).close();
+            self.lingers_until_us = Some(now_us + LINGER_US);
+            self.retry_at_us = now_us + RETRY_US;
+            self.dirty = true;
+        }
+        sent
+    }
+
+    /// Whether a connection that we ended still delivers what was sent on it.
+    fn lingers(&mut self, now_us: u64) -> bool {
+        let Some(until) = self.lingers_until_us else { return false };
+        let state = self.stack.socket::<tcp::Socket<'_>>(self.stream).state();
+        // In the last two of these the twin has all, and its own end is of no interest.
+        let done = matches!(state, tcp::State::Closed | tcp::State::FinWait2 | tcp::State::TimeWait);
+        if done || now_us >= until {
+            self.reset();
+        }
+        self.lingers_until_us.is_some()
     }
 
     /// Whether there should be a connection at all.
@@ -173,7 +206,7 @@ impl Link {
         let idle = !self.stack.socket::<tcp::Socket<'_>>(self.stream).is_open();
         let retry = (idle && self.wanted && self.end == End::Connect).then_some(self.retry_at_us);
         let given_up = self.opening_since_us.map(|since| since + OPENING_US);
-        self.poll_at_us = [delay, retry, given_up].into_iter().flatten().min();
+        self.poll_at_us = [delay, retry, given_up, self.lingers_until_us].into_iter().flatten().min();
     }
 
     /// Moves frames between the card and the sockets. Returns what became of the connection.
@@ -190,6 +223,9 @@ impl Link {
     }
 
     fn follow_connection(&mut self, now_us: u64) -> Change {
+        if self.lingers(now_us) {
+            return Change::None;
+        }
         let peer = IpEndpoint::new(IpAddress::Ipv4(self.peer), LOG_PORT);
         let socket = self.stack.socket::<tcp::Socket<'_>>(self.stream);
         let stranger = socket.remote_endpoint().is_some_and(|remote| remote.addr != peer.addr);

@@ -246,11 +246,8 @@ impl LogLink for Machine {
         }
     }
 
-    fn hang_up(&mut self, _: &[u8]) -> usize {
-        if let Some(link) = &mut self.link {
-            link.reset();
-        }
-        0
+    fn hang_up(&mut self, rest: &[u8]) -> usize {
+        self.link.as_mut().map_or(0, |link| link.finish(self.now_us, rest))
     }
 }
 

@@ -13,10 +13,7 @@ impl Audit {
         }
         let Some(view) = self.views[index].filter(|view| view.gate_open || view.role.is_primary()) else { return };
         let reigning = *self.reigns.entry(view.term).or_insert(view.node);
-        // Without an arbiter only what its successor says tells a primary that the hand-over is done: where none of that
-        // arrives before the successor's guest switches itself off, the old primary goes on in the same term.
-        let unheard = self.powered_off && !self.arbitrated;
-        if reigning != view.node && !unheard {
+        if reigning != view.node {
             let text = format!("term {} is that of node {reigning}, and node {} acts in it", view.term.0, view.node);
             self.broken(Check::OneTermOneNode, text);
         }

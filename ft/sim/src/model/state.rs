@@ -40,6 +40,8 @@ pub(super) enum Message {
     Refuse,
     /// The machine goes out of service.
     Leaving,
+    /// The guest that was handed over runs here, in this term.
+    TookOver(Term),
 }
 
 /// What a heartbeat says.
@@ -153,6 +155,11 @@ impl Machine {
     /// The log says that the guest switched itself off.
     pub(super) fn is_powered_off(&self) -> bool {
         self.log.last() == Some(&Entry::PowerOff)
+    }
+
+    /// The log that it follows ended with the hand-over to it.
+    pub(super) fn is_handed_over(&self) -> bool {
+        self.primary_left && self.log.last() == Some(&Entry::SwitchOver)
     }
 
     /// The twin holds a log that ends with the hand-over.

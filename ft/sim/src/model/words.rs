@@ -51,5 +51,6 @@ fn message(message: &Message) -> &'static str {
         Message::Ack(_) => "an ack",
         Message::Refuse => "a refusal",
         Message::Leaving => "a farewell",
+        Message::TookOver(_) => "that the guest was taken over",
     }
 }

@@ -2,7 +2,9 @@
 
 use super::pair::{Story, tell};
 use super::{SECOND, role};
-use pollux_ft::Role;
+use crate::client::Clients;
+use crate::world::World;
+use pollux_ft::{Role, Term};
 
 /// Lets the first machine hand over.
 fn hand_over(story: &mut Story) {
@@ -73,4 +75,53 @@ fn a_cut_stream_in_a_switch_leaves_one_primary() {
         story.protect();
         story.serves();
     });
+}
+
+/// The first machine hands over and hears no heartbeat of its successor, whose guest switches itself off as soon as it
+/// is live. The stream may break right then.
+fn ends_unheard(story: &mut Story, breaks: bool) {
+    story.protect();
+    hand_over(story);
+    story.world.env.network.quality.loss = 1000;
+    story.stay_off = true;
+    story.takes_over(1);
+    if breaks {
+        story.cut_stream();
+    }
+    let successor = story.world.slots[1].machine.as_mut().expect("it runs");
+    successor.devices.ingress.push_back(Clients::power_off());
+    story.world.turn(1);
+    assert!(story.until(SECOND, |world| role(world, 1) == Some(Role::Halted)), "{:?}", story.role(1));
+}
+
+fn term(world: &World, index: usize) -> Option<Term> {
+    world.slots[index].machine.as_ref().map(|machine| machine.node().term())
+}
+
+#[test]
+fn a_hand_over_is_known_before_the_successor_ends() {
+    for arbiter in [false, true] {
+        tell(30, arbiter, |story| {
+            ends_unheard(story, false);
+            assert!(story.until(SECOND, |world| role(world, 0) == Some(Role::Joining)), "{:?}", story.role(0));
+            assert_eq!(term(&story.world, 0), term(&story.world, 1));
+            // Nobody has the guest, and nobody takes it up again.
+            story.run(8 * SECOND);
+            assert_eq!((story.role(0), story.world.env.figures.takeovers), (Some(Role::Joining), 1));
+        });
+    }
+}
+
+/// The stream breaks, perhaps before the last word has arrived on it: then the arbiter tells.
+#[test]
+fn a_hand_over_that_nobody_said_is_told_by_the_arbiter() {
+    let mut told = 0;
+    tell(30, true, |story| {
+        ends_unheard(story, true);
+        let knows = |world: &World| matches!(role(world, 0), Some(Role::Joining | Role::Halted));
+        assert!(story.until(8 * SECOND, knows), "{:?}", story.role(0));
+        assert_eq!(story.world.env.figures.takeovers, 1);
+        told += u64::from(story.role(0) == Some(Role::Halted));
+    });
+    assert!(told > 5, "{told} of 30");
 }

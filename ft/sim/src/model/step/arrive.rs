@@ -53,6 +53,14 @@ impl Step<'_> {
             (Role::Protected | Role::HandingOver, Message::Ack(held)) => self.take_ack(held),
             (Role::Transferring, Message::Refuse) => self.lose_backup(true),
             (Role::Transferring | Role::Protected | Role::HandingOver, Message::Leaving) => self.lose_backup(true),
+            (_, Message::TookOver(term)) => {
+                let own = self.own();
+                if decide::may_have_taken_over(own.role, own.next, term, own.handover_acked()) {
+                    self.handed_over(term);
+                } else {
+                    self.link_lost();
+                }
+            }
             (Role::Backup, Message::Leaving) => {
                 self.own().primary_left = true;
                 self.commit();

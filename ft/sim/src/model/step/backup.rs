@@ -56,7 +56,9 @@ impl Step<'_> {
     }
 
     pub(super) fn commit(&mut self) {
-        self.close();
+        if !self.own().is_handed_over() {
+            self.close();
+        }
         self.consider_takeover();
     }
 
@@ -83,6 +85,10 @@ impl Step<'_> {
         }
         if view.powered_off || self.state.ended {
             self.flaw(Flaw::AfterPowerOff);
+        }
+        if self.own().is_handed_over() {
+            let term = self.own().next;
+            self.send(Message::TookOver(term));
         }
         self.close();
         self.enter_next_term();
