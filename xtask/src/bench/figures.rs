@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::Bench;
 use super::client::{Counting, load};
+use super::linux::linux;
 use super::report::{Figure, Wanted, quantile};
 use super::rig::{BenchRig, pause};
 use crate::platform::Platform;
@@ -17,7 +18,7 @@ use crate::rig::monitor::{Amount, Status, Takeover, Transfer};
 type Measure = fn(&Bench) -> Result<Vec<Figure>>;
 
 /// All figures by name.
-pub const ALL: [(&str, Measure); 10] = [
+pub const ALL: [(&str, Measure); 11] = [
     ("start", start),
     ("blackout", blackout),
     ("throughput", throughput),
@@ -28,27 +29,33 @@ pub const ALL: [(&str, Measure); 10] = [
     ("log-compute", log_compute),
     ("log-idle", log_idle),
     ("log-frame", log_frame),
+    ("linux", linux),
 ];
 
 /// For how long a rate is taken.
-const WINDOW: Duration = Duration::from_secs(10);
+pub(super) const WINDOW: Duration = Duration::from_secs(10);
 /// How long after a start caches, calibration and TCP have settled.
-const SETTLE: Duration = Duration::from_secs(3);
+pub(super) const SETTLE: Duration = Duration::from_secs(3);
 /// Digests that go once over 64 MiB, and how long they may take.
 const SLICES: u64 = 256;
 const FIRST_DIGESTS_LIMIT: Duration = Duration::from_secs(60);
 /// Clients that load the guest at the same time.
-const CLIENTS: usize = 16;
+pub(super) const CLIENTS: usize = 16;
 /// How often throughput is compared.
 const ROUNDS: usize = 3;
 
 impl Bench {
-    fn start(&self, arguments: &[&str]) -> Result<BenchRig> {
-        BenchRig::start(self.platform, arguments)
+    pub(super) fn start(&self, arguments: &[&str]) -> Result<BenchRig> {
+        BenchRig::start(self.platform, &self.with_hypervisor(arguments))
     }
 
-    fn pair(&self, arguments: &[&str]) -> Result<BenchRig> {
-        BenchRig::pair(self.platform, arguments)
+    pub(super) fn pair(&self, arguments: &[&str]) -> Result<BenchRig> {
+        BenchRig::pair(self.platform, &self.with_hypervisor(arguments))
+    }
+
+    fn with_hypervisor<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
+        let given = self.hypervisor.iter().flat_map(|path| ["--hypervisor", path]);
+        arguments.iter().copied().chain(given).collect()
     }
 
     /// What is wanted of figures that depend on the speed of the machine: limits are for QEMU.
@@ -281,11 +288,11 @@ fn observe(bench: &Bench, guest: &str) -> Result<(Status, Status)> {
     rig.observe(WINDOW * 2)
 }
 
-/// Waits until the guest answers for the first time.
-fn wait_for_answer(rig: &mut BenchRig) -> Result<()> {
-    for _ in 0..300 {
-        if rig.snapshot()?.first_answer_s.is_some() {
-            return Ok(());
+/// Waits until the guest answers for the first time; the seconds since the start until then.
+pub(super) fn wait_for_answer(rig: &mut BenchRig) -> Result<f64> {
+    for _ in 0..600 {
+        if let Some(seconds) = rig.snapshot()?.first_answer_s {
+            return Ok(seconds);
         }
         pause(Duration::from_millis(100))?;
     }

@@ -2,6 +2,7 @@
 
 mod client;
 mod figures;
+mod linux;
 mod report;
 mod rig;
 
@@ -17,16 +18,19 @@ use crate::progress::Progress;
 use crate::{artefacts, interrupt};
 
 /// Where is measured, and how often.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Bench {
     platform: Platform,
     kills: u32,
+    /// The hypervisor's image, if it is not built.
+    hypervisor: Option<String>,
 }
 
 /// Which figures.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Only these: start, blackout, throughput, latency, overhead, exits, transfer, log-compute, log-idle, log-frame
+    /// Only these: start, blackout, throughput, latency, overhead, exits, transfer, log-compute, log-idle, log-frame,
+    /// linux
     figures: Vec<String>,
     /// The emulator; limits that depend on its speed are for QEMU
     #[arg(long, value_name = "EMULATOR", default_value = "qemu")]
@@ -34,6 +38,9 @@ pub struct BenchArgs {
     /// How often `blackout` kills the primary
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     kills: u32,
+    /// Measure this hypervisor instead of building one: figures of two compare when they are taken one after the other
+    #[arg(long, value_name = "PATH")]
+    hypervisor: Option<String>,
     /// Write them to this file as JSON, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -50,9 +57,11 @@ pub fn run(arguments: &BenchArgs) -> Result<()> {
         bail!("there is no figure `{unknown}`: they are {}", names.join(", "));
     }
     needs::ensure_present(&[&[Need::Target], arguments.on.needs()].concat(), arguments.yes)?;
-    let bench = Bench { platform: arguments.on, kills: arguments.kills };
+    let bench = Bench { platform: arguments.on, kills: arguments.kills, hypervisor: arguments.hypervisor.clone() };
     // Built now, so that no figure contains a build.
-    artefacts::build_hypervisor()?;
+    if bench.hypervisor.is_none() {
+        artefacts::build_hypervisor()?;
+    }
     artefacts::build_guests()?;
     let wanted = known
         .iter()

@@ -17,6 +17,8 @@ use crate::guest::GuestFiles;
 use crate::needs::Need;
 use crate::net::{Network, Plug, Transport};
 
+pub use qemu::plain as plain_machine;
+
 /// An emulator, ready to start machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Emulator {

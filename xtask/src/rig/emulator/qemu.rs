@@ -31,6 +31,25 @@ pub fn command(machine: &MachineSpec<'_>, accelerator: Accelerator, nic: NicMode
     Ok(command)
 }
 
+/// A machine with the CPU of a rig's, without KVM, and nothing else but the chipset and a wall clock.
+pub fn plain() -> Command {
+    let mut command = Command::new(needs::QEMU);
+    command.args(TCG.lines().filter(|line| !line.starts_with('#')).flat_map(str::split_whitespace));
+    command.args([
+        "-M",
+        "pc",
+        "-smp",
+        "1",
+        "-rtc",
+        "clock=host,base=utc",
+        "-display",
+        "none",
+        "-nodefaults",
+        "-no-reboot",
+    ]);
+    command
+}
+
 /// The arguments of a description with the braces filled in.
 fn arguments(description: &str, machine: &MachineSpec<'_>, nic: NicModel) -> Result<Vec<String>> {
     let value = &|name: &str| match (name, nic) {
