@@ -228,6 +228,13 @@ impl<G: Guest> Driver<G> {
         self.transfer.is_some()
     }
 
+    /// How far the time of a guest that runs here is behind the wall, in nanoseconds.
+    #[must_use]
+    pub fn clock_lag_ns(&self) -> u64 {
+        let runs = self.duty() == Duty::Live && !self.guest.is_idle();
+        if runs { self.steering.wanted(self.now).since(self.guest.time()) } else { 0 }
+    }
+
     /// The share of time that the guest may run, see [`pollux_ft::flow`].
     #[must_use]
     pub fn share(&self) -> u32 {

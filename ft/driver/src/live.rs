@@ -6,6 +6,7 @@ use crate::digest::hash_slice;
 use crate::driver::{Driver, Next};
 use crate::guest::{Guest, Output, PowerEvent, Stop};
 use crate::host::{Boundary, Event, Host, Outlet};
+use crate::steering::Standing;
 
 /// Bytes of console input in one entry at most.
 const TYPED_AT_ONCE: usize = 64;
@@ -61,6 +62,10 @@ impl<G: Guest> Driver<G> {
         }
         if self.guest.is_idle() {
             return self.sleep();
+        }
+        if let Some(until) = self.steering.ahead_until(self.now, self.guest.time()) {
+            self.steering.note_pause();
+            return Next::Wait(Some(until));
         }
         self.run_guest(host)
     }
@@ -120,13 +125,19 @@ impl<G: Guest> Driver<G> {
         }
         let slice = Position(position.0 + self.tuning.slice.min(self.lag_room().max(1)));
         let digest = self.is_protected().then_some(self.next_digest.position);
-        let due = [Some(slice), self.marks.output_at(), digest].into_iter().flatten();
+        let step = self.steering.step_at(self.now, self.guest.time());
+        let due = [Some(slice), self.marks.output_at(), digest, step].into_iter().flatten();
         due.filter(|&target| target > position).min().unwrap_or(Position(position.0 + 1))
     }
 
     /// Whether something waits for an exact stop of a guest that runs.
     fn wants_stop(&self, host: &impl Host<G>) -> bool {
-        self.input_waits(host) || self.steering.is_due(self.now) || self.digest_is_due() || self.switch_due
+        self.input_waits(host) || self.clock_is_due() || self.digest_is_due() || self.switch_due
+    }
+
+    /// Whether the time of a guest that runs is to be put on course.
+    fn clock_is_due(&self) -> bool {
+        self.steering.is_due(self.now, self.guest.position(), self.guest.time())
     }
 
     /// Whether something from outside waits for an exact stop.
@@ -183,17 +194,22 @@ impl<G: Guest> Driver<G> {
 
     /// Puts guest time on course when it is time to: regularly while the guest runs, and when it is about to wake.
     fn steer(&mut self, host: &mut impl Host<G>) -> Result<(), LogFull> {
-        let (time, asleep) = (self.guest.time(), self.guest.is_halted());
-        let due = if asleep {
-            let wakes = self.guest.next_deadline().is_some_and(|time| self.steering.wall_of(time) <= self.now);
-            wakes || (self.input_waits(host) && self.steering.is_due_at_wake(self.now, time))
+        let guest = Standing {
+            position: self.guest.position(),
+            time: self.guest.time(),
+            asleep: self.guest.is_halted(),
+            deadline: self.guest.next_deadline(),
+        };
+        let due = if guest.asleep {
+            let wakes = guest.deadline.is_some_and(|time| self.steering.wall_of(time) <= self.now);
+            wakes || (self.input_waits(host) && self.steering.is_due_at_wake(self.now, guest.time))
         } else {
-            self.steering.is_due(self.now)
+            self.clock_is_due()
         };
         if !due {
             return Ok(());
         }
-        let steer = self.steering.steer(self.now, self.guest.position(), time, asleep);
+        let steer = self.steering.steer(self.now, guest);
         self.input(host, EntryRef::Clock { base_ns: steer.base.0, rate: steer.rate })
     }
 

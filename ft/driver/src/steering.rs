@@ -1,8 +1,12 @@
 //! Steers guest time towards wall time: when a `Clock` entry is due, and what it says. Pure; the primary's alone.
 //!
-//! Guest time runs by the position, at a rate that this module predicts from how fast the guest ran lately. At each
-//! entry the rate is chosen so that guest time meets wall time one interval later; only a guest that slept or fell far
-//! behind is put forward at once.
+//! Guest time runs by the position. Where its rate is free, this module predicts it from how fast the guest ran lately, so
+//! that guest time meets wall time one interval later. Where the rate is fixed, because the guest reads its clock without an
+//! exit then, guest time is put forward by small steps when it is behind, and the guest is held when it is ahead.
+//!
+//! A guest that was held up, or cannot do the work of a tick in the time of a tick, must not find that time has run on
+//! without it: what it waits for would be over before it had a chance. So guest time catches up by bounded steps, with work
+//! between them, and is behind the wall for so long.
 
 use core::ops::RangeInclusive;
 
@@ -10,12 +14,23 @@ use pollux_ft::{Position, Span, Time};
 
 use crate::clock::GuestTime;
 
-/// Wall time between two entries while the guest runs.
+/// Wall time between two entries while the guest runs at a free rate, and over which its speed is measured.
 const INTERVAL: Span = Span::from_millis(50);
 /// An interval that took longer says nothing of the guest's speed: the machine itself was away.
 const LONGEST: Span = Span(4 * INTERVAL.0);
-/// Lag of guest time, in nanoseconds, from which it jumps instead of running faster.
-const JUMP_NS: u64 = 20_000_000;
+/// At a free rate guest time runs at most so many times as fast as wall time when it catches up.
+const CATCH_UP: u64 = 4;
+/// At a fixed rate, lag of guest time in nanoseconds that is worth an entry, and the least that it is put forward by: a tick
+/// of most kernels.
+const STEP_NS: u64 = 4_000_000;
+/// The steps are longer for a guest that is far behind: by its lag over this number. So its lag is bounded.
+const STEP_SHARE: u64 = 256;
+/// At a fixed rate, ticks that a guest runs at least between two steps: some times what a kernel does at a tick.
+const STEP_TICKS: u64 = 20_000;
+/// Lag in nanoseconds from which nothing is caught up: the machine was away, as in a suspension.
+const FAR_NS: u64 = 10_000_000_000;
+/// At a fixed rate, lead of guest time in nanoseconds from which the guest is held.
+const LEAD_NS: u64 = 4_000_000;
 /// Lag that is worth an entry when the guest wakes from a halt.
 const WAKE_LAG_NS: u64 = 2_000_000;
 /// Rates of real machines: between 1/64 and 256 nanoseconds per tick (32.32 fixed point).
@@ -30,6 +45,19 @@ pub struct Steer {
     pub rate: u64,
 }
 
+/// Where a guest stands in its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Its position.
+    pub position: Position,
+    /// Guest time there.
+    pub time: GuestTime,
+    /// It is halted.
+    pub asleep: bool,
+    /// When its next timer fires.
+    pub deadline: Option<GuestTime>,
+}
+
 /// The primary's view of guest time against wall time.
 #[derive(Debug)]
 pub struct Steering {
@@ -37,12 +65,14 @@ pub struct Steering {
     origin_ns: i128,
     /// Wall time and position at the last entry.
     last: (Time, Position),
-    /// Whether the guest slept since the last entry: then its speed was not seen.
+    /// Wall time and position from which on the guest's speed is measured.
+    measured: (Time, Position),
+    /// Whether the guest slept since then: then its speed was not seen.
     slept: bool,
     /// Whether it was held up since then.
     paused: bool,
-    /// Nanoseconds per tick, 32.32 fixed point, as measured: with and without what held the guest up; and what is
-    /// believable.
+    /// Nanoseconds per tick, 32.32 fixed point, as measured: with and without what held the guest up; and the rates that
+    /// may be chosen.
     speed: u64,
     full_speed: u64,
     rates: RangeInclusive<u64>,
@@ -52,15 +82,29 @@ impl Steering {
     /// Guest time is `guest` at wall time `now` and goes on from there, by `rate` as far as that is within `rates`.
     #[must_use]
     pub fn start(now: Time, position: Position, guest: GuestTime, rate: u64, rates: RangeInclusive<u64>) -> Self {
-        Self {
+        let mut steering = Self {
             origin_ns: i128::from(now.0) * 1000 - i128::from(guest.0),
             last: (now, position),
+            measured: (now, position),
             slept: true,
             paused: false,
-            speed: rate.clamp(*rates.start(), *rates.end()),
-            full_speed: rate.clamp(*rates.start(), *rates.end()),
+            speed: 0,
+            full_speed: 0,
             rates,
-        }
+        };
+        (steering.speed, steering.full_speed) = (steering.believable(rate), steering.believable(rate));
+        steering
+    }
+
+    /// A fixed rate says nothing of how fast guests run.
+    fn believable(&self, speed: u64) -> u64 {
+        let rates = if self.is_fixed() { &RATES } else { &self.rates };
+        speed.clamp(*rates.start(), *rates.end())
+    }
+
+    /// Whether there is but one rate.
+    fn is_fixed(&self) -> bool {
+        self.rates.start() == self.rates.end()
     }
 
     /// What guest time should be.
@@ -97,8 +141,25 @@ impl Steering {
 
     /// Whether a running guest needs an entry now.
     #[must_use]
-    pub fn is_due(&self, now: Time) -> bool {
-        now.since(self.last.0) >= INTERVAL
+    pub fn is_due(&self, now: Time, position: Position, guest: GuestTime) -> bool {
+        if !self.is_fixed() {
+            return now.since(self.last.0) >= INTERVAL;
+        }
+        self.step_at(now, guest).is_some_and(|at| at <= position)
+    }
+
+    /// At a fixed rate, where a guest that is behind is to get its next step.
+    #[must_use]
+    pub fn step_at(&self, now: Time, guest: GuestTime) -> Option<Position> {
+        let behind = self.is_fixed() && self.wanted(now).since(guest) >= STEP_NS;
+        behind.then(|| Position(self.last.1.0.saturating_add(STEP_TICKS)))
+    }
+
+    /// Until when a guest must wait that is ahead of the wall, where only that slows its time down.
+    #[must_use]
+    pub fn ahead_until(&self, now: Time, guest: GuestTime) -> Option<Time> {
+        let ahead = self.is_fixed() && guest.since(self.wanted(now)) > LEAD_NS;
+        ahead.then(|| self.wall_of(guest))
     }
 
     /// Whether a guest that wakes needs an entry first, because it slept long enough to notice.
@@ -107,29 +168,63 @@ impl Steering {
         self.wanted(now).since(guest) >= WAKE_LAG_NS
     }
 
-    /// The entry for a guest that stands at `position` with guest time `guest`. Never puts guest time back; a guest
-    /// that is asleep or far behind is put forward.
-    pub fn steer(&mut self, now: Time, position: Position, guest: GuestTime, asleep: bool) -> Steer {
-        let ticks = position.0 - self.last.1.0;
-        let elapsed = now.since(self.last.0);
+    /// The entry for a guest at an exact stop. Never puts guest time back.
+    pub fn steer(&mut self, now: Time, guest: Standing) -> Steer {
+        self.measure(now, &guest);
+        self.last = (now, guest.position);
+        let base = self.base(now, &guest);
+        if self.is_fixed() {
+            return Steer { base, rate: *self.rates.start() };
+        }
+        // From `base` now to wall time one interval later.
+        let goal_ns = self.wanted(now.after(INTERVAL)).since(base).min(CATCH_UP * INTERVAL.0 * 1000);
+        let rate = u128::from(self.speed) * u128::from(goal_ns) / u128::from(INTERVAL.0 * 1000);
         let (least, most) = (*self.rates.start(), *self.rates.end());
+        Steer { base, rate: u64::try_from(rate).unwrap_or(most).clamp(least, most) }
+    }
+
+    /// Guest time from now on.
+    fn base(&self, now: Time, guest: &Standing) -> GuestTime {
+        let wanted = self.wanted(now);
+        let lag = wanted.since(guest.time);
+        if lag == 0 {
+            return guest.time;
+        }
+        if lag > FAR_NS {
+            return wanted;
+        }
+        // Who sleeps misses nothing until the next timer.
+        let from = match guest.deadline {
+            _ if !guest.asleep => guest.time,
+            Some(deadline) if deadline < wanted => deadline.max(guest.time),
+            _ => return wanted,
+        };
+        if !guest.asleep && !self.is_fixed() {
+            return from;
+        }
+        let lag = wanted.since(from);
+        from.after(lag.min(STEP_NS + lag / STEP_SHARE))
+    }
+
+    fn measure(&mut self, now: Time, guest: &Standing) {
+        let (since, from) = self.measured;
+        let (elapsed, ticks) = (now.since(since), guest.position.0 - from.0);
+        if elapsed < INTERVAL && !self.slept && !guest.asleep {
+            return;
+        }
         if !self.slept && ticks > 0 && elapsed > Span(0) && elapsed <= LONGEST {
+            let most = self.believable(u64::MAX);
             let measured = ((u128::from(elapsed.0 * 1000) << 32) / u128::from(ticks)).min(u128::from(most)) as u64;
             // An average over some intervals: one that was disturbed does not throw the rate about.
-            let average = |speed: u64| (speed / 4 * 3 + measured / 4).clamp(least, most);
-            self.speed = average(self.speed);
+            let average = |speed: u64| self.believable(speed / 4 * 3 + measured / 4);
+            let (speed, full_speed) = (average(self.speed), average(self.full_speed));
+            self.speed = speed;
             if !self.paused {
-                self.full_speed = average(self.full_speed);
+                self.full_speed = full_speed;
             }
         }
-        self.last = (now, position);
-        (self.slept, self.paused) = (asleep, false);
-        let wanted = self.wanted(now);
-        let base = if asleep || wanted.since(guest) > JUMP_NS { wanted.max(guest) } else { guest };
-        // From `base` now to wall time one interval later.
-        let goal_ns = self.wanted(now.after(INTERVAL)).since(base);
-        let rate = u128::from(self.speed) * u128::from(goal_ns) / u128::from(INTERVAL.0 * 1000);
-        Steer { base, rate: u64::try_from(rate).unwrap_or(most).clamp(least, most) }
+        self.measured = (now, guest.position);
+        (self.slept, self.paused) = (guest.asleep, false);
     }
 }
 
@@ -138,6 +233,15 @@ mod tests {
     use super::*;
     use crate::clock::GuestClock;
     use proptest::prelude::*;
+
+    /// A guest that runs.
+    fn awake(position: u64, time: u64) -> Standing {
+        Standing { position: Position(position), time: GuestTime(time), asleep: false, deadline: None }
+    }
+
+    fn start(rates: RangeInclusive<u64>) -> Steering {
+        Steering::start(Time(0), Position(0), GuestTime(0), 1 << 32, rates)
+    }
 
     /// Runs a guest of `ticks_per_us` for `intervals` and returns the largest lag of guest time after settling.
     fn largest_error_ns(ticks_per_us: u64, intervals: u64) -> u64 {
@@ -151,7 +255,7 @@ mod tests {
             if step > 20 {
                 worst = worst.max(steering.wanted(Time(wall)).0.abs_diff(now.0));
             }
-            let steer = steering.steer(Time(wall), Position(position), now, false);
+            let steer = steering.steer(Time(wall), awake(position, now.0));
             clock.steer(position, steer.base, steer.rate).unwrap();
         }
         worst
@@ -166,11 +270,11 @@ mod tests {
 
     #[test]
     fn what_holds_a_guest_up_does_not_count_as_its_speed() {
-        let mut steering = Steering::start(Time(0), Position(0), GuestTime(0), 1 << 32, RATES);
+        let mut steering = start(RATES);
         let mut position = 0;
         let mut run = |steering: &mut Steering, step: u64, ticks_per_us: u64| {
             position += INTERVAL.0 * ticks_per_us;
-            steering.steer(Time(step * INTERVAL.0), Position(position), GuestTime(step * INTERVAL.0 * 1000), false);
+            steering.steer(Time(step * INTERVAL.0), awake(position, step * INTERVAL.0 * 1000));
         };
         (1..40).for_each(|step| run(&mut steering, step, 1000));
         let full = steering.full_speed();
@@ -187,21 +291,103 @@ mod tests {
 
     #[test]
     fn a_machine_that_was_away_does_not_take_its_guest_for_slow() {
-        let mut steering = Steering::start(Time(0), Position(0), GuestTime(0), 1 << 32, RATES);
-        steering.steer(Time(INTERVAL.0), Position(INTERVAL.0 * 1000), GuestTime(INTERVAL.0 * 1000), false);
-        let steer =
-            steering.steer(Time(100 * INTERVAL.0), Position(INTERVAL.0 * 2000), GuestTime(INTERVAL.0 * 2000), false);
-        assert_eq!(steer, Steer { base: GuestTime(100 * INTERVAL.0 * 1000), rate: 1 << 32 });
+        let mut steering = start(RATES);
+        steering.steer(Time(INTERVAL.0), awake(INTERVAL.0 * 1000, INTERVAL.0 * 1000));
+        let time = INTERVAL.0 * 2000;
+        let steer = steering.steer(Time(100 * INTERVAL.0), awake(INTERVAL.0 * 2000, time));
+        assert_eq!(steer, Steer { base: GuestTime(time), rate: CATCH_UP << 32 }, "it catches up at a bounded rate");
+        let far = FAR_NS / 1000 + 200 * INTERVAL.0;
+        let steer = steering.steer(Time(far), awake(INTERVAL.0 * 3000, time));
+        assert_eq!(steer, Steer { base: GuestTime(far * 1000), rate: 1 << 32 }, "nobody waits for hours to be over");
     }
 
     #[test]
     fn a_sleeper_wakes_at_wall_time() {
-        let mut steering = Steering::start(Time(0), Position(0), GuestTime(0), 1 << 32, RATES);
+        let mut steering = start(RATES);
         assert!(!steering.is_due_at_wake(Time(1000), GuestTime(0)));
         assert!(steering.is_due_at_wake(Time(5000), GuestTime(0)));
-        let steer = steering.steer(Time(3_000_000), Position(10), GuestTime(500), true);
-        assert_eq!(steer.base, GuestTime(3_000_000_000));
+        let asleep = Standing { asleep: true, ..awake(10, 500) };
+        assert_eq!(steering.steer(Time(3_000_000), asleep).base, GuestTime(3_000_000_000));
         assert_eq!(steering.wall_of(GuestTime(3_000_000_001)), Time(3_000_001));
+    }
+
+    #[test]
+    fn a_sleeper_that_was_held_up_misses_none_of_its_timers() {
+        for rates in [RATES, 1 << 32..=1 << 32] {
+            let mut steering = start(rates);
+            let deadline = GuestTime(1_000_000_000);
+            let asleep = Standing { asleep: true, deadline: Some(deadline), ..awake(10, 500) };
+            let base = steering.steer(Time(1_001_000), asleep).base;
+            assert_eq!(base, GuestTime(1_001_000_000), "a timer that is a little late");
+            let base = steering.steer(Time(2_000_000), asleep).base;
+            assert_eq!(base, deadline.after(STEP_NS + 1_000_000_000 / STEP_SHARE), "one that is late by a second");
+        }
+    }
+
+    /// A guest at a fixed rate, `ticks_per_us` fast, which stands still for the first `held_us`.
+    struct Fixed {
+        steering: Steering,
+        clock: GuestClock,
+        wall: u64,
+        position: u64,
+        largest_step: u64,
+    }
+
+    impl Fixed {
+        fn new(held_us: u64) -> Self {
+            let (steering, clock) = (start(1 << 32..=1 << 32), GuestClock::new(1 << 32));
+            Self { steering, clock, wall: held_us, position: 0, largest_step: 0 }
+        }
+
+        /// Runs for `us`; the largest lag and the largest lead of guest time in nanoseconds.
+        fn run(&mut self, us: u64, ticks_per_us: u64) -> (u64, u64) {
+            let (mut lag, mut lead) = (0, 0);
+            for _ in 0..us / 100 {
+                self.wall += 100;
+                let now = Time(self.wall);
+                if self.steering.ahead_until(now, self.clock.time_at(self.position)).is_none() {
+                    self.position += 100 * ticks_per_us;
+                }
+                let time = self.clock.time_at(self.position);
+                (lag, lead) =
+                    (lag.max(self.steering.wanted(now).since(time)), lead.max(time.since(self.steering.wanted(now))));
+                if self.steering.is_due(now, Position(self.position), time) {
+                    let steer = self.steering.steer(now, awake(self.position, time.0));
+                    assert_eq!(steer.rate, 1 << 32);
+                    self.largest_step = self.largest_step.max(steer.base.since(time));
+                    self.clock.steer(self.position, steer.base, steer.rate).unwrap();
+                }
+            }
+            (lag, lead)
+        }
+    }
+
+    #[test]
+    fn at_a_fixed_rate_guest_time_keeps_near_the_wall_by_small_steps() {
+        for ticks_per_us in [20, 70, 1000, 1400] {
+            let mut guest = Fixed::new(0);
+            let (lag, lead) = guest.run(1_000_000, ticks_per_us);
+            assert!(lag <= STEP_NS + 200_000, "{ticks_per_us}: {lag}");
+            assert!(lead <= LEAD_NS + 200_000, "{ticks_per_us}: {lead}");
+            assert!(guest.largest_step <= STEP_NS + 50_000, "{ticks_per_us}: {}", guest.largest_step);
+        }
+    }
+
+    #[test]
+    fn at_a_fixed_rate_a_guest_that_was_held_up_works_between_the_steps_and_catches_up() {
+        let mut guest = Fixed::new(1_000_000);
+        guest.run(500_000, 70);
+        assert!(guest.largest_step <= 2 * STEP_NS, "{}", guest.largest_step);
+        assert!(guest.run(100_000, 70).0 <= STEP_NS + 200_000);
+    }
+
+    #[test]
+    fn at_a_fixed_rate_a_guest_that_is_too_slow_is_behind_for_a_bounded_time() {
+        // 20,000 ticks take it 10 ms: more than a step.
+        let mut guest = Fixed::new(0);
+        guest.run(20_000_000, 2);
+        let lag = guest.run(1_000_000, 2).0;
+        assert!(lag < 2_000_000_000, "{lag}");
     }
 
     proptest! {
@@ -211,11 +397,12 @@ mod tests {
         ) {
             let mut clock = GuestClock::new(1 << 32);
             let (mut wall, mut position) = (0, 0);
-            let mut steering = Steering::start(Time(0), Position(0), GuestTime(0), 1 << 32, RATES);
+            let mut steering = start(RATES);
             for (us, ticks, asleep) in steps {
                 wall += us;
                 position += ticks;
-                let steer = steering.steer(Time(wall), Position(position), clock.time_at(position), asleep);
+                let guest = Standing { asleep, ..awake(position, clock.time_at(position).0) };
+                let steer = steering.steer(Time(wall), guest);
                 prop_assert!(clock.steer(position, steer.base, steer.rate).is_ok());
                 prop_assert!(RATES.contains(&steer.rate));
             }

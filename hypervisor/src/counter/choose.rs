@@ -6,6 +6,7 @@ use core::fmt;
 
 use super::selftest::{self, Report, Stand, Tested};
 use super::{Costs, Counter, Skid, pmu};
+use crate::cpu::Meter;
 
 /// What the option `counter=` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -27,6 +28,9 @@ pub struct Chosen {
     pub figures: Figures,
     /// Why it is this one, in a sentence without an end.
     pub why: String,
+    /// The guest may read its TSC without an exit as long as that advances by one a tick: it reads exactly what the position
+    /// says.
+    pub lends_tsc: bool,
 }
 
 impl fmt::Debug for Chosen {
@@ -124,7 +128,29 @@ fn accept(
         margin: tested.counter.margin(),
         steps_per_stop: tested.steps_per_stop,
     };
-    Ok(Chosen { counter: tested.counter, figures, why: why.into() })
+    let lends_tsc = lends_tsc(stand, &mut tested.counter);
+    Ok(Chosen { counter: tested.counter, figures, why: why.into(), lends_tsc })
+}
+
+/// Whether the guest's clock reads need no exit; puts on the log why, or why not.
+fn lends_tsc(stand: &mut dyn Stand, counter: &mut Counter) -> bool {
+    if counter.meter() != Meter::Tsc || !stand.executes_any_code() {
+        return false;
+    }
+    match selftest::clock_reads(stand, counter) {
+        Some(report) if report.passed() => {
+            log::info!("the guest reads its clock without an exit:\n{report}");
+            true
+        }
+        Some(report) => {
+            log::warn!("the guest's clock reads exit, since it would read something else:\n{report}");
+            false
+        }
+        None => {
+            log::info!("the guest's clock reads exit: this CPU has no other");
+            false
+        }
+    }
 }
 
 /// Puts the table on the log, and returns the reason in a sentence.

@@ -119,6 +119,12 @@ impl Counter {
         self.backend.identity()
     }
 
+    /// What counts.
+    #[must_use]
+    pub fn meter(&self) -> Meter {
+        self.backend.meter()
+    }
+
     /// What exits and events count by themselves.
     #[must_use]
     pub fn costs(&self) -> Costs {
@@ -151,7 +157,7 @@ impl Counter {
     /// How the next entry is limited when the target is `distance` ticks away (at least 1).
     #[must_use]
     pub fn limit(&self, distance: u64) -> Limit {
-        let meter = self.backend.meter();
+        let meter = self.meter();
         match distance.checked_sub(self.margin) {
             None | Some(0) => Limit::Step(meter),
             Some(far) => Limit::After(meter, far.min(SLICE).min(self.backend.longest())),

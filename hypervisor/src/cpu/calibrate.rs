@@ -3,13 +3,14 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::registers::CpuState;
-use super::{Exit, Vcpu};
+use super::registers::{CpuState, gpr};
+use super::{Exit, LentTsc, Vcpu};
 use crate::memory::{Gpa, GuestMemory, OutsideMemory};
 
 const CODE: u64 = 0x1000;
 const NOP: u8 = 0x90;
 const HLT: u8 = 0xF4;
+const RDTSC: [u8; 2] = [0x0F, 0x31];
 /// A timer whose lead varies by more ticks counts something else than instructions.
 const LARGEST_SPREAD: u64 = 1024;
 /// NOPs that a timer interrupts.
@@ -31,6 +32,8 @@ pub struct Calibration {
     pub lead: i64,
     /// Ticks between the smallest and the largest lead.
     pub spread: u64,
+    /// What a guest whose TSC is lent as 0 reads by its first instruction; `None` where it cannot be lent.
+    pub tsc_lead: Option<u64>,
 }
 
 impl Calibration {
@@ -103,8 +106,22 @@ pub fn calibrate(
     if spread > LARGEST_SPREAD {
         return Err(CalibrationError::LeadVaries(smallest, lead));
     }
+    let tsc_lead = tsc_lead(vcpu, memory)?;
     memory.slice_mut(Gpa(CODE), 0x2000).map_err(CalibrationError::Memory)?.fill(0);
-    Ok(Calibration { overhead: overhead.unwrap_or(0), lead, spread })
+    Ok(Calibration { overhead: overhead.unwrap_or(0), lead, spread, tsc_lead })
+}
+
+/// What a guest whose TSC is lent as 0 reads by its first instruction. The CPU has no calibration yet that takes it off.
+fn tsc_lead(vcpu: &mut dyn Timed, memory: &mut GuestMemory) -> Result<Option<u64>, CalibrationError> {
+    if !vcpu.lend_tsc(Some(LentTsc { now: 0, aux: 0 })) {
+        return Ok(None);
+    }
+    memory.write(Gpa(CODE), &[RDTSC[0], RDTSC[1], HLT]).map_err(CalibrationError::Memory)?;
+    let (exit, _) = straight(vcpu, 0);
+    vcpu.lend_tsc(None);
+    let registers = &vcpu.registers().gpr;
+    let read = registers[gpr::RDX] << 32 | registers[gpr::RAX] & u64::from(u32::MAX);
+    Ok((exit == Exit::Hlt).then_some(read))
 }
 
 /// The smallest and the largest lead of the timer.

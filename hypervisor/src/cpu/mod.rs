@@ -211,6 +211,15 @@ pub struct InstructionCounter {
     pub longest: u64,
 }
 
+/// What the guest reads of its TSC without an exit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LentTsc {
+    /// What RDTSC gives as the next instruction; with each tick one more.
+    pub now: u64,
+    /// TSC_AUX.
+    pub aux: u32,
+}
+
 /// A virtual CPU of one vendor.
 pub trait Vcpu {
     /// Measures what an entry costs in ticks, so that [`Meter::Tsc`] counts the guest's alone. Uses the first pages of
@@ -225,6 +234,13 @@ pub trait Vcpu {
     /// # Errors
     /// Why there is none.
     fn instruction_counter(&self) -> Result<InstructionCounter, &'static str>;
+
+    /// Has RDTSC and RDTSCP give this from the next entry on, as far as they do not exit all the same; with `None` they
+    /// exit. Holds for one entry that is limited by [`Meter::Tsc`]. Returns whether this CPU can: whether what the guest
+    /// reads is exact is for the self-test to judge.
+    fn lend_tsc(&mut self, tsc: Option<LentTsc>) -> bool {
+        tsc.is_none()
+    }
 
     /// Runs the guest until it exits, at most as far as `limit`, with host interrupts ending the run.
     fn enter(&mut self, limit: Limit) -> Entered;

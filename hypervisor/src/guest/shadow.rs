@@ -2,8 +2,9 @@
 //! a stop is looked at, and an instruction that begins a shadow is emulated instead of executed.
 
 use super::Guest;
-use crate::cpu::{Entered, Exit};
+use crate::cpu::{Entered, Exit, LentTsc};
 use crate::emulate::shadow::{self, ShadowView};
+use crate::platform::clock::RATE_ONE;
 
 /// Single steps that the guest may take before the host is looked at.
 pub(super) const STEPS_AT_ONCE: u64 = 64;
@@ -18,6 +19,7 @@ impl Guest {
         if stop - self.position() == 1 {
             return self.last_tick(stop);
         }
+        self.lend_tsc();
         let entered = self.progress.approach(stop, &mut self.counter.counter, &mut *self.vcpu);
         if entered.exit != Exit::Interrupted || self.position() + 1 != stop {
             return entered;
@@ -43,7 +45,17 @@ impl Guest {
     }
 
     fn enter_once(&mut self, stop: u64) -> Entered {
+        self.lend_tsc();
         self.progress.enter(stop, &mut self.counter.counter, &mut *self.vcpu)
+    }
+
+    /// Lets the guest read its clock without an exit as long as that goes on by one a tick, and each read is exact.
+    fn lend_tsc(&mut self) {
+        if self.counter.lends_tsc {
+            let by_ticks = self.platform.clock().rate() == RATE_ONE;
+            let tsc = by_ticks.then(|| LentTsc { now: self.platform.tsc(self.now()), aux: self.platform.tsc_aux() });
+            self.vcpu.lend_tsc(tsc);
+        }
     }
 
     /// From the tick before `stop` to `stop`.

@@ -98,7 +98,7 @@ fn guest(exits: &[Exit], host: bool) -> Guest {
     let mut registers = Registers::default();
     registers.gpr[0] = POWER_OFF.1;
     let vcpu = Box::new(Script { exits: exits.iter().copied().collect(), registers });
-    let counter = Chosen { counter: counter(0), figures: Figures::default(), why: "a test".into() };
+    let counter = Chosen { counter: counter(0), figures: Figures::default(), why: "a test".into(), lends_tsc: false };
     let memory = GuestMemory::for_test(MEMORY);
     let config = PlatformConfig {
         memory_bytes: MEMORY as u64,

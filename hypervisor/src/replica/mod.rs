@@ -37,6 +37,7 @@ use crate::host::apic::Apic;
 use crate::host::clock::{self, WallClock};
 use crate::host::interrupts;
 use crate::host::nic::Route;
+use crate::platform::clock::RATE_ONE;
 
 /// Longest time that the machine sleeps without looking around, in microseconds.
 const LONGEST_SLEEP_US: u64 = 1_000_000;
@@ -88,7 +89,11 @@ impl Replica {
         let node = make_node(&config, &guest, id, now_us);
         let mut link = log.and_then(|(nic, route)| make_link(&config, id, nic, route));
         let arbiter = link.as_mut().and_then(|link| make_arbiter(&config, id, link, machine, client.as_mut()));
-        let tuning = Tuning { transfer_stops: config.transfer_stops, ..Tuning::default() };
+        let mut tuning = Tuning { transfer_stops: config.transfer_stops, ..Tuning::default() };
+        if guest.counter().lends_tsc {
+            // At any other rate the guest's clock reads would exit.
+            tuning.rates = RATE_ONE..=RATE_ONE;
+        }
         let (cut, figures) = (Cut::default(), Figures::default());
         Self {
             driver: Driver::new(Time(now_us), node, guest, tuning),

@@ -83,6 +83,7 @@ impl Machine {
             .text("guest_state", guest_state(driver))
             .number("position", guest.position())
             .number("guest_ns", guest.now().0)
+            .number("clock_lag_us", driver.clock_lag_ns() / 1000)
             .number("wall_ms", self.now_us / 1000)
             .number("host_ticks", clock::cycles() - self.figures.slept)
             .number("guest_ticks", guest.ticks())
@@ -205,12 +206,13 @@ impl Machine {
 }
 
 fn report_counter(json: &mut Json, guest: &Guest) {
-    let Chosen { counter, figures, why } = guest.counter();
+    let Chosen { counter, figures, why, lends_tsc } = guest.counter();
     let seen = counter.seen();
     json.text("counter", counter.name()).object("counter_test", |json| {
         json.text("identity", &counter.identity())
             .text("why", why)
             .number("checks", figures.checks)
+            .flag("lends_tsc", *lends_tsc)
             .number("skid", figures.skid.largest())
             .text("skids", &figures.skid.to_string())
             .text("costs", &figures.costs.counting().collect::<Vec<_>>().join(", "))

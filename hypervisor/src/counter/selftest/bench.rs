@@ -90,22 +90,28 @@ impl<'a> Bench<'a> {
             if position >= target {
                 return (None, position);
             }
-            let limit = self.counter.limit(target - position);
-            if let Limit::After(Meter::Instructions, _) = limit {
-                // Should the overflow not come, this ends the run.
-                self.stand.interrupt_soon();
-            }
-            let entered = self.stand.vcpu().enter(limit);
-            position += self.counter.read(limit, &entered);
-            if entered.exit.is_own() {
-                return (Some(entered.exit), position);
-            }
-            self.steps += u64::from(entered.exit == Exit::Stepped);
-            if entered.exit != Exit::Stepped {
-                self.stand.let_in();
+            let (exit, ticks) = self.enter(target - position);
+            position += ticks;
+            if exit.is_own() {
+                return (Some(exit), position);
             }
         }
         (None, NONSENSE)
+    }
+
+    /// One entry towards a target `distance` ticks away: how it ended, and the ticks run.
+    pub(in crate::counter) fn enter(&mut self, distance: u64) -> (Exit, u64) {
+        let limit = self.counter.limit(distance);
+        if let Limit::After(Meter::Instructions, _) = limit {
+            // Should the overflow not come, this ends the run.
+            self.stand.interrupt_soon();
+        }
+        let entered = self.stand.vcpu().enter(limit);
+        self.steps += u64::from(entered.exit == Exit::Stepped);
+        if !entered.exit.is_own() && entered.exit != Exit::Stepped {
+            self.stand.let_in();
+        }
+        (entered.exit, self.counter.read(limit, &entered))
     }
 
     fn straight(&mut self, instructions: usize) -> u64 {

@@ -5,6 +5,7 @@
 //! are made with it. Each check gives name, got and want; one that fails refuses the counter.
 
 mod bench;
+mod clock;
 mod interrupts;
 mod patching;
 mod report;
@@ -171,6 +172,16 @@ pub(super) fn hazards(stand: &mut dyn Stand, counter: &mut Counter) -> Report {
     bench.clear();
     counter.forget_seen();
     report
+}
+
+/// Checks clock reads without an exit; `None` where all of them exit. Leaves the memory that was used zeroed.
+pub(super) fn clock_reads(stand: &mut dyn Stand, counter: &mut Counter) -> Option<Report> {
+    let mut report = Report::default();
+    let mut bench = Bench::new(stand, counter);
+    let any = bench.clock_reads(&mut report);
+    bench.clear();
+    counter.forget_seen();
+    any.then_some(report)
 }
 
 /// Measures and checks the TSC of `stand`, which is calibrated. The first check of the measurement that fails ends the test.

@@ -6,8 +6,9 @@
 #![allow(unsafe_code)]
 
 use core::arch::global_asm;
+use core::mem::offset_of;
 
-use super::vmcb::Vmcb;
+use super::vmcb::{Control, Vmcb};
 use crate::cpu::registers::Registers;
 
 global_asm!(
@@ -33,6 +34,9 @@ global_asm!(
     "shl rdx, 32",
     "or rax, rdx",
     "mov [rsp + 8], rax",
+    // Behind this read the guest is always equally far away.
+    "sub r9, rax",
+    "mov [rsi + {tsc_offset}], r9",
     "mov [r8], ecx",
     "mov rcx, [rdi + 8]",
     "mov rdx, [rdi + 16]",
@@ -90,6 +94,7 @@ global_asm!(
     "pop rbp",
     "pop rbx",
     "ret",
+    tsc_offset = const offset_of!(Vmcb, control) + offset_of!(Control, tsc_offset),
 );
 
 unsafe extern "C" {
@@ -104,11 +109,13 @@ unsafe extern "C" {
         host: *mut Vmcb,
         timer_count: u32,
         timer: *mut u32,
+        tsc: u64,
     ) -> u64;
 }
 
 /// Runs the guest once. General registers but RAX and RSP pass through `registers`, those two through the VMCB.
-/// `timer_count` is written to `timer` just before entry, 0 for no limit. Returns TSC ticks, overhead included.
+/// `timer_count` is written to `timer` just before entry, 0 for no limit. `tsc` is what the guest's TSC would be at the
+/// first of the two reads. Returns TSC ticks, overhead included.
 ///
 /// # Safety
 /// As for a VMRUN: SVM enabled, host save area set, `vmcb` describes a guest whose nested page tables map only memory
@@ -119,7 +126,8 @@ pub(super) unsafe fn enter(
     host: &mut Vmcb,
     timer_count: u32,
     timer: *mut u32,
+    tsc: u64,
 ) -> u64 {
     // SAFETY: the caller vouches for the CPU's state; the references are valid for the call.
-    unsafe { pollux_svm_enter(registers, vmcb, host, timer_count, timer) }
+    unsafe { pollux_svm_enter(registers, vmcb, host, timer_count, timer, tsc) }
 }

@@ -19,7 +19,7 @@ use super::calibrate::{self, Calibration, Timed};
 use super::lazy::{self, PAT_RESET};
 use super::nested::{Format, NestedPaging};
 use super::registers::{CpuMsrs, CpuState, Registers, Segment, Segments, Table, gpr};
-use super::{Entered, Exception, Exit, InstructionCounter, IoExit, Limit, Meter, Mode, Vcpu};
+use super::{Entered, Exception, Exit, InstructionCounter, IoExit, LentTsc, Limit, Meter, Mode, Vcpu};
 use crate::host::apic::Apic;
 use crate::memory::{Gpa, GuestMemory};
 
@@ -69,6 +69,8 @@ pub struct SvmVcpu {
     _msr: Box<MsrPermissions>,
     timer: *mut u32,
     calibration: Calibration,
+    /// What the guest's TSC reads by its next instruction, where RDTSC does not exit.
+    tsc: u64,
     offered: Option<u8>,
     guard: Option<run::Guard>,
 }
@@ -121,6 +123,7 @@ impl SvmVcpu {
             _msr: msr,
             timer: apic.timer_register(),
             calibration: Calibration::default(),
+            tsc: 0,
             offered: None,
             guard: None,
         };
@@ -227,8 +230,10 @@ impl Timed for SvmVcpu {
         self.guest.save.rflags = self.registers.rflags;
         // SAFETY: SVM is enabled (see `new`), the nested page tables map only guest memory, the timer register is the
         // APIC's, and hypervisor code runs with interrupts off.
-        let ticks =
-            unsafe { entry::enter(&mut self.registers, &mut self.guest, &mut self.host, timer_count, self.timer) };
+        let ticks = unsafe {
+            let tsc = self.tsc.wrapping_sub(self.calibration.tsc_lead.unwrap_or(0));
+            entry::enter(&mut self.registers, &mut self.guest, &mut self.host, timer_count, self.timer, tsc)
+        };
         self.registers.gpr[gpr::RAX] = self.guest.save.rax;
         self.registers.gpr[gpr::RSP] = self.guest.save.rsp;
         self.registers.rip = self.guest.save.rip;
@@ -241,8 +246,17 @@ impl Timed for SvmVcpu {
 
 impl Vcpu for SvmVcpu {
     fn calibrate(&mut self, memory: &mut GuestMemory, settle: &mut dyn FnMut()) -> Result<String, String> {
+        self.calibration = Calibration::default();
         self.calibration = calibrate::calibrate(self, memory, settle).map_err(|error| error.to_string())?;
         Ok(format!("{:?}", self.calibration))
+    }
+
+    /// RDTSCP exits all the same.
+    fn lend_tsc(&mut self, tsc: Option<LentTsc>) -> bool {
+        self.tsc = tsc.map_or(0, |tsc| tsc.now);
+        let exits = if tsc.is_none() { intercept1::RDTSC } else { 0 };
+        self.guest.control.intercept1 = INTERCEPTS1 & !intercept1::RDTSC | exits;
+        true
     }
 
     fn instruction_counter(&self) -> Result<InstructionCounter, &'static str> {

@@ -51,6 +51,7 @@ impl SvmVcpu {
             let (part, offers) = self.part(ticks - entered.ticks);
             let once = self.enter_once(part, offers);
             entered.ticks += once.ticks;
+            self.tsc = self.tsc.wrapping_add(once.ticks);
             entered.interrupt_taken |= once.interrupt_taken;
             entered.exception_taken |= once.exception_taken;
             let over = entered.ticks >= ticks;

@@ -33,7 +33,7 @@ const PRIMARY: [Control; 11] = [
     (1 << 7, "HLT exiting"),
     (1 << 10, "MWAIT exiting"),
     (1 << 11, "RDPMC exiting"),
-    (1 << 12, "RDTSC exiting"),
+    (RDTSC_EXITING, "RDTSC exiting"),
     (1 << 19, "CR8-load exiting"),
     (1 << 20, "CR8-store exiting"),
     (1 << 24, "unconditional I/O exiting"),
@@ -42,6 +42,9 @@ const PRIMARY: [Control; 11] = [
     (1 << 31, "secondary controls"),
     (INTERRUPT_WINDOW, "interrupt-window exiting"),
 ];
+/// Primary controls: RDTSC and RDTSCP exit; what they give else has an offset. Switched where the guest's TSC is lent.
+pub(super) const RDTSC_EXITING: u32 = 1 << 12;
+pub(super) const TSC_OFFSETTING: u32 = 1 << 3;
 /// Primary control: an exit behind the next instruction or event. Switched on for single steps.
 pub(super) const MONITOR_TRAP: u32 = 1 << 27;
 /// CR3-load and CR3-store exiting, which nested paging makes superfluous.
@@ -152,6 +155,8 @@ pub(super) struct Capabilities {
     pub(super) dirty_flags: bool,
     /// There is [`MONITOR_TRAP`].
     pub(super) monitor_trap: bool,
+    /// There is [`TSC_OFFSETTING`], and a guest without [`RDTSC_EXITING`].
+    pub(super) tsc_offsetting: bool,
     /// Exits and entries load IA32_PERF_GLOBAL_CTRL.
     pub(super) performance_control: bool,
     /// Bits of CR0 and CR4 that the guest does not own.
@@ -216,7 +221,7 @@ impl Capabilities {
             adjuster.lacks("the TRUE control MSRs");
             return Err(VmxError::Lacks(adjuster.missing));
         }
-        let may = |msr| halves(read(msr))[1];
+        let [must, may] = [0, 1].map(|half| move |msr| halves(read(msr))[half]);
         let performance_control = may(TRUE_EXIT) & EXIT_PERFORMANCE != 0 && may(TRUE_ENTRY) & ENTRY_PERFORMANCE != 0;
         let (exit_performance, entry_performance) =
             if performance_control { (EXIT_PERFORMANCE, ENTRY_PERFORMANCE) } else { (0, 0) };
@@ -254,6 +259,7 @@ impl Capabilities {
             gib_pages,
             dirty_flags,
             monitor_trap: may(TRUE_PRIMARY) & MONITOR_TRAP != 0,
+            tsc_offsetting: may(TRUE_PRIMARY) & TSC_OFFSETTING != 0 && must(TRUE_PRIMARY) & RDTSC_EXITING == 0,
             performance_control,
             cr0_mask: cr0_fixed | CR0_HOST | 0xFFFF_FFFF & !read(CR0_FIXED[1]),
             cr4_mask: !CR4_GUEST | cr4_fixed | !read(CR4_FIXED[1]),

@@ -26,12 +26,17 @@ global_asm!(
     "mov eax, {host_rsp}",
     "vmwrite rax, rsp",
     "jbe 9f",
+    "mov r8, rdx", // the guest's TSC at the first read
     "jmp 4f",
     "4:",
     "rdtsc",
     "shl rdx, 32",
     "or rax, rdx",
     "mov [rsp + 8], rax",
+    // A CPU without TSC offsetting refuses this, and has no use for it.
+    "sub r8, rax",
+    "mov eax, {tsc_offset}",
+    "vmwrite rax, r8",
     "test esi, esi",
     "mov rax, [rdi]",
     "mov rcx, [rdi + 8]",
@@ -97,6 +102,7 @@ global_asm!(
     "pop rbx",
     "ret",
     host_rsp = const fields::HOST_RSP.encoding(),
+    tsc_offset = const fields::TSC_OFFSET.encoding(),
 );
 
 /// What [`pollux_vmx_enter`] returns.
@@ -114,7 +120,7 @@ unsafe extern "C" {
     /// # Safety
     /// The current VMCS describes a guest that can only reach memory of its own, and a host state that leads back to
     /// [`pollux_vmx_exit`]; interrupts are off.
-    fn pollux_vmx_enter(registers: *mut Registers, launched: u32) -> Switched;
+    fn pollux_vmx_enter(registers: *mut Registers, launched: u32, tsc: u64) -> Switched;
 
     /// Where the CPU goes on after an exit.
     fn pollux_vmx_exit();
@@ -126,7 +132,7 @@ pub(super) fn set_host_rip() {
 }
 
 /// Runs the guest once. General registers but RSP pass through `registers`; RSP, RIP and RFLAGS are in the VMCS.
-/// Returns TSC ticks, overhead included.
+/// `tsc` is what the guest's TSC would be at the first of the two reads. Returns TSC ticks, overhead included.
 ///
 /// # Safety
 /// The current VMCS is complete: its guest can only reach memory of its own, its host state is that of this CPU, with
@@ -134,9 +140,9 @@ pub(super) fn set_host_rip() {
 ///
 /// # Errors
 /// When the CPU refuses the VMCS before it looks at the guest's state.
-pub(super) unsafe fn enter(registers: &mut Registers, launched: bool) -> Result<u64, VmFail> {
+pub(super) unsafe fn enter(registers: &mut Registers, launched: bool, tsc: u64) -> Result<u64, VmFail> {
     // SAFETY: the caller vouches for the VMCS; the reference is valid for the call.
-    let switched = unsafe { pollux_vmx_enter(registers, u32::from(launched)) };
+    let switched = unsafe { pollux_vmx_enter(registers, u32::from(launched), tsc) };
     match switched.failure {
         0 => Ok(switched.ticks),
         1 => Err(VmFail::Invalid),

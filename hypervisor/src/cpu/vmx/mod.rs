@@ -22,7 +22,7 @@ use core::cell::Cell;
 pub use self::capabilities::VmxError;
 pub use self::instructions::VmFail;
 
-use self::capabilities::{Capabilities, INTERRUPT_WINDOW, MONITOR_TRAP};
+use self::capabilities::{Capabilities, INTERRUPT_WINDOW, MONITOR_TRAP, RDTSC_EXITING, TSC_OFFSETTING};
 use self::exit::{ControlAccess, ENTRY_FAILED, Event, reason};
 use self::host::HostTables;
 use self::instructions::{read, write};
@@ -33,7 +33,8 @@ use super::calibrate::{self, Calibration, Timed};
 use super::lazy;
 use super::nested::NestedPaging;
 use super::registers::{CR0_PE, CpuMsrs, CpuState, RFLAGS_IF, Registers, gpr};
-use super::{Entered, Exception, Exit, InstructionCounter, Limit, Meter, Mode, ShadowSteps, Vcpu};
+use super::{Entered, Exception, Exit, InstructionCounter, LentTsc, Limit, Meter, Mode, ShadowSteps, Vcpu};
+use crate::host::msr;
 use crate::memory::{Gpa, GuestMemory};
 
 /// Ticks after which an entry ends in any case, so that the host's interrupts are looked at: Bochs holds them back from
@@ -43,6 +44,9 @@ const SLICE: u64 = 50_000;
 /// The same for entries for as many retired instructions as can be counted at once, where ticks may be cycles: only the
 /// tests of that counter make such, and are to be left alone.
 const LONG_SLICE: u64 = 1 << 22;
+
+/// What RDTSCP gives in ECX.
+const TSC_AUX: u32 = 0xC000_0103;
 
 /// Interruptibility: blocking by STI or MOV SS.
 const SHADOW: u32 = 0b11;
@@ -61,6 +65,10 @@ pub struct VmxVcpu {
     /// The event that is to be injected at the next entry.
     event: Option<Event>,
     offered: Option<u8>,
+    /// What the guest's TSC reads by its next instruction, where RDTSC does not exit.
+    tsc: Option<LentTsc>,
+    /// IA32_TSC_AUX as the CPU has it, once the guest's TSC was lent: the host does not use it.
+    tsc_aux: Option<u32>,
     /// What [`Vcpu::mode`] found since the last exit.
     mode: Cell<Option<Mode>>,
     capabilities: Capabilities,
@@ -86,9 +94,10 @@ impl VmxVcpu {
             write(fields::ENTRY_INSTRUCTION_LENGTH, event.length);
             write(fields::ENTRY_EVENT, event.info);
         }
+        let tsc = self.tsc.map_or(0, |tsc| tsc.now.wrapping_sub(self.calibration.tsc_lead.unwrap_or(0)));
         // SAFETY: `new` has set up the VMCS: guest memory is all that the nested page tables map, the host's state is
         // this CPU's. Hypervisor code runs with interrupts off.
-        let raw = unsafe { entry::enter(&mut self.registers, self.launched) }
+        let raw = unsafe { entry::enter(&mut self.registers, self.launched, tsc) }
             .unwrap_or_else(|failure| panic!("VM entry: {failure}"));
         let reason = read(fields::EXIT_REASON);
         if reason & ENTRY_FAILED == 0 {
@@ -134,6 +143,9 @@ impl VmxVcpu {
             if wanted {
                 controls |= control;
             }
+        }
+        if self.tsc.is_some() {
+            controls = controls & !RDTSC_EXITING | TSC_OFFSETTING;
         }
         if controls != self.primary {
             self.primary = controls;
@@ -195,8 +207,25 @@ impl Timed for VmxVcpu {
 
 impl Vcpu for VmxVcpu {
     fn calibrate(&mut self, memory: &mut GuestMemory, settle: &mut dyn FnMut()) -> Result<String, String> {
+        self.calibration = Calibration::default();
         self.calibration = calibrate::calibrate(self, memory, settle).map_err(|error| error.to_string())?;
         Ok(format!("{:?}", self.calibration))
+    }
+
+    fn lend_tsc(&mut self, tsc: Option<LentTsc>) -> bool {
+        if !self.capabilities.tsc_offsetting {
+            return tsc.is_none();
+        }
+        self.tsc = tsc;
+        if let Some(LentTsc { aux, .. }) = tsc
+            && self.tsc_aux != Some(aux)
+        {
+            self.tsc_aux = Some(aux);
+            // SAFETY: the interrupt table is loaded, and nobody on this side reads the register. A CPU without RDTSCP does
+            // not have it, and its guest cannot read it either.
+            let _ = unsafe { msr::try_write(TSC_AUX, u64::from(aux)) };
+        }
+        true
     }
 
     fn instruction_counter(&self) -> Result<InstructionCounter, &'static str> {

@@ -171,6 +171,9 @@ impl VmxVcpu {
         loop {
             let once = self.enter_once(bound.after(entered.ticks));
             entered.ticks += once.ticks;
+            if let Some(tsc) = &mut self.tsc {
+                tsc.now = tsc.now.wrapping_add(once.ticks);
+            }
             entered.interrupt_taken |= once.interrupt_taken;
             entered.exception_taken |= once.exception_taken;
             let end = match once.exit {

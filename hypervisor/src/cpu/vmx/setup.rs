@@ -97,6 +97,8 @@ impl VmxVcpu {
             primary: capabilities.controls.primary,
             event: None,
             offered: None,
+            tsc: None,
+            tsc_aux: None,
             mode: Cell::new(None),
             performance: Performance::find(&capabilities, apic),
             capabilities,
