@@ -10,6 +10,7 @@ pub mod config;
 pub mod counter;
 pub mod cpu;
 pub mod emulate;
+pub mod extended;
 pub mod guest;
 pub mod host;
 pub mod memory;

@@ -12,6 +12,7 @@ use pollux_hypervisor::config::{Config, StartRole};
 use pollux_hypervisor::counter::choose::{self, Chosen};
 use pollux_hypervisor::counter::selftest::Machine;
 use pollux_hypervisor::cpu::{self, Vcpu};
+use pollux_hypervisor::extended::Layout;
 use pollux_hypervisor::guest::Guest;
 use pollux_hypervisor::host::apic::Apic;
 use pollux_hypervisor::host::clock::{self, WallClock};
@@ -141,7 +142,7 @@ fn make_guest(info: &'static BootInfo, config: &Config, apic: &Apic, memory: &mu
     let (mut vcpu, kind) = unsafe { cpu::open(base, config.guest_memory, apic) }.unwrap_or_else(|error| refuse(&error));
     log::info!("virtual CPU: {kind}");
     let counter = choose_counter(config, apic, &mut *vcpu, &mut guest_memory);
-    let platform = make_platform(config);
+    let platform = make_platform(config, vcpu.extended().layout());
     let image = find_image(info, config);
     let mut guest = Guest::new(vcpu, counter, guest_memory, platform, image, interrupts::let_in);
     // A backup tries it too, so that a bad image is found at the start and not at a reset; the state replaces it.
@@ -164,7 +165,7 @@ fn choose_counter(config: &Config, apic: &Apic, vcpu: &mut dyn Vcpu, memory: &mu
     chosen
 }
 
-fn make_platform(config: &Config) -> Platform {
+fn make_platform(config: &Config, extended: Layout) -> Platform {
     let host_cpuid = |leaf, subleaf| {
         let result = core::arch::x86_64::__cpuid_count(leaf, subleaf);
         [result.eax, result.ebx, result.ecx, result.edx]
@@ -179,6 +180,7 @@ fn make_platform(config: &Config) -> Platform {
         start_unix_seconds,
         host_cpuid: &host_cpuid,
         rdtscp,
+        extended,
         entropy,
         rate: RATE_ONE,
     };

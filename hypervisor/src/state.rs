@@ -16,6 +16,13 @@ pub enum StateError {
     TrailingBytes,
     /// A field holds a value that the device can never have.
     BadValue(&'static str),
+    /// The state has other registers than the CPU: bits of XCR0 of both.
+    OtherComponents {
+        /// The state's.
+        state: u64,
+        /// The CPU's.
+        cpu: u64,
+    },
 }
 
 impl fmt::Display for StateError {
@@ -24,6 +31,10 @@ impl fmt::Display for StateError {
             Self::Truncated => f.write_str("state ends too early"),
             Self::TrailingBytes => f.write_str("state has trailing bytes"),
             Self::BadValue(field) => write!(f, "state holds an impossible value for {field}"),
+            Self::OtherComponents { state, cpu } => write!(
+                f,
+                "state has the registers that {state:#x} enables in XCR0, this CPU those of {cpu:#x}: vector units differ"
+            ),
         }
     }
 }

@@ -15,6 +15,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use core::fmt;
 
+use crate::extended::ExtendedRegisters;
 use crate::host::apic::Apic;
 use crate::memory::{Gpa, GuestMemory};
 use registers::{CpuMsrs, CpuState, Registers, Segment, Segments, Table};
@@ -277,6 +278,9 @@ pub trait Vcpu {
 
     /// Replaces them. EFER.LMA is the CPU's own and stays.
     fn set_msrs(&mut self, msrs: &CpuMsrs);
+
+    /// x87 and vector registers, and XCR0.
+    fn extended(&mut self) -> &mut dyn ExtendedRegisters;
 
     /// Begins to let the guest write only to pages that it does not execute, and execute only pages that it does not
     /// write to, or ends it: a page goes from one to the other at an access, and an instruction that writes to its own

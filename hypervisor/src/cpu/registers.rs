@@ -1,5 +1,6 @@
 //! Architectural state of the guest's CPU, the same for every vendor.
 
+use crate::extended::ExtendedState;
 use crate::state::{State, StateError, Visitor};
 
 /// Indices of the general registers in [`Registers::gpr`], in the order of instruction encodings.
@@ -31,6 +32,8 @@ pub const CR0_ET: u64 = 1 << 4;
 pub const CR0_PG: u64 = 1 << 31;
 /// CR4.PAE: long page-table entries, without which there is no 64-bit mode.
 pub const CR4_PAE: u64 = 1 << 5;
+/// CR4.OSXSAVE: XSAVE, XGETBV and their like are enabled.
+pub const CR4_OSXSAVE: u64 = 1 << 18;
 /// EFER.LME: long mode enabled.
 pub const EFER_LME: u64 = 1 << 8;
 /// EFER.LMA: long mode active.
@@ -196,27 +199,6 @@ impl State for CpuMsrs {
     }
 }
 
-/// The FXSAVE image: x87 and SSE state. See: SDM volume 1, 10.5.1.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(C, align(64))]
-pub struct Fxsave(pub [u8; 512]);
-
-impl Default for Fxsave {
-    /// The state after FNINIT with MXCSR at its reset value.
-    fn default() -> Self {
-        let mut image = [0; 512];
-        image[0..2].copy_from_slice(&0x037F_u16.to_le_bytes());
-        image[24..28].copy_from_slice(&0x1F80_u32.to_le_bytes());
-        Self(image)
-    }
-}
-
-impl core::fmt::Debug for Fxsave {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("Fxsave(..)")
-    }
-}
-
 /// Everything the guest's CPU remembers between two instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CpuState {
@@ -244,8 +226,8 @@ pub struct CpuState {
     pub dr7: u64,
     /// Model-specific registers of the CPU.
     pub msrs: CpuMsrs,
-    /// x87 and SSE.
-    pub fpu: Fxsave,
+    /// x87, SSE and what XSAVE saves beyond.
+    pub extended: ExtendedState,
     /// Interrupts are blocked for one instruction, after STI or MOV SS.
     pub interrupt_shadow: bool,
     /// The guest executed HLT and waits for an interrupt.
@@ -267,7 +249,7 @@ impl State for CpuState {
         v.u64(&mut self.dr6)?;
         v.u64(&mut self.dr7)?;
         self.msrs.visit(v)?;
-        v.bytes(&mut self.fpu.0)?;
+        self.extended.visit(v)?;
         v.bool(&mut self.interrupt_shadow)?;
         v.bool(&mut self.halted)
     }

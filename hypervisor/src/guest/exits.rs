@@ -4,7 +4,7 @@ use alloc::format;
 
 use super::mmio::fault;
 use super::{Guest, Noting};
-use crate::cpu::registers::{CpuMsrs, EFER_LMA, EFER_LME, RFLAGS_RF, gpr};
+use crate::cpu::registers::{CR4_OSXSAVE, CpuMsrs, EFER_LMA, EFER_LME, RFLAGS_RF, gpr};
 use crate::cpu::{EXIT_KINDS, Exception, Exit, IoExit};
 use crate::emulate::decode;
 use crate::platform::{CpuidContext, Outputs, PowerEvent, Size};
@@ -53,7 +53,8 @@ impl Guest {
             }
             Exit::Cr8 => self.access_cr8(),
             Exit::CacheFlush => self.by_length(),
-            Exit::Xsetbv | Exit::Rdpmc => Done::Fault(Exception::GENERAL_PROTECTION),
+            Exit::Xsetbv => self.write_xcr0(),
+            Exit::Rdpmc => Done::Fault(Exception::GENERAL_PROTECTION),
             Exit::Hypercall | Exit::Undefined => Done::Fault(Exception::UNDEFINED),
             Exit::Shutdown => {
                 out.power(PowerEvent::Reset);
@@ -123,8 +124,8 @@ impl Guest {
     }
 
     fn cpuid(&mut self) -> Done {
-        // CR4.OSXSAVE cannot be set: XSAVE is hidden, and XSETBV faults.
-        let context = CpuidContext { cr4_osxsave: false, xcr0: 1 };
+        let cr4_osxsave = self.vcpu.mode().cr4 & CR4_OSXSAVE != 0;
+        let context = CpuidContext { cr4_osxsave, xcr0: self.vcpu.extended().xcr0() };
         let [eax, ebx, ecx, edx] = self.platform.cpuid(self.low(gpr::RAX), self.low(gpr::RCX), context);
         self.set_low(gpr::RAX, eax);
         self.set_low(gpr::RBX, ebx);
@@ -193,6 +194,21 @@ impl Guest {
         msrs.efer = (value & EFER_WRITABLE) | (msrs.efer & EFER_LMA);
         self.vcpu.set_msrs(&msrs);
         true
+    }
+
+    /// XSETBV. See: SDM volume 2D, "XSETBV".
+    fn write_xcr0(&mut self) -> Done {
+        let mode = self.vcpu.mode();
+        let value = u64::from(self.low(gpr::RDX)) << 32 | u64::from(self.low(gpr::RAX));
+        let (register, extended) = (self.low(gpr::RCX), self.vcpu.extended());
+        if !extended.layout().has_xsave() || mode.cr4 & CR4_OSXSAVE == 0 {
+            return Done::Fault(Exception::UNDEFINED);
+        }
+        if mode.segments.ss.dpl() != 0 || register != 0 || !extended.layout().allows(value) {
+            return Done::Fault(Exception::GENERAL_PROTECTION);
+        }
+        extended.set_xcr0(value);
+        self.by_length()
     }
 
     fn access_cr8(&mut self) -> Done {

@@ -270,9 +270,15 @@ impl Guest {
     }
 
     /// Saves CPU, platform and position. Memory is saved page by page by the caller.
+    ///
+    /// What is sent is loaded here, too, as far as it stays in the CPU's registers: what no instruction saves is the same on
+    /// both machines then.
     pub fn save(&mut self) -> alloc::vec::Vec<u8> {
+        assert!(self.settled, "a state was saved away from an exact stop");
         let mut machine = MachineState::of(self);
-        state::save(&mut machine)
+        let (saved, extended) = (state::save(&mut machine), machine.cpu.extended);
+        self.vcpu.extended().load(&extended);
+        saved
     }
 
     /// Loads what [`save`](Self::save) made.
@@ -283,6 +289,7 @@ impl Guest {
         let mut machine = MachineState::of(self);
         state::load(&mut machine, bytes)?;
         let (cpu, position) = (machine.cpu, machine.position);
+        cpu.extended.check(&self.vcpu.extended().layout())?;
         self.halted = cpu.halted;
         self.progress = Progress::at(position);
         self.loaded_at = position;

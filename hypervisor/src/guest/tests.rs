@@ -2,14 +2,17 @@
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use alloc::rc::Rc;
 use alloc::string::String;
 
 use super::shadow::STEPS_AT_ONCE;
 use super::*;
 use crate::counter::choose::Figures;
 use crate::counter::{Counter, Ticks};
-use crate::cpu::registers::{CpuMsrs, Registers};
+use crate::cpu::registers::{CR4_OSXSAVE, CpuMsrs, Registers, Segment, gpr};
 use crate::cpu::{Entered, Exception, InstructionCounter, IoExit, Limit, Mode};
+use crate::extended::testing::MadeUp;
+use crate::extended::{ExtendedRegisters, Layout};
 use crate::platform::PlatformConfig;
 use crate::platform::clock::RATE_ONE;
 
@@ -21,6 +24,8 @@ const POWER_OFF: (u16, u64) = (0x604, 0x2000);
 struct Script {
     exits: VecDeque<Exit>,
     registers: Registers,
+    extended: MadeUp,
+    mode: Mode,
 }
 
 impl Vcpu for Script {
@@ -51,7 +56,7 @@ impl Vcpu for Script {
     }
 
     fn mode(&self) -> Mode {
-        Mode::default()
+        self.mode
     }
 
     fn offer_interrupt(&mut self, _: Option<u8>) {}
@@ -66,16 +71,21 @@ impl Vcpu for Script {
 
     fn set_msrs(&mut self, _: &CpuMsrs) {}
 
+    fn extended(&mut self) -> &mut dyn ExtendedRegisters {
+        &mut self.extended
+    }
+
     fn track_writes(&mut self, _: bool) {}
 
     fn take_written(&mut self, _: &mut dyn FnMut(Gpa)) {}
 
     fn save(&mut self) -> CpuState {
-        CpuState { registers: self.registers, ..CpuState::default() }
+        CpuState { registers: self.registers, extended: self.extended.save(), ..CpuState::default() }
     }
 
     fn load(&mut self, state: &CpuState) {
         self.registers = state.registers;
+        self.extended.load(&state.extended);
     }
 }
 
@@ -97,7 +107,12 @@ fn counter(margin: u64) -> Counter {
 fn guest(exits: &[Exit], host: bool) -> Guest {
     let mut registers = Registers::default();
     registers.gpr[0] = POWER_OFF.1;
-    let vcpu = Box::new(Script { exits: exits.iter().copied().collect(), registers });
+    let vcpu = Box::new(Script {
+        exits: exits.iter().copied().collect(),
+        registers,
+        extended: MadeUp::default(),
+        mode: Mode::default(),
+    });
     let counter = Chosen { counter: counter(0), figures: Figures::default(), why: "a test".into(), lends_tsc: false };
     let memory = GuestMemory::for_test(MEMORY);
     let config = PlatformConfig {
@@ -106,6 +121,7 @@ fn guest(exits: &[Exit], host: bool) -> Guest {
         start_unix_seconds: 0,
         host_cpuid: &|_, _| [0; 4],
         rdtscp: false,
+        extended: Layout::LEGACY,
         entropy: [0; 32],
         rate: RATE_ONE,
     };
@@ -159,4 +175,81 @@ fn images_with_long_arguments_have_names_that_differ_early() {
         guest.image_name()
     };
     assert_ne!(name("1")[..pollux_ft::pairing::MAX_TEXT], name("2")[..pollux_ft::pairing::MAX_TEXT]);
+}
+
+/// A CPU with XSAVE and YMM registers.
+fn with_avx() -> Layout {
+    Layout::find(&|leaf, subleaf| match (leaf, subleaf) {
+        (0, _) => [0xD, 0, 0, 0],
+        (1, _) => [0, 0, 1 << 26 | 1 << 28, 0],
+        (0xD, 0) => [7, 0, 0, 0],
+        (0xD, 2) => [256, 576, 0, 0],
+        _ => [0; 4],
+    })
+}
+
+/// A CPU with AVX in protected mode and at this privilege level, and with this CR4, that leaves for an XSETBV of ECX and EDX:EAX.
+fn with_xsetbv(layout: Layout, level: u16, cr4: u64, register: u64, value: u64) -> Guest {
+    let mut guest = guest(&[], false);
+    let mut registers = Registers::default();
+    registers.rip = 0x1000;
+    (registers.gpr[gpr::RAX], registers.gpr[gpr::RDX], registers.gpr[gpr::RCX]) =
+        (value as u32 as u64, value >> 32, register);
+    let mut mode = Mode { cr0: 1, cr4, ..Mode::default() };
+    mode.segments.cs = Segment::flat(8, 0xC9B);
+    mode.segments.ss = Segment::flat(0x10, 0xC93 | level << 5);
+    guest.memory.slice_mut(Gpa(0x1000), 3).unwrap().copy_from_slice(&[0x0F, 0x01, 0xD1]);
+    let exits = [Exit::Xsetbv].into();
+    guest.vcpu = Box::new(Script { exits, registers, extended: MadeUp::new(layout), mode });
+    guest
+}
+
+#[test]
+fn xsetbv_does_what_the_manual_says() {
+    for (level, cr4, register, value, expected) in [
+        (0, CR4_OSXSAVE, 0, 7, Some(7)),
+        (0, CR4_OSXSAVE, 0xFFFF_FFFF_0000_0000, 3, Some(3)),
+        (0, 0, 0, 7, None),
+        (3, CR4_OSXSAVE, 0, 7, None),
+        (0, CR4_OSXSAVE, 1, 7, None),
+        (0, CR4_OSXSAVE, 0, 5, None),
+        (0, CR4_OSXSAVE, 0, 1 << 32 | 7, None),
+    ] {
+        let mut guest = with_xsetbv(with_avx(), level, cr4, register, value);
+        guest.run(1, &mut Nothing);
+        let state = (guest.vcpu.extended().xcr0(), guest.vcpu.registers().rip);
+        assert_eq!(
+            state,
+            expected.map_or((1, 0x1000), |value| (value, 0x1003)),
+            "{level} {cr4:#x} {register:#x} {value:#x}"
+        );
+    }
+    let mut guest = with_xsetbv(Layout::LEGACY, 0, CR4_OSXSAVE, 0, 3);
+    guest.run(1, &mut Nothing);
+    assert_eq!(guest.vcpu.registers().rip, 0x1000);
+}
+
+#[test]
+fn what_is_sent_is_loaded_by_the_sender_too() {
+    let extended = MadeUp::new(with_avx());
+    let loads = Rc::clone(&extended.loads);
+    let mut guest = guest(&[], false);
+    guest.vcpu =
+        Box::new(Script { exits: [].into(), registers: Registers::default(), extended, mode: Mode::default() });
+    let hash = guest.hash();
+    assert_eq!(loads.get(), 0);
+    assert!(!guest.save().is_empty());
+    assert_eq!((loads.get(), guest.hash()), (1, hash));
+}
+
+#[test]
+fn a_state_with_other_registers_is_refused_with_the_reason() {
+    let mut rich = with_xsetbv(with_avx(), 0, CR4_OSXSAVE, 0, 7);
+    rich.run(1, &mut Nothing);
+    let saved = rich.save();
+    let mut poor = with_xsetbv(Layout::LEGACY, 0, 0, 0, 0);
+    let error = poor.load(&saved).unwrap_err();
+    assert_eq!(error, StateError::OtherComponents { state: 7, cpu: 3 });
+    assert!(rich.load(&saved).is_ok());
+    assert_eq!(rich.vcpu.extended().xcr0(), 7);
 }

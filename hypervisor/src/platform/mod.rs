@@ -35,6 +35,7 @@ pub use access::{Gp, Outputs, PowerEvent, Size};
 pub use clock::{ClockError, GuestClock, GuestTime};
 pub use cpuid::{CpuidContext, HostCpuid};
 
+use crate::extended::Layout;
 use crate::memory::GuestMemory;
 use crate::state::{State, StateError, Visitor};
 use core::fmt;
@@ -76,6 +77,8 @@ pub struct PlatformConfig<'a> {
     pub host_cpuid: HostCpuid<'a>,
     /// The guest may use RDTSCP.
     pub rdtscp: bool,
+    /// What of the processor's extended state the guest may have.
+    pub extended: Layout,
     /// Random bytes, no two guests' the same: all that is random for the guest comes from them.
     pub entropy: [u8; entropy::BYTES],
     /// The guest clock's rate at first, in 32.32 fixed point nanoseconds per tick.
@@ -131,7 +134,7 @@ impl Platform {
             return Err(PlatformError::MemorySize(bytes));
         }
         const { assert!(NET_BAR.is_multiple_of(BAR_LEN)) };
-        let cpuid = Cpuid::new(config.host_cpuid, config.rdtscp);
+        let cpuid = Cpuid::new(config.host_cpuid, config.rdtscp, config.extended);
         let msrs = Msrs::new(cpuid.physical_bits());
         Ok(Self {
             clock: GuestClock::new(config.rate),

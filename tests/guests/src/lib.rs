@@ -48,3 +48,5 @@ pub mod serial;
 #[cfg(target_os = "none")]
 pub mod virtio;
 pub mod work;
+#[cfg(target_os = "none")]
+pub mod xsave;

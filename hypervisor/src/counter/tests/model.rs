@@ -8,6 +8,7 @@ use crate::counter::pmu::registers::{Layout, Source};
 use crate::counter::selftest::Stand;
 use crate::cpu::registers::{CpuMsrs, CpuState, RFLAGS_IF, Registers};
 use crate::cpu::{EXIT_KINDS, Entered, Exception, Exit, InstructionCounter, Limit, Meter, Mode, Vcpu};
+use crate::extended::ExtendedRegisters;
 use crate::memory::{Gpa, GuestMemory};
 
 /// A splitmix64 generator.
@@ -350,6 +351,10 @@ impl Vcpu for Model {
     }
 
     fn set_msrs(&mut self, _: &CpuMsrs) {}
+
+    fn extended(&mut self) -> &mut dyn ExtendedRegisters {
+        unreachable!("the self-test looks at no such registers")
+    }
 
     fn track_writes(&mut self, on: bool) {
         self.core.written = on.then(Default::default);

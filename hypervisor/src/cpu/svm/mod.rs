@@ -16,10 +16,11 @@ use x86_64::registers::model_specific::Msr;
 use self::permissions::{IoPermissions, MsrPermissions};
 use self::vmcb::{Vmcb, exit, intercept1, intercept2};
 use super::calibrate::{self, Calibration, Timed};
-use super::lazy::{self, PAT_RESET};
+use super::lazy::{self, LiveRegisters, PAT_RESET};
 use super::nested::{Format, NestedPaging};
 use super::registers::{CpuMsrs, CpuState, Registers, Segment, Segments, Table, gpr};
 use super::{Entered, Exception, Exit, InstructionCounter, IoExit, LentTsc, Limit, Meter, Mode, Vcpu};
+use crate::extended::ExtendedRegisters;
 use crate::host::apic::Apic;
 use crate::memory::{Gpa, GuestMemory};
 
@@ -61,6 +62,7 @@ struct Page([u8; 4096]);
 /// A virtual CPU under SVM.
 pub struct SvmVcpu {
     registers: Registers,
+    extended: LiveRegisters,
     guest: Box<Vmcb>,
     host: Box<Vmcb>,
     _host_save: Box<Page>,
@@ -94,7 +96,7 @@ impl SvmVcpu {
             efer.write(value | EFER_SVME | if has_no_execute() { EFER_NXE } else { 0 });
             Msr::new(VM_HSAVE_PA).write(core::ptr::from_ref(&*host_save) as u64);
         }
-        lazy::enable_sse();
+        let extended = LiveRegisters::enable();
         let nested_paging = NestedPaging::new(memory_base, memory_len, NPT);
         let io = Box::new(IoPermissions::intercept_all());
         let msr = Box::new(MsrPermissions::for_guest());
@@ -115,6 +117,7 @@ impl SvmVcpu {
         unsafe { asm!("vmsave rax", in("rax") core::ptr::from_mut(&mut *host), options(nostack, preserves_flags)) };
         let mut vcpu = Self {
             registers: Registers::default(),
+            extended,
             guest,
             host,
             _host_save: host_save,
@@ -355,6 +358,10 @@ impl Vcpu for SvmVcpu {
         save.sysenter_eip = msrs.sysenter_eip;
     }
 
+    fn extended(&mut self) -> &mut dyn ExtendedRegisters {
+        &mut self.extended
+    }
+
     fn guard_code(&mut self, on: bool) -> bool {
         let guard = on && has_no_execute();
         self.guard = guard.then(Default::default);
@@ -389,7 +396,7 @@ impl Vcpu for SvmVcpu {
             dr6: save.dr6,
             dr7: save.dr7,
             msrs: self.msrs(),
-            fpu: lazy::floating_point(),
+            extended: self.extended.save(),
             interrupt_shadow: self.in_shadow(),
             halted: false,
         }
@@ -423,6 +430,6 @@ impl Vcpu for SvmVcpu {
         self.guest.control.event_injection = 0;
         self.guest.control.tlb_control = vmcb::TLB_FLUSH_ALL;
         lazy::set_debug_registers(&state.dr);
-        lazy::set_floating_point(&state.fpu);
+        self.extended.load(&state.extended);
     }
 }

@@ -5,6 +5,8 @@ use core::fmt;
 
 use alloc::vec::Vec;
 
+use crate::cpu::registers::CR4_OSXSAVE;
+
 /// Index of IA32_FEATURE_CONTROL.
 pub(super) const FEATURE_CONTROL: u32 = 0x3A;
 const FEATURE_LOCKED: u64 = 1 << 0;
@@ -90,7 +92,7 @@ const EPT_GIB_PAGES: u64 = 1 << 17;
 const EPT_DIRTY_FLAGS: u64 = 1 << 21;
 const INVVPID: u64 = 1 << 32 | 1 << 41;
 
-/// Bits of CR4 that a guest may own: everything but VMXE, SMXE, OSXSAVE and what needs features that CPUID hides.
+/// Bits of CR4 that a guest may own: everything but VMXE, SMXE and what needs features that CPUID hides, as OSXSAVE may.
 /// VME, PVI, TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT, FSGSBASE, PCIDE, SMEP, SMAP.
 const CR4_GUEST: u64 = 0x7FF | 1 << 16 | 1 << 17 | 1 << 20 | 1 << 21;
 /// Bits of CR0 that a guest does not own: NE is always set; CD and NW would act on the host, too.
@@ -167,11 +169,13 @@ pub(super) struct Capabilities {
     pub(super) cr4_fixed: u64,
 }
 
-/// Random number instructions that the CPU has, and that must therefore exit.
+/// Features of the CPU that VMX must be set up for: random number instructions, which are to exit, and XSAVE, which the
+/// guest may enable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct RandomNumbers {
+pub(super) struct Features {
     pub(super) rdrand: bool,
     pub(super) rdseed: bool,
+    pub(super) xsave: bool,
 }
 
 /// What is allowed and what is not, as one of the control MSRs says, and what is missing so far.
@@ -214,7 +218,7 @@ impl Capabilities {
     ///
     /// # Errors
     /// When something is missing, with the names of it.
-    pub(super) fn find(read: &dyn Fn(u32) -> u64, random: RandomNumbers) -> Result<Self, VmxError> {
+    pub(super) fn find(read: &dyn Fn(u32) -> u64, features: Features) -> Result<Self, VmxError> {
         let basic = read(BASIC);
         let mut adjuster = Adjuster { read, missing: Vec::new() };
         if basic & BASIC_TRUE_CONTROLS == 0 {
@@ -237,7 +241,7 @@ impl Capabilities {
         }
         let (mut vpid, mut gib_pages, mut dirty_flags) = (false, false, false);
         if may(TRUE_PRIMARY) & 1 << 31 != 0 {
-            controls.secondary = adjuster.adjust(SECONDARY, &secondary_needed(random), RDTSCP | INVPCID | VPID);
+            controls.secondary = adjuster.adjust(SECONDARY, &secondary_needed(features), RDTSCP | INVPCID | VPID);
             let ept_vpid = if controls.secondary & (1 << 1 | VPID) != 0 { read(EPT_VPID) } else { 0 };
             adjuster.check(ept_vpid, &EPT_NEEDED);
             gib_pages = ept_vpid & EPT_GIB_PAGES != 0;
@@ -252,6 +256,7 @@ impl Capabilities {
         }
         let cr0_fixed = read(CR0_FIXED[0]) & !CR0_UNRESTRICTED;
         let cr4_fixed = read(CR4_FIXED[0]);
+        let cr4_guest = if features.xsave { CR4_GUEST | CR4_OSXSAVE } else { CR4_GUEST };
         Ok(Self {
             revision: basic as u32 & 0x7FFF_FFFF,
             controls,
@@ -262,17 +267,17 @@ impl Capabilities {
             tsc_offsetting: may(TRUE_PRIMARY) & TSC_OFFSETTING != 0 && must(TRUE_PRIMARY) & RDTSC_EXITING == 0,
             performance_control,
             cr0_mask: cr0_fixed | CR0_HOST | 0xFFFF_FFFF & !read(CR0_FIXED[1]),
-            cr4_mask: !CR4_GUEST | cr4_fixed | !read(CR4_FIXED[1]),
+            cr4_mask: !cr4_guest | cr4_fixed | !read(CR4_FIXED[1]),
             cr0_fixed,
             cr4_fixed,
         })
     }
 }
 
-fn secondary_needed(random: RandomNumbers) -> Vec<Control> {
+fn secondary_needed(features: Features) -> Vec<Control> {
     let mut needed = SECONDARY_NEEDED.to_vec();
-    needed.extend(random.rdrand.then_some(RDRAND_EXITING));
-    needed.extend(random.rdseed.then_some(RDSEED_EXITING));
+    needed.extend(features.rdrand.then_some(RDRAND_EXITING));
+    needed.extend(features.rdseed.then_some(RDSEED_EXITING));
     needed
 }
 
@@ -298,11 +303,11 @@ mod tests {
         }
     }
 
-    const NO_RANDOM: RandomNumbers = RandomNumbers { rdrand: false, rdseed: false };
+    const PLAIN: Features = Features { rdrand: false, rdseed: false, xsave: false };
 
     #[test]
     fn a_rich_cpu_gets_what_is_needed_and_no_more() {
-        let found = Capabilities::find(&rich, RandomNumbers { rdrand: true, rdseed: false }).unwrap();
+        let found = Capabilities::find(&rich, Features { rdrand: true, ..PLAIN }).unwrap();
         assert_eq!(found.revision, 0x12);
         assert_eq!(found.controls.pin, 0x16 | 1 | 1 << 3 | 1 << 6);
         assert_eq!(found.controls.primary & (INTERRUPT_WINDOW | PRIMARY_UNWANTED.0), 0);
@@ -312,17 +317,23 @@ mod tests {
         assert_eq!(found.controls.primary & MONITOR_TRAP, 0);
         assert_ne!(found.controls.exit & EXIT_PERFORMANCE, 0);
         assert_ne!(found.controls.entry & ENTRY_PERFORMANCE, 0);
-        // The guest owns PE and PG but not NE; VMXE and OSXSAVE are not its own.
+        // The guest owns PE and PG but not NE; VMXE is not its own, OSXSAVE only where there is XSAVE.
         assert_eq!((found.cr0_fixed, found.cr4_fixed), (1 << 5, 1 << 13));
         assert_eq!(found.cr0_mask, CR0_HOST);
         assert_eq!(found.cr4_mask & (1 << 13 | 1 << 18 | 1 << 5), 1 << 13 | 1 << 18);
+        let found = |cr4| {
+            let read = move |msr| if msr == CR4_FIXED[1] { cr4 } else { rich(msr) };
+            Capabilities::find(&read, Features { xsave: true, ..PLAIN }).unwrap()
+        };
+        assert_eq!(found(0x0037_27FF).cr4_mask & (1 << 13 | CR4_OSXSAVE), 1 << 13);
+        assert_ne!(found(0x0033_27FF).cr4_mask & CR4_OSXSAVE, 0);
     }
 
     #[test]
     fn what_is_missing_is_named() {
         let without =
             |msr: u32, bits: u64| move |asked: u32| if asked == msr { rich(asked) & !bits } else { rich(asked) };
-        let error = |read: &dyn Fn(u32) -> u64| Capabilities::find(read, NO_RANDOM).unwrap_err().to_string();
+        let error = |read: &dyn Fn(u32) -> u64| Capabilities::find(read, PLAIN).unwrap_err().to_string();
         assert_eq!(error(&without(TRUE_PIN, 1 << (32 + 6))), "this CPU's VMX lacks VMX preemption timer");
         assert_eq!(
             error(&without(SECONDARY, (1 << 1 | 1 << 7) << 32)),
@@ -334,9 +345,9 @@ mod tests {
         let insists = |msr: u32| if msr == TRUE_PRIMARY { rich(msr) | 1 << 15 } else { rich(msr) };
         assert!(error(&insists).contains("CR3"));
         let no_exiting = without(SECONDARY, 1 << (32 + 16));
-        let random = RandomNumbers { rdrand: false, rdseed: true };
+        let random = Features { rdseed: true, ..PLAIN };
         assert!(Capabilities::find(&no_exiting, random).unwrap_err().to_string().contains("RDSEED"));
-        assert!(Capabilities::find(&no_exiting, NO_RANDOM).is_ok());
+        assert!(Capabilities::find(&no_exiting, PLAIN).is_ok());
     }
 
     #[test]
@@ -349,7 +360,7 @@ mod tests {
             TRUE_EXIT => rich(msr) & !(u64::from(EXIT_PERFORMANCE) << 32),
             other => rich(other),
         };
-        let found = Capabilities::find(&poor, NO_RANDOM).unwrap();
+        let found = Capabilities::find(&poor, PLAIN).unwrap();
         assert!(!found.vpid && !found.gib_pages && !found.dirty_flags && !found.monitor_trap);
         assert!(!found.performance_control);
         assert_eq!(found.controls.entry & ENTRY_PERFORMANCE, 0);

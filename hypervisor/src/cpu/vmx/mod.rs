@@ -30,10 +30,11 @@ use self::performance::Performance;
 use self::permissions::MsrPermissions;
 use self::run::{Bound, ExitOrGoOn};
 use super::calibrate::{self, Calibration, Timed};
-use super::lazy;
+use super::lazy::{self, LiveRegisters};
 use super::nested::NestedPaging;
 use super::registers::{CR0_PE, CpuMsrs, CpuState, RFLAGS_IF, Registers, gpr};
 use super::{Entered, Exception, Exit, InstructionCounter, LentTsc, Limit, Meter, Mode, ShadowSteps, Vcpu};
+use crate::extended::ExtendedRegisters;
 use crate::host::msr;
 use crate::memory::{Gpa, GuestMemory};
 
@@ -57,6 +58,7 @@ struct Page([u8; 4096]);
 /// A virtual CPU under VMX.
 pub struct VmxVcpu {
     registers: Registers,
+    extended: LiveRegisters,
     /// RIP, RSP and RFLAGS as the VMCS has them.
     in_vmcs: [u64; 3],
     launched: bool,
@@ -301,6 +303,10 @@ impl Vcpu for VmxVcpu {
     fn set_msrs(&mut self, msrs: &CpuMsrs) {
         self.forget_mode();
         self.write_msrs(msrs);
+    }
+
+    fn extended(&mut self) -> &mut dyn ExtendedRegisters {
+        &mut self.extended
     }
 
     fn track_writes(&mut self, on: bool) {

@@ -7,7 +7,7 @@ use core::cell::Cell;
 use x86_64::registers::control::{Cr0, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::Msr;
 
-use super::capabilities::{self, Capabilities, Controls, FEATURE_CONTROL, RandomNumbers, VmxError};
+use super::capabilities::{self, Capabilities, Controls, FEATURE_CONTROL, Features, VmxError};
 use super::host::HostTables;
 use super::instructions::{self, write};
 use super::performance::Performance;
@@ -15,9 +15,10 @@ use super::permissions::MsrPermissions;
 use super::{Page, VmxVcpu, fields};
 use crate::cpu::Vcpu;
 use crate::cpu::calibrate::Calibration;
-use crate::cpu::lazy::{self, PAT_RESET};
+use crate::cpu::lazy::{LiveRegisters, PAT_RESET};
 use crate::cpu::nested::{Format, NestedPaging};
 use crate::cpu::registers::{CpuState, Registers};
+use crate::extended::{ExtendedRegisters, Layout};
 use crate::host::apic::Apic;
 
 /// The guest's tag in translations; 0 is the host's.
@@ -46,8 +47,8 @@ impl VmxVcpu {
     pub unsafe fn new(memory_base: u64, memory_len: u64, apic: &Apic) -> Result<Self, VmxError> {
         // SAFETY: a CPU with VMX has the capability MSRs; reading has no effect.
         let read_msr = |msr| unsafe { Msr::new(msr).read() };
-        let capabilities = Capabilities::find(&read_msr, random_numbers())?;
-        lazy::enable_sse();
+        let extended = LiveRegisters::enable();
+        let capabilities = Capabilities::find(&read_msr, features(&extended.layout()))?;
         let vmxon = region(capabilities.revision);
         // SAFETY: the CPU has VMX, says the caller; the region stays.
         unsafe { enter_vmx_operation(&vmxon)? };
@@ -92,6 +93,7 @@ impl VmxVcpu {
         write(fields::GUEST_PAT, PAT_RESET);
         let mut vcpu = Self {
             registers: Registers::default(),
+            extended,
             in_vmcs: [0; 3],
             launched: false,
             primary: capabilities.controls.primary,
@@ -116,9 +118,10 @@ impl VmxVcpu {
     }
 }
 
-fn random_numbers() -> RandomNumbers {
+fn features(layout: &Layout) -> Features {
     let cpuid = raw_cpuid::CpuId::new();
-    RandomNumbers {
+    Features {
+        xsave: layout.has_xsave(),
         rdrand: cpuid.get_feature_info().is_some_and(|info| info.has_rdrand()),
         rdseed: cpuid.get_extended_feature_info().is_some_and(|info| info.has_rdseed()),
     }

@@ -11,6 +11,7 @@ use super::setup::GUEST_VPID;
 use super::{SHADOW, VmxVcpu, segments};
 use crate::cpu::registers::{CR0_PG, CpuMsrs, CpuState, EFER_LMA, RFLAGS_IF, Segment, Segments, Table, gpr};
 use crate::cpu::{Entered, Exit, Mode, ShadowSteps, Vcpu, lazy};
+use crate::extended::ExtendedRegisters;
 
 const STAR: u32 = 0xC000_0081;
 const LSTAR: u32 = 0xC000_0082;
@@ -110,7 +111,7 @@ impl VmxVcpu {
             dr6: lazy::dr6(),
             dr7: read(fields::GUEST_DR7),
             msrs: self.read_msrs(),
-            fpu: lazy::floating_point(),
+            extended: self.extended.save(),
             interrupt_shadow: read(fields::INTERRUPTIBILITY) & SHADOW != 0,
             halted: false,
         }
@@ -144,7 +145,7 @@ impl VmxVcpu {
         lazy::set_debug_registers(&state.dr);
         lazy::set_dr6(state.dr6);
         lazy::set_cr2(state.cr2);
-        lazy::set_floating_point(&state.fpu);
+        self.extended.load(&state.extended);
         write(fields::ACTIVITY, 0);
         self.write_shadow(state.interrupt_shadow);
         self.event = None;

@@ -8,6 +8,7 @@ mod net;
 
 use super::access::testing::Recorder;
 use super::{GuestTime, Platform, PlatformConfig, PlatformError, Size};
+use crate::extended::Layout;
 use crate::memory::{Gpa, GuestMemory};
 use crate::state;
 
@@ -21,6 +22,7 @@ fn config() -> PlatformConfig<'static> {
         start_unix_seconds: 1_700_000_000,
         host_cpuid: &|_, _| [0; 4],
         rdtscp: false,
+        extended: Layout::LEGACY,
         entropy: [0; 32],
         rate: super::clock::RATE_ONE,
     }
