@@ -52,7 +52,7 @@ fn main(info: &'static BootInfo) -> ! {
     let config = Config::parse(info.command_line).unwrap_or_else(|error| refuse(&error));
     // SAFETY: first and only call; the boot code maps the first 4 GiB one to one.
     let apic = unsafe { interrupts::start() }.unwrap_or_else(|error| refuse(&error));
-    let guest = make_guest(info, &config, &apic, &mut memory);
+    let mut guest = make_guest(info, &config, &apic, &mut memory);
     let clock = WallClock::start(&apic).unwrap_or_else(|error| refuse(&error));
     log::info!("ticks per microsecond asleep: {:?}", clock.speeds());
     if config.role == StartRole::Stops {
@@ -78,6 +78,8 @@ fn main(info: &'static BootInfo) -> ! {
             Some(MachinePlace { mac: card.mac(), card: Some((card, route)) })
         }
     };
+    // The guest's time begins now, and not when its machine was made.
+    guest.platform.set_birth(clock::unix_time());
     Replica::new(Parts { config, apic, clock, guest, client, log, machine }).run()
 }
 

@@ -177,7 +177,7 @@ impl Guest {
                 true
             } else {
                 let now = self.now();
-                self.platform.wrmsr(now, msr, value).is_ok()
+                self.platform.wrmsr(now, msr, value, &mut self.memory).is_ok()
             }
         };
         if written { self.by_length() } else { Done::Fault(Exception::GENERAL_PROTECTION) }

@@ -3,6 +3,7 @@
 //! Two machines give the guest the same answers exactly when their tables are equal: pairing compares the digests.
 //! See: SDM volume 2A, "CPUID"; APM volume 3, appendix E.
 
+use super::kvm;
 use alloc::vec::Vec;
 use xxhash_rust::xxh64::xxh64;
 
@@ -70,6 +71,9 @@ const EXT_1_EDX_COPY: u32 = LEAF_1_EDX & bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12
 
 /// Widths of addresses. See: SDM volume 2A, "CPUID"; no processor has fewer than 36 physical bits or more than 52.
 const PHYSICAL_BITS_LEAF: u32 = 0x8000_0008;
+
+/// Where guests find out that this is Pollux.
+const OUR_CPUID: u32 = 0x4000_0100;
 
 /// Subleaves that are looked at, at most, where their number comes from the host.
 const MAX_SUBLEAVES: u32 = 8;
@@ -202,11 +206,17 @@ fn xsave(layout: &Layout, entries: &mut Vec<(u32, u32, [u32; 4])>) {
     }
 }
 
+/// First what guests understand, then who it is.
 fn hypervisor(entries: &mut Vec<(u32, u32, [u32; 4])>) {
-    let name = |bytes: [u8; 4]| u32::from_le_bytes(bytes);
-    entries.push((0x4000_0000, 0, [0x4000_0010, name(*b"Poll"), name(*b"uxPo"), name(*b"llux")]));
+    let names = |highest, name: &[u8; 12]| {
+        let part = |at: usize| u32::from_le_bytes([name[at], name[at + 1], name[at + 2], name[at + 3]]);
+        [highest, part(0), part(4), part(8)]
+    };
+    entries.push((kvm::CPUID, 0, names(kvm::CPUID + 0x10, &kvm::SIGNATURE)));
+    entries.push((kvm::CPUID + 1, 0, [kvm::FEATURES, 0, 0, 0]));
+    entries.push((OUR_CPUID, 0, names(OUR_CPUID, b"PolluxPollux")));
     // TSC and APIC timer in kHz, where several hypervisors have them.
-    entries.push((0x4000_0010, 0, [TSC_HZ / 1000, TSC_HZ / 1000, 0, 0]));
+    entries.push((kvm::CPUID + 0x10, 0, [TSC_HZ / 1000, TSC_HZ / 1000, 0, 0]));
 }
 
 fn extended(host: HostCpuid<'_>, rdtscp: bool, entries: &mut Vec<(u32, u32, [u32; 4])>) {
@@ -334,9 +344,13 @@ mod tests {
         assert_eq!(get(0x8000_0007, 0)[3], 1 << 8);
         assert_eq!(get(0xB, 0), [0, 1, 0x100, 0]);
         assert_eq!(get(0xB, 5), [0, 0, 5, 0]);
-        let [_, ebx, ecx, edx] = get(0x4000_0000, 0);
-        let name: Vec<u8> = [ebx, ecx, edx].iter().flat_map(|part| part.to_le_bytes()).collect();
-        assert_eq!(name, b"PolluxPollux");
+        for (leaf, highest, wanted) in
+            [(0x4000_0000, 0x4000_0010, b"KVMKVMKVM\0\0\0"), (0x4000_0100, 0x4000_0100, b"PolluxPollux")]
+        {
+            let [eax, ebx, ecx, edx] = get(leaf, 0);
+            let name: Vec<u8> = [ebx, ecx, edx].iter().flat_map(|part| part.to_le_bytes()).collect();
+            assert_eq!((eax, name.as_slice()), (highest, &wanted[..]));
+        }
         assert_eq!(get(0x8000_0001, 0)[3] >> 27 & 1, 0);
         assert_ne!(cpuid.digest(), Cpuid::new(&everything, false, Layout::LEGACY).digest());
     }

@@ -18,6 +18,7 @@ pub mod clock;
 pub mod cpuid;
 mod entropy;
 pub mod ioapic;
+pub mod kvm;
 pub mod lapic;
 pub mod loader;
 pub mod msr;
@@ -42,6 +43,7 @@ use core::fmt;
 use cpuid::Cpuid;
 use entropy::Entropy;
 use ioapic::Ioapic;
+use kvm::Kvm;
 use lapic::Lapic;
 use msr::{Msrs, index};
 use pci::{ConfigAddress, ConfigSpace};
@@ -109,6 +111,7 @@ pub struct Platform {
     clock: GuestClock,
     cpuid: Cpuid,
     msrs: Msrs,
+    kvm: Kvm,
     lapic: Lapic,
     ioapic: Ioapic,
     pic: Pic,
@@ -140,6 +143,7 @@ impl Platform {
             clock: GuestClock::new(config.rate),
             cpuid,
             msrs,
+            kvm: Kvm::default(),
             lapic: Lapic::new(),
             ioapic: Ioapic::new(),
             pic: Pic::default(),
@@ -158,6 +162,7 @@ impl Platform {
     /// Resets all devices, as the reset line does. Time goes on, and the RTC keeps its date.
     pub fn reset(&mut self) {
         self.msrs = Msrs::new(self.cpuid.physical_bits());
+        self.kvm = Kvm::default();
         self.lapic = Lapic::new();
         self.ioapic = Ioapic::new();
         self.pic = Pic::default();
@@ -167,6 +172,11 @@ impl Platform {
         self.config_address = ConfigAddress::default();
         self.bridge = pci::host_bridge();
         self.net = Transport::new(Net::new(self.net.device.mac()), NET_BAR, NET_PIN);
+    }
+
+    /// The guest is born at `unix_seconds` since 1970: that is the date at guest time 0. For a guest that has not run.
+    pub fn set_birth(&mut self, unix_seconds: u64) {
+        self.rtc = Rtc::new(unix_seconds);
     }
 
     /// Random bytes for a guest that starts, other ones at each call.
@@ -251,7 +261,7 @@ impl Platform {
             index::TSC_DEADLINE => Ok(self.lapic.tsc_deadline()),
             index::APIC_BASE => Ok(self.lapic.base_msr()),
             index::X2APIC_FIRST..=index::X2APIC_LAST => self.lapic.msr_read(now, msr),
-            _ => self.msrs.read(msr),
+            _ => self.kvm.read(msr).map_or_else(|| self.msrs.read(msr), Ok),
         }
     }
 
@@ -259,10 +269,15 @@ impl Platform {
     ///
     /// # Errors
     /// #GP: there is no such MSR, it is read-only, or the value is impossible.
-    pub fn wrmsr(&mut self, now: GuestTime, msr: u32, value: u64) -> Result<(), Gp> {
+    pub fn wrmsr(&mut self, now: GuestTime, msr: u32, value: u64, memory: &mut GuestMemory) -> Result<(), Gp> {
         match msr {
-            index::TSC => self.move_tsc(now, value.wrapping_sub(now.0)),
-            index::TSC_ADJUST => self.move_tsc(now, value),
+            index::TSC => self.move_tsc(now, value.wrapping_sub(now.0), memory),
+            index::TSC_ADJUST => self.move_tsc(now, value, memory),
+            kvm::WALL_CLOCK => self.kvm.write_wall_clock(value, self.rtc.epoch(), memory)?,
+            kvm::SYSTEM_TIME => {
+                let tsc = self.tsc(now);
+                self.kvm.write_system_time(value, now, tsc, memory)?;
+            }
             index::TSC_DEADLINE => {
                 let tsc = self.tsc(now);
                 self.lapic.set_tsc_deadline(now, tsc, value);
@@ -278,10 +293,11 @@ impl Platform {
         Ok(())
     }
 
-    fn move_tsc(&mut self, now: GuestTime, offset: u64) {
+    fn move_tsc(&mut self, now: GuestTime, offset: u64, memory: &mut GuestMemory) {
         self.msrs.set_tsc_offset(offset);
         let tsc = self.tsc(now);
         self.lapic.tsc_moved(now, tsc);
+        self.kvm.tsc_moved(now, tsc, memory);
     }
 
     // ---- Time and interrupts ----
@@ -386,6 +402,7 @@ impl State for Platform {
         }
         self.clock.visit(v)?;
         self.msrs.visit(v)?;
+        self.kvm.visit(v)?;
         self.lapic.visit(v)?;
         self.ioapic.visit(v)?;
         self.pic.visit(v)?;

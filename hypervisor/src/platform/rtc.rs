@@ -74,6 +74,12 @@ impl Rtc {
         Self { index: 0, cmos, epoch, seen: 0 }
     }
 
+    /// The date at guest time 0, in seconds since 1970; 0 for those before.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        u64::try_from(self.epoch).unwrap_or(0)
+    }
+
     /// Reads port 0x70 (write-only: all ones) or 0x71.
     pub fn read(&mut self, now: GuestTime, port: u16) -> u8 {
         if port != 0x71 {

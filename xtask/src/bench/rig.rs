@@ -18,7 +18,7 @@ use crate::rig::roles::Role;
 use crate::rig::snapshot::Snapshot;
 
 /// A pair that is not protected by then never will be.
-const PROTECTION_LIMIT: Duration = Duration::from_secs(60);
+const PROTECTION_LIMIT: Duration = Duration::from_secs(180);
 /// A twin that has not taken over by then never will.
 const TAKEOVER_LIMIT: Duration = Duration::from_secs(30);
 /// How often is looked.

@@ -1,6 +1,8 @@
 //! The hypervisor's command line for each machine of a rig.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -70,6 +72,8 @@ pub fn parse_forward(text: &str) -> Result<Forward, String> {
     }
 }
 
+/// The role of a machine that tests exact stops and nothing else.
+const STOPS: &str = "stops";
 /// The name of a pair whose options give it none, as in the hypervisor.
 const DEFAULT_PAIR: &str = "pollux";
 
@@ -110,8 +114,21 @@ pub struct Common {
     pub guest_memory: u64,
     /// The guest's command line.
     pub guest_arguments: String,
+    /// What the guest's random numbers rest on, see [`draw_seed`].
+    pub guest_seed: String,
     /// What the user gave; wins over ours.
     pub given: Vec<GivenOption>,
+}
+
+/// A seed for one guest's random numbers, as `guest-seed=` wants it: another one at each call. Machines in emulators have
+/// nothing to draw it from.
+///
+/// # Errors
+/// When the system has no random numbers.
+pub fn draw_seed() -> io::Result<String> {
+    let mut seed = [0; 32];
+    File::open("/dev/urandom")?.read_exact(&mut seed)?;
+    Ok(seed.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 impl Common {
@@ -150,6 +167,10 @@ impl CommandLine {
         line.set("guest-args", Some(&common.guest_arguments));
         for option in common.given.iter().filter(|option| option.slot.is_none_or(|meant| meant == slot)) {
             line.set(&option.key, option.value.as_deref());
+        }
+        // What the test of stops prints is to be the same every time.
+        if line.value("role") != Some(STOPS) {
+            line.complete(&[("guest-seed", &common.guest_seed)]);
         }
         line
     }
@@ -287,7 +308,12 @@ mod tests {
 
     fn line_in(emulator: Emulator, slot: Slot, part: Part, first_term: Option<u64>, given: &[&str]) -> String {
         let given = given.iter().map(|text| text.parse().unwrap()).collect();
-        let common = Common { guest_memory: 64 << 20, guest_arguments: GUEST_ARGUMENTS.into(), given };
+        let common = Common {
+            guest_memory: 64 << 20,
+            guest_arguments: GUEST_ARGUMENTS.into(),
+            guest_seed: "5eed".into(),
+            given,
+        };
         CommandLine::new(slot, part, emulator, first_term, &common).to_string()
     }
 
@@ -305,7 +331,7 @@ mod tests {
             line(Slot::Castor, Part::Primary, &[]),
             "role=primary name=castor client-nic=0:4.0 log-nic=0:5.0 log-address=10.1.0.1/24 log-peer=10.1.0.2 \
              heartbeat=100ms suspect=1000ms arbiter=10.1.0.3,10.0.2.3 machine-address=10.0.2.21/24 guest-memory=64M guest-mac=52:54:00:12:34:56 clock=rtc monitor=com2 \
-             guest-args=\"ip=10.0.2.15/24 gw=10.0.2.2\""
+             guest-args=\"ip=10.0.2.15/24 gw=10.0.2.2\" guest-seed=5eed"
         );
         let pollux = line(Slot::Pollux, Part::Backup, &[]);
         assert!(pollux.starts_with("role=backup name=pollux"), "{pollux}");
@@ -366,7 +392,9 @@ mod tests {
     fn the_pair_may_be_given() {
         let pair = |given: &[&str]| {
             let given = given.iter().map(|text| text.parse().unwrap()).collect();
-            Common { guest_memory: 0, guest_arguments: String::new(), given }.pair().to_owned()
+            Common { guest_memory: 0, guest_arguments: String::new(), guest_seed: String::new(), given }
+                .pair()
+                .to_owned()
         };
         assert_eq!(pair(&[]), DEFAULT_PAIR);
         assert_eq!(pair(&["pair=a", "pair=b", "castor:pair=c"]), "b");
@@ -379,7 +407,19 @@ mod tests {
         let pollux = line(Slot::Pollux, Part::Backup, &given);
         assert!(castor.contains("heartbeat=50ms") && !castor.contains("100ms"), "{castor}");
         assert!(castor.contains("guest-memory=64M") && pollux.contains("guest-memory=32M"));
-        assert!(castor.ends_with("guest-args=\"seed=5 x\" test-commands=on quiet"), "{castor}");
+        assert!(castor.ends_with("guest-args=\"seed=5 x\" test-commands=on quiet guest-seed=5eed"), "{castor}");
+    }
+
+    #[test]
+    fn both_twins_get_the_rigs_seed_and_the_test_of_stops_none() {
+        for (slot, part) in [(Slot::Castor, Part::Primary), (Slot::Pollux, Part::Backup), (Slot::Castor, Part::Solo)] {
+            assert!(line(slot, part, &[]).contains(" guest-seed=5eed"));
+        }
+        assert!(!line(Slot::Castor, Part::Solo, &["role=stops"]).contains("guest-seed"));
+        let given = line(Slot::Castor, Part::Solo, &["role=stops", "guest-seed=0123"]);
+        assert!(given.contains("guest-seed=0123"), "{given}");
+        let seeds = [draw_seed().unwrap(), draw_seed().unwrap()];
+        assert!(seeds[0] != seeds[1] && seeds.iter().all(|seed| seed.len() == 64), "{seeds:?}");
     }
 
     #[test]

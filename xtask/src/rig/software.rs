@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::options::{Common, GUEST_ARGUMENTS, GUEST_MEMORY, GivenOption, parse_guest_arguments};
+use super::options::{Common, GUEST_ARGUMENTS, GUEST_MEMORY, GivenOption, draw_seed, parse_guest_arguments};
 use crate::artefacts;
 use crate::guest::{GuestFiles, LINUX_ARGUMENTS, LINUX_MEMORY, debian};
 use crate::units::parse_size;
@@ -71,6 +71,7 @@ impl SoftwareArgs {
         let options = Common {
             guest_memory: memory,
             guest_arguments: self.guest_args.clone().unwrap_or(arguments),
+            guest_seed: draw_seed().context("no random numbers for the guest")?,
             given: self.hypervisor_option.clone(),
         };
         let boots_long = guest.modules().count() > 1;

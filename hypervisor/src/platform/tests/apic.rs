@@ -1,7 +1,6 @@
 //! Local APIC, I/O APIC and the devices behind its pins.
 
 use super::*;
-use crate::platform::Gp;
 use crate::platform::lapic::DEFAULT_BASE as LAPIC;
 
 const IOAPIC: u64 = crate::platform::ioapic::BASE;
@@ -100,19 +99,19 @@ fn periodic_timer_keeps_its_phase() {
 fn tsc_deadline_follows_the_tsc_and_fires_at_once_when_past() {
     let mut rig = enabled();
     rig.now = GuestTime(500);
-    rig.platform.wrmsr(rig.now, 0x6E0, 9_000).unwrap();
+    rig.wrmsr(0x6E0, 9_000).unwrap();
     assert_eq!(rig.platform.next_deadline(), None, "other timer modes ignore the MSR");
     rig.write(LAPIC + 0x320, Size::Dword, 0x4_0041);
-    rig.platform.wrmsr(rig.now, 0x6E0, 9_000).unwrap();
+    rig.wrmsr(0x6E0, 9_000).unwrap();
     assert_eq!(rig.platform.next_deadline(), Some(GuestTime(9_000)));
-    rig.platform.wrmsr(rig.now, 0x3B, 1_000).unwrap();
+    rig.wrmsr(0x3B, 1_000).unwrap();
     assert_eq!(rig.platform.next_deadline(), Some(GuestTime(8_000)));
     assert_eq!(rig.platform.rdmsr(rig.now, 0x6E0), Ok(9_000));
-    rig.platform.wrmsr(rig.now, 0x6E0, 1_500).unwrap();
+    rig.wrmsr(0x6E0, 1_500).unwrap();
     assert_eq!(rig.interrupt(), Some(0x41));
     assert_eq!(rig.platform.rdmsr(rig.now, 0x6E0), Ok(0));
-    rig.platform.wrmsr(rig.now, 0x6E0, 9_000).unwrap();
-    rig.platform.wrmsr(rig.now, 0x6E0, 0).unwrap();
+    rig.wrmsr(0x6E0, 9_000).unwrap();
+    rig.wrmsr(0x6E0, 0).unwrap();
     assert_eq!(rig.platform.next_deadline(), None);
 }
 
@@ -123,23 +122,23 @@ fn x2apic_mode_moves_the_registers_to_msrs() {
     assert_eq!(base, LAPIC | 0x900);
     assert_eq!(rig.platform.rdmsr(rig.now, 0x802), Err(Gp));
     for illegal in [base & !0x800 | 0x400, base | 1, base | 1 << 60] {
-        assert_eq!(rig.platform.wrmsr(rig.now, 0x1B, illegal), Err(Gp));
+        assert_eq!(rig.wrmsr(0x1B, illegal), Err(Gp));
     }
-    rig.platform.wrmsr(rig.now, 0x1B, base | 0x400).unwrap();
-    assert_eq!(rig.platform.wrmsr(rig.now, 0x1B, base), Err(Gp), "only by way of disabled");
+    rig.wrmsr(0x1B, base | 0x400).unwrap();
+    assert_eq!(rig.wrmsr(0x1B, base), Err(Gp), "only by way of disabled");
     assert_eq!(rig.read(LAPIC + 0x20, Size::Dword), 0xFFFF_FFFF);
     assert_eq!(rig.platform.rdmsr(rig.now, 0x80D), Ok(1));
-    rig.platform.wrmsr(rig.now, 0x80F, 0x1FF).unwrap();
-    rig.platform.wrmsr(rig.now, 0x83F, 0x77).unwrap();
-    rig.platform.wrmsr(rig.now, 0x830, 0x78).unwrap();
+    rig.wrmsr(0x80F, 0x1FF).unwrap();
+    rig.wrmsr(0x83F, 0x77).unwrap();
+    rig.wrmsr(0x830, 0x78).unwrap();
     assert_eq!(rig.platform.pending_interrupt(), Some(0x78));
     rig.platform.interrupt_taken(0x78);
-    rig.platform.wrmsr(rig.now, 0x80B, 0).unwrap();
+    rig.wrmsr(0x80B, 0).unwrap();
     assert_eq!(rig.platform.pending_interrupt(), Some(0x77));
     for (msr, value) in [(0x802, 0), (0x80B, 1), (0x808, 0x100), (0x831, 0), (0x840, 0), (0x839, 0), (0x80E, 0)] {
-        assert_eq!(rig.platform.wrmsr(rig.now, msr, value), Err(Gp), "{msr:#x}");
+        assert_eq!(rig.wrmsr(msr, value), Err(Gp), "{msr:#x}");
     }
-    rig.platform.wrmsr(rig.now, 0x1B, LAPIC | 0x100).unwrap();
+    rig.wrmsr(0x1B, LAPIC | 0x100).unwrap();
     assert_eq!(rig.platform.pending_interrupt(), None);
 }
 

@@ -93,7 +93,7 @@ fn apply(rig: &mut Rig, step: &Step) -> u64 {
             0
         }
         Step::Rdmsr(msr) => rig.platform.rdmsr(rig.now, msr).unwrap_or(1),
-        Step::Wrmsr(msr, value) => u64::from(rig.platform.wrmsr(rig.now, msr, value).is_ok()),
+        Step::Wrmsr(msr, value) => u64::from(rig.wrmsr(msr, value).is_ok()),
         Step::Memory(gpa, value) => {
             rig.memory.write(Gpa(gpa), &value.to_le_bytes()).unwrap();
             0

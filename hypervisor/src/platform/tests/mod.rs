@@ -7,7 +7,7 @@ mod load;
 mod net;
 
 use super::access::testing::Recorder;
-use super::{GuestTime, Platform, PlatformConfig, PlatformError, Size};
+use super::{Gp, GuestTime, Platform, PlatformConfig, PlatformError, Size};
 use crate::extended::Layout;
 use crate::memory::{Gpa, GuestMemory};
 use crate::state;
@@ -69,6 +69,10 @@ impl Rig {
         self.outp(0xCFC + (at & 3) as u16, size, value);
     }
 
+    fn wrmsr(&mut self, msr: u32, value: u64) -> Result<(), Gp> {
+        self.platform.wrmsr(self.now, msr, value, &mut self.memory)
+    }
+
     /// Takes the pending interrupt, if there is one, and ends it at once.
     fn interrupt(&mut self) -> Option<u8> {
         let vector = self.platform.pending_interrupt()?;
@@ -115,9 +119,9 @@ fn the_tsc_is_guest_time_plus_what_the_guest_wrote() {
     let mut rig = Rig::new();
     rig.now = GuestTime(1000);
     assert_eq!(rig.platform.rdmsr(rig.now, 0x10), Ok(1000));
-    rig.platform.wrmsr(rig.now, 0x10, 5).unwrap();
+    rig.wrmsr(0x10, 5).unwrap();
     assert_eq!(rig.platform.tsc(GuestTime(1010)), 15);
     assert_eq!(rig.platform.rdmsr(rig.now, 0x3B), Ok(5u64.wrapping_sub(1000)));
-    rig.platform.wrmsr(rig.now, 0x3B, 7).unwrap();
+    rig.wrmsr(0x3B, 7).unwrap();
     assert_eq!(rig.platform.rdmsr(GuestTime(2000), 0x10), Ok(2007));
 }

@@ -19,7 +19,8 @@ const PRINT_EVERY: u64 = 16 * 1024;
 /// Loops between two looks at the network.
 const POLL_EVERY: u64 = 16;
 /// CPUID leaves that are read: identity, features, topology, extended state, frequencies, hypervisor, extended.
-const LEAVES: [u32; 12] = [0, 1, 4, 7, 0xb, 0xd, 0x15, 0x16, 0x4000_0000, 0x8000_0001, 0x8000_0007, 0x8000_0008];
+const LEAVES: [u32; 13] =
+    [0, 1, 4, 7, 0xb, 0xd, 0x15, 0x16, 0x4000_0000, 0x4000_0100, 0x8000_0001, 0x8000_0007, 0x8000_0008];
 
 /// Invalid-opcode exceptions: RDRAND and RDSEED where they do not exist.
 static INVALID_OPCODES: AtomicU64 = AtomicU64::new(0);
