@@ -214,6 +214,7 @@ impl Guest {
         if let (true, Some(vector)) = (entered.interrupt_taken, offered) {
             self.platform.interrupt_taken(vector);
         }
+        self.platform.take_end(&self.memory);
         self.exits.count(entered.exit);
         // A stop is exact when the limit ended the run; before that a host interrupt may have come in the middle of
         // the delivery of a fault, where the count is ambiguous.
@@ -239,6 +240,7 @@ impl Guest {
         while self.platform.next_deadline().is_some_and(|deadline| deadline <= now) {
             self.platform.advance(now);
         }
+        self.platform.let_end(&mut self.memory);
     }
 
     fn interrupts_enabled(&self) -> bool {
@@ -249,12 +251,14 @@ impl Guest {
     pub fn packet_in(&mut self, frame: &[u8]) {
         assert!(self.settled, "an entry was applied away from an exact stop");
         self.platform.packet_in(&mut self.memory, frame);
+        self.platform.let_end(&mut self.memory);
     }
 
     /// Applies console input. The guest stands at an exact stop.
     pub fn console_in(&mut self, bytes: &[u8]) {
         assert!(self.settled, "an entry was applied away from an exact stop");
         self.platform.console_in(bytes);
+        self.platform.let_end(&mut self.memory);
     }
 
     /// From here on guest time is `base` and advances by `rate` (32.32 fixed point nanoseconds per tick).

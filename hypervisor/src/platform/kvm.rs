@@ -1,8 +1,14 @@
-//! The part of KVM's paravirtual interface that is a pure function of the machine's state: its clock.
+//! The part of KVM's paravirtual interface that is a pure function of the machine's state: its clock, and ends of interrupts
+//! without an exit.
 //!
 //! Guests that know it learn the TSC's frequency and the date without a measurement, take x2APIC without interrupt
 //! remapping, and neither delay port accesses nor test their timers. Guest time is the TSC, but for an offset: so what the
 //! structure in guest memory says holds until the guest itself moves its TSC.
+//!
+//! A word of guest memory says whether the guest may end its interrupt by clearing the word. It is set when an interrupt
+//! becomes pending and no other is pending or in service, and cleared when another joins it: at an exact stop in either case,
+//! so that the word is a function of the position. When the guest cleared it is looked at wherever the guest stopped; until
+//! somebody asks the local APIC, it does not matter when.
 //! See: Linux, Documentation/virt/kvm/x86/cpuid.rst, msr.rst; arch/x86/include/asm/pvclock-abi.h.
 
 use super::access::Gp;
@@ -14,15 +20,21 @@ use crate::state::{State, StateError, Visitor};
 pub const CPUID: u32 = 0x4000_0000;
 /// "KVMKVMKVM" and three zeros.
 pub const SIGNATURE: [u8; 12] = *b"KVMKVMKVM\0\0\0";
-/// EAX of the second leaf: port accesses need no delay, the clock by the MSRs below, and it never jumps against the TSC.
-pub const FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 24;
+/// EAX of the second leaf: port accesses need no delay, the clock by the MSRs below, which never jumps against the TSC, and
+/// ends of interrupts by a word in memory.
+pub const FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 6 | 1 << 24;
 
 /// Written with an address: the date at guest time 0 is put there.
 pub const WALL_CLOCK: u32 = 0x4B56_4D00;
 /// Written with an address and [`ENABLE`]: what makes time of the TSC is put there.
 pub const SYSTEM_TIME: u32 = 0x4B56_4D01;
-/// [`SYSTEM_TIME`]: in use.
+/// Written with an address and [`ENABLE`]: the word by which the guest ends interrupts.
+pub const EOI: u32 = 0x4B56_4D04;
+/// [`SYSTEM_TIME`], [`EOI`]: in use.
 const ENABLE: u64 = 1 << 0;
+
+/// The word's bit: the guest may end its interrupt by clearing it.
+const MAY_END: u32 = 1 << 0;
 
 /// `pvclock_vcpu_time_info.flags`: equal on all processors.
 const TSC_STABLE: u8 = 1 << 0;
@@ -31,11 +43,14 @@ const SHIFT: u8 = 1;
 const HALF: u32 = 1 << 31;
 const _: () = assert!(super::cpuid::TSC_HZ == 1_000_000_000);
 
-/// What the guest wrote to the two registers.
+/// What the guest wrote to the registers.
 #[derive(Debug, Clone, Default)]
 pub struct Kvm {
     wall_clock: u64,
     system_time: u64,
+    eoi: u64,
+    /// [`MAY_END`] was set and not taken back.
+    may_end: bool,
 }
 
 impl Kvm {
@@ -45,6 +60,7 @@ impl Kvm {
         match msr {
             WALL_CLOCK => Some(self.wall_clock),
             SYSTEM_TIME => Some(self.system_time),
+            EOI => Some(self.eoi),
             _ => None,
         }
     }
@@ -82,6 +98,48 @@ impl Kvm {
         Ok(())
     }
 
+    /// [`EOI`] is written.
+    ///
+    /// # Errors
+    /// The address is not aligned, or no memory.
+    pub fn write_eoi(&mut self, value: u64, memory: &mut GuestMemory) -> Result<(), Gp> {
+        if value & ENABLE != 0 {
+            place::<4>(value & !ENABLE, memory)?;
+        }
+        self.set_may_end(false, memory);
+        self.eoi = value;
+        Ok(())
+    }
+
+    /// Whether the guest has ended the interrupt that it is serving; asked when it is serving one.
+    pub fn take_end(&mut self, memory: &GuestMemory) -> bool {
+        let ended = self.may_end && self.word(memory).is_some_and(|word| word & MAY_END == 0);
+        self.may_end &= !ended;
+        ended
+    }
+
+    /// At an exact stop: `wanted` says whether the guest may end its interrupt by memory. It may go on to if it could.
+    pub fn let_end(&mut self, wanted: MayEnd, memory: &mut GuestMemory) {
+        match wanted {
+            MayEnd::Begin if !self.may_end && self.eoi & ENABLE != 0 => self.set_may_end(true, memory),
+            MayEnd::No => self.set_may_end(false, memory),
+            _ => {}
+        }
+    }
+
+    fn set_may_end(&mut self, on: bool, memory: &mut GuestMemory) {
+        if self.may_end == on {
+            return;
+        }
+        let Some(word) = self.word(memory) else { return };
+        let word = if on { word | MAY_END } else { word & !MAY_END };
+        self.may_end = memory.write(Gpa(self.eoi & !ENABLE), &word.to_le_bytes()).is_ok() && on;
+    }
+
+    fn word(&self, memory: &GuestMemory) -> Option<u32> {
+        memory.read(Gpa(self.eoi & !ENABLE)).ok().map(u32::from_le_bytes)
+    }
+
     /// The TSC reads `tsc` at `now`, and not what it read before.
     pub fn tsc_moved(&self, now: GuestTime, tsc: u64, memory: &mut GuestMemory) {
         if self.system_time & ENABLE == 0 {
@@ -96,6 +154,17 @@ impl Kvm {
         place[28..].copy_from_slice(&[SHIFT, TSC_STABLE, 0, 0]);
         place[..4].copy_from_slice(&version.to_le_bytes());
     }
+}
+
+/// Whether the guest may end its interrupt by memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MayEnd {
+    /// An interrupt waits, which is the only one.
+    Begin,
+    /// It is being served, and still the only one.
+    GoOn,
+    /// There is none, there are several, or it has to be told to the I/O APIC when it ends.
+    No,
 }
 
 /// A structure of the guest's.
@@ -115,7 +184,9 @@ fn next_version(place: &[u8]) -> u32 {
 impl State for Kvm {
     fn visit(&mut self, v: &mut dyn Visitor) -> Result<(), StateError> {
         v.u64(&mut self.wall_clock)?;
-        v.u64(&mut self.system_time)
+        v.u64(&mut self.system_time)?;
+        v.u64(&mut self.eoi)?;
+        v.bool(&mut self.may_end)
     }
 }
 

@@ -278,6 +278,7 @@ impl Platform {
                 let tsc = self.tsc(now);
                 self.kvm.write_system_time(value, now, tsc, memory)?;
             }
+            kvm::EOI => self.kvm.write_eoi(value, memory)?,
             index::TSC_DEADLINE => {
                 let tsc = self.tsc(now);
                 self.lapic.set_tsc_deadline(now, tsc, value);
@@ -331,6 +332,20 @@ impl Platform {
     /// The CPU took the interrupt `vector`, which was pending.
     pub fn interrupt_taken(&mut self, vector: u8) {
         self.lapic.taken(vector);
+    }
+
+    /// Takes note of an interrupt that the guest ended by memory. Wherever the guest stopped, before anything else is done
+    /// to the machine.
+    pub fn take_end(&mut self, memory: &GuestMemory) {
+        if self.lapic.is_serving() && self.kvm.take_end(memory) {
+            self.lapic.ended();
+        }
+    }
+
+    /// Says in memory whether the guest may end its interrupt there: at an exact stop, after everything that was done to the
+    /// machine.
+    pub fn let_end(&mut self, memory: &mut GuestMemory) {
+        self.kvm.let_end(self.lapic.may_end(), memory);
     }
 
     /// Whether an NMI waits (a guest can send one to itself).

@@ -12,6 +12,7 @@ use vectors::Vectors;
 
 use super::access::Gp;
 use super::clock::GuestTime;
+use super::kvm::MayEnd;
 use crate::state::{State, StateError, Visitor};
 
 /// Where the register page is after reset.
@@ -259,6 +260,27 @@ impl Lapic {
     pub fn taken(&mut self, vector: u8) {
         self.irr.set(vector, false);
         self.isr.set(vector, true);
+    }
+
+    /// Whether the interrupt in service ends without anybody being told.
+    #[must_use]
+    pub fn may_end(&self) -> MayEnd {
+        match (self.irr.count(), self.isr.count()) {
+            (1, 0) if self.irr.highest().is_some_and(|vector| !self.tmr.get(vector)) => MayEnd::Begin,
+            (0, 1) => MayEnd::GoOn,
+            _ => MayEnd::No,
+        }
+    }
+
+    /// Whether an interrupt is in service.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.isr.highest().is_some()
+    }
+
+    /// The guest has ended the interrupt in service, which was one that nobody else is told of.
+    pub fn ended(&mut self) {
+        let _ = self.end_of_interrupt();
     }
 
     /// Whether an NMI waits.

@@ -22,6 +22,10 @@ impl Vectors {
         Some((word as u32 * 64 + self.0[word].ilog2()) as u8)
     }
 
+    pub(super) fn count(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
     pub(super) fn dword(&self, index: u32) -> u32 {
         (self.0[(index as usize / 2) & 3] >> (32 * (index % 2))) as u32
     }

@@ -2,6 +2,7 @@
 
 mod apic;
 mod driver;
+mod eoi;
 mod fuzz;
 mod load;
 mod net;
