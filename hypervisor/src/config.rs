@@ -15,6 +15,7 @@ use pollux_ft::{Span, Term};
 
 pub use self::arbiter::{ArbiterOptions, Routes};
 use crate::counter::choose::Wanted;
+use crate::extended;
 use crate::host::pci::Bdf;
 
 /// What this machine starts as.
@@ -93,6 +94,8 @@ pub struct Config {
     pub transfer_stops: bool,
     /// `counter=auto|pmu|ticks`: what positions are counted with.
     pub counter: Wanted,
+    /// `vectors=none|sse|avx|avx512`: the most that the guest gets of what XSAVE saves, as bits of XCR0; none at all: no XSAVE.
+    pub vectors: u64,
     /// `monitor=com2|none`: whether status goes to COM2.
     pub monitor: bool,
     /// `break=RULE`: a rule switched off.
@@ -125,6 +128,7 @@ impl Default for Config {
             log_buffer: 4 << 20,
             transfer_stops: false,
             counter: Wanted::Auto,
+            vectors: extended::ALLOWED,
             monitor: true,
             broken_rule: None,
             test_commands: false,
@@ -146,7 +150,7 @@ impl fmt::Display for ConfigError {
 
 /// All option names, for the message about an unknown one.
 const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, guest-memory, guest-mac, guest-args, \
-                     guest-seed, heartbeat, suspect, log-buffer, transfer, counter, clock, monitor, break, test-commands, stops, seed";
+                     guest-seed, heartbeat, suspect, log-buffer, transfer, counter, vectors, clock, monitor, break, test-commands, stops, seed";
 
 impl Config {
     /// Reads a command line.
@@ -155,7 +159,7 @@ impl Config {
     /// Names the option that is unknown, malformed, given twice, missing, or in contradiction to another.
     pub fn parse(line: &str) -> Result<Self, ConfigError> {
         let mut config = Self::default();
-        let mut seen: heapless::Vec<&str, 32> = heapless::Vec::new();
+        let mut seen: heapless::Vec<&str, 48> = heapless::Vec::new();
         for option in options(line) {
             let option = option.map_err(|error| ConfigError(format!("{error}")))?;
             if seen.contains(&option.key) {
@@ -206,6 +210,15 @@ impl Config {
                     "live" => false,
                     "stop" => true,
                     _ => return Err(bad("one of live, stop")),
+                }
+            }
+            "vectors" => {
+                self.vectors = match value {
+                    "none" => 0,
+                    "sse" => extended::X87 | extended::SSE,
+                    "avx" => extended::X87 | extended::SSE | extended::AVX,
+                    "avx512" => extended::ALLOWED,
+                    _ => return Err(bad("one of none, sse, avx, avx512")),
                 }
             }
             "counter" => {
@@ -418,6 +431,10 @@ mod tests {
         assert_eq!(config.guest_memory, 32 << 20);
         assert_eq!(config.suspect_us, 2_000_000);
         assert_eq!((config.counter, Config::default().counter), (Wanted::Pmu, Wanted::Auto));
+        let vectors =
+            ["none", "sse", "avx", "avx512"].map(|most| Config::parse(&format!("vectors={most}")).unwrap().vectors);
+        assert_eq!((vectors, Config::default().vectors), ([0, 3, 7, 0xE7], 0xE7));
+        assert!(Config::parse("vectors=mmx").unwrap_err().to_string().contains("avx512"));
         assert_eq!(config.guest_args, "ip=1 gw=2");
         let seeded = Config::parse(&format!("role=solo guest-seed={}", "0a".repeat(32))).unwrap();
         assert_eq!((config.guest_seed, seeded.guest_seed), (None, Some([10; 32])));

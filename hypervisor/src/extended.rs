@@ -141,10 +141,13 @@ impl Layout {
         }
     }
 
-    /// The same without the components that `allowed` does not have. x87 and SSE always stay.
+    /// The same without the components that `allowed` does not have. x87 and SSE always stay; without SSE in `allowed` there
+    /// is nothing else, and no XSAVE.
     #[must_use]
     pub const fn within(self, allowed: u64) -> Self {
-        Self { components: self.components & (allowed | X87 | SSE), ..self }
+        let xsave = self.xsave && allowed & SSE != 0;
+        let components = if xsave { self.components & (allowed | X87) } else { X87 | SSE };
+        Self { components, xsave, ..self }
     }
 
     /// The same for a CPU whose FXSAVE gives `mask` as the bits of MXCSR, 0 for those that every CPU has.

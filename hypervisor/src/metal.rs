@@ -141,7 +141,8 @@ fn make_guest(info: &'static BootInfo, config: &Config, apic: &Apic, memory: &mu
     let base = ram.as_ptr() as u64;
     let mut guest_memory = GuestMemory::new(ram);
     // SAFETY: first and only virtual CPU; the memory is the guest's.
-    let (mut vcpu, kind) = unsafe { cpu::open(base, config.guest_memory, apic) }.unwrap_or_else(|error| refuse(&error));
+    let (mut vcpu, kind) =
+        unsafe { cpu::open(base, config.guest_memory, apic, config.vectors) }.unwrap_or_else(|error| refuse(&error));
     log::info!("virtual CPU: {kind}");
     let counter = choose_counter(config, apic, &mut *vcpu, &mut guest_memory);
     let platform = make_platform(config, vcpu.extended().layout());

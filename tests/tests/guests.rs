@@ -122,12 +122,53 @@ fn what_differs_between_machines_is_the_same_on_both() -> Result<()> {
     kill_primary(&mut rig)?;
     let (_, later) = hash(&rig)?;
     ensure!(later > more, "the guest's observations went back from {more} to {later}");
-    // A new pair compares a digest at once.
+    protect_again(&mut rig)?;
+    rig.stop()
+}
+
+/// Starts a machine as backup, and waits for a digest of the new pair, which comes at once.
+fn protect_again(rig: &mut Rig) -> Result<()> {
     rig.start_backup()?;
     rig.wait("a digest is compared", 3 * LIMIT, |rig| {
         not_diverged(rig)?;
         Ok(rig.status()?.of("backup").filter(|backup| backup.digests > 0).map(drop))
+    })
+}
+
+/// The guest looks after itself: it fills x87 and vector registers, is left, interrupted, transferred and taken over, and
+/// compares. What XSAVE and FNSTENV show it, digests and the hash of its observations compare.
+#[test]
+fn vector_registers_keep_what_they_hold() -> Result<()> {
+    let port = Udp::free_port()?;
+    let mut rig = Rig::protected("vectors", "vectors", &["--udp", &port])?;
+    let (_, mut count) = hash(&rig)?;
+    for _ in 0..2 {
+        wait_digests(&mut rig, 2)?;
+        kill_primary(&mut rig)?;
+        let (_, later) = hash(&rig)?;
+        ensure!(later > count, "the guest's observations went back from {count} to {later}");
+        count = later;
+        protect_again(&mut rig)?;
+    }
+    wait_digests(&mut rig, 2)?;
+    let console = rig.read("console.log");
+    ensure!(!console.contains("WRONG"), "{console}");
+    let last = console.lines().rfind(|line| line.contains(" signals")).context("the guest says nothing")?;
+    ensure!(!last.ends_with(" 0 signals"), "no interrupt used the registers: {last}");
+    // Both emulators have AVX at least.
+    let shown = console.lines().find(|line| line.contains("XCR0")).unwrap_or_default();
+    ensure!(shown.contains(" 0x7,") || shown.contains(" 0xe7,"), "no AVX: {shown}");
+    rig.stop()
+}
+
+#[test]
+fn twins_with_other_vector_registers_do_not_pair() -> Result<()> {
+    let mut rig = Rig::start("vectors-differ", "vectors", &["--hypervisor-option", "pollux:vectors=sse"])?;
+    rig.wait("the pairing is refused and explained", LIMIT, |rig| {
+        let logs = rig.read("castor.log") + &rig.read("pollux.log");
+        Ok(logs.contains("CPUs differ").then_some(()))
     })?;
+    ensure!(!rig.file()?.protected);
     rig.stop()
 }
 

@@ -23,8 +23,8 @@ pub(super) struct LiveRegisters {
 
 impl LiveRegisters {
     /// Enables them, and finds out which there are. What CPUID claims is tried: what does not come back as it was loaded is
-    /// left out. Afterwards all are as after a reset.
-    pub(super) fn enable() -> Self {
+    /// left out, as is what `allowed`, bits of XCR0, does not have. Afterwards all are as after a reset.
+    pub(super) fn enable(allowed: u64) -> Self {
         enable_sse();
         let mut live = Self { layout: Layout::LEGACY };
         let mut mask = [0; 4];
@@ -35,7 +35,8 @@ impl LiveRegisters {
             let result = core::arch::x86_64::__cpuid_count(leaf, subleaf);
             [result.eax, result.ebx, result.ecx, result.edx]
         })
-        .with_mxcsr_mask(mask);
+        .with_mxcsr_mask(mask)
+        .within(allowed);
         if claimed.has_xsave() {
             // SAFETY: the CPU has XSAVE, says CPUID; the bit only enables instructions.
             unsafe { Cr4::update(|cr4| cr4.insert(Cr4Flags::OSXSAVE)) };

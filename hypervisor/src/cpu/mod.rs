@@ -18,6 +18,7 @@ use core::fmt;
 use crate::extended::ExtendedRegisters;
 use crate::host::apic::Apic;
 use crate::memory::{Gpa, GuestMemory};
+use lazy::LiveRegisters;
 use registers::{CpuMsrs, CpuState, Registers, Segment, Segments, Table};
 use svm::{SvmError, SvmVcpu};
 use vmx::{VmxError, VmxVcpu};
@@ -346,7 +347,8 @@ impl fmt::Display for OpenError {
 }
 
 /// A virtual CPU of the kind that this machine has, and the kind's name. Its guest-physical memory is `memory_len` bytes
-/// at host-physical `memory_base`; its state is that of real mode at 0.
+/// at host-physical `memory_base`; its state is that of real mode at 0. Of the extended state the guest gets no more than
+/// `allowed`, bits of XCR0, has.
 ///
 /// # Safety
 /// Called once, on the only CPU, with the interrupt table loaded; memory is identity-mapped; the range belongs to the
@@ -355,16 +357,23 @@ impl fmt::Display for OpenError {
 /// # Errors
 /// When the machine has no kind that can be used.
 #[allow(unsafe_code)]
-pub unsafe fn open(memory_base: u64, memory_len: u64, apic: &Apic) -> Result<(Box<dyn Vcpu>, &'static str), OpenError> {
+pub unsafe fn open(
+    memory_base: u64,
+    memory_len: u64,
+    apic: &Apic,
+    allowed: u64,
+) -> Result<(Box<dyn Vcpu>, &'static str), OpenError> {
     let cpuid = raw_cpuid::CpuId::new();
     if cpuid.get_feature_info().is_some_and(|features| features.has_vmx()) {
         // SAFETY: CPUID lists VMX; the caller vouches for the rest.
-        let vcpu = unsafe { VmxVcpu::new(memory_base, memory_len, apic) }.map_err(OpenError::Vmx)?;
+        let vcpu = unsafe { VmxVcpu::new(memory_base, memory_len, apic, LiveRegisters::enable(allowed)) }
+            .map_err(OpenError::Vmx)?;
         return Ok((Box::new(vcpu), "Intel VMX"));
     }
     if cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|features| features.has_svm()) {
         // SAFETY: CPUID lists SVM; the caller vouches for the rest.
-        let vcpu = unsafe { SvmVcpu::new(memory_base, memory_len, apic) }.map_err(OpenError::Svm)?;
+        let vcpu = unsafe { SvmVcpu::new(memory_base, memory_len, apic, LiveRegisters::enable(allowed)) }
+            .map_err(OpenError::Svm)?;
         return Ok((Box::new(vcpu), "AMD SVM"));
     }
     Err(OpenError::Absent)

@@ -40,6 +40,9 @@ fn what_is_allowed_of_what_a_cpu_claims() {
     assert_eq!(bytes(layouts()[3]), [576, 576, 832, 2688]);
     assert_eq!(bytes(layouts()[4]), [576, 576, 832, 2432]);
     assert_eq!(bytes(layouts()[1]), [576; 4]);
+    let within = |allowed| layouts()[3].within(allowed);
+    assert_eq!([3, 7, 0xE7].map(|allowed| within(allowed).components()), [3, 7, 0xE7]);
+    assert_eq!((within(0).components(), within(0).has_xsave(), within(3).has_xsave()), (3, false, true));
     // All of AVX-512 or none of it; none without AVX; nothing without SSE.
     for (claimed, components) in [(0x67, 7), (0xE3, 3), (0xE5, 3), (0, 3), (1 << 63 | 3, 3)] {
         assert_eq!(Layout::find(&cpu(claimed, INTEL)).components(), components, "{claimed:#x}");

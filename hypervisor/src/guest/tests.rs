@@ -191,8 +191,7 @@ fn with_avx() -> Layout {
 /// A CPU with AVX in protected mode and at this privilege level, and with this CR4, that leaves for an XSETBV of ECX and EDX:EAX.
 fn with_xsetbv(layout: Layout, level: u16, cr4: u64, register: u64, value: u64) -> Guest {
     let mut guest = guest(&[], false);
-    let mut registers = Registers::default();
-    registers.rip = 0x1000;
+    let mut registers = Registers { rip: 0x1000, ..Registers::default() };
     (registers.gpr[gpr::RAX], registers.gpr[gpr::RDX], registers.gpr[gpr::RCX]) =
         (value as u32 as u64, value >> 32, register);
     let mut mode = Mode { cr0: 1, cr4, ..Mode::default() };

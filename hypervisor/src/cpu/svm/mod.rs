@@ -79,14 +79,19 @@ pub struct SvmVcpu {
 
 impl SvmVcpu {
     /// Enables SVM on this CPU and makes a virtual CPU whose guest-physical memory is `memory_len` bytes at host-physical
-    /// `memory_base`. Its state is that of real mode at 0 until [`Vcpu::load`].
+    /// `memory_base`. Its state is that of real mode at 0 until [`Vcpu::load`]. `extended` are the x87 and vector registers.
     ///
     /// # Safety
     /// Called once on the only CPU, which has SVM by CPUID; memory is identity-mapped; the range belongs to the guest alone.
     ///
     /// # Errors
     /// When the CPU or the firmware does not offer what is needed.
-    pub unsafe fn new(memory_base: u64, memory_len: u64, apic: &Apic) -> Result<Self, SvmError> {
+    pub(super) unsafe fn new(
+        memory_base: u64,
+        memory_len: u64,
+        apic: &Apic,
+        extended: LiveRegisters,
+    ) -> Result<Self, SvmError> {
         check()?;
         let host_save = Box::new(Page([0; 4096]));
         // SAFETY: `check` found SVM; the save area is a page of our own that lives as long as the virtual CPU.
@@ -96,7 +101,6 @@ impl SvmVcpu {
             efer.write(value | EFER_SVME | if has_no_execute() { EFER_NXE } else { 0 });
             Msr::new(VM_HSAVE_PA).write(core::ptr::from_ref(&*host_save) as u64);
         }
-        let extended = LiveRegisters::enable();
         let nested_paging = NestedPaging::new(memory_base, memory_len, NPT);
         let io = Box::new(IoPermissions::intercept_all());
         let msr = Box::new(MsrPermissions::for_guest());

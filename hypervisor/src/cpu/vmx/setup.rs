@@ -36,7 +36,7 @@ const EPT_POINTER_DIRTY: u64 = 1 << 6;
 
 impl VmxVcpu {
     /// Enters VMX operation on this CPU and makes a virtual CPU whose guest-physical memory is `memory_len` bytes at
-    /// host-physical `memory_base`. Its state is that of real mode at 0 until [`Vcpu::load`].
+    /// host-physical `memory_base`. Its state is that of real mode at 0 until [`Vcpu::load`]. `extended` are the x87 and vector registers.
     ///
     /// # Safety
     /// Called once on the only CPU, which has VMX by CPUID, with the interrupt table loaded; memory is identity-mapped;
@@ -44,10 +44,14 @@ impl VmxVcpu {
     ///
     /// # Errors
     /// When the CPU or the firmware does not offer what is needed.
-    pub unsafe fn new(memory_base: u64, memory_len: u64, apic: &Apic) -> Result<Self, VmxError> {
+    pub(in crate::cpu) unsafe fn new(
+        memory_base: u64,
+        memory_len: u64,
+        apic: &Apic,
+        extended: LiveRegisters,
+    ) -> Result<Self, VmxError> {
         // SAFETY: a CPU with VMX has the capability MSRs; reading has no effect.
         let read_msr = |msr| unsafe { Msr::new(msr).read() };
-        let extended = LiveRegisters::enable();
         let capabilities = Capabilities::find(&read_msr, features(&extended.layout()))?;
         let vmxon = region(capabilities.revision);
         // SAFETY: the CPU has VMX, says the caller; the region stays.

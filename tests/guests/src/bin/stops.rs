@@ -15,6 +15,7 @@ use pollux_boot::BootInfo;
 use pollux_guests::options::Options;
 use pollux_guests::random::Random;
 use pollux_guests::virtio::PciTransport;
+use pollux_guests::xsave::{self, AVX, Area, SSE, X87, Ymm};
 use pollux_guests::{cpu, interrupts, lapic, pages, println, runtime};
 
 const SOFTWARE_VECTOR: u8 = 0x60;
@@ -28,13 +29,16 @@ struct State {
     memory: Box<[u64; 1024]>,
     /// A virtio device's common configuration, if there is one.
     device: Option<u64>,
+    /// Components that XSAVE saves, where it exists.
+    enabled: Option<u64>,
+    area: Box<Area>,
     /// Results, so that nothing is computed in vain.
     sum: u64,
 }
 
 type Step = fn(&mut State);
 
-const STEPS: [Step; 20] = [
+const STEPS: [Step; 23] = [
     spin,
     spin,
     recurse,
@@ -54,6 +58,9 @@ const STEPS: [Step; 20] = [
     halt,
     flags,
     floating_point,
+    extended_control,
+    extended_state,
+    vectors,
     patched_code,
 ];
 
@@ -65,7 +72,7 @@ fn main(info: &'static BootInfo) -> ! {
         Ok(options) => options,
         Err(key) => panic!("option {key} is malformed"),
     };
-    cpu::enable_sse();
+    let enabled = xsave::enable();
     lapic::init(!options.xapic);
     pages::init();
     // `div ecx` and `ud2` are two bytes long: go on behind them.
@@ -78,7 +85,8 @@ fn main(info: &'static BootInfo) -> ! {
     println!("stops: running");
     let random = Random::new(options.seed);
     let device = PciTransport::find_net(None).ok().map(|transport| transport.common_config());
-    let mut state = State { random, memory: Box::new([0; 1024]), device, sum: 0 };
+    let (memory, area) = (Box::new([0; 1024]), Box::new(Area::EMPTY));
+    let mut state = State { random, memory, device, enabled, area, sum: 0 };
     loop {
         let step = state.random.below(STEPS.len() as u64) as usize;
         STEPS[step](&mut state);
@@ -274,6 +282,52 @@ fn floating_point(state: &mut State) {
             in(reg) memory, inout(reg) state.sum, options(nostack)
         );
     }
+}
+
+/// XCR0 and what shows it.
+fn extended_control(state: &mut State) {
+    let Some(enabled) = state.enabled else { return };
+    for value in [X87, X87 | SSE, enabled] {
+        xsave::xsetbv(0, value);
+        let shown = xsave::xgetbv() ^ u64::from(cpu::cpuid(0xd, 0).ebx);
+        state.sum = state.sum.rotate_left(5) ^ shown;
+    }
+}
+
+/// Registers by XSAVE to memory, over others, and back by XRSTOR.
+fn extended_state(state: &mut State) {
+    let Some(enabled) = state.enabled else { return };
+    let mask = state.random.below(8) & enabled;
+    let mut values: Ymm = [[state.sum; 4]; 16];
+    values[state.random.below(16) as usize][3] = 0;
+    xsave::fill(&values, enabled);
+    xsave::compute(&3);
+    state.area.0.fill(0);
+    state.area.save(mask);
+    xsave::fill(&[[0; 4]; 16], enabled);
+    state.area.load(mask);
+    let kept = xsave::read(enabled);
+    let words = kept.iter().flatten().copied().chain(xsave::environment().map(u64::from));
+    state.sum = words.fold(state.sum, |sum, word| sum.rotate_left(7) ^ word);
+}
+
+/// AVX, over the end of a page that is absent now and then.
+fn vectors(state: &mut State) {
+    if state.enabled.is_none_or(|enabled| enabled & AVX == 0) {
+        return;
+    }
+    let page = state.random.below(pages::PAGES as u64 - 1);
+    let at = pages::WINDOW + page * 4096 + 4096 - state.random.below(40);
+    // SAFETY: the window's pages exist, or come into being on the fault. Rust code here uses no vector registers.
+    unsafe {
+        asm!(
+            "vmovq xmm0, {1}", "vpermilpd xmm1, xmm0, 0", "vinsertf128 ymm0, ymm0, xmm1, 1", "vaddps ymm1, ymm0, [{0}]",
+            "vxorps ymm0, ymm0, ymm1", "vmovups [{0}], ymm0", "vextractf128 xmm2, ymm0, 1", "vzeroupper", "vmovq {1}, xmm2",
+            in(reg) at, inout(reg) state.sum, options(nostack)
+        );
+    }
+    pages::unmap(page as usize);
+    pages::unmap(page as usize + 1);
 }
 
 /// Code that changes what it is about to execute, where it is executed or where its page is seen too; over a page's end
