@@ -107,18 +107,23 @@ fn configuration(options: &CommandLine, modules: impl Iterator<Item = &'static s
     ))
 }
 
-/// An ELF file without its sections, which GRUB would read and pass on, and which are mostly for debuggers. What cannot be
-/// understood is returned as it is: GRUB will complain.
-/// See: "System V ABI", ELF-64 header and program header.
+/// An ELF file without its sections, which GRUB would read and pass on, and which are mostly for debuggers. One is left,
+/// the null section at index 0: a file without any is refused by GRUB 2.12 as Debian 13 has it ("invalid section header
+/// table offset"). What cannot be understood is returned as it is: GRUB will complain.
+/// See: "System V ABI", ELF-64 header, section header and program header.
 fn without_sections(mut elf: Vec<u8>) -> Vec<u8> {
     const SECTION_OFFSET: std::ops::Range<usize> = 40..48;
+    // Size of a header, how many, and which has the names.
     const SECTION_COUNTS: std::ops::Range<usize> = 58..64;
+    const SECTION_HEADER: u8 = 64;
     if let Some(end) = end_of_segments(&elf)
         && end <= elf.len()
     {
-        elf[SECTION_OFFSET].fill(0);
-        elf[SECTION_COUNTS].fill(0);
+        let table = end.next_multiple_of(8);
+        elf[SECTION_OFFSET].copy_from_slice(&(table as u64).to_le_bytes());
+        elf[SECTION_COUNTS].copy_from_slice(&[SECTION_HEADER, 0, 1, 0, 0, 0]);
         elf.truncate(end);
+        elf.resize(table + usize::from(SECTION_HEADER), 0);
     }
     elf
 }
@@ -182,9 +187,12 @@ mod tests {
     #[test]
     fn sections_are_left_out_and_segments_are_not() {
         let short = without_sections(elf(100));
-        assert_eq!(short.len(), 120 + 100);
-        assert_eq!((&short[40..48], &short[58..64]), (&[0; 8][..], &[0; 6][..]));
-        assert_eq!(short[120..], [7; 100]);
+        // The segment, padding, and the null section.
+        assert_eq!(short.len(), 120 + 100 + 4 + 64);
+        assert_eq!(short[40..48], 224u64.to_le_bytes());
+        assert_eq!(short[58..64], [64, 0, 1, 0, 0, 0]);
+        assert_eq!(short[120..220], [7; 100]);
+        assert_eq!(short[220..], [0; 68]);
     }
 
     #[test]
