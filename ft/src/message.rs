@@ -232,7 +232,8 @@ impl<'a> Message<'a> {
             }
             10 => Self::Bye(match reader.u8()? {
                 0 => {
-                    reader.text(MAX_REASON)?;
+                    // It has no words; the empty text is part of its form.
+                    reader.text(0)?;
                     Bye::Leaving
                 }
                 1 => Bye::Diverged(reader.text(MAX_REASON)?),
@@ -313,6 +314,12 @@ mod tests {
         {
             round_trip(&Message::Bye(bye));
         }
+    }
+
+    #[test]
+    fn a_farewell_needs_no_words() {
+        assert_eq!(Message::decode(10, &[0, 1, b'x']), Err(DecodeError::TooLong));
+        assert_eq!(Message::decode(10, &[0, 0]), Ok(Message::Bye(Bye::Leaving)));
     }
 
     #[test]

@@ -21,6 +21,14 @@ pub const HYPERVISOR: &str = "pollux-hypervisor";
 pub const SIMULATOR: &str = "pollux-sim";
 /// See [`SIMULATOR`].
 pub const SIMULATION: &str = "sim";
+/// The package of the fuzz targets.
+const FUZZER: &str = "pollux-fuzz";
+/// The target that it is built for, this desk's.
+const HOST: &str = "x86_64-unknown-linux-gnu";
+/// LLVM's pass that libFuzzer is guided by. See: Clang, "SanitizerCoverage".
+const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+                        -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+                        -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares";
 /// The package whose binaries are the guests.
 pub const GUESTS: &str = "pollux-guests";
 
@@ -150,14 +158,32 @@ pub fn build_simulator() -> Result<PathBuf> {
     built.remove(SIMULATOR).context("cargo built no simulator")
 }
 
+/// Builds the fuzzer, with what counts coverage in the code that is fuzzed. It has a folder of its own, as these settings
+/// are none of other builds, and a target is named so that build scripts are built without them.
+pub fn build_fuzzer() -> Result<PathBuf> {
+    let folder = target_directory().join("fuzz/build");
+    let folder = folder.to_str().context("the path of the target directory is not UTF-8")?;
+    let arguments = ["--profile", "fuzz", "--target", HOST, "--target-dir", folder];
+    let package = ["-p", FUZZER, "--bin", "fuzz", "--features", "libfuzzer"];
+    let mut built = build_with("building the fuzzer", &[&arguments[..], &package].concat(), Some(COVERAGE))?;
+    built.remove("fuzz").context("cargo built no fuzzer")
+}
+
 /// Builds for bare metal; the executables by name.
 fn build(what: &str, arguments: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
     build_as(what, &[&["--release", "--target", METAL], arguments].concat())
 }
 
 fn build_as(what: &str, arguments: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+    build_with(what, arguments, None)
+}
+
+fn build_with(what: &str, arguments: &[&str], rustflags: Option<&str>) -> Result<BTreeMap<String, PathBuf>> {
     let progress = Progress::start(what);
     let mut command = cargo();
+    if let Some(rustflags) = rustflags {
+        command.env("RUSTFLAGS", rustflags);
+    }
     command.args(["build", "--message-format=json-render-diagnostics"]).args(arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut cargo = Process::spawn(&mut command)?;

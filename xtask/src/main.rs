@@ -6,6 +6,7 @@ mod artefacts;
 mod bench;
 mod checks;
 mod doctor;
+mod fuzz;
 mod guest;
 mod image;
 mod interrupt;
@@ -56,6 +57,8 @@ enum Task {
     /// Simulate the replication protocol: seeds, broken rules, model (see --help)
     #[command(disable_help_flag = true)]
     Sim(sim::SimArgs),
+    /// Search for inputs that break what reads bytes from outside
+    Fuzz(fuzz::FuzzArgs),
     /// Measure the figures
     Bench(bench::BenchArgs),
     /// Show what this desk can run, what is missing, and how to install it
@@ -92,6 +95,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Task::Arbiter(arguments) => arbiter::run(&arguments),
         Task::Test(arguments) => checks::run(&arguments),
         Task::Sim(arguments) => sim::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Doctor { yes } => doctor::run(yes),
     }
@@ -157,6 +161,10 @@ mod tests {
             "sim --help",
             "test rig --on bochs",
             "bench --json F start blackout",
+            "fuzz",
+            "fuzz stream --for 10min --seed 7",
+            "fuzz stream --input F",
+            "fuzz --for 30s --keep --yes",
             "doctor --yes",
             "build",
         ];

@@ -55,6 +55,8 @@ pub enum Need {
     Etcd,
     /// UEFI firmware for QEMU and GRUB's part for it, for tests of boot media.
     Uefi,
+    /// A C++ compiler, which builds libFuzzer.
+    Cxx,
 }
 
 /// Whether something is there.
@@ -70,12 +72,12 @@ pub enum State {
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 8] =
-        [Self::Target, Self::Qemu, Self::Bochs, Self::Grub, Self::Apt, Self::Redis, Self::Etcd, Self::Uefi];
+    pub const ALL: [Self; 9] =
+        [Self::Target, Self::Qemu, Self::Bochs, Self::Grub, Self::Apt, Self::Redis, Self::Etcd, Self::Uefi, Self::Cxx];
 
-    /// Whether nothing but single tests needs it, which are skipped without it.
+    /// Whether nothing needs it but fuzzing, and single tests, which are skipped without it.
     pub fn is_optional(self) -> bool {
-        matches!(self, Self::Etcd | Self::Uefi)
+        matches!(self, Self::Etcd | Self::Uefi | Self::Cxx)
     }
 
     /// What to call it.
@@ -89,6 +91,7 @@ impl Need {
             Self::Redis => "redis-cli, redis-benchmark",
             Self::Etcd => "etcd (optional)",
             Self::Uefi => "UEFI firmware (optional)",
+            Self::Cxx => "C++ compiler (optional)",
         }
     }
 
@@ -103,6 +106,7 @@ impl Need {
             Self::Redis => "cargo xtask test rig",
             Self::Etcd => "tests of the arbiter with a real etcd",
             Self::Uefi => "a test that boots by UEFI",
+            Self::Cxx => "cargo xtask fuzz",
         }
     }
 
@@ -126,6 +130,7 @@ impl Need {
             },
             Self::Etcd => Ok(version_line("etcd")?.map_or(State::Missing, State::Present)),
             Self::Uefi => Ok(uefi_state()),
+            Self::Cxx => Ok(version_line("c++")?.map_or(State::Missing, State::Present)),
         }
     }
 
@@ -140,6 +145,7 @@ impl Need {
             Self::Redis => apt(&["redis-tools"]),
             Self::Etcd => etcd_commands(Path::new(SYSTEMD).exists()),
             Self::Uefi => apt(&["ovmf", "grub-efi-amd64-bin"]),
+            Self::Cxx => apt(&["g++"]),
         }
     }
 

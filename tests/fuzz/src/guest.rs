@@ -1,0 +1,288 @@
+//! What the guest does to its devices, and what the twin says that the guest's state is.
+
+use std::cell::RefCell;
+
+use arbitrary::{Arbitrary, Unstructured};
+use pollux_hypervisor::cpu::registers::CpuState;
+use pollux_hypervisor::extended::Layout;
+use pollux_hypervisor::memory::{Gpa, GuestMemory};
+use pollux_hypervisor::platform::clock::{GuestTime, RATE_ONE};
+use pollux_hypervisor::platform::{Outputs, Platform, PlatformConfig, PowerEvent, Size};
+use pollux_hypervisor::state;
+
+const MEMORY: u64 = 4 << 20;
+/// Where the network device's registers are, and where the rings of its queues are put.
+const BAR: u64 = 0xFE00_0000;
+const RINGS: u64 = 0x10_0000;
+const QUEUE_SIZE: u64 = 8;
+
+/// Lends zeroed guest memory.
+pub(crate) fn with_memory(test: impl FnOnce(&mut GuestMemory)) {
+    thread_local! {
+        static MEMORY_OF_THREAD: RefCell<GuestMemory> = RefCell::new(GuestMemory::new(vec![0; MEMORY as usize].leak()));
+    }
+    MEMORY_OF_THREAD.with_borrow_mut(|memory| {
+        memory.track();
+        test(memory);
+        // Only what was written: all of it takes longer than most tests.
+        let dirty = memory.take_dirty().expect("it was tracked");
+        let mut from = 0;
+        while let Some(page) = dirty.first_from(from) {
+            memory.clear_page(page);
+            from = page + 1;
+        }
+    });
+}
+
+/// Checks what the platform promises of its outputs.
+struct Sink;
+
+impl Outputs for Sink {
+    fn frame(&mut self, frame: &[u8]) {
+        assert!((14..=1518).contains(&frame.len()), "a frame of {} bytes", frame.len());
+    }
+    fn console(&mut self, _: &[u8]) {}
+    fn power(&mut self, _: PowerEvent) {}
+}
+
+/// What happens to the devices: mostly what a guest does.
+#[derive(Debug, Arbitrary)]
+enum Step<'a> {
+    In(u16, u8),
+    Out(u16, u8, u32),
+    Read(Place, u8),
+    Write(Place, u8, u64),
+    Config(u8, u8, u8, u32),
+    Rdmsr(Msr),
+    Wrmsr(Msr, u64),
+    /// Memory in and around the rings.
+    Memory(u16, &'a [u8]),
+    /// A chain of one descriptor is made available.
+    Offer {
+        transmit: bool,
+        gpa: u32,
+        len: u16,
+        flags: u8,
+    },
+    Kick(bool),
+    Packet(&'a [u8]),
+    Console(&'a [u8]),
+    /// Microseconds.
+    Time(u32),
+    Interrupt,
+    Nmi,
+    Reset,
+    /// The devices are saved and loaded again.
+    Move,
+}
+
+/// Addresses where something is.
+#[derive(Debug, Arbitrary)]
+enum Place {
+    Lapic(u16),
+    Ioapic(u8),
+    Net(u16),
+    Any(u64),
+}
+
+impl Place {
+    fn gpa(&self) -> Gpa {
+        Gpa(match *self {
+            Self::Lapic(at) => 0xFEE0_0000 + u64::from(at & 0xFFF),
+            Self::Ioapic(at) => 0xFEC0_0000 + u64::from(at),
+            Self::Net(at) => BAR + u64::from(at),
+            Self::Any(gpa) => gpa,
+        })
+    }
+}
+
+#[derive(Debug, Arbitrary)]
+enum Msr {
+    X2apic(u8),
+    Low(u16),
+    Any(u32),
+}
+
+impl Msr {
+    fn number(&self) -> u32 {
+        match *self {
+            Self::X2apic(at) => 0x800 + u32::from(at),
+            Self::Low(at) => u32::from(at),
+            Self::Any(number) => number,
+        }
+    }
+}
+
+fn size(code: u8) -> Size {
+    [Size::Byte, Size::Word, Size::Dword, Size::Qword][usize::from(code % 4)]
+}
+
+fn port_size(code: u8) -> Size {
+    [Size::Byte, Size::Word, Size::Dword][usize::from(code % 3)]
+}
+
+fn platform() -> Platform {
+    let config = PlatformConfig {
+        memory_bytes: MEMORY,
+        mac: [2, 0, 0, 0, 0, 1],
+        start_unix_seconds: 1_700_000_000,
+        host_cpuid: &|_, _| [0; 4],
+        rdtscp: false,
+        extended: Layout::LEGACY,
+        entropy: [0; 32],
+        rate: RATE_ONE,
+    };
+    Platform::new(&config).expect("the configuration is sane")
+}
+
+struct Guest<'a> {
+    platform: Platform,
+    memory: &'a mut GuestMemory,
+    now: GuestTime,
+}
+
+impl Guest<'_> {
+    fn write(&mut self, gpa: u64, size: Size, value: u64) {
+        self.platform.mmio_write(self.now, Gpa(gpa), size, value, self.memory, &mut Sink);
+    }
+
+    fn out(&mut self, port: u16, size: Size, value: u32) {
+        self.platform.io_write(self.now, port, size, value, self.memory, &mut Sink);
+    }
+
+    /// Brings the network device up as a driver does, with these features.
+    fn start_net(&mut self, features: u64) {
+        self.write(0xFEE0_00F0, Size::Dword, 0x1FF);
+        for (at, value) in [(0x04, 6), (0x98, 1 << 31)] {
+            self.out(0xCF8, Size::Dword, 1 << 31 | 1 << 11 | at);
+            self.out(0xCFC, Size::Dword, value);
+        }
+        for vector in 0..3 {
+            for (at, value) in [(0, 0xFEE0_0000), (4, 0), (8, 0x50 + vector), (12, 0)] {
+                self.write(BAR + 0x4000 + 16 * vector + at, Size::Dword, value);
+            }
+        }
+        self.write(BAR + 0x14, Size::Byte, 3);
+        for (select, bits) in [(0, features & 0xFFFF_FFFF), (1, features >> 32)] {
+            self.write(BAR + 8, Size::Dword, select);
+            self.write(BAR + 12, Size::Dword, bits);
+        }
+        self.write(BAR + 0x14, Size::Byte, 0xB);
+        for queue in 0..2 {
+            let rings = RINGS + queue * 0x1_0000;
+            for (at, size, value) in
+                [(0x16, Size::Word, queue), (0x18, Size::Word, QUEUE_SIZE), (0x1A, Size::Word, queue + 1)]
+            {
+                self.write(BAR + at, size, value);
+            }
+            for (at, part) in [(0x20, 0), (0x28, 0x1000), (0x30, 0x2000)] {
+                self.write(BAR + at, Size::Qword, rings + part);
+            }
+            self.write(BAR + 0x1C, Size::Word, 1);
+        }
+        self.write(BAR + 0x14, Size::Byte, 0xF);
+    }
+
+    /// A descriptor in the next slot, made available; both wrap.
+    fn offer(&mut self, queue: u64, gpa: u64, len: u32, flags: u16) {
+        let rings = RINGS + queue * 0x1_0000;
+        let index = u16::from_le_bytes(self.memory.read(Gpa(rings + 0x1002)).expect("rings are in memory"));
+        let slot = u64::from(index) % QUEUE_SIZE;
+        let descriptor = [&gpa.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &[slot as u8, 0]].concat();
+        for (at, bytes) in [
+            (rings + 16 * slot, &descriptor[..]),
+            (rings + 0x1004 + 2 * slot, &(slot as u16).to_le_bytes()),
+            (rings + 0x1002, &index.wrapping_add(1).to_le_bytes()),
+        ] {
+            self.memory.write(Gpa(at), bytes).expect("rings are in memory");
+        }
+    }
+
+    fn take(&mut self, step: &Step<'_>) {
+        match *step {
+            Step::In(port, code) => drop(self.platform.io_read(self.now, port, port_size(code))),
+            Step::Out(port, code, value) => self.out(port, port_size(code), value),
+            Step::Read(ref place, code) => drop(self.platform.mmio_read(self.now, place.gpa(), size(code))),
+            Step::Write(ref place, code, value) => self.write(place.gpa().0, size(code), value),
+            Step::Config(slot, at, code, value) => {
+                self.out(0xCF8, Size::Dword, 1 << 31 | u32::from(slot) << 11 | u32::from(at & 0xFC));
+                self.out(0xCFC + u16::from(at & 3), port_size(code), value);
+            }
+            Step::Rdmsr(ref msr) => drop(self.platform.rdmsr(self.now, msr.number())),
+            Step::Wrmsr(ref msr, value) => drop(self.platform.wrmsr(self.now, msr.number(), value, self.memory)),
+            Step::Memory(at, bytes) => {
+                let gpa = Gpa(RINGS + u64::from(at & 0x7FFF) * 4);
+                // It may reach beyond the end of memory.
+                let _ = self.memory.write(gpa, bytes);
+            }
+            Step::Offer { transmit, gpa, len, flags } => {
+                self.offer(u64::from(transmit), u64::from(gpa), u32::from(len), u16::from(flags & 7));
+            }
+            Step::Kick(transmit) => {
+                let queue = u64::from(transmit);
+                self.write(BAR + 0x3000 + 4 * queue, Size::Word, queue);
+            }
+            Step::Packet(bytes) => {
+                let frame = [bytes, &[0; 14]].concat();
+                self.platform.packet_in(self.memory, &frame[..frame.len().min(1518)]);
+            }
+            Step::Console(bytes) => drop(self.platform.console_in(bytes)),
+            Step::Time(us) => {
+                self.now = self.now.after(u64::from(us) * 1000);
+                self.platform.advance(self.now);
+                let due = self.platform.next_deadline();
+                assert!(due.is_none_or(|due| due > self.now), "the platform asks for the past");
+            }
+            Step::Interrupt => {
+                if let Some(vector) = self.platform.pending_interrupt() {
+                    self.platform.interrupt_taken(vector);
+                }
+            }
+            Step::Nmi => self.platform.nmi_taken(),
+            Step::Reset => self.platform.reset(),
+            Step::Move => {
+                let bytes = state::save(&mut self.platform);
+                let mut other = platform();
+                assert_eq!(state::load(&mut other, &bytes), Ok(()), "what was saved loads");
+                assert_eq!(state::save(&mut other), bytes, "and is the same");
+                self.platform = other;
+            }
+        }
+    }
+
+    fn go(&mut self, source: &mut Unstructured<'_>) {
+        while !source.is_empty()
+            && let Ok(step) = source.arbitrary()
+        {
+            self.take(&step);
+        }
+    }
+}
+
+/// A guest with a network device that is up, and its rings.
+pub(crate) fn devices(data: &[u8]) {
+    with_memory(|memory| {
+        let mut source = Unstructured::new(data);
+        let features = 1 << 32 | u64::from(source.arbitrary::<u32>().unwrap_or(0));
+        let mut guest = Guest { platform: platform(), memory, now: GuestTime(0) };
+        guest.start_net(features);
+        guest.go(&mut source);
+    });
+}
+
+/// The state of CPU and devices off the wire: refused, or such that the guest runs on.
+pub(crate) fn state(data: &[u8]) {
+    let Some((&[high, low], rest)) = data.split_first_chunk() else { return };
+    let (state, steps) = rest.split_at(usize::from(u16::from_be_bytes([high, low])).min(rest.len()));
+    let mut cpu = CpuState::default();
+    if state::load(&mut cpu, state).is_ok() {
+        let saved = state::save(&mut cpu);
+        let mut other = CpuState::default();
+        assert_eq!(state::load(&mut other, &saved), Ok(()));
+    }
+    let mut loaded = platform();
+    if state::load(&mut loaded, state).is_err() {
+        return;
+    }
+    with_memory(|memory| Guest { platform: loaded, memory, now: GuestTime(0) }.go(&mut Unstructured::new(steps)));
+}
