@@ -22,6 +22,10 @@
 //! [`Config::receive_buffer_bytes`] wait, and at most one message more: the stream's own window then stops the primary.
 //! Long before that [`flow`] slows the guest down.
 //!
+//! # Use
+//!
+//! `examples/pair.rs` is two nodes and a loop: hand a node what happened, then drain what it says and what it wants done.
+//!
 //! What is absent: nothing here reads a clock, draws a random number, or knows what a guest is.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]

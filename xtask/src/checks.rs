@@ -119,6 +119,11 @@ fn host_steps(filter: Option<&str>) -> Vec<Step> {
         command.args(arguments);
         Step { name, command, selection: None }
     };
+    let document = |name, arguments: &[&str]| {
+        let mut documented = step(name, arguments);
+        documented.command.env("RUSTDOCFLAGS", "-D warnings");
+        documented
+    };
     let simulate = |name, arguments: &[&str]| {
         step(name, &[&["run", "--quiet", "--profile", SIMULATION, "-p", SIMULATOR, "--"], arguments].concat())
     };
@@ -134,6 +139,8 @@ fn host_steps(filter: Option<&str>) -> Vec<Step> {
         step("format", &["fmt", "--all", "--check"]),
         step("lints, host", &host),
         step("lints, bare metal", &metal),
+        document("documentation, host", &["doc", "--workspace", "--no-deps"]),
+        document("documentation, bare metal", &["doc", "-p", HYPERVISOR, "-p", GUESTS, "--no-deps", "--target", METAL]),
         tests,
         simulate("simulation", &["--seeds", "10000"]),
         simulate("broken rules", &["--mutations"]),

@@ -3,7 +3,7 @@
 //! State changes only in two ways: the guest runs, or an entry is applied while it stands at an exact stop
 //! ([`Guest::is_settled`]). Everything else is a pure function of the position:
 //!
-//! * on arrival at a position, timers that are due fire ([`Guest::fire_due`]), before anything is applied there;
+//! * on arrival at a position, timers that are due fire (`Guest::fire_due`), before anything is applied there;
 //! * an interrupt is offered to the CPU just before entry.
 
 mod exits;

@@ -23,7 +23,7 @@ pub enum Command {
     Switch,
     /// Type these bytes at the guest's console.
     Console(Vec<u8>),
-    /// Go out, as by a power cut, at the boundary that many ahead; see [`super::cut`] (test only).
+    /// Go out, as by a power cut, at the boundary that many ahead; see the module `cut` (test only).
     Cut(u64),
     /// Flip a bit of guest memory (test only).
     FlipMemory(Gpa, u32),

@@ -1,7 +1,7 @@
 //! The boot self-test: counts are calibrated, never believed.
 //!
 //! Small real-mode guests of which it is known how many instructions they execute and what they leave behind. First a
-//! [`Trial`] measures how late the ends of runs come and whether single steps step, then a [`Bench`] checks the stops that
+//! `Trial` measures how late the ends of runs come and whether single steps step, then a `Bench` checks the stops that
 //! are made with it. Each check gives name, got and want; one that fails refuses the counter.
 
 mod bench;

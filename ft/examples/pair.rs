@@ -1,0 +1,79 @@
+//! Two machines and a loop: how a [`Node`] is driven. `cargo run -p pollux-ft --example pair`
+//!
+//! The contract: hand a node what happened (bytes, datagrams, the time, how far the guest ran), then drain what it has to
+//! say ([`Node::transmit`], [`Node::poll_datagram`]) and what is to be done ([`Node::poll_action`]). It does no I/O.
+
+use pollux_ft::{Action, Config, EntryRef, Identity, Node, NodeId, Position, Role, Span, Start, Time};
+
+fn node(id: u64, start: Start) -> Node {
+    let text = || "example".to_owned();
+    let identity = Identity {
+        node: NodeId(id),
+        pair: text(),
+        build: text(),
+        cpu_digest: 0,
+        cpu_name: text(),
+        counter: text(),
+        guest_memory: 4096,
+        guest_image: text(),
+        guest_mac: [2, 0, 0, 0, 0, 1],
+        broken_rule: String::new(),
+    };
+    Node::new(Time(0), start, Config::default(), identity).expect("the defaults make sense")
+}
+
+/// Carries what `from` has to say to `to`, as a network would.
+fn carry(now: Time, from: &mut Node, to: &mut Node) {
+    let taken = to.receive(now, from.transmit());
+    from.transmitted(taken);
+    if let Some(heartbeat) = from.poll_datagram(now) {
+        to.heartbeat_received(now, &heartbeat);
+    }
+}
+
+/// Does what a node asks for. This guest is nothing but its position.
+fn act(now: Time, node: &mut Node, released: &mut u64) {
+    while let Some(action) = node.poll_action() {
+        match action {
+            Action::BeginTransfer => node.finish_state(Position(0), 7).expect("a backup has just asked"),
+            Action::StateLoaded { digest: 7, .. } => node.joined(now),
+            Action::Release(entry) => *released = entry.0,
+            _ => {}
+        }
+    }
+}
+
+fn main() {
+    let (mut castor, mut pollux) = (node(1, Start::Primary), node(2, Start::Backup));
+    let (mut now, mut released) = (Time(0), 0);
+    castor.connected(now);
+    pollux.connected(now);
+    let mut castor_lives = true;
+    while pollux.role() != Role::Alone {
+        now = now.after(Span::from_millis(10));
+        pollux.tick(now);
+        act(now, &mut pollux, &mut 0);
+        if castor_lives {
+            castor.tick(now);
+            // Ten milliseconds of guest, and something that it says.
+            castor.progress(Position(now.0));
+            let said = castor.append(now, Position(now.0), EntryRef::Output);
+            carry(now, &mut castor, &mut pollux);
+            carry(now, &mut pollux, &mut castor);
+            act(now, &mut castor, &mut released);
+            println!("{now:?}: castor {:?}, said {said:?}, may leave up to {released}", castor.role());
+            castor_lives = released < 10;
+        } else if let (Role::Draining, Some(end)) = (pollux.role(), pollux.run_limit()) {
+            pollux.progress(end);
+            // Asked for until the log is drained and the term is won.
+            let _ = pollux.went_live(now, end);
+        }
+    }
+    println!("{now:?}: castor is dead, pollux goes on in term {} at entry {}", pollux.term().0, pollux.newest().0);
+    assert!(pollux.newest().0 >= released, "what clients saw is in its past");
+}
+
+#[test]
+fn a_backup_takes_over() {
+    main();
+}
