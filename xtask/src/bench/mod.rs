@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: the figures that the README promises, as a table and as JSON.
+//! `cargo xtask bench`: the figures of `docs/figures.md`, as a table and as JSON.
 
 mod client;
 mod figures;
