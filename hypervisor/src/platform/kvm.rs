@@ -26,7 +26,7 @@ pub const FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 6 | 1 << 24;
 
 /// Written with an address: the date at guest time 0 is put there.
 pub const WALL_CLOCK: u32 = 0x4B56_4D00;
-/// Written with an address and [`ENABLE`]: what makes time of the TSC is put there.
+/// Written with an address and `ENABLE`: what makes time of the TSC is put there.
 pub const SYSTEM_TIME: u32 = 0x4B56_4D01;
 /// Written with an address and [`ENABLE`]: the word by which the guest ends interrupts.
 pub const EOI: u32 = 0x4B56_4D04;

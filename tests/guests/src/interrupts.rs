@@ -1,6 +1,6 @@
 //! Interrupt descriptor table and dispatch.
 //!
-//! Every vector has a stub that saves all registers and calls [`dispatch`]; handlers may change what they return to.
+//! Every vector has a stub that saves all registers and calls `dispatch`; handlers may change what they return to.
 #![allow(unsafe_code)]
 
 use core::arch::global_asm;

@@ -33,8 +33,9 @@ pub struct SoftwareArgs {
     /// The guest's memory [default: 64M; for --kernel 512M; for debian what it needs]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     guest_memory: Option<u64>,
-    /// An option of the hypervisors, or of one: [MACHINE:]KEY=VALUE (repeatable)
+    /// Options of the hypervisors, or of one of them.
     #[arg(long, value_name = "OPTION", num_args = 1..)]
+    #[arg(help = "An option of the hypervisors, or of one: [MACHINE:]KEY=VALUE (repeatable)")]
     pub hypervisor_option: Vec<GivenOption>,
     /// Use this hypervisor instead of building one
     #[arg(long, value_name = "PATH")]
