@@ -8,7 +8,7 @@ use pollux_hypervisor::extended::Layout;
 use pollux_hypervisor::memory::{Gpa, GuestMemory};
 use pollux_hypervisor::platform::clock::{GuestTime, RATE_ONE};
 use pollux_hypervisor::platform::{Outputs, Platform, PlatformConfig, PowerEvent, Size};
-use pollux_hypervisor::state;
+use pollux_hypervisor::state::{self, State};
 
 const MEMORY: u64 = 4 << 20;
 /// Where the network device's registers are, and where the rings of its queues are put.
@@ -270,19 +270,51 @@ pub(crate) fn devices(data: &[u8]) {
     });
 }
 
+/// A change of a saved state: some bytes of this number, at this place.
+#[derive(Debug, Arbitrary)]
+struct Edit {
+    at: u16,
+    value: u64,
+    len: u8,
+}
+
+/// Saved, changed or replaced, and loaded again; whether it was taken. What is taken can be saved and loaded.
+fn load_changed<T: State>(part: &mut T, mut fresh: T, changes: &Changes<'_>) -> bool {
+    let mut bytes = state::save(part);
+    match changes {
+        Changes::Edits(edits) => {
+            for edit in edits {
+                let start = usize::from(edit.at) % bytes.len();
+                let value = &edit.value.to_le_bytes()[..1 + usize::from(edit.len % 8)];
+                for (byte, new) in bytes[start..].iter_mut().zip(value) {
+                    *byte = *new;
+                }
+            }
+        }
+        Changes::Other(other) => bytes = other.to_vec(),
+    }
+    if state::load(part, &bytes).is_err() {
+        return false;
+    }
+    let saved = state::save(part);
+    assert_eq!(state::load(&mut fresh, &saved), Ok(()), "what was saved loads");
+    assert_eq!(state::save(&mut fresh), saved, "and is the same");
+    true
+}
+
+#[derive(Debug, Arbitrary)]
+enum Changes<'a> {
+    Edits(Vec<Edit>),
+    Other(&'a [u8]),
+}
+
 /// The state of CPU and devices off the wire: refused, or such that the guest runs on.
 pub(crate) fn state(data: &[u8]) {
-    let Some((&[high, low], rest)) = data.split_first_chunk() else { return };
-    let (state, steps) = rest.split_at(usize::from(u16::from_be_bytes([high, low])).min(rest.len()));
-    let mut cpu = CpuState::default();
-    if state::load(&mut cpu, state).is_ok() {
-        let saved = state::save(&mut cpu);
-        let mut other = CpuState::default();
-        assert_eq!(state::load(&mut other, &saved), Ok(()));
-    }
+    let mut source = Unstructured::new(data);
+    let Ok((steps, changes)) = source.arbitrary::<(&[u8], Changes<'_>)>() else { return };
+    load_changed(&mut CpuState::default(), CpuState::default(), &changes);
     let mut loaded = platform();
-    if state::load(&mut loaded, state).is_err() {
-        return;
+    if load_changed(&mut loaded, platform(), &changes) {
+        with_memory(|memory| Guest { platform: loaded, memory, now: GuestTime(0) }.go(&mut Unstructured::new(steps)));
     }
-    with_memory(|memory| Guest { platform: loaded, memory, now: GuestTime(0) }.go(&mut Unstructured::new(steps)));
 }
