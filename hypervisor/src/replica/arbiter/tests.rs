@@ -164,10 +164,13 @@ impl Desk {
 
     /// Looks for so many milliseconds; the news of that time.
     fn look(&mut self, millis: u64) -> Vec<String> {
-        let look = Look::new("pair");
+        self.look_of(millis, &Look::new("pair"))
+    }
+
+    fn look_of(&mut self, millis: u64, look: &Look) -> Vec<String> {
         let mut news = Vec::new();
         for _ in 0..millis {
-            assert_eq!(self.step_with(None, Some(&look)), None, "a look gives no term");
+            assert_eq!(self.step_with(None, Some(look)), None, "a look gives no term");
             news.extend(self.own.way.take_news().map(|news| news.to_string()));
         }
         news
@@ -333,6 +336,26 @@ fn a_full_arbiter_is_told_of_at_once_and_when_it_is_well_again() {
     assert_eq!(desk.look(2 * INTERVAL), [""; 0]);
     assert_eq!(desk.look(INTERVAL), ["the arbiter at 10.0.2.3:2379, over the client network, is well again"]);
     assert_eq!(desk.own.way.trouble(), None);
+}
+
+/// It is known which arbiter answers, and another one than that which the twins agreed on is no help: neither a look nor a
+/// term is had from it.
+#[test]
+fn another_arbiter_is_found_out() {
+    let of = |cluster: u64, rest: &str| Reply::Body(format!("{{\"header\":{{\"cluster_id\":\"{cluster}\"}}{rest}}}"));
+    let granted = ",\"succeeded\":true,\"responses\":[{\"response_put\":{}}]";
+    let mut desk = Desk::new(&[of(5, ""), of(6, ""), of(6, granted), of(5, granted)]);
+    assert_eq!(desk.look(500), [""; 0]);
+    assert_eq!((desk.own.way.take_seen(), desk.own.way.take_seen()), (Some(ArbiterId(5)), None));
+    let mut look = Look::new("pair");
+    look.agree_on(Some(ArbiterId(5)));
+    let news = desk.look_of(INTERVAL, &look);
+    assert!(news.len() == 1 && news[0].contains("cluster) 6, and the twins agreed on 5"), "{news:?}");
+    assert_eq!(desk.own.way.take_seen(), None);
+    let question = question(1).of(Some(ArbiterId(5)));
+    desk.own.begin(desk.now_us);
+    let answer = (0..5000).find_map(|_| desk.step(Some(&question)));
+    assert_eq!((answer, desk.asked), (Some(Answer::Granted), 4), "the first grant was a stranger's");
 }
 
 #[test]
