@@ -171,7 +171,8 @@ impl<'a> Target<'a> {
     fn keep(&self) -> Result<()> {
         let fresh = tempfile::tempdir_in(artefacts::target_directory().join("fuzz")).context("a fresh corpus")?;
         let mut command = self.command();
-        command.arg("-merge=1").arg(fresh.path()).args([&self.corpus, &self.found]);
+        // How often code runs makes no input worth keeping, only that it runs: else there would be thousands.
+        command.args(["-set_cover_merge=1", "-use_counters=0"]).arg(fresh.path()).args([&self.corpus, &self.found]);
         let status = Process::spawn(&mut command)?.wait(GRACE)?;
         ensure!(status.success(), "the corpus of {} cannot be merged ({status})", self.name);
         let kept = fs::read_dir(fresh.path())?.collect::<std::io::Result<Vec<_>>>()?;
