@@ -100,6 +100,21 @@ pub enum Role {
 }
 
 impl Role {
+    /// All roles, in the order of their numbers on the wire.
+    pub const ALL: [Self; 11] = [
+        Self::Alone,
+        Self::Transferring,
+        Self::Protected,
+        Self::Detaching,
+        Self::Joining,
+        Self::Loading,
+        Self::Backup,
+        Self::Draining,
+        Self::Halted,
+        Self::Starting,
+        Self::HandingOver,
+    ];
+
     /// Whether a machine in this role has the guest that clients talk to.
     #[must_use]
     pub const fn is_primary(self) -> bool {
@@ -134,20 +149,20 @@ impl Role {
         }
     }
 
-    pub(crate) const fn from_code(code: u8) -> Option<Self> {
-        Some(match code {
-            0 => Self::Alone,
-            1 => Self::Transferring,
-            2 => Self::Protected,
-            3 => Self::Detaching,
-            4 => Self::Joining,
-            5 => Self::Loading,
-            6 => Self::Backup,
-            7 => Self::Draining,
-            8 => Self::Halted,
-            9 => Self::Starting,
-            10 => Self::HandingOver,
-            _ => return None,
-        })
+    pub(crate) fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code)).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_is_known_by_its_number() {
+        for role in Role::ALL {
+            assert_eq!(Role::from_code(role.code()), Some(role));
+        }
+        assert_eq!(Role::from_code(11), None);
     }
 }

@@ -1,4 +1,4 @@
-//! A real etcd as the arbiter, where one is installed (Debian: etcd-server).
+//! A real etcd as the arbiter, where one is installed (Debian: etcd-server), and arbiters that take each other's place.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use pollux_tests::load::{Load, judge, wait_answers};
 use pollux_tests::rig::{Rig, START_LIMIT, TAKEOVER_LIMIT, fresh_directory};
-use pollux_tests::skip;
+use pollux_tests::{skip, xtask};
 
 /// An etcd of one node; ended when dropped.
 struct Etcd {
@@ -202,4 +202,57 @@ fn an_etcd_of_no_use_is_told_of_before_it_is_needed() -> Result<()> {
     let said = refused.read("xtask.log");
     ensure!(!end.success() && said.contains("user name is empty") && said.contains("etcdctl auth disable"), "{said}");
     Ok(())
+}
+
+/// The arbiter of a desk; ended when dropped.
+struct Desk(Child);
+
+impl Desk {
+    fn start(address: &str, file: &Path) -> Result<Self> {
+        let mut command = xtask::command();
+        command.args(["arbiter", "--listen", address, "--file"]).arg(file).stdout(Stdio::null());
+        let desk = Self(command.spawn().context("the arbiter")?);
+        let deadline = Instant::now() + START_LIMIT;
+        while TcpStream::connect(address).is_err() {
+            ensure!(Instant::now() < deadline, "the arbiter does not listen at {address}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(desk)
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Another arbiter in the place of theirs could grant a term a second time: its word does not count.
+#[test]
+fn an_arbiter_that_has_forgotten_everything_is_another_one() -> Result<()> {
+    const STRANGER: &str = "the twins agreed on";
+    let directory = fresh_directory("forgetful-data")?;
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let theirs = Desk::start(&address, &directory.join("theirs"))?;
+    let watch = ["--arbiter", &address, "--hypervisor-option", "arbiter-watch=1s"];
+    let mut rig = Rig::protected("forgetful", "counter", &watch)?;
+    let load = Load::start(&rig.service()?, "x", Instant::now())?;
+    wait_answers(&mut rig, &load, 10)?;
+    wait_trouble(&mut rig, &["castor", "pollux"], "")?;
+    drop(theirs);
+    let other = Desk::start(&address, &directory.join("other"))?;
+    wait_trouble(&mut rig, &["castor", "pollux"], STRANGER)?;
+    let heir = rig.file()?.machine("backup")?.name.clone();
+    rig.kill("primary")?;
+    rig.wait("a question in vain", TAKEOVER_LIMIT, |rig| {
+        Ok(rig.status()?.of(&heir).filter(|status| status.arbiter.failures > 1).map(drop))
+    })?;
+    ensure!(rig.file()?.machine(&heir)?.role == "backup", "a stranger's grant was taken");
+    drop(other);
+    let _theirs = Desk::start(&address, &directory.join("theirs"))?;
+    rig.wait_role(&heir, "primary", TAKEOVER_LIMIT)?;
+    wait_answers(&mut rig, &load, 10)?;
+    judge(load)?;
+    rig.stop()
 }

@@ -237,24 +237,11 @@ fn a_term_that_may_have_been_asked_for_is_burnt() {
 
 #[test]
 fn a_look_is_never_in_the_way_of_a_bid() {
-    const ALL: [Role; 11] = [
-        Role::Starting,
-        Role::Alone,
-        Role::Transferring,
-        Role::Protected,
-        Role::Detaching,
-        Role::HandingOver,
-        Role::Joining,
-        Role::Loading,
-        Role::Backup,
-        Role::Draining,
-        Role::Halted,
-    ];
-    for role in ALL {
+    for role in Role::ALL {
         assert!(!may_look_at_arbiter(role, Bid::Asked) && !may_look_at_arbiter(role, Bid::Won), "{role:?}");
     }
     // Only who may need a term soon; not who waits for one, stands still, or has no guest.
-    let looking = ALL.into_iter().filter(|&role| may_look_at_arbiter(role, Bid::None));
+    let looking = Role::ALL.into_iter().filter(|&role| may_look_at_arbiter(role, Bid::None));
     let roles = [Role::Alone, Role::Transferring, Role::Protected, Role::Joining, Role::Loading, Role::Backup];
     assert!(looking.eq(roles));
 }

@@ -79,20 +79,6 @@ struct Beat {
     position: u32,
 }
 
-const ROLES: [Role; 11] = [
-    Role::Starting,
-    Role::Alone,
-    Role::Transferring,
-    Role::Protected,
-    Role::Detaching,
-    Role::HandingOver,
-    Role::Joining,
-    Role::Loading,
-    Role::Backup,
-    Role::Draining,
-    Role::Halted,
-];
-
 impl Beat {
     fn datagram(&self, session: SessionId) -> Datagram {
         Heartbeat {
@@ -101,7 +87,7 @@ impl Beat {
             peer: NodeId(u64::from(self.peer)),
             counter: u64::from(self.counter),
             term: Term(u64::from(self.term)),
-            role: ROLES[usize::from(self.role) % ROLES.len()],
+            role: Role::ALL[usize::from(self.role) % Role::ALL.len()],
             session: if self.session.is_multiple_of(4) { session } else { SessionId(self.session) },
             linked: self.linked,
             seq: Seq(u64::from(self.seq)),
