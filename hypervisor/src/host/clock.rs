@@ -321,7 +321,7 @@ mod tests {
             let ticked = self.us / TICK_US > self.read_us / TICK_US;
             let second = self.us / 1_000_000 > self.read_second;
             (self.read_us, self.read_second) = (self.us, self.us / 1_000_000);
-            u8::from(ticked) * C_PERIODIC | u8::from(second) * C_UPDATE_ENDED
+            (u8::from(ticked) * C_PERIODIC) | (u8::from(second) * C_UPDATE_ENDED)
         }
 
         fn pass(&mut self, us: u64) {

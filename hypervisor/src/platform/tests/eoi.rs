@@ -126,7 +126,7 @@ fn who_stops_using_the_word_is_left_without_it() {
     assert_eq!(guest.word(), 0);
     guest.go(Step::Raise(0x31), false);
     assert_eq!(guest.word(), 0);
-    for bad in [WORD + 2 | 1, MEMORY | 1, u64::MAX] {
+    for bad in [(WORD + 2) | 1, MEMORY | 1, u64::MAX] {
         assert_eq!(guest.rig.wrmsr(kvm::EOI, bad), Err(Gp), "{bad:#x}");
     }
 }
