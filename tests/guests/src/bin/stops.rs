@@ -38,7 +38,7 @@ struct State {
 
 type Step = fn(&mut State);
 
-const STEPS: [Step; 23] = [
+const STEPS: [Step; 24] = [
     spin,
     spin,
     recurse,
@@ -54,6 +54,7 @@ const STEPS: [Step; 23] = [
     ports,
     string_ports,
     identify,
+    clock,
     model_registers,
     halt,
     flags,
@@ -233,6 +234,16 @@ fn string_ports(state: &mut State) {
 fn identify(state: &mut State) {
     let leaf = cpu::cpuid(state.random.below(8) as u32, 0);
     state.sum = state.sum.wrapping_add(u64::from(leaf.eax ^ leaf.ebx ^ leaf.ecx ^ leaf.edx)) ^ cpu::rdtsc();
+}
+
+/// Reads the TSC again and again, with and without other instructions between.
+fn clock(state: &mut State) {
+    for turn in 0..1 + state.random.below(60) {
+        if turn % 3 != 0 {
+            state.sum = state.sum.rotate_left(turn as u32);
+        }
+        state.sum = state.sum.wrapping_mul(5) ^ cpu::rdtsc();
+    }
 }
 
 fn model_registers(state: &mut State) {
