@@ -4,13 +4,15 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::string::String;
+use alloc::vec::Vec;
+use core::cell::RefCell;
 
 use super::shadow::STEPS_AT_ONCE;
 use super::*;
 use crate::counter::choose::Figures;
 use crate::counter::{Counter, Ticks};
 use crate::cpu::registers::{CR4_OSXSAVE, CpuMsrs, Registers, Segment, gpr};
-use crate::cpu::{Entered, Exception, InstructionCounter, IoExit, Limit, Mode};
+use crate::cpu::{Entered, Exception, InstructionCounter, IoExit, LentTsc, Limit, Mode};
 use crate::extended::testing::MadeUp;
 use crate::extended::{ExtendedRegisters, Layout};
 use crate::platform::PlatformConfig;
@@ -26,7 +28,11 @@ struct Script {
     registers: Registers,
     extended: MadeUp,
     mode: Mode,
+    lent: Lent,
 }
+
+/// What the guest was lent of its TSC, entry by entry.
+type Lent = Rc<RefCell<Vec<Option<LentTsc>>>>;
 
 impl Vcpu for Script {
     fn calibrate(&mut self, _: &mut GuestMemory, _: &mut dyn FnMut()) -> Result<String, String> {
@@ -35,6 +41,11 @@ impl Vcpu for Script {
 
     fn instruction_counter(&self) -> Result<InstructionCounter, &'static str> {
         Err("there is none")
+    }
+
+    fn lend_tsc(&mut self, tsc: Option<LentTsc>) -> bool {
+        self.lent.borrow_mut().push(tsc);
+        true
     }
 
     fn enter(&mut self, limit: Limit) -> Entered {
@@ -112,6 +123,7 @@ fn guest(exits: &[Exit], host: bool) -> Guest {
         registers,
         extended: MadeUp::default(),
         mode: Mode::default(),
+        lent: Lent::default(),
     });
     let counter = Chosen { counter: counter(0), figures: Figures::default(), why: "a test".into(), lends_tsc: false };
     let memory = GuestMemory::for_test(MEMORY);
@@ -165,6 +177,26 @@ fn single_steps_go_on_without_the_host_but_not_for_ever() {
     assert_eq!((guest.position(), stepped(&guest)), (100, 1100));
 }
 
+#[test]
+fn the_clock_is_lent_as_the_position_says_and_only_while_it_goes_on_by_ticks() {
+    let mut guest = guest(&[], false);
+    let lent = Lent::default();
+    let (exits, registers) = ([out(0x80), out(0x80)].into(), Registers::default());
+    let (extended, mode) = (MadeUp::default(), Mode::default());
+    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent: Rc::clone(&lent) });
+    guest.run(10, &mut Nothing);
+    assert!(lent.take().is_empty(), "a CPU whose reads are not exact");
+    guest.counter.lends_tsc = true;
+    guest.platform.wrmsr(guest.now(), 0x3B, 1000, &mut guest.memory).unwrap();
+    guest.run(20, &mut Nothing);
+    guest.steer_clock(GuestTime(500), RATE_ONE).unwrap();
+    guest.run(30, &mut Nothing);
+    guest.steer_clock(GuestTime(600), RATE_ONE + 1).unwrap();
+    guest.run(40, &mut Nothing);
+    let now: Vec<_> = lent.take().into_iter().map(|lent| lent.map(|tsc| tsc.now)).collect();
+    assert_eq!(now, [Some(1010), Some(1500), None]);
+}
+
 /// Twins compare what the wire carries of the name.
 #[test]
 fn images_with_long_arguments_have_names_that_differ_early() {
@@ -199,7 +231,7 @@ fn with_xsetbv(layout: Layout, level: u16, cr4: u64, register: u64, value: u64) 
     mode.segments.ss = Segment::flat(0x10, 0xC93 | level << 5);
     guest.memory.slice_mut(Gpa(0x1000), 3).unwrap().copy_from_slice(&[0x0F, 0x01, 0xD1]);
     let exits = [Exit::Xsetbv].into();
-    guest.vcpu = Box::new(Script { exits, registers, extended: MadeUp::new(layout), mode });
+    guest.vcpu = Box::new(Script { exits, registers, extended: MadeUp::new(layout), mode, lent: Lent::default() });
     guest
 }
 
@@ -233,8 +265,13 @@ fn what_is_sent_is_loaded_by_the_sender_too() {
     let extended = MadeUp::new(with_avx());
     let loads = Rc::clone(&extended.loads);
     let mut guest = guest(&[], false);
-    guest.vcpu =
-        Box::new(Script { exits: [].into(), registers: Registers::default(), extended, mode: Mode::default() });
+    guest.vcpu = Box::new(Script {
+        exits: [].into(),
+        registers: Registers::default(),
+        extended,
+        mode: Mode::default(),
+        lent: Lent::default(),
+    });
     let hash = guest.hash();
     assert_eq!(loads.get(), 0);
     assert!(!guest.save().is_empty());

@@ -315,6 +315,7 @@ mod tests {
         assert_eq!(found.controls.entry & IA32E_GUEST, 0);
         assert!(found.vpid && found.gib_pages && found.dirty_flags && found.monitor_trap && found.performance_control);
         assert_eq!(found.controls.primary & MONITOR_TRAP, 0);
+        assert!(found.tsc_offsetting && found.controls.primary & (RDTSC_EXITING | TSC_OFFSETTING) == RDTSC_EXITING);
         assert_ne!(found.controls.exit & EXIT_PERFORMANCE, 0);
         assert_ne!(found.controls.entry & ENTRY_PERFORMANCE, 0);
         // The guest owns PE and PG but not NE; VMXE is not its own, OSXSAVE only where there is XSAVE.
@@ -355,16 +356,18 @@ mod tests {
         let poor = |msr: u32| match msr {
             SECONDARY => (1 << 1 | 1 << 6 | 1 << 7) << 32,
             EPT_VPID => EPT_NEEDED.iter().map(|(bits, _)| bits).sum(),
-            TRUE_PRIMARY => rich(msr) & !(u64::from(MONITOR_TRAP) << 32),
+            TRUE_PRIMARY => rich(msr) & !(u64::from(MONITOR_TRAP | TSC_OFFSETTING) << 32),
             // One of them alone is of no use.
             TRUE_EXIT => rich(msr) & !(u64::from(EXIT_PERFORMANCE) << 32),
             other => rich(other),
         };
         let found = Capabilities::find(&poor, PLAIN).unwrap();
         assert!(!found.vpid && !found.gib_pages && !found.dirty_flags && !found.monitor_trap);
-        assert!(!found.performance_control);
+        assert!(!found.performance_control && !found.tsc_offsetting);
         assert_eq!(found.controls.entry & ENTRY_PERFORMANCE, 0);
         assert_eq!(found.controls.secondary, 1 << 1 | 1 << 6 | 1 << 7);
+        let insists = |msr: u32| if msr == TRUE_PRIMARY { rich(msr) | u64::from(RDTSC_EXITING) } else { rich(msr) };
+        assert!(!Capabilities::find(&insists, PLAIN).unwrap().tsc_offsetting);
     }
 
     #[test]
