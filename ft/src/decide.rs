@@ -10,10 +10,13 @@
 //!
 //! * Nobody needs to ask while a pair is protected, nor a primary whose backup surely never had the complete state, nor
 //!   one whose backup itself said that it gave up ([`may_run_alone`]).
-//! * A backup gives up only as long as it has not asked ([`on_standing`]). From then on it waits for the answer, also
-//!   when it follows its primary again meanwhile ([`may_call_off`]); once the term is granted it goes live
-//!   ([`on_answer`]), even if the primary lives. So a granted term is never left lying about by a machine that lives,
-//!   and a primary that is refused can halt: the winner goes on.
+//! * A backup gives up only as long as it has not asked ([`on_standing`]). From then on it waits for the answer; once the
+//!   term is granted it goes live ([`on_answer`]). So a granted term is never left lying about by a machine that lives, and
+//!   a primary that is refused can halt: the winner goes on.
+//! * A backup that asked and then follows its primary again ([`may_call_off`]) does not take it over when an answer comes
+//!   hours later. It proposes to bid for the term behind that one ([`may_propose`]), and from then on needs both of them:
+//!   its primary may have agreed or not ([`suffices`]). A primary that agrees bids for the later term alone
+//!   ([`agrees`]); once the backup hears so, the earlier term is burnt, and its question is withdrawn.
 //! * A primary that asked and then hears that the backup gave up needs the answer no more. It may have been granted:
 //!   the term is burnt, and the next session bids for a higher one ([`after_session`]).
 
@@ -286,16 +289,43 @@ pub enum OnStanding {
     Contend,
 }
 
-/// Decides what a backup does that bids for `next` with `bid` and hears of a primary in term `theirs`.
+/// Whether a backup that bids with `bid`, and `proposed` to bid for a later term, may have been granted a term that its
+/// primary was then refused.
+#[must_use]
+pub fn is_bound(bid: Bid, proposed: Option<Term>) -> bool {
+    bid != Bid::None || proposed.is_some()
+}
+
+/// Whether a backup proposes to its primary, whom it hears again, that both bid for the term behind the one that it has
+/// asked for. `linked`: there is a stream to say it on. What it `proposed` before is on its way.
+#[must_use]
+pub fn may_propose(role: Role, bid: Bid, next: Term, proposed: Option<Term>, linked: bool) -> bool {
+    role == Role::Backup && bid == Bid::Asked && suffices(next, proposed) && linked
+}
+
+/// Whether a primary of a session that bids for `next` agrees to bid for the term `proposed` instead.
+#[must_use]
+pub fn agrees(role: Role, next: Term, proposed: Term) -> bool {
+    matches!(role, Role::Protected | Role::HandingOver) && proposed == next_term(next)
+}
+
+/// Whether `next`, if granted, is all that a backup needs to go live which `proposed` to bid for a later term. Until its
+/// primary has agreed that one may bid for either: the backup must have all that the primary could win.
+#[must_use]
+pub fn suffices(next: Term, proposed: Option<Term>) -> bool {
+    proposed.is_none_or(|proposed| next >= proposed)
+}
+
+/// Decides what a backup does that bids for `next` and hears of a primary in term `theirs`. `bound`: see [`is_bound`].
 ///
 /// A backup that was let go of frees its primary by giving up, but not while its question is open or won: the primary
 /// may have been refused already, and then nobody would go on. A primary that is in the term itself needs nothing.
 #[must_use]
-pub fn on_standing(standing: Standing, bid: Bid, next: Term, theirs: Term) -> OnStanding {
+pub fn on_standing(standing: Standing, bound: bool, next: Term, theirs: Term) -> OnStanding {
     match standing {
         Standing::Unknown => OnStanding::Ignore,
         Standing::Wanted => OnStanding::Follow,
-        Standing::Dropped if bid == Bid::None || theirs >= next => OnStanding::Abandon,
+        Standing::Dropped if !bound || theirs >= next => OnStanding::Abandon,
         Standing::Dropped => OnStanding::Contend,
     }
 }
@@ -362,7 +392,7 @@ pub enum OnAnswer {
     Start,
     /// Go on without the backup that was lost.
     RunAlone,
-    /// Take over, come what may.
+    /// Take over, come what may; if it suffices, see [`suffices`].
     GoLive,
     /// Halt: somebody else runs the guest, or will.
     FailStop,

@@ -112,6 +112,9 @@ pub enum Message<'a> {
     Bye(Bye),
     /// The arbiter that answers the sender, which did not know it when it said Hello.
     Arbiter(ArbiterId),
+    /// From a backup that asked for a term and hears its primary again: let us bid for this later one. From the primary:
+    /// so do I. See [`crate::decide`].
+    BidFor(Term),
 }
 
 impl<'a> Message<'a> {
@@ -131,6 +134,7 @@ impl<'a> Message<'a> {
             Self::Bye(_) => 10,
             Self::Zero { .. } => 11,
             Self::Arbiter(_) => 12,
+            Self::BidFor(_) => 13,
         }
     }
 
@@ -170,6 +174,7 @@ impl<'a> Message<'a> {
             }
             Self::Joined(session) => put_varint(out, session.0),
             Self::Arbiter(arbiter) => out.extend_from_slice(&arbiter.0.to_le_bytes()),
+            Self::BidFor(term) => put_varint(out, term.0),
             Self::Ack { received, applied, position } => {
                 put_varint(out, received.0);
                 put_varint(out, received.0 - applied.0);
@@ -243,6 +248,7 @@ impl<'a> Message<'a> {
             }),
             11 => Self::zero(reader.varint()?, reader.varint()?)?,
             12 => Self::Arbiter(ArbiterId(reader.u64()?)),
+            13 => Self::BidFor(Term(reader.varint()?)),
             other => return Err(DecodeError::UnknownKind(other)),
         };
         reader.finish()?;
@@ -307,6 +313,7 @@ mod tests {
         round_trip(&Message::Machine(&[1, 2, 3]));
         round_trip(&Message::StateEnd { position: Position(1 << 50), seq: Seq(12), digest: 99 });
         round_trip(&Message::Joined(SessionId(4)));
+        round_trip(&Message::BidFor(Term(7)));
         round_trip(&Message::Entries(&[9; 30]));
         round_trip(&Message::Ack { received: Seq(500), applied: Seq(20), position: Position(77) });
         for bye in
@@ -339,7 +346,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(kind: u8, payload in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Message::decode(kind % 14, &payload);
+            let _ = Message::decode(kind % 15, &payload);
         }
     }
 }

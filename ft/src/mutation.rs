@@ -41,11 +41,13 @@ pub enum Mutation {
     TakeoverNotCalledOff,
     /// Output is not held while a lost backup may still take over.
     DetachingReleases,
+    /// A backup that proposed to bid for a later term needs that one alone before its primary has agreed.
+    BurntUnagreed,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::AckBeforeBuffering,
         Self::ReleaseBeforeAck,
         Self::LiveBeforeDrained,
@@ -64,5 +66,6 @@ impl Mutation {
         Self::PowerOffIgnored,
         Self::TakeoverNotCalledOff,
         Self::DetachingReleases,
+        Self::BurntUnagreed,
     ];
 }

@@ -80,6 +80,8 @@ pub struct Stats {
     pub terms_won: u64,
     /// Questions that the arbiter answered with another machine's name.
     pub terms_lost: u64,
+    /// Terms that this node bid for as backup until it heard its primary again, and that nobody will act in.
+    pub terms_burnt: u64,
     /// Answers of the arbiter that nobody waited for any more.
     pub answers_stale: u64,
     /// Takeovers called off because the primary was heard again.

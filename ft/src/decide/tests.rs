@@ -156,7 +156,7 @@ fn a_takeover_is_called_off_until_the_term_is_won() {
 #[test]
 fn a_backup_gives_up_only_while_it_has_not_asked() {
     use OnStanding::{Abandon, Contend, Follow, Ignore};
-    let of = |standing, bid, theirs| on_standing(standing, bid, Term(2), Term(theirs));
+    let of = |standing, bid, theirs| on_standing(standing, is_bound(bid, None), Term(2), Term(theirs));
     for bid in [Bid::None, Bid::Asked, Bid::Won] {
         assert_eq!(of(Standing::Wanted, bid, 1), Follow);
         assert_eq!(of(Standing::Unknown, bid, 1), Ignore);
@@ -166,6 +166,28 @@ fn a_backup_gives_up_only_while_it_has_not_asked() {
     assert_eq!(of(Standing::Dropped, Bid::None, 1), Abandon);
     assert_eq!(of(Standing::Dropped, Bid::Asked, 1), Contend);
     assert_eq!(of(Standing::Dropped, Bid::Won, 1), Contend);
+    assert!(is_bound(Bid::None, Some(Term(3))), "the term before may be ours, and the primary may want it");
+}
+
+#[test]
+fn a_term_is_burnt_when_both_agree() {
+    assert!(may_propose(Role::Backup, Bid::Asked, Term(2), None, true));
+    assert!(may_propose(Role::Backup, Bid::Asked, Term(3), Some(Term(3)), true));
+    for (role, bid, proposed, linked) in [
+        (Role::Draining, Bid::Asked, None, true),
+        (Role::Backup, Bid::None, None, true),
+        (Role::Backup, Bid::Won, None, true),
+        (Role::Backup, Bid::Asked, Some(Term(3)), true),
+        (Role::Backup, Bid::Asked, None, false),
+    ] {
+        assert!(!may_propose(role, bid, Term(2), proposed, linked), "{role:?} {bid:?} {proposed:?} {linked}");
+    }
+    for role in [Role::Protected, Role::HandingOver] {
+        assert!(agrees(role, Term(2), Term(3)) && !agrees(role, Term(2), Term(2)) && !agrees(role, Term(2), Term(4)));
+    }
+    assert!(!agrees(Role::Detaching, Term(2), Term(3)), "it may have bid for its own already");
+    // Until it has agreed, the primary may win either.
+    assert!(suffices(Term(2), None) && !suffices(Term(2), Some(Term(3))) && suffices(Term(3), Some(Term(3))));
 }
 
 #[test]

@@ -136,8 +136,8 @@ impl Node {
         }
     }
 
-    /// The primary gave a sign of life. Draining has only executed what the log holds, so nothing is to be undone; a
-    /// question to the arbiter stays open.
+    /// The primary gave a sign of life. Draining has only executed what the log holds, so nothing is to be undone. A
+    /// question to the arbiter stays open until both agree on another term.
     pub(super) fn primary_heard(&mut self, now: Time) {
         let called_off = decide::may_call_off(self.backup_view(now, self.position));
         if called_off && !self.config.broken(Mutation::TakeoverNotCalledOff) {
@@ -145,6 +145,9 @@ impl Node {
             self.stats.takeovers_cancelled += 1;
             self.ack_within(now);
             self.actions.push_back(Action::TakeOverCancelled);
+            if decide::may_propose(self.role, self.bid, self.next, self.proposed, self.link.is_up()) {
+                self.propose();
+            }
         }
     }
 
@@ -186,6 +189,7 @@ impl Node {
     fn forget_backup_state(&mut self) {
         self.state_received = false;
         self.primary_left = false;
+        self.proposed = None;
         self.ack_due = None;
     }
 

@@ -74,7 +74,10 @@ impl Node {
             return;
         }
         let standing = decide::standing(beat, self.identity.node, self.term, self.session);
-        self.take_standing(now, decide::on_standing(standing, self.bid, self.next, beat.term));
+        self.take_standing(
+            now,
+            decide::on_standing(standing, decide::is_bound(self.bid, self.proposed), self.next, beat.term),
+        );
     }
 
     /// The next datagram to send to the twin.

@@ -91,6 +91,8 @@ pub struct Node {
     /// What the newest ack said of the guest: entries applied, and where it stood.
     acked: (Seq, Position),
     primary_left: bool,
+    /// Backup: the newest term that it proposed to bid for, until the primary has agreed.
+    proposed: Option<Term>,
     actions: VecDeque<Action>,
     stats: Stats,
 }
@@ -140,6 +142,7 @@ impl Node {
             ack_due: None,
             acked: (Seq(0), Position(0)),
             primary_left: false,
+            proposed: None,
             actions: VecDeque::new(),
             stats: Stats::default(),
         };
@@ -209,6 +212,7 @@ impl Node {
             (!self.state_received || holds_state || role == Role::Halted, "a state that nobody follows with"),
             (!role.is_backup() || self.state_received, "a backup without a state"),
             (!self.primary_left || role.is_backup() || role == Role::Halted, "a farewell of nobody's primary"),
+            (self.proposed.is_none() || role.is_backup() || role == Role::Halted, "a proposal of nobody's backup"),
             (self.link.is_up() || !self.paired, "a twin without a stream"),
             (!in_session || self.peer.is_some(), "a session with nobody"),
             (role != Role::Halted || !self.heartbeat_due, "a sign of life of a halted node"),

@@ -117,6 +117,11 @@ impl Node {
             }
             Message::Bye(bye) => return self.take_bye(now, bye),
             Message::Arbiter(arbiter) => self.twins_arbiter(arbiter),
+            Message::BidFor(term) => {
+                if !self.take_bid_for(term) {
+                    return Err(Refusal::Unexpected);
+                }
+            }
             _ => return Err(Refusal::Unexpected),
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use super::{Action, HaltReason, Node};
 use crate::decide::{self, Bid, OnAnswer, Verdict};
+use crate::message::Message;
 use crate::mutation::Mutation;
 use crate::types::{Role, Term, Time};
 
@@ -26,11 +27,50 @@ impl Node {
                 self.bid = Bid::Won;
                 self.go_alone(now);
             }
-            OnAnswer::GoLive => {
+            OnAnswer::GoLive if decide::suffices(self.next, self.proposed) => {
                 self.bid = Bid::Won;
                 self.commit(now);
             }
+            // It is nobody else's: what is left to win is the term that was proposed.
+            OnAnswer::GoLive => self.bid_for(decide::next_term(self.next)),
         }
+    }
+
+    /// A question is open, and the primary was heard again: proposes to bid for the term behind that one.
+    pub(super) fn propose(&mut self) {
+        let term = decide::next_term(self.next);
+        self.proposed = Some(term);
+        self.link.send(&mut self.stats, &Message::BidFor(term));
+        if self.config.broken(Mutation::BurntUnagreed) {
+            self.bid_for(term);
+        }
+    }
+
+    /// The twin says for which term this session bids from now on: a backup proposes it, its primary agrees.
+    pub(super) fn take_bid_for(&mut self, term: Term) -> bool {
+        if self.role.is_backup() {
+            let known = self.proposed.is_some_and(|proposed| term <= proposed);
+            if self.proposed == Some(term) {
+                self.proposed = None;
+            }
+            if known && term > self.next {
+                self.bid_for(term);
+            }
+            return known;
+        }
+        let agrees = decide::agrees(self.role, self.next, term);
+        if agrees {
+            self.next = term;
+            self.link.send(&mut self.stats, &Message::BidFor(term));
+        }
+        agrees
+    }
+
+    /// Bids for `term` from here on; what was asked before is of no interest any more.
+    fn bid_for(&mut self, term: Term) {
+        self.withdraw();
+        self.next = term;
+        self.stats.terms_burnt += 1;
     }
 
     /// The term that the arbiter is being asked for.

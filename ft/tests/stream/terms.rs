@@ -66,23 +66,65 @@ fn a_backup_that_is_refused_halts() {
     assert!(backup.went_live(now, Position(10)).is_err());
 }
 
-#[test]
-fn a_question_stays_open_when_the_primary_is_heard_again() {
+/// The backup asked and hears its primary again.
+fn called_off() -> (Node, Node, Time) {
     let (mut primary, mut backup, now) = asked();
     primary.tick(now);
     beat(now, &mut primary, &mut backup);
     assert_eq!(actions(&mut backup), [Action::TakeOverCancelled]);
     assert_eq!((backup.role(), backup.asks_for()), (Role::Backup, Some(Term(2))));
-    // The answer comes late; from here on nothing calls the takeover off.
+    (primary, backup, now)
+}
+
+#[test]
+fn a_pair_that_hears_each_other_again_burns_the_term() {
+    let (mut primary, mut backup, now) = called_off();
+    pump(now, &mut backup, &mut primary);
+    assert_eq!((primary.role(), primary.next_term()), (Role::Protected, Term(3)));
+    pump(now, &mut primary, &mut backup);
+    assert_eq!(actions(&mut backup), [Action::ArbiterNotNeeded]);
+    assert_eq!((backup.role(), backup.next_term(), backup.asks_for()), (Role::Backup, Term(3), None));
+    // The answer comes hours later.
     backup.arbiter_answered(now, Term(2), Verdict::Granted);
-    assert_eq!(actions(&mut backup), [Action::CloseConnection, Action::TakeOver { last: Position(10) }]);
-    let later = tick_until(&mut primary, 1000, 1100);
-    beat(later, &mut primary, &mut backup);
-    assert_eq!(backup.role(), Role::Draining);
-    assert_eq!(backup.went_live(later, Position(10)), Ok(Term(2)));
-    backup.tick(later);
-    beat(later, &mut backup, &mut primary);
-    assert!(actions(&mut primary).contains(&Action::Halt { reason: HaltReason::Superseded(Term(2)) }));
+    assert_eq!((backup.role(), actions(&mut backup)), (Role::Backup, vec![]));
+    assert_eq!((backup.stats().terms_burnt, backup.stats().answers_stale), (1, 1));
+    // Again, and with an end.
+    let now = tick_until(&mut backup, 1050, 2100);
+    assert_eq!(backup.went_live(now, Position(10)), Err(NotLive::NotGranted));
+    assert_eq!(backup.asks_for(), Some(Term(3)));
+    backup.arbiter_answered(now, Term(3), Verdict::Granted);
+    assert_eq!(backup.went_live(now, Position(10)), Ok(Term(3)));
+}
+
+/// The primary may have agreed or not: the backup needs what either could win.
+#[test]
+fn until_the_primary_has_agreed_a_backup_needs_both_terms() {
+    let (_, mut backup, now) = called_off();
+    backup.arbiter_answered(now, Term(2), Verdict::Granted);
+    assert_eq!((backup.role(), backup.next_term(), backup.asks_for()), (Role::Backup, Term(3), None));
+    // The stream is gone, and the primary bids, for which term nobody knows.
+    backup.disconnected(now);
+    let now = tick_until(&mut backup, 1050, 2100);
+    actions(&mut backup);
+    assert_eq!(backup.went_live(now, Position(10)), Err(NotLive::NotGranted));
+    assert_eq!(actions(&mut backup), [Action::AskArbiter { term: Term(3) }]);
+    backup.arbiter_answered(now, Term(3), Verdict::Granted);
+    assert_eq!(backup.went_live(now, Position(10)), Ok(Term(3)));
+}
+
+#[test]
+fn a_primary_that_asks_agrees_to_nothing() {
+    let (mut primary, mut backup, now) = called_off();
+    let datagram_and_stream = backup.transmit().to_vec();
+    assert!(!datagram_and_stream.is_empty());
+    let later = tick_until(&mut primary, 1000, 2500);
+    assert_eq!((primary.role(), primary.asks_for()), (Role::Detaching, Some(Term(2))));
+    assert_eq!(primary.receive(later, &datagram_and_stream), 0);
+    assert_eq!((primary.next_term(), backup.next_term()), (Term(2), Term(2)));
+    // It is refused, as the term is the backup's, which needs the next one, too.
+    backup.arbiter_answered(now, Term(2), Verdict::Granted);
+    primary.arbiter_answered(later, Term(2), Verdict::Taken);
+    assert_eq!((primary.role(), backup.role(), backup.next_term()), (Role::Halted, Role::Backup, Term(3)));
 }
 
 #[test]

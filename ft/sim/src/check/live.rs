@@ -1,6 +1,6 @@
 //! Who may act: at most one machine at a time, and in a term that is its own.
 
-use super::{Audit, Check};
+use super::{Audit, Check, View};
 use crate::arbiter::Arbiter;
 use pollux_ft::{NodeId, Role};
 
@@ -33,6 +33,19 @@ impl Audit {
         if let Some(replica) = replica.copied() {
             let text = format!("node {me} sends alone, but its backup {} could win the next term", replica.node);
             self.broken(Check::AloneRule, text);
+        }
+    }
+
+    /// Machine `index` goes live, after a `silence` or without one: a primary that was not silent must have let go of it.
+    pub(crate) fn check_need(&mut self, index: usize, silence: bool) {
+        let Some(me) = self.views[index].filter(|_| !silence) else { return };
+        let wants = |view: &&View| {
+            let ours = Some(view.node) == me.peer && view.session == me.session && view.peer == Some(me.node);
+            ours && matches!(view.role, Role::Transferring | Role::Protected)
+        };
+        if let Some(primary) = self.views.iter().flatten().find(wants).copied() {
+            let text = format!("node {} takes over from node {}, which it hears and backs up", me.node, primary.node);
+            self.broken(Check::NeededTakeover, text);
         }
     }
 

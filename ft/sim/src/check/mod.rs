@@ -38,7 +38,8 @@ pub enum Check {
     ReplicasEqual,
     /// A backup goes live only at the end of the log that it holds.
     Drained,
-    /// A backup asks for the next term only while its primary is silent.
+    /// A backup asks for the next term only while its primary is silent, and goes live only after that, or when it was let
+    /// go of.
     NeededTakeover,
     /// A primary that hears of a newer reign gives way.
     GivesWay,

@@ -18,7 +18,7 @@ fn objections(check: Check) -> Vec<Option<Violation>> {
         Check::ClientHistory => audit::client_history(),
         Check::ReplicasEqual => audit::replicas_equal(),
         Check::Drained => audit::drained(),
-        Check::NeededTakeover => worlds::needed_takeover(),
+        Check::NeededTakeover => [worlds::needed_takeover(), audit::needed_takeover()].concat(),
         Check::GivesWay => worlds::gives_way(),
         Check::SignOfLife => worlds::sign_of_life(),
         Check::Horizon => audit::horizon(),

@@ -83,6 +83,7 @@ impl InWorld<'_> {
         let (node, position) = (driver.node(), driver.guest().position());
         let term = node.term().0;
         note(self.env, self.own.index, driver, term, || format!("LIVE in term {term}"));
+        self.check_need();
         self.env.audit.goes_live(self.own.id, followed(node), node.newest(), position, &self.own.history);
         self.env.audit.takes_over_output(self.own.index, self.own.gate.held());
         self.env.figures.takeovers += 1;

@@ -67,4 +67,10 @@ impl InWorld<'_> {
             self.broken(Check::NeededTakeover, text);
         }
     }
+
+    /// It goes live.
+    pub(crate) fn check_need(&mut self) {
+        let (silence, index) = (self.own.suspicion.silence, self.own.index);
+        self.env.audit.check_need(index, silence);
+    }
 }

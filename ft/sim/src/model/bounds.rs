@@ -28,6 +28,8 @@ pub struct Bounds {
     pub inputs: usize,
     /// Times that a machine is switched on again after it failed or halted.
     pub restarts: u64,
+    /// Times that a backup, which asked for a term and hears its primary again, gets to say so; else it never does.
+    pub burns: u64,
     /// What else happens.
     pub planned: &'static [Planned],
 }
@@ -35,7 +37,7 @@ pub struct Bounds {
 impl Bounds {
     /// The pair, its guest, and all that can break.
     pub const INPUTS: Self =
-        Self { name: "inputs", machines: 2, terms: 3, sessions: 1, inputs: 2, restarts: 0, planned: &[] };
+        Self { name: "inputs", machines: 2, terms: 3, sessions: 1, inputs: 2, restarts: 0, burns: 0, planned: &[] };
     /// The guest is taken over, protected again and taken over again.
     pub const CRASHES: Self = Self { name: "crashes", sessions: 2, inputs: 1, ..Self::INPUTS };
     /// Machines that failed, or were refused a term, come back.
@@ -50,12 +52,14 @@ impl Bounds {
         planned: &[Planned::Stop, Planned::SwitchOver, Planned::PowerOff],
         ..Self::INPUTS
     };
+    /// A backup asks for terms, hears its primary again, and answers come when they come.
+    pub const LATE: Self = Self { name: "late answers", inputs: 1, burns: 2, ..Self::INPUTS };
     /// A third machine wants to join.
     pub const THREE: Self = Self { name: "three machines", machines: 3, inputs: 0, ..Self::INPUTS };
 
     /// Those that are checked, large ones first.
-    pub const ALL: [Self; 6] =
-        [Self::SWITCH_OVER, Self::CRASHES, Self::RESTARTS, Self::THREE, Self::ENDS, Self::INPUTS];
+    pub const ALL: [Self; 7] =
+        [Self::SWITCH_OVER, Self::CRASHES, Self::RESTARTS, Self::THREE, Self::ENDS, Self::LATE, Self::INPUTS];
 
     pub(super) fn hold(&self, state: &State) -> bool {
         let within = |machine: &Machine| machine.term.0 <= self.terms && machine.session.0 <= self.sessions;

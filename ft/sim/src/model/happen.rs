@@ -8,7 +8,7 @@ use pollux_ft::{NodeId, Term, Verdict};
 
 impl Pair {
     fn at<'a>(&self, state: &'a mut State, me: usize) -> Step<'a> {
-        Step { rules: self.rules, state, me }
+        Step { rules: self.rules, burns: self.bounds.burns, state, me }
     }
 
     pub(super) fn happen(&self, state: &mut State, event: Event) {

@@ -23,7 +23,7 @@ const ALWAYS: [Named; 7] = [
     ("a primary that hears of a newer one gives way", |_, state| state.flaw != Some(Flaw::Superseded)),
 ];
 
-const POSSIBLE: [Named; 10] = [
+const POSSIBLE: [Named; 11] = [
     ("a backup goes live in a term of its own", |_, state| {
         any(state, |own| own.is_open() && own.term.0 > 1 && own.node.0 > 1)
     }),
@@ -43,6 +43,11 @@ const POSSIBLE: [Named; 10] = [
     }),
     ("a takeover is called off", |_, state| {
         any(state, |own| own.role == Role::Backup && own.bid == Bid::Asked && !own.silent)
+    }),
+    ("a pair agrees to burn a term", |_, state| {
+        let agreed = |own: &Machine| own.proposed.is_none() && own.next.0 > own.term.0 + own.session.0;
+        any(state, |own| own.role == Role::Protected && agreed(own))
+            && any(state, |own| own.role == Role::Backup && agreed(own))
     }),
     ("a machine that was refused a term is a backup again", |_, state| {
         any(state, |own| own.refused && own.role == Role::Backup)

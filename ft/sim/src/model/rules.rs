@@ -46,11 +46,13 @@ pub enum Broken {
     OldAnswerCounts,
     /// A primary that hears of a newer one goes on.
     SupersededGoesOn,
+    /// A backup that proposed to bid for a later term needs that one alone before its primary has agreed.
+    BurntUnagreed,
 }
 
 impl Broken {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::ReleaseBeforeAck,
         Self::AckBeyondReceived,
         Self::LiveBeforeDrained,
@@ -68,6 +70,7 @@ impl Broken {
         Self::StreamIsProof,
         Self::OldAnswerCounts,
         Self::SupersededGoesOn,
+        Self::BurntUnagreed,
     ];
 
     /// Bounds in which it does harm, small ones.
@@ -76,6 +79,7 @@ impl Broken {
         match self {
             Self::PowerOffIgnored => Bounds { inputs: 0, planned: &[Planned::PowerOff], ..Bounds::INPUTS },
             Self::JoinWhileBusy => Bounds::THREE,
+            Self::BurntUnagreed => Bounds::LATE,
             Self::TermNotBurnt | Self::EarlyWordCounts => Bounds { inputs: 0, ..Bounds::CRASHES },
             _ => Bounds::INPUTS,
         }
@@ -149,8 +153,8 @@ impl Rules {
         held + usize::from(self.is(Broken::AckBeyondReceived))
     }
 
-    pub(super) fn on_standing(self, standing: Standing, bid: Bid, next: Term, theirs: Term) -> OnStanding {
-        match decide::on_standing(standing, bid, next, theirs) {
+    pub(super) fn on_standing(self, standing: Standing, bound: bool, next: Term, theirs: Term) -> OnStanding {
+        match decide::on_standing(standing, bound, next, theirs) {
             OnStanding::Contend if self.is(Broken::GivesUpWhileAsking) => OnStanding::Abandon,
             verdict => verdict,
         }

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 /// Machines at most.
 const MACHINES: usize = 3;
 /// Terms that can be asked for, from 0: more than any bounds let machines reach.
-const TERMS: usize = 6;
+const TERMS: usize = 8;
 
 /// An entry of the log, and with it a frame of the guest's. The log is the guest's whole history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,6 +42,8 @@ pub(super) enum Message {
     Leaving,
     /// The guest that was handed over runs here, in this term.
     TookOver(Term),
+    /// Let us bid for this later term; and the answer that agrees.
+    BidFor(Term),
 }
 
 /// What a heartbeat says.
@@ -86,6 +88,8 @@ pub(super) struct Machine {
     /// Primary: the state was sent. Backup: the primary left in order.
     pub(super) state_sent: bool,
     pub(super) primary_left: bool,
+    /// Backup: the newest term that it proposed to bid for, until its primary agreed.
+    pub(super) proposed: Option<Term>,
     /// The log since the guest was created; how much of it the guest here has seen, and the twin is known to hold.
     pub(super) log: Vec<Entry>,
     pub(super) applied: usize,
@@ -109,6 +113,7 @@ impl Machine {
             silent: false,
             state_sent: false,
             primary_left: false,
+            proposed: None,
             log: Vec::new(),
             applied: 0,
             acked: 0,
@@ -217,6 +222,8 @@ pub(super) struct State {
     pub(super) wire: Vec<Entry>,
     /// Nodes that started so far.
     pub(super) nodes: u64,
+    /// Terms that backups proposed to burn.
+    pub(super) burnt: u64,
     /// The guest ended by its own will.
     pub(super) ended: bool,
     pub(super) faults: Faults,
@@ -237,6 +244,7 @@ impl State {
             requests: BTreeSet::new(),
             wire: Vec::new(),
             nodes: machines as u64,
+            burnt: 0,
             ended: false,
             faults: Faults::Unprotected,
             flaw: None,

@@ -52,5 +52,6 @@ fn message(message: &Message) -> &'static str {
         Message::Refuse => "a refusal",
         Message::Leaving => "a farewell",
         Message::TookOver(_) => "that the guest was taken over",
+        Message::BidFor(_) => "for which term to bid",
     }
 }

@@ -178,6 +178,20 @@ pub(super) fn lag() -> Vec<Option<Violation>> {
     vec![judge(runs(161))]
 }
 
+/// That one asks although its primary is heard is shown in worlds.
+pub(super) fn needed_takeover() -> Vec<Option<Violation>> {
+    let live = |silence: bool, role: Role| {
+        move |audit: &mut Audit, arbiter: &mut Arbiter| {
+            audit.look(0, view(PRIMARY, role, 1, false), arbiter);
+            audit.look(1, view(BACKUP, Role::Draining, 1, false), arbiter);
+            audit.check_need(1, silence);
+        }
+    };
+    assert_eq!(judge(live(true, Role::Protected)), None);
+    assert_eq!(judge(live(false, Role::HandingOver)), None);
+    vec![judge(live(false, Role::Protected))]
+}
+
 pub(super) fn power_off() -> Vec<Option<Violation>> {
     let after = |audit: &mut Audit, _: &mut Arbiter| {
         audit.powered_off();

@@ -61,6 +61,11 @@ impl Step<'_> {
                     self.link_lost();
                 }
             }
+            (_, Message::BidFor(term)) => {
+                if !self.take_bid_for(term) {
+                    self.link_lost();
+                }
+            }
             (Role::Backup, Message::Leaving) => {
                 self.own().primary_left = true;
                 self.commit();
@@ -94,7 +99,7 @@ impl Step<'_> {
         if !own.role.is_primary() {
             if matches!(own.role, Role::Loading | Role::Backup | Role::Draining) {
                 let standing = decide::standing(&beat, own.node, own.term, own.session);
-                let verdict = rules.on_standing(standing, own.bid, own.next, beat.term);
+                let verdict = rules.on_standing(standing, decide::is_bound(own.bid, own.proposed), own.next, beat.term);
                 self.take_standing(verdict);
             }
             return;

@@ -52,6 +52,26 @@ impl Step<'_> {
         let own = self.own();
         if rules.may_call_off(rules.view(own.view())) {
             own.role = Role::Backup;
+            self.propose();
+        }
+    }
+
+    /// A backup whose question is open hears its primary again.
+    fn propose(&mut self) {
+        let own = self.own();
+        let linked = own.link.is_some() && own.paired;
+        if !decide::may_propose(own.role, own.bid, own.next, own.proposed, linked) {
+            return;
+        }
+        let term = decide::next_term(own.next);
+        if self.state.burnt == self.burns {
+            return;
+        }
+        self.state.burnt += 1;
+        self.own().proposed = Some(term);
+        self.send(Message::BidFor(term));
+        if self.rules.is(Broken::BurntUnagreed) {
+            self.bid_for(term);
         }
     }
 
@@ -95,7 +115,7 @@ impl Step<'_> {
         let own = self.own();
         own.log.truncate(own.applied);
         own.role = Role::Alone;
-        (own.silent, own.primary_left, own.acked) = (false, false, 0);
+        (own.silent, own.primary_left, own.proposed, own.acked) = (false, false, None, 0);
         self.open();
     }
 

@@ -12,6 +12,7 @@ use pollux_ft::{Role, Term, Verdict};
 /// One machine of a state, with all that is around it.
 pub(super) struct Step<'a> {
     pub(super) rules: Rules,
+    pub(super) burns: u64,
     pub(super) state: &'a mut State,
     pub(super) me: usize,
 }
@@ -112,11 +113,36 @@ impl Step<'_> {
                 self.own().bid = Bid::Won;
                 self.go_alone();
             }
-            OnAnswer::GoLive => {
+            OnAnswer::GoLive if decide::suffices(own.next, own.proposed) => {
                 self.own().bid = Bid::Won;
                 self.commit();
             }
+            OnAnswer::GoLive => self.bid_for(decide::next_term(term)),
         }
+    }
+
+    /// The twin proposes, or agrees, to bid for a later term.
+    fn take_bid_for(&mut self, term: Term) -> bool {
+        let own = self.own();
+        if own.role.is_backup() {
+            let known = own.proposed.is_some_and(|proposed| term <= proposed);
+            own.proposed.take_if(|proposed| *proposed == term);
+            if known && term > own.next {
+                self.bid_for(term);
+            }
+            return known;
+        }
+        let agrees = decide::agrees(own.role, own.next, term);
+        if agrees {
+            own.next = term;
+            self.send(Message::BidFor(term));
+        }
+        agrees
+    }
+
+    fn bid_for(&mut self, term: Term) {
+        let own = self.own();
+        (own.bid, own.next) = (Bid::None, term);
     }
 
     /// Goes out of service in order.
