@@ -71,6 +71,13 @@ pub fn on_claim(role: Role, ours: Claim, theirs: Claim, by_twin: bool) -> OnClai
     }
 }
 
+/// Whether a primary hears of another one whose reign is over, and who does not know it yet: it may have sent in the
+/// guest's name after us.
+#[must_use]
+pub fn is_outdated(role: Role, ours: Claim, theirs: Claim) -> bool {
+    role.is_primary() && theirs.primary && theirs.node != ours.node && theirs.term < ours.term
+}
+
 /// Whether the twin may say on the stream of a session that bids for `next` that it took over in `term`. Heartbeats say
 /// the same, but the guest may end before one of them arrives.
 #[must_use]
@@ -146,6 +153,33 @@ pub fn holds_output(role: Role, state_sent: bool) -> bool {
 #[must_use]
 pub fn may_release(output: Seq, received: Seq) -> bool {
     output <= received
+}
+
+/// How long a primary may send what its backup acked, from when it sent the newest of what that backup, as such, is known
+/// to have heard. The backup takes over after the whole time to suspicion at the soonest, counted from when it heard it;
+/// an eighth is left for clocks that differ, and for the way from this decision to the wire.
+#[must_use]
+pub fn lease(suspect_after: Span) -> Span {
+    Span(suspect_after.0 - suspect_after.0 / 8)
+}
+
+/// Whether a primary may send what was acked. One that stood still, or is not heard, may have a successor, which sends
+/// the same: frames of both would draw the guest's traffic to and fro. `heard`: when it sent the newest of what its backup
+/// heard. Whoever hands over leaves the rest to the successor.
+#[must_use]
+pub fn may_send(role: Role, state_sent: bool, heard: Option<Time>, now: Time, suspect_after: Span) -> bool {
+    match role {
+        Role::Alone => true,
+        Role::Transferring if !state_sent => true,
+        Role::Transferring | Role::Protected => heard.is_some_and(|heard| now.since(heard) < lease(suspect_after)),
+        _ => false,
+    }
+}
+
+/// Whether a heartbeat comes from the backup of session `session` of primary `me`, which follows it.
+#[must_use]
+pub fn is_followed(beat: &Heartbeat, me: NodeId, session: SessionId) -> bool {
+    beat.role == Role::Backup && beat.linked && beat.peer == me && beat.session == session
 }
 
 /// Whether a machine in this role acks what it receives: only a backup with the complete state may, as only that one

@@ -5,7 +5,7 @@ use crate::wire::{DecodeError, Reader};
 use xxhash_rust::xxh64::xxh64;
 
 /// Size of a heartbeat in bytes.
-pub const SIZE: usize = 4 + 1 + 1 + 9 * 8 + 8;
+pub const SIZE: usize = 4 + 1 + 1 + 10 * 8 + 8;
 const MAGIC: u32 = u32::from_le_bytes(*b"PLXh");
 const SEED: u64 = 0x6865_6172_7462_6561;
 
@@ -23,6 +23,8 @@ pub struct Heartbeat {
     pub peer: NodeId,
     /// Raised with each heartbeat: late and doubled ones are told by it.
     pub counter: u64,
+    /// Counter of the newest heartbeat of `peer` that the sender took: what it says was said after it.
+    pub echo: u64,
     /// The sender's term.
     pub term: Term,
     /// What the sender is.
@@ -59,6 +61,7 @@ impl Heartbeat {
             self.node.0,
             self.peer.0,
             self.counter,
+            self.echo,
             self.term.0,
             self.session.0,
             self.seq.0,
@@ -99,6 +102,7 @@ impl Heartbeat {
             node: NodeId(reader.u64()?),
             peer: NodeId(reader.u64()?),
             counter: reader.u64()?,
+            echo: reader.u64()?,
             term: Term(reader.u64()?),
             session: SessionId(reader.u64()?),
             seq: Seq(reader.u64()?),
@@ -120,6 +124,7 @@ mod tests {
             node: NodeId(1),
             peer: NodeId(2),
             counter: 3,
+            echo: 2,
             term: Term(4),
             role: Role::Draining,
             session: SessionId(5),

@@ -43,11 +43,15 @@ pub enum Mutation {
     DetachingReleases,
     /// A backup that proposed to bid for a later term needs that one alone before its primary has agreed.
     BurntUnagreed,
+    /// A primary sends what was acked, whenever it last was heard.
+    LeaseIgnored,
+    /// A primary keeps a backup that acks, and whose guest stands still.
+    StandsStillUnseen,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::AckBeforeBuffering,
         Self::ReleaseBeforeAck,
         Self::LiveBeforeDrained,
@@ -67,5 +71,7 @@ impl Mutation {
         Self::TakeoverNotCalledOff,
         Self::DetachingReleases,
         Self::BurntUnagreed,
+        Self::LeaseIgnored,
+        Self::StandsStillUnseen,
     ];
 }

@@ -32,8 +32,9 @@ pub(crate) struct SendLog {
     /// Newest entry appended, and its position.
     pub(crate) last: Seq,
     pub(crate) last_position: Position,
-    /// Newest entry handed to the stream.
+    /// Newest entry handed to the stream, and its position.
     sent: Seq,
+    sent_position: Position,
     received: Seq,
     applied: Seq,
     applied_position: Position,
@@ -50,8 +51,13 @@ pub(crate) struct SendLog {
     due: Option<Time>,
     /// When the batch ending with this entry was sent.
     marks: VecDeque<(Seq, Time)>,
+    /// When the batch ending with this entry was sent; the backup has not acked it. And when the newest one was that it has.
+    unheard: VecDeque<(Seq, Time)>,
+    heard: Option<Time>,
     /// Since when sent entries wait for any new ack.
     waiting: Option<Time>,
+    /// Since when the backup's guest has something to do, and does nothing.
+    standing: Option<Time>,
 }
 
 impl SendLog {
@@ -61,6 +67,7 @@ impl SendLog {
             last,
             last_position: position,
             sent: last,
+            sent_position: position,
             received: last,
             applied: last,
             applied_position: position,
@@ -131,8 +138,13 @@ impl SendLog {
         self.told = mark.seq;
         self.open.close(out, news);
         self.due = None;
-        self.sent = self.last;
+        (self.sent, self.sent_position) = (self.last, self.last_position);
         self.waiting.get_or_insert(now);
+        self.standing.get_or_insert(now);
+        // Beyond that it only takes longer to learn that the backup heard something.
+        if self.unheard.len() < MARKS {
+            self.unheard.push_back((self.last, now));
+        }
         if self.marks.len() < MARKS {
             self.marks.push_back((self.last, now));
         }
@@ -142,7 +154,7 @@ impl SendLog {
     pub(crate) fn discard(&mut self) {
         self.open.clear();
         self.due = None;
-        self.sent = self.last;
+        (self.sent, self.sent_position) = (self.last, self.last_position);
     }
 
     /// Takes an ack; says up to which `Output` entry frames may now leave.
@@ -161,7 +173,17 @@ impl SendLog {
         if received > self.received {
             self.waiting = (received < self.sent).then_some(now);
         }
+        // Marks count as applied without any doing of the guest's.
+        if position > self.applied_position || (applied > self.applied && position >= self.sent_position) {
+            self.standing = Some(now);
+        }
+        if applied == self.sent && position >= self.sent_position {
+            self.standing = None;
+        }
         (self.received, self.applied, self.applied_position) = (received, applied, position);
+        while let Some((_, sent)) = self.unheard.pop_front_if(|(seq, _)| *seq <= received) {
+            self.heard = Some(sent);
+        }
         while self.marks.front().is_some_and(|(seq, _)| *seq <= applied) {
             self.marks.pop_front();
         }
@@ -185,9 +207,19 @@ impl SendLog {
         self.waiting
     }
 
-    /// The backup has only now begun to ack.
+    /// When the newest batch was sent that the backup has.
+    pub(crate) fn heard(&self) -> Option<Time> {
+        self.heard
+    }
+
+    /// Since when the backup's guest has something to do, and does nothing.
+    pub(crate) fn standing_since(&self) -> Option<Time> {
+        self.standing
+    }
+
+    /// The backup has only now begun to ack, or we to listen.
     pub(crate) fn restart_wait(&mut self, now: Time) {
-        if let Some(since) = &mut self.waiting {
+        for since in [&mut self.waiting, &mut self.standing].into_iter().flatten() {
             *since = now;
         }
     }

@@ -47,6 +47,7 @@ impl<G: Guest> Driver<G> {
             }
             Action::AskArbiter { term } => host.ask(term),
             Action::ArbiterNotNeeded => host.withdraw(),
+            Action::OutdatedClaim { .. } => self.announce_again(),
             Action::HandedOver { .. } => self.forget_guest(host),
             Action::BeginLoad => self.begin_load(host),
             Action::LoadMemory { gpa, data } => self.load_memory(host, gpa, &data),
@@ -64,8 +65,8 @@ impl<G: Guest> Driver<G> {
             Action::CloseConnection => self.close_link(host),
             Action::Halt { reason } => {
                 if reason == HaltReason::PoweredOff {
-                    // Nobody else sends what the guest said last.
-                    self.release(host);
+                    // Nobody else sends what the guest said last, and nobody takes it over.
+                    host.release();
                 }
                 self.marks.sealed();
                 host.close();
@@ -87,6 +88,7 @@ impl<G: Guest> Driver<G> {
     pub(crate) fn open_gate(&mut self, host: &mut impl Host<G>) {
         self.marks.sealed();
         host.open();
+        self.announcements.went_live(self.now);
     }
 
     /// The guest held here is worthless, and so is what it said and what it was to hear.

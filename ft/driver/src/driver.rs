@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use pollux_ft::flow::Throttle;
 use pollux_ft::{Node, Role, Time};
 
+use crate::announce::Announcements;
 use crate::digest::NextDigest;
 use crate::guest::{Guest, PowerEvent};
 use crate::host::{Boundary, Event, Host};
@@ -53,6 +54,8 @@ pub struct Driver<G> {
     pub(crate) incoming: Incoming,
     /// How the takeover goes that the node wants.
     pub(crate) takeover: Takeover,
+    /// When to tell the client network where the guest is.
+    pub(crate) announcements: Announcements,
     /// Text for the guest's console that waits for an exact stop.
     pub(crate) typed: Vec<u8>,
     /// The guest asked for this, and it is not logged yet.
@@ -78,6 +81,7 @@ impl<G: Guest> Driver<G> {
             transfer: None,
             incoming: Incoming::default(),
             takeover: Takeover::default(),
+            announcements: Announcements::default(),
             typed: Vec::new(),
             power_due: None,
             switch_due: false,
@@ -98,6 +102,7 @@ impl<G: Guest> Driver<G> {
     pub fn turn(&mut self, host: &mut impl Host<G>) -> Next {
         self.now = host.now();
         self.release(host);
+        self.announce(host);
         if self.node.next_timeout().is_some_and(|at| at <= self.now) {
             self.node.tick(self.now);
         }
@@ -108,7 +113,10 @@ impl<G: Guest> Driver<G> {
         self.push(host);
         match next {
             Next::Wait(_) if acted || self.is_busy() => Next::Wait(Some(self.now)),
-            Next::Wait(until) => Next::Wait([until, self.node.next_timeout()].into_iter().flatten().min()),
+            Next::Wait(until) => {
+                let announcement = self.announcements.due();
+                Next::Wait([until, self.node.next_timeout(), announcement].into_iter().flatten().min())
+            }
             Next::Again => Next::Again,
         }
     }
@@ -139,7 +147,9 @@ impl<G: Guest> Driver<G> {
 
     /// Sends the frames that may leave, and tells the node which have left: the twin may forget those, and no others.
     pub(crate) fn release(&mut self, host: &mut impl Host<G>) {
-        host.release();
+        if self.node.may_send(host.now()) {
+            host.release();
+        }
         if let Some(entry) = host.sent() {
             self.node.output_left(entry);
         }

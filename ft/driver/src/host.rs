@@ -37,6 +37,9 @@ pub trait Outlet {
     /// is here.
     fn open(&mut self);
 
+    /// The network is told again that the guest is here; what is held is not touched.
+    fn announce(&mut self);
+
     /// Whether output leaves at once.
     fn is_open(&self) -> bool;
 

@@ -21,6 +21,7 @@
 extern crate alloc;
 
 mod actions;
+mod announce;
 pub mod clock;
 pub mod digest;
 mod driver;

@@ -20,6 +20,8 @@ pub struct Figures {
     pub cancelled: u64,
     /// Planned changes of roles that were carried out.
     pub switch_overs: u64,
+    /// Times that the client network was told where the guest is.
+    pub announcements: u64,
     /// Times that protection was reached.
     pub protections: u64,
     /// Refused pairings.
@@ -54,6 +56,7 @@ impl Figures {
         self.takeovers += other.takeovers;
         self.cancelled += other.cancelled;
         self.switch_overs += other.switch_overs;
+        self.announcements += other.announcements;
         self.protections += other.protections;
         self.refusals += other.refusals;
         self.terms += other.terms;

@@ -230,6 +230,7 @@ fn print_figures(figures: &Figures) {
         "            {} protections, {} terms, {} refused pairings",
         figures.protections, figures.terms, figures.refusals
     );
+    println!("            {} announcements", figures.announcements);
     println!("ends        {} power-offs, {} guests lost to several faults at once", figures.power_offs, figures.lost);
     let faults: u64 = figures.faults.values().sum();
     println!("faults      {faults}");

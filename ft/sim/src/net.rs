@@ -30,6 +30,8 @@ pub(crate) struct Pipe {
     pub(crate) pieces: VecDeque<(u64, Vec<u8>)>,
     in_flight: usize,
     last: u64,
+    /// When the receiver, which is full, looks again.
+    pub(crate) again_at: u64,
     /// The sender closed behind these pieces.
     pub(crate) closed: bool,
 }

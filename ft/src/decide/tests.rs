@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 fn beat(role: Role, term: u64, session: u64, peer: u64) -> Heartbeat {
     Heartbeat {
+        echo: 0,
         pair: 0,
         node: NodeId(1),
         peer: NodeId(peer),
@@ -266,4 +267,28 @@ fn a_look_is_never_in_the_way_of_a_bid() {
     let looking = Role::ALL.into_iter().filter(|&role| may_look_at_arbiter(role, Bid::None));
     let roles = [Role::Alone, Role::Transferring, Role::Protected, Role::Joining, Role::Loading, Role::Backup];
     assert!(looking.eq(roles));
+}
+
+#[test]
+fn what_was_acked_leaves_while_no_successor_can_be_live() {
+    let span = Span::from_millis(800);
+    let may = |role, state_sent, heard, now| may_send(role, state_sent, heard, Time(now), span);
+    for heard in [None, Some(Time(5_000))] {
+        assert!(may(Role::Alone, false, heard, 9_999_999));
+        assert!(may(Role::Transferring, false, heard, 9_999_999), "nobody else has the state");
+        for role in [Role::Detaching, Role::HandingOver, Role::Backup, Role::Halted] {
+            assert!(!may(role, true, heard, 5_001), "{role:?}");
+        }
+    }
+    for role in [Role::Transferring, Role::Protected] {
+        assert!(!may(role, true, None, 5_001));
+        assert!(may(role, true, Some(Time(5_000)), 704_999));
+        assert!(!may(role, true, Some(Time(5_000)), 705_000), "the twin takes over 100 ms later");
+    }
+    let follows = |beat: Heartbeat| is_followed(&beat, NodeId(2), SessionId(5));
+    assert!(follows(Heartbeat { linked: true, ..beat(Role::Backup, 1, 5, 2) }));
+    assert!(!follows(Heartbeat { linked: false, ..beat(Role::Backup, 1, 5, 2) }));
+    assert!(!follows(Heartbeat { linked: true, ..beat(Role::Draining, 1, 5, 2) }));
+    assert!(!follows(Heartbeat { linked: true, ..beat(Role::Backup, 1, 4, 2) }));
+    assert!(!follows(Heartbeat { linked: true, ..beat(Role::Backup, 1, 5, 3) }));
 }

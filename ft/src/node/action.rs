@@ -1,6 +1,6 @@
 //! What a node asks its caller to do, and why.
 
-use crate::types::{Position, Seq, Term};
+use crate::types::{NodeId, Position, Seq, Term};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -38,6 +38,14 @@ pub enum Action {
     Unprotected {
         /// Why the backup is one no more.
         reason: LossReason,
+    },
+    /// Primary: a former one is heard that knows nothing of this reign. Switches may have learnt from it where the guest is:
+    /// tell them again. Comes with each of its heartbeats.
+    OutdatedClaim {
+        /// Who claims.
+        node: NodeId,
+        /// What it claims.
+        term: Term,
     },
     /// Backup: set all guest memory to zero, state follows.
     BeginLoad,
@@ -111,6 +119,8 @@ pub enum LossReason {
     Protocol,
     /// The twin lives, but acks stopped.
     AcksStopped,
+    /// The twin lives and acks, but its guest stands still.
+    StandsStill,
     /// The twin lost the stream.
     TwinUnlinked,
     /// The backup gave up, with its reason.
@@ -132,6 +142,7 @@ impl fmt::Display for LossReason {
             Self::Connection => f.write_str("connection closed"),
             Self::Protocol => f.write_str("damaged or unexpected data on the log channel"),
             Self::AcksStopped => f.write_str("twin alive, but acks stopped"),
+            Self::StandsStill => f.write_str("twin alive, but its guest stands still"),
             Self::TwinUnlinked => f.write_str("twin lost the connection"),
             Self::GaveUp(why) => write!(f, "twin gave up: {why}"),
             Self::Diverged(what) => write!(f, "twin diverged: {what}"),

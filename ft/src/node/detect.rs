@@ -1,7 +1,7 @@
 //! Heartbeats, silence and everything else that time brings.
 
-use super::{HaltReason, LossReason, Node};
-use crate::decide::{self, Bid, Claim, OnClaim};
+use super::{Action, BEATS, HaltReason, LossReason, Node};
+use crate::decide::{self, Bid, Claim, OnClaim, Standing};
 use crate::heartbeat::{Datagram, Heartbeat};
 use crate::mutation::Mutation;
 use crate::types::{NodeId, Role, Span, Time};
@@ -29,8 +29,8 @@ impl Node {
             }
         }
         self.stats.heartbeats_received += 1;
-        self.last_heard = now;
         if self.role.is_primary() {
+            self.last_heard = now;
             self.backup_said(now, &beat);
         } else {
             self.primary_said(now, &beat);
@@ -42,7 +42,12 @@ impl Node {
         let ours = Claim { term: self.term, node: self.identity.node, primary: true };
         let theirs = Claim { term: beat.term, node: beat.node, primary: beat.role.is_primary() };
         match decide::on_claim(self.role, ours, theirs, self.peer() == Some(beat.node)) {
-            OnClaim::Ignore => return false,
+            OnClaim::Ignore => {
+                if decide::is_outdated(self.role, ours, theirs) {
+                    self.actions.push_back(Action::OutdatedClaim { node: beat.node, term: beat.term });
+                }
+                return false;
+            }
             OnClaim::HandedOver => self.handed_over(now, beat.term),
             OnClaim::Yield if self.config.broken(Mutation::SupersededGoesOn) => return false,
             OnClaim::Yield => {
@@ -53,8 +58,17 @@ impl Node {
         true
     }
 
+    /// When we sent a heartbeat, if it is not too long ago.
+    fn beat_sent(&self, counter: u64) -> Option<Time> {
+        let known = counter > 0 && self.heartbeat_counter.checked_sub(counter).is_some_and(|ago| ago < BEATS as u64);
+        known.then(|| self.beats_sent[(counter % BEATS as u64) as usize])
+    }
+
     fn backup_said(&mut self, now: Time, beat: &Heartbeat) {
         let me = self.identity.node;
+        if decide::is_followed(beat, me, self.session) {
+            self.heard_from = self.heard_from.max(self.beat_sent(beat.echo));
+        }
         let gave_up = decide::gave_up(beat, me, self.session);
         let unlinked = beat.role.is_backup() && beat.session == self.session && beat.peer == me && !beat.linked;
         match self.role {
@@ -74,6 +88,11 @@ impl Node {
             return;
         }
         let standing = decide::standing(beat, self.identity.node, self.term, self.session);
+        if standing == Standing::Unknown {
+            // It says nothing of our primary, not even that it lives: a takeover must not wait for it.
+            return;
+        }
+        self.last_heard = now;
         self.take_standing(
             now,
             decide::on_standing(standing, decide::is_bound(self.bid, self.proposed), self.next, beat.term),
@@ -86,12 +105,14 @@ impl Node {
             return None;
         }
         self.heartbeat_counter += 1;
+        self.beats_sent[(self.heartbeat_counter % BEATS as u64) as usize] = now;
         self.stats.heartbeats_sent += 1;
         let beat = Heartbeat {
             pair: self.pair,
             node: self.identity.node,
             peer: self.peer().unwrap_or(NodeId(0)),
             counter: self.heartbeat_counter,
+            echo: self.peer.map_or(0, |peer| peer.counter),
             term: self.term,
             role: self.role,
             session: self.session,
@@ -114,6 +135,7 @@ impl Node {
             self.stats.own_pauses += 1;
             self.last_heard = self.last_heard.max(now);
             self.link.heard = self.link.heard.max(now);
+            self.send.restart_wait(now);
         }
         self.last_tick = now;
         if self.send.due().is_some_and(|due| due <= now) {
@@ -149,6 +171,9 @@ impl Node {
             Role::Protected | Role::HandingOver if self.acks_stopped(now) => {
                 self.lose_backup(now, LossReason::AcksStopped, false);
             }
+            Role::Protected | Role::HandingOver if self.stands_still(now) => {
+                self.lose_backup(now, LossReason::StandsStill, false);
+            }
             Role::Detaching => self.consider_alone(now, false, false),
             Role::Loading if silent => self.abandon(now, LossReason::Silent),
             Role::Backup => self.consider_takeover(now),
@@ -158,6 +183,16 @@ impl Node {
 
     fn acks_stopped(&self, now: Time) -> bool {
         self.acks_deadline().is_some_and(|deadline| deadline <= now)
+    }
+
+    /// The twin says all the time that it has what we sent, and its guest makes nothing of it.
+    fn stands_still(&self, now: Time) -> bool {
+        !self.config.broken(Mutation::StandsStillUnseen)
+            && self.progress_deadline().is_some_and(|deadline| deadline <= now)
+    }
+
+    fn progress_deadline(&self) -> Option<Time> {
+        self.send.standing_since().map(|since| since.after(self.config.ack_timeout))
     }
 
     fn acks_deadline(&self) -> Option<Time> {
@@ -195,6 +230,7 @@ impl Node {
             if in_session { after(self.last_heard, suspect) } else { None },
             if self.link.is_up() && !self.paired { after(self.link.heard, suspect) } else { None },
             if matches!(self.role, Role::Protected | Role::HandingOver) { self.acks_deadline() } else { None },
+            if matches!(self.role, Role::Protected | Role::HandingOver) { self.progress_deadline() } else { None },
         ];
         candidates.into_iter().flatten().min()
     }

@@ -30,6 +30,9 @@ use crate::stats::Stats;
 use crate::types::{NodeId, Position, Role, Seq, SessionId, Term, Time};
 use alloc::collections::VecDeque;
 
+/// Heartbeats whose time of sending is kept: longer than it takes to suspect the twin.
+const BEATS: usize = 64;
+
 /// How a machine starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
@@ -74,6 +77,10 @@ pub struct Node {
     next_heartbeat: Time,
     heartbeat_due: bool,
     heartbeat_counter: u64,
+    /// When the newest heartbeats were sent, by counter.
+    beats_sent: [Time; BEATS],
+    /// Primary: when the newest of what the backup of this session, as such, is known to have heard was sent.
+    heard_from: Option<Time>,
     /// Primary: the log, whether all state was sent, why the backup is being let go, the entries with which the guest
     /// ends or goes over to the backup.
     send: SendLog,
@@ -130,6 +137,8 @@ impl Node {
             next_heartbeat: now,
             heartbeat_due: false,
             heartbeat_counter: 0,
+            beats_sent: [now; BEATS],
+            heard_from: None,
             send: SendLog::default(),
             state_sent: false,
             state_unsent: 0,

@@ -24,6 +24,18 @@ impl Node {
         decide::holds_output(self.role, self.state_sent)
     }
 
+    /// Whether frames of acked entries may leave now. Ask at each frame, or often: a machine that stands still in between
+    /// must not go on sending.
+    #[must_use]
+    pub fn may_send(&self, now: Time) -> bool {
+        let heard = if self.config.broken(Mutation::LeaseIgnored) { Some(now) } else { self.heard_from };
+        let role = match self.role {
+            Role::HandingOver if self.config.broken(Mutation::LeaseIgnored) => Role::Protected,
+            role => role,
+        };
+        decide::may_send(role, self.state_sent, heard, now, self.config.suspect_after)
+    }
+
     /// Whether entries are to be appended: there is, or may be, a backup that needs them.
     #[must_use]
     pub fn is_logging(&self) -> bool {
@@ -208,6 +220,7 @@ impl Node {
         self.role = Role::Transferring;
         self.session = SessionId(self.session.0 + 1);
         self.state_sent = false;
+        self.heard_from = None;
         self.last_heard = now;
         self.next_heartbeat = now;
         self.stats.transfers += 1;
@@ -230,6 +243,7 @@ impl Node {
             return false;
         };
         self.stats.acks_received += 1;
+        self.heard_from = self.heard_from.max(self.send.heard());
         if let Some(seq) = released {
             if let Some(Action::Release(last)) = self.actions.back_mut() {
                 *last = seq;

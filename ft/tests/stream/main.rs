@@ -1,5 +1,6 @@
 //! The stream between two nodes: cut into any pieces, damaged anywhere, refused pairings, budgets on the wire.
 
+mod leases;
 mod pairing;
 mod rounds;
 mod sessions;

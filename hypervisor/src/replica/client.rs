@@ -167,6 +167,11 @@ impl Client {
     pub fn open(&mut self, now_us: u64) {
         self.nic.set_mode(GateMode::Open);
         self.release(now_us);
+        self.announce();
+    }
+
+    /// Tells the switch where the guest is.
+    pub fn announce(&mut self) {
         if let Err(error) = self.nic.announce(self.mac, None) {
             log::warn!("the guest's address was not announced: {error}");
         }

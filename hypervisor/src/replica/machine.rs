@@ -144,6 +144,12 @@ impl Outlet for Machine {
         }
     }
 
+    fn announce(&mut self) {
+        if let Some(client) = &mut self.client {
+            client.announce();
+        }
+    }
+
     fn sent(&self) -> Option<Seq> {
         self.gate().and_then(Gate::sent).map(Seq)
     }

@@ -36,6 +36,16 @@ impl Audit {
         }
     }
 
+    /// Machine `index` says something in the guest's name.
+    pub(crate) fn speaks(&mut self, index: usize) {
+        let term = self.views[index].map(|view| view.term);
+        let successor = self.views.iter().flatten().find(|view| view.role.is_primary() && Some(view.term) > term);
+        if let Some(successor) = successor.copied() {
+            let text = format!("machine {index} speaks for the guest, which runs on node {}", successor.node);
+            self.broken(Check::Successor, text);
+        }
+    }
+
     /// Machine `index` goes live, after a `silence` or without one: a primary that was not silent must have let go of it.
     pub(crate) fn check_need(&mut self, index: usize, silence: bool) {
         let Some(me) = self.views[index].filter(|_| !silence) else { return };

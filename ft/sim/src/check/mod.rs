@@ -26,6 +26,8 @@ pub enum Check {
     OneLive,
     /// One machine acts in a term, the one that won it at the arbiter.
     OneTermOneNode,
+    /// Once a successor is live, nothing leaves its former primary in the guest's name.
+    Successor,
     /// What was on the client wire is in the past of whoever goes live, and no frame is left out.
     NothingLost,
     /// A frame that comes again is bit for bit the same, and no more come again than the twins held at the takeover.
@@ -69,11 +71,12 @@ pub enum Check {
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::OutputRule,
         Self::AloneRule,
         Self::OneLive,
         Self::OneTermOneNode,
+        Self::Successor,
         Self::NothingLost,
         Self::Duplicates,
         Self::GuestTime,
@@ -103,6 +106,7 @@ impl Check {
             Self::AloneRule => "alone-rule",
             Self::OneLive => "one-live",
             Self::OneTermOneNode => "one-term-one-node",
+            Self::Successor => "successor",
             Self::NothingLost => "nothing-lost",
             Self::Duplicates => "duplicates",
             Self::GuestTime => "guest-time",

@@ -12,6 +12,7 @@ fn objections(check: Check) -> Vec<Option<Violation>> {
         Check::AloneRule => audit::alone_rule(),
         Check::OneLive => audit::one_live(),
         Check::OneTermOneNode => audit::one_term_one_node(),
+        Check::Successor => audit::successor(),
         Check::NothingLost => audit::nothing_lost(),
         Check::Duplicates => audit::duplicates(),
         Check::GuestTime => audit::guest_time(),

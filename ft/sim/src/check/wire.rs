@@ -31,6 +31,7 @@ pub(crate) fn frame_hash(frame: &[u8]) -> u64 {
 impl Audit {
     /// A frame of the guest leaves machine `index`; whether it was new.
     pub(crate) fn leaves(&mut self, index: usize, frame: &[u8], why: Leave, arbiter: &Arbiter) {
+        self.speaks(index);
         match why {
             Leave::Alone => self.check_alone(index, arbiter),
             Leave::Covered(log, seq) => self.check_output_rule(log, seq),

@@ -66,6 +66,8 @@ pub(crate) struct Devices {
     pub(super) suspicion: Suspicion,
     /// Its guest's state was damaged on purpose.
     pub(crate) flipped: bool,
+    /// Its guest stands still, and nobody tells the node.
+    pub(crate) hangs: bool,
     pub(super) fuse: Fuse,
 }
 
@@ -85,6 +87,7 @@ impl Devices {
             unheld: 0,
             suspicion: Suspicion::default(),
             flipped: false,
+            hangs: false,
             fuse: Fuse::default(),
         }
     }
@@ -99,7 +102,7 @@ impl Devices {
     }
 
     pub(super) fn is_well(&self) -> bool {
-        self.fuse.lit.is_none() && self.fuse.blown.is_none() && !self.flipped && self.question.is_none()
+        self.fuse.lit.is_none() && self.fuse.blown.is_none() && !self.flipped && !self.hangs && self.question.is_none()
     }
 
     /// It is to end after `steps` steps that others can notice.

@@ -195,7 +195,7 @@ impl Machine {
 
     /// Does all that can be done now.
     pub(crate) fn turn(&mut self, env: &mut Env) {
-        let elapsed = if self.runs { (env.now - self.last_turn).min(SLICE) } else { 0 };
+        let elapsed = if self.runs && !self.devices.hangs { (env.now - self.last_turn).min(SLICE) } else { 0 };
         self.last_turn = env.now;
         self.driver.guest_mut().grant(elapsed * self.speed / 1000);
         self.show(env);
@@ -224,7 +224,7 @@ impl Machine {
     fn plan_wake(&mut self, env: &mut Env, next: Next) {
         let wake = match next {
             Next::Again => {
-                let missing = self.driver.guest().missing();
+                let missing = if self.devices.hangs { SLICE } else { self.driver.guest().missing() };
                 Some(env.now + (missing.saturating_mul(1000) / self.speed + 1).min(SLICE))
             }
             Next::Wait(until) => until.map(|at| at.0.saturating_sub(self.devices.clock_offset)),

@@ -57,7 +57,7 @@ impl InWorld<'_> {
                 self.own.history.clear();
             }
             Action::Abandoned { .. } => self.own.history.clear(),
-            Action::BeginLoad => self.own.flipped = false,
+            Action::BeginLoad => (self.own.flipped, self.own.hangs) = (false, false),
             Action::StateLoaded { .. } => self.own.is_busy_for(self.env.rng.below(LOOKING)),
             Action::TakeOver { .. } => self.suspect(driver.node()),
             Action::TakeOverCancelled => figures.cancelled += 1,

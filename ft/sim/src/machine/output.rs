@@ -90,6 +90,10 @@ impl Outlet for InWorld<'_> {
     fn open(&mut self) {
         self.set_gate(GateMode::Open);
         self.release();
+        self.announce();
+    }
+
+    fn announce(&mut self) {
         if self.own.fuse.goes_on() {
             self.env.announce(self.own.index);
         }

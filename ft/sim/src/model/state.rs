@@ -63,8 +63,8 @@ impl Beat {
     /// As the protocol sees it.
     pub(super) fn heartbeat(self) -> Heartbeat {
         let Self { node, peer, term, role, session, linked, before_hello: _ } = self;
-        let (pair, counter, seq, position, time) = (0, 0, Seq(0), Position(0), Time(0));
-        Heartbeat { pair, node, peer, counter, term, role, session, linked, seq, position, time }
+        let (pair, counter, echo, seq, position, time) = (0, 0, 0, Seq(0), Position(0), Time(0));
+        Heartbeat { pair, node, peer, counter, echo, term, role, session, linked, seq, position, time }
     }
 }
 

@@ -1,13 +1,14 @@
 //! What happens to every pair: machines die, streams break, states are sent, guests end. Many seeds, one story.
 
 use super::{SECOND, role};
+use crate::check::tests::worlds::{STRANGER, hears};
 use crate::plan::{Faults, Plan};
 use crate::rng::Rng;
 use crate::trace::Keep;
 use crate::world::World;
 use crate::world::event::Event;
 use pollux_driver::Guest;
-use pollux_ft::{Role, Span};
+use pollux_ft::{Role, Span, Term};
 
 /// A story in a world of two machines, whose seeds vary all but the story.
 pub(super) struct Story {
@@ -236,5 +237,58 @@ fn a_running_backup_is_replaced_in_order() {
         assert!(story.until(SECOND / 4, |world| role(world, 0) == Some(Role::Alone)), "{:?}", story.role(0));
         assert_eq!(story.world.env.arbiter.terms(), 1, "a backup that leaves costs no question");
         story.protect();
+    });
+}
+
+/// A primary stands still with frames that were acked, and acks under way. When it goes on its backup is live: what it
+/// has to say has been said, and would draw the guest's traffic back to it.
+#[test]
+fn a_primary_that_stood_still_says_nothing_more() {
+    tell(30, true, |story| {
+        story.protect();
+        story.pause(SECOND);
+        story.protect();
+        story.world.env.stuck[0] = story.rng.chance(500);
+        story.pause(SECOND / 2);
+        story.world.freeze(0, 60 * SECOND);
+        story.takes_over(1);
+        story.world.env.stuck[0] = false;
+        // What reached it before the takeover comes first.
+        let now = story.world.env.now;
+        story.world.happen(now, Event::Thaw { machine: 0 });
+        story.run(4 * SECOND);
+        assert_eq!(story.world.env.port, Some(1));
+        story.serves();
+    });
+}
+
+#[test]
+fn the_network_is_told_again_and_again_where_the_guest_is() {
+    tell_both(10, |story| {
+        story.protect();
+        let before = story.world.env.figures.announcements;
+        story.world.crash(0);
+        story.takes_over(1);
+        story.stay_off = true;
+        story.run(4 * SECOND);
+        let told = story.world.env.figures.announcements - before;
+        assert!((4..=6).contains(&told), "{told} times");
+        // A former primary is heard: it may have sent something.
+        let before = story.world.env.figures.announcements;
+        story.world.env.port = Some(0);
+        hears(&mut story.world, 1, STRANGER, Role::Protected, Term(1));
+        assert!(story.until(SECOND, |world| world.env.figures.announcements > before));
+        assert_eq!(story.world.env.port, Some(1));
+    });
+}
+
+#[test]
+fn a_backup_whose_guest_hangs_is_replaced() {
+    tell_both(10, |story| {
+        story.protect();
+        story.world.slots[1].machine.as_mut().expect("it runs").devices.hangs = true;
+        assert!(story.until(SECOND, |world| !world.is_protected()));
+        story.protect();
+        assert_eq!(story.world.env.figures.takeovers, 0);
     });
 }

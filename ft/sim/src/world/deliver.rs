@@ -86,8 +86,10 @@ impl World {
         if ended {
             machine.disconnected(now);
         }
-        if full && machine.devices.stream.is_some() {
-            self.env.queue.push(now + 1_000, Event::Bytes { stream, end });
+        let again_at = &mut self.env.network.streams[stream].pipes[end].again_at;
+        if full && *again_at <= now && machine.devices.stream.is_some() {
+            *again_at = now + 1_000;
+            self.env.queue.push(*again_at, Event::Bytes { stream, end });
         }
         if received || ended {
             self.turn(to);

@@ -125,6 +125,10 @@ impl Env {
 
     /// The switch learns where the guest is.
     pub(crate) fn announce(&mut self, machine: usize) {
-        self.port = Some(machine);
+        self.audit.speaks(machine);
+        if !self.stuck[machine] && self.copies() > 0 {
+            self.figures.announcements += 1;
+            self.port = Some(machine);
+        }
     }
 }

@@ -42,6 +42,8 @@ pub enum Kind {
     SwitchOver,
     /// A bit of the backup's guest is turned.
     Flip,
+    /// The backup's guest stands still, while its node goes on.
+    Hang,
     /// The guest is reset.
     GuestReset,
     /// The client card of the primary takes no frames.
@@ -50,7 +52,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::CrashPrimary,
         Self::CrashBackup,
         Self::FreezePrimary,
@@ -66,6 +68,7 @@ impl Kind {
         Self::StopBackup,
         Self::SwitchOver,
         Self::Flip,
+        Self::Hang,
         Self::GuestReset,
         Self::Card,
     ];
@@ -101,6 +104,7 @@ impl Kind {
             Self::StopBackup => "backup stopped",
             Self::SwitchOver => "switch-over",
             Self::Flip => "bit flipped",
+            Self::Hang => "backup's guest hung",
             Self::GuestReset => "guest reset",
             Self::Card => "client card stuck",
         }
@@ -192,6 +196,9 @@ impl World {
             Kind::StopBackup => backup.is_some_and(|backup| self.stop(backup)),
             Kind::SwitchOver => self.slots[primary].machine.as_mut().is_some_and(|machine| machine.request_switch()),
             Kind::Flip => self.env.plan.faults == Faults::OneByOne && backup.is_some_and(|backup| self.flip(backup)),
+            // Who is to tell it when the guest ends meanwhile?
+            Kind::Hang if self.ending => false,
+            Kind::Hang => self.env.plan.faults == Faults::OneByOne && backup.is_some_and(|backup| self.hang(backup)),
             Kind::Card => {
                 self.env.stuck[primary] = true;
                 self.env.queue.push(now + span, Event::Over(Lasting::Card { machine: primary }));
@@ -282,6 +289,10 @@ impl World {
         self.env.network.quality = self.env.plan.quality;
         self.env.arbiter.mood = Mood::Well;
         self.env.arbiter.cut = Default::default();
+        self.slots
+            .iter_mut()
+            .filter_map(|slot| slot.machine.as_mut())
+            .for_each(|machine| machine.devices.hangs = false);
         self.pump();
     }
 
@@ -290,6 +301,13 @@ impl World {
         let Some(machine) = slot.machine.as_mut().filter(|_| !slot.frozen) else { return false };
         machine.stop(&mut self.env);
         self.turn(index);
+        true
+    }
+
+    fn hang(&mut self, backup: usize) -> bool {
+        let slot = &mut self.slots[backup];
+        let Some(machine) = slot.machine.as_mut().filter(|_| !slot.frozen) else { return false };
+        machine.devices.hangs = true;
         true
     }
 

@@ -210,6 +210,7 @@ impl World {
     /// The guest is protected, and both machines know it.
     pub(crate) fn is_protected(&self) -> bool {
         let primary = self.find(|machine| machine.node().role() == Role::Protected && machine.serves());
-        primary.is_some() && self.find(|machine| machine.node().role() == Role::Backup).is_some()
+        primary.is_some()
+            && self.find(|machine| machine.node().role() == Role::Backup && !machine.devices.hangs).is_some()
     }
 }

@@ -70,6 +70,20 @@ pub(super) fn one_live() -> Vec<Option<Violation>> {
     vec![judge(history)]
 }
 
+pub(super) fn successor() -> Vec<Option<Violation>> {
+    let history = |role: Role, term: u64| {
+        move |audit: &mut Audit, arbiter: &mut Arbiter| {
+            arbiter.claim(Term(2), BACKUP);
+            audit.look(0, view(PRIMARY, Role::Protected, 1, false), arbiter);
+            audit.look(1, view(BACKUP, role, term, false), arbiter);
+            audit.holds(LOG, Seq(1));
+            audit.leaves(0, &frame(0, 0), Leave::Covered(LOG, Seq(1)), arbiter);
+        }
+    };
+    assert_eq!(judge(history(Role::Draining, 1)), None);
+    vec![judge(history(Role::Alone, 2)), judge(history(Role::Protected, 2))]
+}
+
 pub(super) fn one_term_one_node() -> Vec<Option<Violation>> {
     let another = |audit: &mut Audit, arbiter: &mut Arbiter| {
         audit.look(0, view(PRIMARY, Role::Alone, 1, true), arbiter);

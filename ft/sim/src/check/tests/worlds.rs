@@ -18,7 +18,7 @@ const SEED: u64 = 1;
 pub(crate) const PRIMARY: usize = 0;
 pub(crate) const BACKUP: usize = 1;
 /// A node that is none of theirs.
-const STRANGER: NodeId = NodeId(77);
+pub(crate) const STRANGER: NodeId = NodeId(77);
 
 /// A world of two machines and an arbiter in which faults come one by one, with a rule broken if wanted.
 fn world(mutation: Option<Mutation>) -> World {
@@ -63,13 +63,14 @@ pub(crate) fn is_fault(event: &Event) -> bool {
 }
 
 /// What machine `to` makes of a heartbeat of `node` to it, in the role and term given.
-fn hears(world: &mut World, to: usize, node: NodeId, role: Role, term: Term) -> Option<Violation> {
+pub(crate) fn hears(world: &mut World, to: usize, node: NodeId, role: Role, term: Term) -> Option<Violation> {
     let machine = world.slots[to].machine.as_mut().expect("it runs");
     let beat = Heartbeat {
         pair: pair_digest("gemini"),
         node,
         peer: machine.devices.id,
         counter: u64::MAX,
+        echo: 0,
         term,
         role,
         session: machine.node().session(),
@@ -120,7 +121,7 @@ pub(super) fn sign_of_life() -> Vec<Option<Violation>> {
     let judge = |mutation| {
         let mut world = protected(mutation);
         world.env.now += 1;
-        hears(&mut world, BACKUP, STRANGER, Role::Joining, Term(0))
+        hears(&mut world, PRIMARY, STRANGER, Role::Joining, Term(0))
     };
     assert_eq!(judge(None), None);
     vec![judge(Some(Mutation::AnyHeartbeatCounts))]

@@ -71,7 +71,8 @@ impl Step<'_> {
     pub(super) fn protected(&mut self) {
         self.own().role = Role::Protected;
         let peer = self.own().peer;
-        let calm = |twin: &Machine| twin.role == Role::Backup && twin.bid == Bid::None && twin.link == Some(self.me);
+        let bound = |twin: &Machine| decide::is_bound(twin.bid, twin.proposed);
+        let calm = |twin: &Machine| twin.role == Role::Backup && !bound(twin) && twin.link == Some(self.me);
         // A twin that thinks otherwise meanwhile is part of what went wrong before.
         if self.state.running(peer).is_some_and(calm) {
             self.state.faults = Faults::Calm;
