@@ -28,7 +28,7 @@ pub const FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 6 | 1 << 24;
 pub const WALL_CLOCK: u32 = 0x4B56_4D00;
 /// Written with an address and `ENABLE`: what makes time of the TSC is put there.
 pub const SYSTEM_TIME: u32 = 0x4B56_4D01;
-/// Written with an address and [`ENABLE`]: the word by which the guest ends interrupts.
+/// Written with an address and `ENABLE`: the word by which the guest ends interrupts.
 pub const EOI: u32 = 0x4B56_4D04;
 /// [`SYSTEM_TIME`], [`EOI`]: in use.
 const ENABLE: u64 = 1 << 0;
