@@ -357,7 +357,13 @@ fn a_file_that_cannot_be_trusted_is_refused() {
     let second = xtask(&file).output().unwrap();
     assert!(!second.status.success() && text(&second).contains("another arbiter"), "{}", text(&second));
     drop(server);
-    std::fs::write(&file, "pollux arbiter 1\n0000000000000000 pollux/p/1 x\n").unwrap();
-    let damaged = xtask(&file).output().unwrap();
-    assert!(!damaged.status.success() && text(&damaged).contains("line 2"), "{}", text(&damaged));
+    // A line with a wrong checksum, and a file of an older form.
+    for (content, named) in [
+        ("pollux arbiter 2 00000000000000ab\n0000000000000000 pollux/p/1 x\n", "line 2"),
+        ("pollux arbiter 1\n", "does not begin with `pollux arbiter 2`"),
+    ] {
+        std::fs::write(&file, content).unwrap();
+        let refused = xtask(&file).output().unwrap();
+        assert!(!refused.status.success() && text(&refused).contains(named), "{}", text(&refused));
+    }
 }
