@@ -254,7 +254,8 @@ pub fn gave_up(beat: &Heartbeat, me: NodeId, session: SessionId) -> bool {
     }
 }
 
-/// Whether a heartbeat says that the backup of session `session` of primary `me` thinks that `me` is gone.
+/// Whether a heartbeat says that the backup of session `session` of primary `me` thinks that `me` is gone. One of another
+/// session says more than that, and is heard first: see [`gave_up`].
 #[must_use]
 pub fn contends(beat: &Heartbeat, me: NodeId, session: SessionId) -> bool {
     beat.role == Role::Draining && beat.peer == me && beat.session == session

@@ -47,11 +47,35 @@ pub enum Mutation {
     LeaseIgnored,
     /// A primary keeps a backup that acks, and whose guest stands still.
     StandsStillUnseen,
+    /// A joiner counts as complete whatever session it says it joined.
+    JoinedOfAnySession,
+    /// A heartbeat counts that is late or came before.
+    OldHeartbeatCounts,
+    /// The log of a new primary begins at 0 again.
+    NumbersRestart,
+    /// A hand-over counts as acked with the entry before it.
+    HandOverAckedEarly,
+    /// A power-off counts as acked with the entry before it.
+    PowerOffAckedEarly,
+    /// A primary keeps a backup that lives and acks nothing.
+    AcksNotMissed,
+    /// A machine that stood still takes its twin for dead.
+    OwnPauseIgnored,
+    /// Machines that are no twins pair.
+    PairingSkipped,
+    /// Whoever claims a newer term has taken over from a primary that hands over.
+    HandOverToAnybody,
+    /// A heartbeat from before its session tells a backup that it was let go of.
+    OldSessionDrops,
+    /// A backup bids while entries are left.
+    BidBeforeDrained,
+    /// A primary takes a joiner of a newer reign.
+    NewerJoinerAccepted,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 33] = [
         Self::AckBeforeBuffering,
         Self::ReleaseBeforeAck,
         Self::LiveBeforeDrained,
@@ -73,5 +97,17 @@ impl Mutation {
         Self::BurntUnagreed,
         Self::LeaseIgnored,
         Self::StandsStillUnseen,
+        Self::JoinedOfAnySession,
+        Self::OldHeartbeatCounts,
+        Self::NumbersRestart,
+        Self::HandOverAckedEarly,
+        Self::PowerOffAckedEarly,
+        Self::AcksNotMissed,
+        Self::OwnPauseIgnored,
+        Self::PairingSkipped,
+        Self::HandOverToAnybody,
+        Self::OldSessionDrops,
+        Self::BidBeforeDrained,
+        Self::NewerJoinerAccepted,
     ];
 }

@@ -10,6 +10,7 @@
 //! | `net`, `arbiter`, `client` | what lies between and around the machines |
 //! | [`check`] | the rules, checked by somebody who sees everything |
 //! | [`model`] | the decisions alone, in all orders of events |
+//! | `stories` | what only a forged datagram or an evil moment brings about, step by step |
 //! | [`run`], [`mutations`] | many seeds; broken rules, each of which must be noticed |
 #![forbid(unsafe_code)]
 
@@ -28,6 +29,7 @@ mod rng;
 pub mod run;
 #[cfg(test)]
 mod scenarios;
+mod stories;
 mod trace;
 mod world;
 

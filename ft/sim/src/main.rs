@@ -194,6 +194,9 @@ fn mutation_table(threads: usize) -> Result<()> {
         let name = format!("{mutation:?}");
         match row.caught.as_ref().and_then(|report| report.violation.as_ref().map(|found| (report.seed, found))) {
             Some((seed, found)) => println!("{name:<22} {:>6}  {}: {}", seed + 1, found.check, found.text),
+            None if row.told.is_some() => {
+                println!("{name:<22} {:>6}  a story: {}", "-", row.told.unwrap_or_default());
+            }
             None => {
                 missed += 1;
                 println!("{name:<22} {:>6}  NOTHING", mutations::SEEDS);

@@ -89,6 +89,9 @@ impl Node {
         }
         let view = self.backup_view(now, position);
         if !view.drained {
+            if self.bid == Bid::None && self.config.broken(Mutation::BidBeforeDrained) {
+                self.ask();
+            }
             return Err(NotLive::NotDrained);
         }
         if self.bid == Bid::None && decide::may_bid(view) {
@@ -105,7 +108,8 @@ impl Node {
         self.enter_next_term();
         self.role = Role::Alone;
         self.position = position;
-        self.send = SendLog::resume(self.replay.last, position);
+        let restarts = self.config.broken(Mutation::NumbersRestart);
+        self.send = SendLog::resume(if restarts { Seq(0) } else { self.replay.last }, position);
         self.replay = ReplayLog::default();
         self.forget_backup_state();
         self.next_heartbeat = now;

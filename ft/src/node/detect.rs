@@ -22,7 +22,12 @@ impl Node {
         }
         match &mut self.peer {
             Some(_) if self.config.broken(Mutation::AnyHeartbeatCounts) => {}
-            Some(peer) if peer.node == beat.node && beat.counter > peer.counter => peer.counter = beat.counter,
+            Some(peer)
+                if peer.node == beat.node
+                    && (beat.counter > peer.counter || self.config.broken(Mutation::OldHeartbeatCounts)) =>
+            {
+                peer.counter = beat.counter;
+            }
             _ => {
                 self.stats.heartbeats_ignored += 1;
                 return;
@@ -41,7 +46,8 @@ impl Node {
     fn hear_claim(&mut self, now: Time, beat: &Heartbeat) -> bool {
         let ours = Claim { term: self.term, node: self.identity.node, primary: true };
         let theirs = Claim { term: beat.term, node: beat.node, primary: beat.role.is_primary() };
-        match decide::on_claim(self.role, ours, theirs, self.peer() == Some(beat.node)) {
+        let by_twin = self.peer() == Some(beat.node) || self.config.broken(Mutation::HandOverToAnybody);
+        match decide::on_claim(self.role, ours, theirs, by_twin) {
             OnClaim::Ignore => {
                 if decide::is_outdated(self.role, ours, theirs) {
                     self.actions.push_back(Action::OutdatedClaim { node: beat.node, term: beat.term });
@@ -87,7 +93,9 @@ impl Node {
         if !matches!(self.role, Role::Loading | Role::Backup | Role::Draining) {
             return;
         }
-        let standing = decide::standing(beat, self.identity.node, self.term, self.session);
+        let old = self.config.broken(Mutation::OldSessionDrops);
+        let session = if old { self.session.min(beat.session) } else { self.session };
+        let standing = decide::standing(beat, self.identity.node, self.term, session);
         if standing == Standing::Unknown {
             // It says nothing of our primary, not even that it lives: a takeover must not wait for it.
             return;
@@ -131,7 +139,8 @@ impl Node {
             return;
         }
         // Draining takes the time it takes; only a sign of life calls a takeover off.
-        if self.role != Role::Draining && decide::was_stopped(now, self.last_tick, self.config.suspect_after) {
+        let stopped = decide::was_stopped(now, self.last_tick, self.config.suspect_after);
+        if self.role != Role::Draining && stopped && !self.config.broken(Mutation::OwnPauseIgnored) {
             self.stats.own_pauses += 1;
             self.last_heard = self.last_heard.max(now);
             self.link.heard = self.link.heard.max(now);
@@ -187,16 +196,17 @@ impl Node {
 
     /// The twin says all the time that it has what we sent, and its guest makes nothing of it.
     fn stands_still(&self, now: Time) -> bool {
-        !self.config.broken(Mutation::StandsStillUnseen)
-            && self.progress_deadline().is_some_and(|deadline| deadline <= now)
+        self.progress_deadline().is_some_and(|deadline| deadline <= now)
     }
 
     fn progress_deadline(&self) -> Option<Time> {
-        self.send.standing_since().map(|since| since.after(self.config.ack_timeout))
+        let unseen = self.config.broken(Mutation::StandsStillUnseen) || self.config.broken(Mutation::AcksNotMissed);
+        self.send.standing_since().filter(|_| !unseen).map(|since| since.after(self.config.ack_timeout))
     }
 
     fn acks_deadline(&self) -> Option<Time> {
-        self.send.waiting_since().map(|since| since.after(self.config.ack_timeout))
+        let unseen = self.config.broken(Mutation::AcksNotMissed);
+        self.send.waiting_since().filter(|_| !unseen).map(|since| since.after(self.config.ack_timeout))
     }
 
     /// A stream on which nobody says a proper Hello is closed.

@@ -251,7 +251,8 @@ impl Node {
                 self.actions.push_back(Action::Release(seq));
             }
         }
-        if self.power_off.is_some_and(|seq| seq <= self.send.received()) {
+        let early = u64::from(self.config.broken(Mutation::PowerOffAckedEarly));
+        if self.power_off.is_some_and(|seq| seq.0 <= self.send.received().0 + early) {
             self.halt(HaltReason::PoweredOff);
         }
         true

@@ -100,7 +100,7 @@ impl Node {
                 return self.take_state(now, message);
             }
             Message::Joined(session) if self.role == Role::Transferring && self.state_sent => {
-                if session != self.session {
+                if session != self.session && !self.config.broken(Mutation::JoinedOfAnySession) {
                     return Err(Refusal::Unexpected);
                 }
                 self.backup_joined(now);
@@ -140,7 +140,9 @@ impl Node {
                 return self.refuse(&Mismatch::Protocol(PROTOCOL, version).to_string(), false);
             }
         };
-        if let Err(mismatch) = pairing::check(&self.claim(), &theirs) {
+        if let Err(mismatch) = pairing::check(&self.claim(), &theirs)
+            && !self.config.broken(Mutation::PairingSkipped)
+        {
             let (us, them) = if self.role == Role::Joining { ("backup", "primary") } else { ("primary", "backup") };
             return self.refuse(&alloc::format!("{mismatch} ({us} first, then {them})"), false);
         }
@@ -149,7 +151,7 @@ impl Node {
             (true, true) => self.refuse("both machines want to be the backup", true),
             (true, false) if term < self.term => self.refuse("the primary's reign is over", true),
             (true, false) => {
-                self.peer = Some(peer);
+                self.meet(peer);
                 // The new session has no number yet, and the old one is of no interest to this primary.
                 self.session = SessionId(0);
                 self.paired = true;
@@ -159,12 +161,19 @@ impl Node {
         }
     }
 
+    /// A session begins with this twin. Of one that was here before, what we heard already says nothing again.
+    fn meet(&mut self, twin: Peer) {
+        let heard = self.peer.filter(|known| known.node == twin.node).map_or(0, |known| known.counter);
+        self.peer = Some(Peer { counter: twin.counter.max(heard), ..twin });
+    }
+
     fn take_joiner(&mut self, now: Time, term: Term, joiner: Peer) {
         // It may never have heard of the session that it was to join; that it wants to join again says all the same
         // that it is no backup, and the stream by which it could have become one is gone.
         let gave_up = self.peer() == Some(joiner.node);
         let verdict = match decide::on_join(self.role, self.term, term, gave_up) {
             JoinVerdict::Busy if self.config.broken(Mutation::JoinWhileBusy) => JoinVerdict::Begin,
+            JoinVerdict::Outdated if self.config.broken(Mutation::NewerJoinerAccepted) => JoinVerdict::Begin,
             verdict => verdict,
         };
         match verdict {
@@ -175,7 +184,7 @@ impl Node {
                 if self.role == Role::Halted {
                     return self.refuse("the guest powered off", false);
                 }
-                self.peer = Some(joiner);
+                self.meet(joiner);
                 self.paired = true;
                 self.send_hello(false);
                 self.begin_transfer(now);

@@ -2,6 +2,7 @@
 
 use super::{Action, AppendError, LossReason, Node};
 use crate::entry::{Control, EntryRef};
+use crate::mutation::Mutation;
 use crate::send_log::SendLog;
 use crate::types::{Position, Role, Seq, Term, Time};
 
@@ -24,7 +25,8 @@ impl Node {
 
     /// Whether the backup holds all of the log that it is to go live with.
     pub(super) fn handover_acked(&self) -> bool {
-        self.handover.is_some_and(|seq| seq <= self.send.received())
+        let early = u64::from(self.config.broken(Mutation::HandOverAckedEarly));
+        self.handover.is_some_and(|seq| seq.0 <= self.send.received().0 + early)
     }
 
     /// The twin runs the guest in `term`: what is held here is out of date.

@@ -53,7 +53,7 @@ pub(crate) struct Machine {
 }
 
 /// What the machines of a pair say of themselves.
-fn identity(node: NodeId) -> Identity {
+pub(crate) fn identity(node: NodeId) -> Identity {
     Identity {
         node,
         pair: "gemini".into(),

@@ -31,6 +31,10 @@ impl Machine {
         };
         let node = self.driver.node();
         let (suspicion, index) = (&mut self.devices.suspicion, self.devices.index);
+        if let Some(peer) = node.peer().filter(|peer| *peer != suspicion.newest.0) {
+            suspicion.newest = (peer, 0);
+        }
+        let old = suspicion.newest.0 == beat.node && beat.counter <= suspicion.newest.1;
         if node.peer() == Some(beat.node) && (suspicion.newest.0 != beat.node || beat.counter > suspicion.newest.1) {
             suspicion.newest = (beat.node, beat.counter);
             let standing = standing(&beat, self.devices.id, node.term(), node.session());
@@ -46,6 +50,10 @@ impl Machine {
         }
         if node.last_heard() > last_heard && node.peer() != Some(beat.node) {
             let text = format!("machine {index} takes the life of node {} for its twin's", beat.node);
+            env.audit.broken(Check::SignOfLife, text);
+        }
+        if node.last_heard() > last_heard && old {
+            let text = format!("machine {index} takes a heartbeat that is late, or came before, for a sign of life");
             env.audit.broken(Check::SignOfLife, text);
         }
     }

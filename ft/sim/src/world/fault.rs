@@ -289,10 +289,11 @@ impl World {
         self.env.network.quality = self.env.plan.quality;
         self.env.arbiter.mood = Mood::Well;
         self.env.arbiter.cut = Default::default();
-        self.slots
-            .iter_mut()
-            .filter_map(|slot| slot.machine.as_mut())
-            .for_each(|machine| machine.devices.hangs = false);
+        // A guest that is about to end leaves nobody who could replace a backup that hangs.
+        if self.env.plan.power_off || self.ending {
+            let machines = self.slots.iter_mut().filter_map(|slot| slot.machine.as_mut());
+            machines.for_each(|machine| machine.devices.hangs = false);
+        }
         self.pump();
     }
 
