@@ -13,6 +13,9 @@ use alloc::vec::Vec;
 pub const MAX_MEMORY: usize = 16 * 4096;
 /// Most bytes of machine state in one message.
 pub const MAX_CHUNK: usize = 64 * 1024;
+/// Most bytes of machine state in one session: many times what CPU and platform take. A joiner keeps them all until the
+/// state is complete.
+pub const MAX_MACHINE: usize = 16 << 20;
 /// Longest reason text in bytes.
 pub const MAX_REASON: usize = 600;
 const _: () = assert!(MAX_MEMORY + 16 <= crate::seal::MAX_PAYLOAD && MAX_CHUNK <= crate::seal::MAX_PAYLOAD);

@@ -94,6 +94,8 @@ pub struct Node {
     replay: ReplayLog,
     state_received: bool,
     load_bytes: usize,
+    /// Bytes of CPU and platform that arrived in this session.
+    machine_bytes: usize,
     ack_due: Option<Time>,
     /// What the newest ack said of the guest: entries applied, and where it stood.
     acked: (Seq, Position),
@@ -148,6 +150,7 @@ impl Node {
             replay: ReplayLog::default(),
             state_received: false,
             load_bytes: 0,
+            machine_bytes: 0,
             ack_due: None,
             acked: (Seq(0), Position(0)),
             primary_left: false,

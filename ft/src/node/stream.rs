@@ -2,7 +2,7 @@
 
 use super::{Action, HaltReason, LossReason, Node, Peer};
 use crate::decide::{self, JoinVerdict};
-use crate::message::{Bye, Hello, Message};
+use crate::message::{Bye, Hello, MAX_MACHINE, Message};
 use crate::mutation::Mutation;
 use crate::pairing::{self, Mismatch, PROTOCOL};
 use crate::replay_log::{BatchError, ReplayLog};
@@ -226,6 +226,7 @@ impl Node {
                 (self.role, self.session) = (Role::Loading, session);
                 (self.term, self.next) = (term, next);
                 self.next_heartbeat = now;
+                self.machine_bytes = 0;
                 self.actions.push_back(Action::BeginLoad);
             }
             (Role::Loading, _) if self.state_received => return Err(Refusal::Unexpected),
@@ -237,7 +238,13 @@ impl Node {
                 self.check_range(gpa, len)?;
                 self.load(Action::LoadZero { gpa, len });
             }
-            (Role::Loading, Message::Machine(data)) => self.load(Action::LoadMachine(data.to_vec())),
+            (Role::Loading, Message::Machine(data)) => {
+                self.machine_bytes += data.len();
+                if self.machine_bytes > MAX_MACHINE {
+                    return Err(Refusal::Content);
+                }
+                self.load(Action::LoadMachine(data.to_vec()));
+            }
             (Role::Loading, Message::StateEnd { position, seq, digest }) => {
                 self.state_received = true;
                 self.replay = ReplayLog::resume(seq, position);

@@ -97,3 +97,26 @@ fn a_guest_that_ends_without_a_log_ends_its_node() {
     pump(Time(1), &mut primary, &mut joiner);
     assert_eq!((primary.role(), joiner.role()), (Role::Halted, Role::Joining));
 }
+
+/// A primary whose CPU and platform have no end does not fill a joiner's memory.
+#[test]
+fn a_machine_state_without_end_is_refused() {
+    let now = Time(1000);
+    let (mut primary, mut backup) = (node(Start::Primary, identity(1)), node(Start::Backup, identity(2)));
+    connect(now, &mut primary, &mut backup);
+    assert_eq!(backup.role(), Role::Loading);
+    let (piece, mut loaded) = ([7; 64 << 10], 0);
+    while backup.role() == Role::Loading && loaded < 1 << 30 {
+        let _ = primary.push_machine(&piece);
+        pump(now, &mut primary, &mut backup);
+        loaded += actions(&mut backup)
+            .iter()
+            .map(|action| match action {
+                Action::LoadMachine(data) => data.len(),
+                _ => 0,
+            })
+            .sum::<usize>();
+    }
+    assert_eq!((backup.role(), loaded), (Role::Joining, pollux_ft::message::MAX_MACHINE));
+    assert_eq!(backup.stats().refused_content, 1);
+}
