@@ -127,21 +127,24 @@ impl ExtendedRegisters for LiveRegisters {
     }
 
     fn xcr0(&self) -> u64 {
-        if !self.layout.has_xsave() {
-            return X87;
-        }
-        let (low, high): (u32, u32);
-        // SAFETY: CR4.OSXSAVE is set, and XCR0 exists where it can be.
-        unsafe {
-            asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
-        };
-        u64::from(high) << 32 | u64::from(low)
+        xcr0().filter(|_| self.layout.has_xsave()).unwrap_or(X87)
     }
 
     fn set_xcr0(&mut self, value: u64) {
         assert!(self.layout.has_xsave() && self.layout.allows(value), "XCR0 = {value:#x}");
         set_xcr0(value);
     }
+}
+
+/// XCR0, if it is there.
+pub(super) fn xcr0() -> Option<u64> {
+    if !Cr4::read().contains(Cr4Flags::OSXSAVE) {
+        return None;
+    }
+    let (low, high): (u32, u32);
+    // SAFETY: CR4.OSXSAVE is set, and XCR0 exists where it can be.
+    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
+    Some(u64::from(high) << 32 | u64::from(low))
 }
 
 /// Replaces XCR0. The CPU has it, CR4.OSXSAVE is set, and the value is one that it allows.

@@ -3,37 +3,56 @@
 
 use core::arch::asm;
 
+use super::lazy;
 use crate::emulate::Vectors;
+use crate::extended::AVX;
 
 /// The registers of the CPU that we run on.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LiveVectors;
 
-/// Moves 16 bytes between XMM register `$index` and memory; the upper half of the YMM register stays.
-macro_rules! move_xmm {
+/// Executes `$before`, the number of a register, `$after` with a pointer to `$memory`.
+macro_rules! with_register {
     ($index:expr, $before:literal, $after:literal, $memory:expr, $($number:literal)*) => {
         match $index {
             $(
-                // SAFETY: the pointer is to 16 bytes of our own; the hypervisor uses no vector registers.
+                // SAFETY: a move between the register and memory of our own of its size; the hypervisor uses no vector
+                // registers, and AVX is enabled, says the caller, if the instruction is of AVX.
                 $number => unsafe {
-                    asm!(concat!("movdqu ", $before, $number, $after), in(reg) $memory, options(nostack, preserves_flags));
+                    asm!(concat!($before, $number, $after), in(reg) $memory, options(nostack, preserves_flags));
                 },
             )*
-            index => panic!("there is no register xmm{index}"),
+            index => panic!("there is no vector register {index}"),
         }
     };
 }
 
 impl Vectors for LiveVectors {
     fn get(&self, index: usize) -> u128 {
-        let mut value = 0u128;
-        let memory = &raw mut value;
-        move_xmm!(index, "[{}], xmm", "", memory, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+        let mut value = 0;
+        let memory: *mut u128 = &raw mut value;
+        with_register!(index, "movdqu [{}], xmm", "", memory, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
         value
     }
 
     fn set(&mut self, index: usize, value: u128) {
         let memory = &raw const value;
-        move_xmm!(index, "xmm", ", [{}]", memory, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+        with_register!(index, "movdqu xmm", ", [{}]", memory, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+    }
+
+    fn is_wide(&self) -> bool {
+        lazy::xcr0().is_some_and(|enabled| enabled & AVX != 0)
+    }
+
+    fn get_wide(&self, index: usize) -> [u128; 2] {
+        let mut value = [0; 2];
+        let memory: *mut [u128; 2] = &raw mut value;
+        with_register!(index, "vmovdqu [{}], ymm", "", memory, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+        value
+    }
+
+    fn set_wide(&mut self, index: usize, value: [u128; 2]) {
+        let memory = &raw const value;
+        with_register!(index, "vmovdqu ymm", ", [{}]", memory, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
     }
 }

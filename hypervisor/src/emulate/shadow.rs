@@ -83,6 +83,16 @@ impl Vectors for NoVectors {
     }
 
     fn set(&mut self, _: usize, _: u128) {}
+
+    fn is_wide(&self) -> bool {
+        false
+    }
+
+    fn get_wide(&self, _: usize) -> [u128; 2] {
+        [0; 2]
+    }
+
+    fn set_wide(&mut self, _: usize, _: [u128; 2]) {}
 }
 
 /// Memory without devices: whoever meets one is left to the CPU.

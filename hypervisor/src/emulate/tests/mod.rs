@@ -81,9 +81,9 @@ struct Rig {
     vectors: TestVectors,
 }
 
-/// Vector registers.
+/// Vector registers, the upper halves of those for AVX, and whether it is disabled.
 #[derive(Default)]
-struct TestVectors([u128; 16]);
+struct TestVectors([u128; 16], [u128; 16], bool);
 
 impl Vectors for TestVectors {
     fn get(&self, index: usize) -> u128 {
@@ -92,6 +92,18 @@ impl Vectors for TestVectors {
 
     fn set(&mut self, index: usize, value: u128) {
         self.0[index] = value;
+    }
+
+    fn is_wide(&self) -> bool {
+        !self.2
+    }
+
+    fn get_wide(&self, index: usize) -> [u128; 2] {
+        [self.0[index], self.1[index]]
+    }
+
+    fn set_wide(&mut self, index: usize, value: [u128; 2]) {
+        [self.0[index], self.1[index]] = value;
     }
 }
 

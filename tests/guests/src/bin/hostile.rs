@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use pollux_boot::BootInfo;
 use pollux_guests::interrupts::{self, Frame};
 use pollux_guests::options::Options;
-use pollux_guests::{absurd_rings, cpu, lapic, pci, println, runtime};
+use pollux_guests::{absurd_rings, cpu, lapic, pci, println, runtime, xsave};
 use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction};
 
 /// Exceptions since the last look.
@@ -202,6 +202,10 @@ fn mmio_instructions() {
             options(nostack));
         asm!("rep stosd", inout("rcx") 8u64 => _, inout("rdi") absent => _, in("eax") 1, options(nostack));
         asm!("movdqu xmm0, [{0}]", "movdqu [{0}], xmm0", in(reg) absent, options(nostack));
+        if xsave::enable().is_some_and(|enabled| enabled & xsave::AVX != 0) {
+            asm!("vmovdqu ymm0, [{0}]", "vmovdqu [{0}], ymm0", "vmovups xmm1, [{0}]", "vmovss [{0}], xmm1",
+                "vmovups [{1}], ymm0", in(reg) absent, in(reg) buffer.as_mut_ptr(), options(nostack));
+        }
     }
     println!("  read {:#x}, {} faults", buffer[0], faults());
 }
