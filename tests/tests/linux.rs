@@ -14,23 +14,29 @@ const PATIENT: &str = "suspect=3s";
 /// What an unreachable registry makes xtask say.
 const UNREACHABLE: &str = "`apt-get update";
 
-#[test]
-fn debians_redis_survives_kills_under_one_connection() -> Result<()> {
+/// A protected Debian whose Redis has answered; none where it cannot be had.
+fn protected_debian(name: &str, arguments: &[&str]) -> Result<Option<Rig>> {
     if Platform::get() == Platform::Bochs {
         println!("SKIPPED: Linux takes minutes to boot in Bochs");
-        return Ok(());
+        return Ok(None);
     }
     let built = xtask::run(&["guest", "debian", "--packages", "redis-server"])?;
     let said = String::from_utf8_lossy(&built.stderr);
     if !built.status.success() && (said.contains(UNREACHABLE) || said.contains("is missing")) {
         println!("SKIPPED: Debian's packages cannot be fetched here: {said}");
-        return Ok(());
+        return Ok(None);
     }
     ensure!(built.status.success(), "xtask guest debian: {said}");
 
-    let mut rig = Rig::start("linux", DEBIAN, &["--hypervisor-option", PATIENT])?;
+    let mut rig = Rig::start(name, DEBIAN, &[&["--hypervisor-option", PATIENT], arguments].concat())?;
     rig.wait("Redis answers", BOOT_LIMIT, |rig| Ok(rig.read("xtask.log").contains("the guest answers").then_some(())))?;
     rig.wait_protected()?;
+    Ok(Some(rig))
+}
+
+#[test]
+fn debians_redis_survives_kills_under_one_connection() -> Result<()> {
+    let Some(mut rig) = protected_debian("linux", &[])? else { return Ok(()) };
     let load = Load::start(&rig.service()?, "x", Instant::now())?;
     for _ in 0..2 {
         wait_answers(&mut rig, &load, 20)?;
@@ -47,4 +53,46 @@ fn debians_redis_survives_kills_under_one_connection() -> Result<()> {
     ensure!(status.takeovers.len() == 2, "{} takeovers after 2 kills", status.takeovers.len());
     ensure!(status.notice("diverged").is_none(), "{:?}", status.notice("diverged"));
     rig.stop()
+}
+
+/// How often the guest's console has said `text`.
+fn said(rig: &Rig, text: &str) -> usize {
+    rig.read("console.log").matches(text).count()
+}
+
+/// Logs in on the console as soon as it asks, and gives a command there.
+fn give(rig: &mut Rig, boots: usize, command: &str) -> Result<()> {
+    const SHELL: &str = "built-in shell";
+    rig.wait("the guest asks for a login", BOOT_LIMIT, |rig| Ok((said(rig, "pollux login: ") >= boots).then_some(())))?;
+    rig.ask(&["console", "root"])?;
+    rig.wait("there is a shell", BOOT_LIMIT, |rig| Ok((said(rig, SHELL) >= boots).then_some(())))?;
+    rig.ask(&["console", command]).map(drop)
+}
+
+/// A reset, a panic and power-off are what they are on hardware, on both machines; and the kernel uses AVX.
+#[test]
+fn debian_boots_again_after_a_reset_and_a_panic_and_powers_off() -> Result<()> {
+    let arguments = ["--guest-args", "console=ttyS0 no_timer_check panic=1"];
+    let Some(mut rig) = protected_debian("linux-ends", &arguments)? else { return Ok(()) };
+    give(&mut rig, 1, "reboot -f")?;
+    give(&mut rig, 2, "echo c > /proc/sysrq-trigger")?;
+    give(&mut rig, 3, "tr ' ' '\\n' < /proc/cpuinfo | grep -cx -e avx2 -e fma -e f16c")?;
+    rig.wait("both have booted twice more, and the shell has answered", BOOT_LIMIT, |rig| {
+        let status = rig.status()?;
+        ensure!(status.notice("diverged").is_none(), "{:?}", status.notice("diverged"));
+        let resets = |log| rig.read(log).matches("the guest asked for a reset").count();
+        Ok((resets("castor.log") == 2 && resets("pollux.log") == 2 && said(rig, "\n3\n") == 1).then_some(()))
+    })?;
+    ensure!(rig.file()?.protected);
+    let console = rig.read("console.log");
+    for expected in ["sysrq: Trigger a crash", "Enabled xstate features 0x"] {
+        ensure!(console.contains(expected), "{expected:?} is not in\n{console}");
+    }
+    rig.ask(&["console", "poweroff -f"])?;
+    ensure!(rig.wait_end(TAKEOVER_LIMIT)?.success(), "{}", rig.report());
+    for machine in ["castor.log", "pollux.log"] {
+        let log = rig.read(machine);
+        ensure!(!["PANIC", "DIVERGED"].iter().any(|word| log.contains(word)), "{}", rig.report());
+    }
+    Ok(())
 }
