@@ -17,6 +17,7 @@ pub use self::arbiter::{ArbiterOptions, Routes};
 use crate::counter::choose::Wanted;
 use crate::extended;
 use crate::host::pci::Bdf;
+use crate::mmu;
 
 /// What this machine starts as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +97,8 @@ pub struct Config {
     pub counter: Wanted,
     /// `vectors=none|sse|avx|avx512`: the most that the guest gets of what XSAVE saves, as bits of XCR0; none at all: no XSAVE.
     pub vectors: u64,
+    /// `mmu=auto|tracked|native`: whether the CPU walks the guest's page tables.
+    pub mmu: mmu::Wanted,
     /// `monitor=com2|none`: whether status goes to COM2.
     pub monitor: bool,
     /// `break=RULE`: a rule switched off.
@@ -129,6 +132,7 @@ impl Default for Config {
             transfer_stops: false,
             counter: Wanted::Auto,
             vectors: extended::ALLOWED,
+            mmu: mmu::Wanted::default(),
             monitor: true,
             broken_rule: None,
             test_commands: false,
@@ -150,7 +154,7 @@ impl fmt::Display for ConfigError {
 
 /// All option names, for the message about an unknown one.
 const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, guest-memory, guest-mac, guest-args, \
-                     guest-seed, heartbeat, suspect, log-buffer, transfer, counter, vectors, clock, monitor, break, test-commands, stops, seed";
+                     guest-seed, heartbeat, suspect, log-buffer, transfer, counter, vectors, mmu, clock, monitor, break, test-commands, stops, seed";
 
 impl Config {
     /// Reads a command line.
@@ -227,6 +231,14 @@ impl Config {
                     "pmu" => Wanted::Pmu,
                     "ticks" => Wanted::Ticks,
                     _ => return Err(bad("one of auto, pmu, ticks")),
+                }
+            }
+            "mmu" => {
+                self.mmu = match value {
+                    "auto" => mmu::Wanted::Auto,
+                    "tracked" => mmu::Wanted::Tracked,
+                    "native" => mmu::Wanted::Native,
+                    _ => return Err(bad("one of auto, tracked, native")),
                 }
             }
             "clock" if value == "rtc" => {}
@@ -467,6 +479,7 @@ mod tests {
         refused("machine-address=10.0.2.3/24 arbiter-nic=0:5.0", "'log-nic' and 'arbiter-nic'");
         refused("suspect=fast", "suspect");
         refused("break=everything", "break");
+        refused("mmu=shadow", "one of auto, tracked, native");
         refused("counter=tsc", "one of auto, pmu, ticks");
         refused("guest-args=\"open", "guest-args");
         refused("guest-seed=0123", "guest-seed");

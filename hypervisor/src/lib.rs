@@ -32,6 +32,7 @@ pub mod extended;
 pub mod guest;
 pub mod host;
 pub mod memory;
+pub mod mmu;
 pub mod platform;
 pub mod replica;
 pub mod state;

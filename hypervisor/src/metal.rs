@@ -10,7 +10,7 @@ use pollux_boot::BootInfo;
 use pollux_hypervisor::boot_files::BootFiles;
 use pollux_hypervisor::config::{Config, StartRole};
 use pollux_hypervisor::counter::choose::{self, Chosen};
-use pollux_hypervisor::counter::selftest::Machine;
+use pollux_hypervisor::counter::selftest::{self, Machine};
 use pollux_hypervisor::cpu::{self, Vcpu};
 use pollux_hypervisor::extended::Layout;
 use pollux_hypervisor::guest::Guest;
@@ -20,7 +20,8 @@ use pollux_hypervisor::host::memory::HostMemory;
 use pollux_hypervisor::host::pci::Bdf;
 use pollux_hypervisor::host::{entropy, interrupts, logger, nic, pci, serial};
 use pollux_hypervisor::memory::GuestMemory;
-use pollux_hypervisor::platform::{Platform, PlatformConfig, clock::RATE_ONE, loader::GuestImage};
+use pollux_hypervisor::mmu;
+use pollux_hypervisor::platform::{Platform, PlatformConfig, clock::RATE_ONE, cpuid, loader::GuestImage};
 use pollux_hypervisor::replica::{MachinePlace, Parts, Replica, monitor};
 use pollux_hypervisor::stops;
 use pollux_nic::MacAddress;
@@ -29,7 +30,7 @@ use pollux_nic::MacAddress;
 static HEAP: LockedHeap = LockedHeap::empty();
 
 /// Memory for the hypervisor's own data, in bytes.
-const HEAP_BYTES: u64 = 48 << 20;
+const HEAP_BYTES: u64 = 56 << 20;
 /// Alignment that lets nested paging use large pages.
 const GUEST_ALIGN: u64 = 2 << 20;
 /// Ticks of the APIC timer after which a host interrupt comes to test what it does to a counter: between 20 microseconds and
@@ -120,7 +121,7 @@ fn start_memory(info: &BootInfo) -> HostMemory {
         memory.add(region.start.max(FIRST_USED)..region.end());
     }
     let Some(heap) = memory.take(HEAP_BYTES, 4096) else {
-        refuse(&"this machine has less memory than Pollux itself needs (48 MiB in one piece)");
+        refuse(&"this machine has less memory than Pollux itself needs (56 MiB in one piece)");
     };
     // SAFETY: the range is usable RAM, identity-mapped, and now the heap's alone.
     unsafe { HEAP.lock().init(heap as *mut u8, HEAP_BYTES as usize) };
@@ -144,34 +145,46 @@ fn make_guest(info: &'static BootInfo, config: &Config, apic: &Apic, memory: &mu
     let (mut vcpu, kind) =
         unsafe { cpu::open(base, config.guest_memory, apic, config.vectors) }.unwrap_or_else(|error| refuse(&error));
     log::info!("virtual CPU: {kind}");
-    let counter = choose_counter(config, apic, &mut *vcpu, &mut guest_memory);
-    let platform = make_platform(config, vcpu.extended().layout());
+    let (counter, tracked) = choose_counter(config, apic, &mut *vcpu, &mut guest_memory);
+    let platform = make_platform(config, vcpu.extended().layout(), tracked);
     let image = find_image(info, config);
     let mut guest = Guest::new(vcpu, counter, guest_memory, platform, image, interrupts::let_in);
+    if tracked && !guest.track_paging() {
+        refuse(&"option 'mmu': this CPU can only walk the guest's own page tables");
+    }
     // A backup tries it too, so that a bad image is found at the start and not at a reset; the state replaces it.
     guest.restart().unwrap_or_else(|error| refuse(&format_args!("the guest: {error}")));
     guest
 }
 
-/// The counter that the options ask for and the self-test proves.
-fn choose_counter(config: &Config, apic: &Apic, vcpu: &mut dyn Vcpu, memory: &mut GuestMemory) -> Chosen {
+/// The counter that the options ask for and the self-test proves, and whether the guest's paging is tracked.
+fn choose_counter(config: &Config, apic: &Apic, vcpu: &mut dyn Vcpu, memory: &mut GuestMemory) -> (Chosen, bool) {
     let mut stand = Machine {
         vcpu,
         memory,
         let_in: &mut interrupts::open_window,
         interrupt_soon: &mut || apic.arm_timer(TEST_INTERRUPT_TICKS),
     };
-    let chosen = choose::choose(config.counter, &mut stand).unwrap_or_else(|refused| refuse(&refused));
+    let mut chosen = choose::choose(config.counter, &mut stand).unwrap_or_else(|refused| refuse(&refused));
+    let translations = selftest::translations(&mut stand, &mut chosen.counter);
+    let tracked = match config.mmu {
+        mmu::Wanted::Auto => !translations.passed(),
+        wanted => wanted == mmu::Wanted::Tracked,
+    };
     apic.arm_timer(0);
     interrupts::open_window();
     log::info!("counter '{}': {}", chosen.counter.identity(), chosen.why);
-    chosen
+    let who =
+        if tracked { "the hypervisor walks the guest's page tables" } else { "the CPU walks the guest's page tables" };
+    log::info!("{who}; what it would see otherwise:\n{translations}");
+    (chosen, tracked)
 }
 
-fn make_platform(config: &Config, extended: Layout) -> Platform {
+fn make_platform(config: &Config, extended: Layout, tracked: bool) -> Platform {
     let host_cpuid = |leaf, subleaf| {
         let result = core::arch::x86_64::__cpuid_count(leaf, subleaf);
-        [result.eax, result.ebx, result.ecx, result.edx]
+        let registers = [result.eax, result.ebx, result.ecx, result.edx];
+        if tracked { cpuid::without_tags(leaf, registers) } else { registers }
     };
     let rdtscp = raw_cpuid::CpuId::new()
         .get_extended_processor_and_feature_identifiers()

@@ -15,6 +15,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use core::fmt;
 
+use crate::emulate::walk::Paging;
 use crate::extended::ExtendedRegisters;
 use crate::host::apic::Apic;
 use crate::memory::{Gpa, GuestMemory};
@@ -81,6 +82,15 @@ pub enum Exit {
     CacheFlush,
     /// MOV to or from CR8.
     Cr8,
+    /// A page fault, while the CPU walks other tables than the guest's, see [`Vcpu::track_paging`].
+    PageFault {
+        /// The linear address.
+        linear: u64,
+        /// The error code that the CPU came to.
+        error_code: u32,
+    },
+    /// An instruction that reads or writes a control register, or INVLPG, at the same time.
+    Control,
     /// An instruction that the guest does not have (virtualization, MONITOR, MWAIT …).
     Undefined,
     /// Triple fault.
@@ -94,7 +104,7 @@ pub enum Exit {
 }
 
 /// Names of the kinds of exit: what costs the same, and what is counted together.
-pub const EXIT_KINDS: [&str; 14] = [
+pub const EXIT_KINDS: [&str; 15] = [
     "interrupt",
     "overflow",
     "step",
@@ -109,6 +119,7 @@ pub const EXIT_KINDS: [&str; 14] = [
     "flush",
     "undefined",
     "fatal",
+    "paging",
 ];
 
 impl Exit {
@@ -136,6 +147,7 @@ impl Exit {
             Self::CacheFlush => 11,
             Self::Undefined => 12,
             Self::Shutdown | Self::Invalid | Self::Unsupported(_) | Self::Unknown(_) => 13,
+            Self::PageFault { .. } | Self::Control => 14,
         }
     }
 }
@@ -181,6 +193,8 @@ pub struct Exception {
 }
 
 impl Exception {
+    /// #DF.
+    pub const DOUBLE_FAULT: Self = Self { vector: 8, error_code: Some(0), cr2: None };
     /// #UD.
     pub const UNDEFINED: Self = Self { vector: 6, error_code: None, cr2: None };
     /// #GP(0).
@@ -289,6 +303,23 @@ pub trait Vcpu {
     /// were changed meanwhile. Returns whether the CPU can.
     fn guard_code(&mut self, on: bool) -> bool {
         !on
+    }
+
+    /// Prepares to walk other tables than the guest's while paging is on: the host's memory at this address and of this
+    /// many bytes, which stays, appears to the CPU at [`WINDOW`](crate::mmu::WINDOW). From here on the guest's page faults and its
+    /// accesses to control registers exit, as far as they matter, and [`set_paging`](Self::set_paging) says what is walked.
+    /// Returns whether the CPU can.
+    fn track_paging(&mut self, _: (u64, u64)) -> bool {
+        false
+    }
+
+    /// The guest's CR0, CR3, CR4 and EFER are these, and the CPU walks the tables that begin at `root`, CR3 notwithstanding,
+    /// having forgotten what it has cached; `None` without paging.
+    fn set_paging(&mut self, _: &Paging, _: Option<u64>) {}
+
+    /// The exception whose delivery a page fault has interrupted, and that comes again at the next entry.
+    fn interrupted_exception(&self) -> Option<u8> {
+        None
     }
 
     /// Begins to notice which pages the guest writes to, or ends it.

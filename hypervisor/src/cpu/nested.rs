@@ -4,6 +4,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use crate::emulate::walk::ADDRESS;
 use crate::memory::{Gpa, PAGE_SIZE};
 
 /// Flags of a vendor's entries.
@@ -68,6 +69,17 @@ pub struct NestedPaging {
     format: Format,
     tracked: bool,
     guarded: bool,
+    window: Option<Window>,
+}
+
+/// Memory of the host's that is seen above the guest's, now and then.
+struct Window {
+    /// Which entry of the table of the level below the root it is.
+    index: usize,
+    /// That entry's table, and those below it.
+    directory: Box<Table>,
+    _tables: Vec<Box<Table>>,
+    shown: bool,
 }
 
 impl NestedPaging {
@@ -75,8 +87,17 @@ impl NestedPaging {
     #[must_use]
     pub fn new(base: u64, len: u64, format: Format) -> Self {
         let root = Box::new(Table([0; 512]));
-        let mut paging =
-            Self { root, upper: Vec::new(), lowest: Vec::new(), base, len, format, tracked: false, guarded: false };
+        let mut paging = Self {
+            root,
+            upper: Vec::new(),
+            lowest: Vec::new(),
+            base,
+            len,
+            format,
+            tracked: false,
+            guarded: false,
+            window: None,
+        };
         paging.build();
         paging
     }
@@ -102,6 +123,48 @@ impl NestedPaging {
         let mut builder = Builder { base, len, format, small, flags, upper: Vec::new(), lowest: Vec::new() };
         builder.fill(&mut self.root, 3, 0);
         (self.upper, self.lowest) = (builder.upper, builder.lowest);
+        self.attach_window();
+    }
+
+    /// Prepares a window: guest-physical `gpa ..` within one GiB that has no guest memory, of `len` bytes in whole pages, to
+    /// host-physical `base ..`. It is not shown yet.
+    ///
+    /// # Panics
+    /// When there is guest memory, or the window does not lie within one GiB below 512 GiB (a bug of the caller).
+    pub fn make_window(&mut self, gpa: u64, base: u64, len: u64) {
+        let start = gpa & !(COVERED[2] - 1);
+        assert!(self.len <= start && gpa + len <= start + COVERED[2] && start < COVERED[3], "no place for a window");
+        let mut directory = Box::new(Table([0; 512]));
+        let mut tables = Vec::new();
+        for page in (0..len).step_by(COVERED[1] as usize) {
+            let mut table = Box::new(Table([0; 512]));
+            for at in (page..len.min(page + COVERED[1])).step_by(PAGE_SIZE as usize) {
+                table.0[((gpa + at) / PAGE_SIZE % PER_TABLE) as usize] = (base + at) | self.format.page;
+            }
+            directory.0[((gpa + page) / COVERED[1] % PER_TABLE) as usize] = address(&table) | self.format.table;
+            tables.push(table);
+        }
+        let index = (gpa / COVERED[2]) as usize;
+        self.window = Some(Window { index, directory, _tables: tables, shown: false });
+    }
+
+    /// Shows the window, or hides it. Returns whether that changes anything: then the CPU must forget what it has cached of
+    /// these tables.
+    pub fn show_window(&mut self, on: bool) -> bool {
+        let changes = self.window.as_mut().is_some_and(|window| core::mem::replace(&mut window.shown, on) != on);
+        if changes {
+            self.attach_window();
+        }
+        changes
+    }
+
+    fn attach_window(&mut self) {
+        let Some(window) = &self.window else { return };
+        let entry = if window.shown { address(&window.directory) | self.format.table } else { 0 };
+        // The CPU may have set flags of its own.
+        let below_root = self.root.0[0] & ADDRESS;
+        let table = self.upper.iter_mut().find(|table| address(table) == below_root);
+        table.expect("the root's first entry leads to a table").0[window.index] = entry;
     }
 
     /// Calls `written` with each page that the guest wrote since the last call, or since the tracking began. The CPU
@@ -279,6 +342,27 @@ mod tests {
             paging.track(false);
             assert_eq!(translate(&paging, 0x20_0000), Some((0x4020_0000, format.page, 1)), "large pages again");
             assert_eq!(paging.root(), root);
+        }
+    }
+
+    #[test]
+    fn a_window_is_seen_while_it_is_shown() {
+        const AT: u64 = 0xF000_0000;
+        for format in [NPT, EPT] {
+            let mut paging = NestedPaging::new(0x4000_0000, 0x40_0000, format);
+            paging.make_window(AT, 0x1234_5000, 0x40_0000);
+            assert_eq!(translate(&paging, AT), None);
+            // The CPU marks what it walked.
+            paging.root.0[0] |= 1 << 5;
+            assert!(paging.show_window(true) && !paging.show_window(true));
+            for tracked in [true, false] {
+                paging.track(tracked);
+                assert_eq!(translate(&paging, AT + 0x3F_F008), Some((0x1274_4008, format.page, 0)));
+                assert_eq!((translate(&paging, AT - 1), translate(&paging, AT + 0x40_0000)), (None, None));
+                assert_eq!(translate(&paging, 8).map(|found| found.0), Some(0x4000_0008));
+            }
+            assert!(paging.show_window(false));
+            assert_eq!(translate(&paging, AT), None);
         }
     }
 

@@ -7,7 +7,8 @@
 //! * [`decode`]: fetching, lengths, MOV CR8;
 //! * [`mmio`]: one instruction with operands in memory;
 //! * [`io`]: one element of INS or OUTS;
-//! * [`shadow`]: STI, MOV SS and POP SS.
+//! * [`shadow`]: STI, MOV SS and POP SS;
+//! * [`control`]: control registers and INVLPG.
 //!
 //! An instruction takes effect as a whole or faults with nothing changed but accessed and dirty bits. One that is not
 //! implemented is reported with its bytes, never guessed at. References are to the AMD64 manual (APM), revision 3.42
@@ -15,6 +16,7 @@
 //! single-step trap after an emulated instruction, shadow stacks.
 
 mod alu;
+pub mod control;
 pub mod decode;
 mod execute;
 pub mod io;

@@ -121,6 +121,13 @@ impl Execution<'_> {
         Ok(self.offset(operand)?.wrapping_add(displacement) & alu::mask(self.address_size()))
     }
 
+    /// Linear address of a memory operand, limits unchecked.
+    pub(super) fn linear_operand(&self, operand: u32) -> Result<u64, Fault> {
+        let segment = segment_name(self.instruction.memory_segment()).ok_or(self.unsupported())?;
+        let linear = self.space.base(segment).wrapping_add(self.memory_offset(operand, 0)?);
+        Ok(self.space.advance(linear, 0))
+    }
+
     /// Offset of a memory operand in its segment.
     pub(super) fn offset(&self, operand: u32) -> Result<u64, Fault> {
         let value = |register: Register, _, _| match Part::of(register) {

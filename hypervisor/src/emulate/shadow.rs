@@ -7,8 +7,10 @@ use super::operand::Execution;
 use super::walk::{self, Access, AccessKind, Paging};
 use super::{Bus, CpuView, Emulated, Fault, RFLAGS_VM, Vectors, is_64_bit};
 use crate::cpu::Mode;
-use crate::cpu::registers::{CR0_PE, RFLAGS_IF, Registers, Segment, Table};
+use crate::cpu::registers::{CR0_PE, RFLAGS_IF, RFLAGS_RF, Registers, Segment, Table};
 use crate::memory::{Gpa, GuestMemory};
+
+const STI: u8 = 0xFB;
 
 /// What the CPU has that decides what such an instruction does.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +26,12 @@ pub struct ShadowView<'a> {
 }
 
 impl ShadowView<'_> {
+    /// Whether it is executed in 64-bit mode.
+    #[must_use]
+    pub fn is_64_bit(&self) -> bool {
+        is_64_bit(self.mode)
+    }
+
     /// Linear address of the instruction at CS:RIP.
     #[must_use]
     pub fn linear_rip(&self) -> u64 {
@@ -39,6 +47,33 @@ pub struct Begun {
     pub registers: Registers,
     /// The new stack segment, unless the instruction is STI.
     pub stack: Option<Segment>,
+}
+
+/// Whether an instruction may begin a shadow, as far as its first bytes tell. `None` is STI without a prefix.
+#[must_use]
+pub fn may_begin(bytes: &[u8], long: bool) -> Option<bool> {
+    let is_prefix = |&byte: &u8| match byte {
+        0x26 | 0x2E | 0x36 | 0x3E | 0x64..=0x67 | 0xF0 | 0xF2 | 0xF3 => true,
+        0x40..=0x4F => long,
+        _ => false,
+    };
+    let start = bytes.iter().position(|byte| !is_prefix(byte)).unwrap_or(bytes.len());
+    match &bytes[start..] {
+        [STI, ..] if start == 0 => None,
+        // POP SS; MOV to SS; what goes on on another page.
+        [] | [STI, ..] | [0x17, ..] | [0x8E] => Some(true),
+        [0x8E, modrm, ..] => Some(modrm >> 3 & 7 == 2),
+        _ => Some(false),
+    }
+}
+
+/// Carries out STI, if it begins a shadow.
+#[must_use]
+pub fn begin_by_sti(view: &ShadowView<'_>) -> Option<Begun> {
+    let mut registers = *view.registers;
+    registers.rip = super::next_rip(view.mode, registers.rip, 1);
+    registers.rflags = (registers.rflags | RFLAGS_IF) & !RFLAGS_RF;
+    sti_begins(view).then_some(Begun { registers, stack: None })
 }
 
 /// Carries out the instruction at CS:RIP if it begins an interrupt shadow. `None` for every other one, and when it

@@ -8,23 +8,23 @@ use crate::cpu::Mode;
 use crate::cpu::registers::{CR0_PG, EFER_LMA};
 use crate::memory::{Gpa, GuestMemory};
 
-const CR0_WP: u64 = 1 << 16;
-const CR4_PSE: u64 = 1 << 4;
-const CR4_PAE: u64 = 1 << 5;
+pub(crate) const CR0_WP: u64 = 1 << 16;
+pub(crate) const CR4_PSE: u64 = 1 << 4;
+pub(crate) const CR4_PAE: u64 = 1 << 5;
 const CR4_LA57: u64 = 1 << 12;
-const CR4_SMEP: u64 = 1 << 20;
-const CR4_SMAP: u64 = 1 << 21;
-const EFER_NXE: u64 = 1 << 11;
+pub(crate) const CR4_SMEP: u64 = 1 << 20;
+pub(crate) const CR4_SMAP: u64 = 1 << 21;
+pub(crate) const EFER_NXE: u64 = 1 << 11;
 
-const PRESENT: u64 = 1 << 0;
-const WRITABLE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
-const LARGE: u64 = 1 << 7;
-const NO_EXECUTE: u64 = 1 << 63;
+pub(crate) const PRESENT: u64 = 1 << 0;
+pub(crate) const WRITABLE: u64 = 1 << 1;
+pub(crate) const USER: u64 = 1 << 2;
+pub(crate) const ACCESSED: u64 = 1 << 5;
+pub(crate) const DIRTY: u64 = 1 << 6;
+pub(crate) const LARGE: u64 = 1 << 7;
+pub(crate) const NO_EXECUTE: u64 = 1 << 63;
 /// Bits 12 to 51: the address in an entry of eight bytes.
-const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
+pub(crate) const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 
 /// Bits of a page fault's error code. See: APM volume 2, 8.4.2.
 pub mod error_code {
@@ -51,11 +51,14 @@ pub struct Paging {
     pub cr4: u64,
     /// EFER.
     pub efer: u64,
+    /// Address bits that the CPU does not have: reserved in long entries. Those of a CPU that walks itself are its own
+    /// business.
+    pub beyond: u64,
 }
 
 impl From<&Mode> for Paging {
     fn from(mode: &Mode) -> Self {
-        Self { cr0: mode.cr0, cr3: mode.cr3, cr4: mode.cr4, efer: mode.efer }
+        Self { cr0: mode.cr0, cr3: mode.cr3, cr4: mode.cr4, efer: mode.efer, beyond: 0 }
     }
 }
 
@@ -99,6 +102,28 @@ pub enum WalkError {
     FiveLevel,
 }
 
+/// An entry that a walk used, as the walk left it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// Where the table begins.
+    pub table: u64,
+    /// Which of its entries.
+    pub index: u64,
+    /// The entry, accessed and dirty bits set.
+    pub entry: u64,
+    /// Level of the table; 1 is the lowest.
+    pub level: u32,
+}
+
+/// A way through the tables that ended at a page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Walk {
+    /// The entries, from the root on; the last one maps the page.
+    pub steps: heapless::Vec<Step, 4>,
+    /// Where the address leads.
+    pub gpa: Gpa,
+}
+
 /// Translates the linear address `gva` (canonical in long mode, 32 bits otherwise).
 ///
 /// # Errors
@@ -107,23 +132,35 @@ pub fn translate(paging: &Paging, memory: &mut GuestMemory, gva: u64, access: Ac
     if paging.cr0 & CR0_PG == 0 {
         return Ok(Gpa(gva & 0xFFFF_FFFF));
     }
+    walk(paging, memory, gva, access).map(|walk| walk.gpa)
+}
+
+/// The way that [`translate`] takes with paging on.
+///
+/// # Errors
+/// As there.
+pub fn walk(paging: &Paging, memory: &mut GuestMemory, gva: u64, access: Access) -> Result<Walk, WalkError> {
     let format = Format::of(paging)?;
-    let gva = if format == Format::Long { gva } else { gva & 0xFFFF_FFFF };
+    let gva = format.linear(gva);
     let fault = |bits| WalkError::PageFault(PageFault { error_code: access.error_code(paging) | bits, address: gva });
     let mut table = format.root(paging.cr3);
     let mut rights = WRITABLE | USER;
     let mut no_execute = false;
+    let mut steps = heapless::Vec::new();
+    let mut note = |step| steps.push(step).expect("there are no more levels than places");
     for level in (1..=format.levels()).rev() {
-        let address = Gpa(table + format.index(gva, level) * format.entry_size());
+        let index = format.index(gva, level);
+        let address = format.address(table, index);
         let entry = format.read(memory, address);
         if entry & PRESENT == 0 {
             return Err(fault(0));
         }
-        let leaf = level == 1 || (entry & LARGE != 0 && format.has_large_pages(paging, level));
+        let leaf = format.is_leaf(paging, level, entry);
         if entry & format.reserved(paging, level, leaf) != 0 {
             return Err(fault(error_code::PRESENT | error_code::RESERVED));
         }
         if format.is_pointer(level) {
+            note(Step { table, index, entry, level });
             table = entry & ADDRESS;
             continue;
         }
@@ -131,16 +168,18 @@ pub fn translate(paging: &Paging, memory: &mut GuestMemory, gva: u64, access: Ac
         no_execute |= entry & NO_EXECUTE != 0;
         if !leaf {
             format.set(memory, address, entry, ACCESSED);
+            note(Step { table, index, entry: entry | ACCESSED, level });
             table = entry & ADDRESS;
             continue;
         }
         if !access.allowed(paging, rights, no_execute) {
             return Err(fault(error_code::PRESENT));
         }
-        let dirty = if access.kind == AccessKind::Write { DIRTY } else { 0 };
-        format.set(memory, address, entry, ACCESSED | dirty);
+        let bits = if access.kind == AccessKind::Write { ACCESSED | DIRTY } else { ACCESSED };
+        format.set(memory, address, entry, bits);
+        note(Step { table, index, entry: entry | bits, level });
         let within = (1 << format.shift(level)) - 1;
-        return Ok(Gpa(format.frame(entry, level) & !within | gva & within));
+        return Ok(Walk { steps, gpa: Gpa(format.frame(entry, level) & !within | gva & within) });
     }
     unreachable!("level 1 is always a leaf")
 }
@@ -157,7 +196,8 @@ impl Access {
     }
 
     /// Whether rights of all levels together allow this access. See: APM volume 2, 5.6.
-    fn allowed(self, paging: &Paging, rights: u64, no_execute: bool) -> bool {
+    #[must_use]
+    pub fn allowed(self, paging: &Paging, rights: u64, no_execute: bool) -> bool {
         let user_page = rights & USER != 0;
         let read_only = rights & WRITABLE == 0;
         if self.user && !user_page {
@@ -174,7 +214,7 @@ impl Access {
 
 /// The three formats of page tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
+pub enum Format {
     /// Two levels, entries of four bytes.
     Legacy,
     /// Three levels, entries of eight bytes, 32-bit addresses.
@@ -184,7 +224,11 @@ enum Format {
 }
 
 impl Format {
-    fn of(paging: &Paging) -> Result<Self, WalkError> {
+    /// That of tables that are used with paging on.
+    ///
+    /// # Errors
+    /// Five levels.
+    pub fn of(paging: &Paging) -> Result<Self, WalkError> {
         Ok(match (paging.efer & EFER_LMA != 0, paging.cr4 & CR4_PAE != 0) {
             (true, _) if paging.cr4 & CR4_LA57 != 0 => return Err(WalkError::FiveLevel),
             (true, _) => Self::Long,
@@ -193,7 +237,9 @@ impl Format {
         })
     }
 
-    fn root(self, cr3: u64) -> u64 {
+    /// Where the root begins.
+    #[must_use]
+    pub const fn root(self, cr3: u64) -> u64 {
         match self {
             Self::Legacy => cr3 & 0xFFFF_F000,
             Self::Pae => cr3 & 0xFFFF_FFE0,
@@ -201,7 +247,15 @@ impl Format {
         }
     }
 
-    const fn levels(self) -> u32 {
+    /// The bits that a linear address has.
+    #[must_use]
+    pub const fn linear(self, gva: u64) -> u64 {
+        if matches!(self, Self::Long) { gva } else { gva & 0xFFFF_FFFF }
+    }
+
+    /// Level of the root.
+    #[must_use]
+    pub const fn levels(self) -> u32 {
         match self {
             Self::Legacy => 2,
             Self::Pae => 3,
@@ -209,23 +263,53 @@ impl Format {
         }
     }
 
-    const fn entry_size(self) -> u64 {
+    /// Bytes of an entry.
+    #[must_use]
+    pub const fn entry_size(self) -> u64 {
         if matches!(self, Self::Legacy) { 4 } else { 8 }
     }
 
     /// Lowest address bit that selects an entry of tables of `level`.
-    const fn shift(self, level: u32) -> u32 {
+    #[must_use]
+    pub const fn shift(self, level: u32) -> u32 {
         12 + (level - 1) * if matches!(self, Self::Legacy) { 10 } else { 9 }
     }
 
-    fn index(self, gva: u64, level: u32) -> u64 {
+    /// Where an entry is.
+    const fn address(self, table: u64, index: u64) -> Gpa {
+        Gpa(table + index * self.entry_size())
+    }
+
+    /// Which entry of a table of `level` an address uses.
+    #[must_use]
+    pub fn index(self, gva: u64, level: u32) -> u64 {
         let entries = if self == Self::Legacy { 1024 } else { 512 };
         (gva >> self.shift(level)) & (entries - 1)
     }
 
     /// A page directory pointer of PAE: no rights, no accessed bit.
-    fn is_pointer(self, level: u32) -> bool {
+    #[must_use]
+    pub fn is_pointer(self, level: u32) -> bool {
         self == Self::Pae && level == 3
+    }
+
+    /// Whether a present entry maps a page.
+    #[must_use]
+    pub fn is_leaf(self, paging: &Paging, level: u32, entry: u64) -> bool {
+        level == 1 || (entry & LARGE != 0 && self.has_large_pages(paging, level))
+    }
+
+    /// An entry that leads on, or maps a page, without a walk setting any bit but the dirty one.
+    #[must_use]
+    pub fn is_used(self, paging: &Paging, level: u32, entry: u64) -> bool {
+        let wanted = if self.is_pointer(level) { PRESENT } else { PRESENT | ACCESSED };
+        entry & wanted == wanted && entry & self.reserved(paging, level, self.is_leaf(paging, level, entry)) == 0
+    }
+
+    /// The entry of a table in the guest's memory.
+    #[must_use]
+    pub fn entry(self, memory: &GuestMemory, table: u64, index: u64) -> u64 {
+        self.read(memory, self.address(table, index))
     }
 
     fn has_large_pages(self, paging: &Paging, level: u32) -> bool {
@@ -237,7 +321,8 @@ impl Format {
     }
 
     /// The bits that must be clear in a present entry.
-    fn reserved(self, paging: &Paging, level: u32, leaf: bool) -> u64 {
+    #[must_use]
+    pub fn reserved(self, paging: &Paging, level: u32, leaf: bool) -> u64 {
         if self == Self::Legacy {
             // PSE-36: bit 21 is the only one that a 4 MiB page leaves.
             return if leaf && level == 2 { 1 << 21 } else { 0 };
@@ -245,17 +330,18 @@ impl Format {
         let no_execute = if paging.efer & EFER_NXE == 0 { NO_EXECUTE } else { 0 };
         let high = if self == Self::Pae { 0x7FF0_0000_0000_0000 } else { 0 };
         let low = match (self, level) {
-            (Self::Pae, 3) => return NO_EXECUTE | high | 0x1E6,
+            (Self::Pae, 3) => return NO_EXECUTE | high | 0x1E6 | paging.beyond,
             (Self::Long, 4) => LARGE,
             // Bit 12 of a large page is its PAT bit.
             (_, 2 | 3) if leaf => ((1 << self.shift(level)) - 1) & !0x1FFF,
             _ => 0,
         };
-        no_execute | high | low
+        no_execute | high | low | paging.beyond
     }
 
     /// The page that a leaf maps; low bits are not masked for large pages.
-    fn frame(self, entry: u64, level: u32) -> u64 {
+    #[must_use]
+    pub fn frame(self, entry: u64, level: u32) -> u64 {
         match (self, level) {
             // PSE-36: bits 13 to 20 are address bits 32 to 39.
             (Self::Legacy, 2) => entry & 0xFFC0_0000 | (entry >> 13 & 0xFF) << 32,

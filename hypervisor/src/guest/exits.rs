@@ -29,8 +29,12 @@ pub(super) enum Done {
     Next(u8),
     /// It is complete and has set RIP itself.
     Moved,
+    /// It has not begun, and can now.
+    Again,
     /// It raised an exception.
     Fault(Exception),
+    /// It raised an exception that cannot be delivered: the machine is reset.
+    TripleFault,
     /// It cannot be carried out; the guest is brought down, with the reason.
     Crash(alloc::string::String),
 }
@@ -52,23 +56,27 @@ impl Guest {
                 self.by_length()
             }
             Exit::Cr8 => self.access_cr8(),
+            Exit::PageFault { linear, error_code } => self.page_fault(linear, error_code),
+            Exit::Control => self.control(out),
             Exit::CacheFlush => self.by_length(),
             Exit::Xsetbv => self.write_xcr0(),
             Exit::Rdpmc => Done::Fault(Exception::GENERAL_PROTECTION),
             Exit::Hypercall | Exit::Undefined => Done::Fault(Exception::UNDEFINED),
-            Exit::Shutdown => {
-                out.power(PowerEvent::Reset);
-                Done::Crash("triple fault".into())
-            }
+            Exit::Shutdown => Done::TripleFault,
             Exit::Invalid => Done::Crash("the CPU refuses the guest's state".into()),
             Exit::Unsupported(what) => Done::Crash(format!("{what} is not supported")),
             Exit::Unknown(code) => panic!("unknown exit {code:#x} at position {}", self.position()),
         };
-        self.finish(done)
+        self.finish(done, out)
     }
 
-    fn finish(&mut self, done: Done) -> bool {
+    fn finish(&mut self, done: Done, out: &mut Noting<'_>) -> bool {
         match done {
+            Done::Again => false,
+            Done::TripleFault => {
+                out.power(PowerEvent::Reset);
+                self.finish(Done::Crash("triple fault".into()), out)
+            }
             Done::Next(length) => {
                 let rip = self.vcpu.registers().rip.wrapping_add(u64::from(length));
                 self.retire(rip);
@@ -193,6 +201,7 @@ impl Guest {
         }
         msrs.efer = (value & EFER_WRITABLE) | (msrs.efer & EFER_LMA);
         self.vcpu.set_msrs(&msrs);
+        self.reload_paging();
         true
     }
 

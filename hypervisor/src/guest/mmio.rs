@@ -9,7 +9,7 @@ use crate::memory::{Gpa, GuestMemory};
 use crate::platform::{GuestTime, Platform, Size};
 
 /// The platform as the emulator sees it, at one instant.
-struct PlatformBus<'a, 'b> {
+pub(super) struct PlatformBus<'a, 'b> {
     platform: &'a mut Platform,
     memory: &'a mut GuestMemory,
     out: &'a mut Noting<'b>,
@@ -60,7 +60,7 @@ impl Guest {
     }
 
     /// Carries out one instruction, or one iteration of a repeated one: either counts as one tick.
-    fn emulate(
+    pub(super) fn emulate(
         &mut self,
         out: &mut Noting<'_>,
         step: impl FnOnce(&mut CpuView<'_>, &mut PlatformBus<'_, '_>) -> Result<crate::emulate::Emulated, Fault>,

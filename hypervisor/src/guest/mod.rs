@@ -8,6 +8,7 @@
 
 mod exits;
 mod mmio;
+mod paging;
 mod shadow;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use crate::counter::choose::Chosen;
 use crate::cpu::registers::{CpuState, RFLAGS_IF, Table};
 use crate::cpu::{Exit, Vcpu};
 use crate::memory::{Gpa, GuestMemory, PageSet};
+use crate::mmu::Mmu;
 use crate::platform::loader::{self, EntryPoint, GuestImage, LoadError};
 use crate::platform::{GuestTime, Outputs, Platform, PowerEvent};
 use crate::state::{self, State, StateError, Visitor};
@@ -43,6 +45,8 @@ pub struct Guest {
     /// What runs after a reset.
     image: GuestImage<'static>,
     let_in: fn() -> bool,
+    /// The guest's translations, if they are tracked.
+    mmu: Option<alloc::boxed::Box<Mmu>>,
     /// Where the guest stood when it came to this machine.
     loaded_at: u64,
     halted: bool,
@@ -102,6 +106,7 @@ impl Guest {
             progress: Progress::at(0),
             image,
             let_in,
+            mmu: None,
             loaded_at: 0,
             halted: false,
             settled: true,
@@ -277,8 +282,11 @@ impl Guest {
     ///
     /// What is sent is loaded here, too, as far as it stays in the CPU's registers: what no instruction saves is the same on
     /// both machines then.
+    ///
+    /// Whoever goes on from here and whoever loads it have the same translations: none.
     pub fn save(&mut self) -> alloc::vec::Vec<u8> {
         assert!(self.settled, "a state was saved away from an exact stop");
+        self.restart_paging();
         let mut machine = MachineState::of(self);
         let (saved, extended) = (state::save(&mut machine), machine.cpu.extended);
         self.vcpu.extended().load(&extended);
@@ -300,6 +308,7 @@ impl Guest {
         self.vcpu.load(&cpu);
         self.settled = true;
         self.crash = None;
+        self.restart_paging();
         Ok(())
     }
 
@@ -346,6 +355,7 @@ impl Guest {
         });
         self.halted = false;
         self.crash = None;
+        self.restart_paging();
         Ok(())
     }
 
@@ -398,13 +408,16 @@ struct MachineState<'a> {
     cpu: CpuState,
     platform: &'a mut Platform,
     position: u64,
+    /// Not loaded: translations begin anew.
+    translations: u64,
 }
 
 impl<'a> MachineState<'a> {
     fn of(guest: &'a mut Guest) -> Self {
         let mut cpu = guest.vcpu.save();
         cpu.halted = guest.halted;
-        Self { cpu, position: guest.progress.position(), platform: &mut guest.platform }
+        let translations = guest.paging_history();
+        Self { cpu, position: guest.progress.position(), platform: &mut guest.platform, translations }
     }
 }
 
@@ -412,6 +425,7 @@ impl State for MachineState<'_> {
     fn visit(&mut self, v: &mut dyn Visitor) -> Result<(), StateError> {
         self.cpu.visit(v)?;
         self.platform.visit(v)?;
-        v.u64(&mut self.position)
+        v.u64(&mut self.position)?;
+        v.u64(&mut self.translations)
     }
 }

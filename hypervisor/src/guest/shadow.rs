@@ -87,7 +87,17 @@ impl Guest {
         let steps = self.vcpu.shadow_steps()?;
         let view =
             ShadowView { registers: &registers, mode: &mode, gdtr: steps.gdtr(), after_mov_ss: steps.after_mov_ss() };
-        let begun = shadow::begin(&view, &mut self.memory).filter(|_| !steps.breaks_at(view.linear_rip()))?;
+        let breaks = steps.breaks_at(view.linear_rip());
+        let begun = match self.first_bytes(view.linear_rip()) {
+            None => shadow::begin(&view, &mut self.memory),
+            // The CPU would not walk the guest's tables for it.
+            Some(bytes) => match shadow::may_begin(&bytes?, view.is_64_bit()) {
+                None => shadow::begin_by_sti(&view),
+                Some(true) => shadow::begin(&view, &mut self.memory),
+                Some(false) => None,
+            },
+        };
+        let begun = begun.filter(|_| !breaks)?;
         *self.vcpu.registers_mut() = begun.registers;
         self.vcpu.shadow_steps()?.begin_shadow(begun.stack);
         Some(())

@@ -78,6 +78,16 @@ const OUR_CPUID: u32 = 0x4000_0100;
 /// Subleaves that are looked at, at most, where their number comes from the host.
 const MAX_SUBLEAVES: u32 = 8;
 
+/// A leaf of a host without PCID and INVPCID: tracked translations have no tags.
+#[must_use]
+pub const fn without_tags(leaf: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> [u32; 4] {
+    match leaf {
+        1 => [eax, ebx, ecx & !bits(&[17]), edx],
+        7 => [eax, ebx & !bits(&[10]), ecx, edx],
+        _ => [eax, ebx, ecx, edx],
+    }
+}
+
 /// The guest's CPUID table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cpuid {

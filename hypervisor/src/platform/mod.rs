@@ -219,6 +219,12 @@ impl Platform {
         self.msrs.pat()
     }
 
+    /// Width of the guest's physical addresses.
+    #[must_use]
+    pub fn physical_bits(&self) -> u32 {
+        self.cpuid.physical_bits()
+    }
+
     /// CPUID as the guest sees it: EAX, EBX, ECX, EDX.
     #[must_use]
     pub fn cpuid(&self, leaf: u32, subleaf: u32, context: CpuidContext) -> [u32; 4] {

@@ -213,7 +213,7 @@ fn make_node(config: &Config, guest: &Guest, id: NodeId, now_us: u64) -> Node {
         build: concat!(env!("CARGO_PKG_VERSION"), " ", env!("POLLUX_SOURCES")).into(),
         cpu_digest: guest.platform.cpuid_digest(),
         cpu_name: cpu_name(),
-        counter: guest.counter().counter.identity(),
+        counter: alloc::format!("{}, {}", guest.counter().counter.identity(), guest.paging_name()),
         guest_memory: config.guest_memory,
         guest_image: guest.image_name(),
         guest_mac: config.guest_mac,

@@ -9,6 +9,7 @@ mod clock;
 mod interrupts;
 mod patching;
 mod report;
+mod translations;
 pub(super) mod trial;
 
 use alloc::boxed::Box;
@@ -182,6 +183,17 @@ pub(super) fn clock_reads(stand: &mut dyn Stand, counter: &mut Counter) -> Optio
     bench.clear();
     counter.forget_seen();
     any.then_some(report)
+}
+
+/// Checks what a CPU that walks the guest's page tables itself lets the guest see of its memory of them; with a counter that
+/// passed. Leaves the memory that was used zeroed.
+pub fn translations(stand: &mut dyn Stand, counter: &mut Counter) -> Report {
+    let mut report = Report::default();
+    let mut bench = Bench::new(stand, counter);
+    bench.translations(&mut report);
+    bench.clear();
+    counter.forget_seen();
+    report
 }
 
 /// Measures and checks the TSC of `stand`, which is calibrated. The first check of the measurement that fails ends the test.

@@ -10,7 +10,7 @@ use crate::counter::Seen;
 use crate::counter::choose::{Wanted, choose};
 use crate::counter::pmu;
 use crate::counter::selftest::{self, Report, Tested};
-use crate::cpu::{Exit, Vcpu};
+use crate::cpu::{EXIT_KINDS, Exit, Vcpu};
 
 fn test(nature: Nature) -> Result<Tested, Report> {
     test_seed(nature, 1)
@@ -93,13 +93,13 @@ fn each_lie_is_named() {
         ("largest skid", Nature { late: 5000, late_in: 30, ..honest() }),
         ("host interrupt's exit", Nature { host_overcount_in: 2, ..honest() }),
         ("host interrupt's exit", Nature { host_overcount_in: 20, ..honest() }),
-        ("neither 0 nor 1", Nature { exit_costs: [2; 14], ..honest() }),
+        ("neither 0 nor 1", Nature { exit_costs: [2; EXIT_KINDS.len()], ..honest() }),
         ("interrupt's delivery", Nature { interrupt_cost: 2, ..honest() }),
         ("exception's delivery", Nature { exception_cost: 2, ..honest() }),
     ];
     for (want, nature) in cases {
         let name = refused(nature.clone());
-        let halts = nature.exit_costs == [2; 14] && name.contains("only halts");
+        let halts = nature.exit_costs == [2; EXIT_KINDS.len()] && name.contains("only halts");
         assert!(name.contains(want) || halts, "refused for '{name}' instead of '{want}': {nature:?}");
     }
 }

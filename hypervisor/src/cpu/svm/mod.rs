@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod entry;
+mod paging;
 mod permissions;
 mod run;
 mod vmcb;
@@ -20,6 +21,7 @@ use super::lazy::{self, LiveRegisters, PAT_RESET};
 use super::nested::{Format, NestedPaging};
 use super::registers::{CpuMsrs, CpuState, Registers, Segment, Segments, Table, gpr};
 use super::{Entered, Exception, Exit, InstructionCounter, IoExit, LentTsc, Limit, Meter, Mode, Vcpu};
+use crate::emulate::walk::Paging;
 use crate::extended::ExtendedRegisters;
 use crate::host::apic::Apic;
 use crate::memory::{Gpa, GuestMemory};
@@ -75,6 +77,8 @@ pub struct SvmVcpu {
     tsc: u64,
     offered: Option<u8>,
     guard: Option<run::Guard>,
+    /// While other tables than the guest's are walked.
+    hidden: Option<paging::Hidden>,
 }
 
 impl SvmVcpu {
@@ -133,6 +137,7 @@ impl SvmVcpu {
             tsc: 0,
             offered: None,
             guard: None,
+            hidden: None,
         };
         vcpu.load(&CpuState::real_mode(0));
         Ok(vcpu)
@@ -158,6 +163,10 @@ impl SvmVcpu {
             exit::XSETBV => Exit::Xsetbv,
             exit::INVD | exit::WBINVD => Exit::CacheFlush,
             exit::READ_CR8 | exit::WRITE_CR8 => Exit::Cr8,
+            exit::PAGE_FAULT => Exit::PageFault { linear: control.exit_info2, error_code: control.exit_info1 as u32 },
+            exit::READ_CR0 | exit::READ_CR3 | exit::READ_CR4 => Exit::Control,
+            exit::WRITE_CR0 | exit::WRITE_CR3 | exit::WRITE_CR4 | exit::INVLPG => Exit::Control,
+            exit::TASK_SWITCH => Exit::Unsupported("a task switch"),
             exit::VMRUN | exit::VMLOAD..=exit::SKINIT | exit::MONITOR | exit::MWAIT | exit::INVLPGA => Exit::Undefined,
             exit::SHUTDOWN => Exit::Shutdown,
             exit::INVALID | exit::INVALID_SHORT => Exit::Invalid,
@@ -308,8 +317,8 @@ impl Vcpu for SvmVcpu {
                 ldtr: save.ldtr,
                 tr: save.tr,
             },
-            cr0: save.cr0,
-            cr3: save.cr3,
+            cr0: self.hidden.map_or(save.cr0, |hidden| hidden.cr0),
+            cr3: self.hidden.map_or(save.cr3, |hidden| hidden.cr3),
             cr4: save.cr4,
             efer: save.efer & !EFER_SVME,
         }
@@ -374,6 +383,21 @@ impl Vcpu for SvmVcpu {
         guard == on
     }
 
+    fn track_paging(&mut self, tables: (u64, u64)) -> bool {
+        self.begin_tracking(tables);
+        true
+    }
+
+    fn set_paging(&mut self, paging: &Paging, root: Option<u64>) {
+        self.walk_from(paging, root);
+    }
+
+    fn interrupted_exception(&self) -> Option<u8> {
+        let event = self.guest.control.event_injection;
+        let comes = event & (vmcb::EVENT_VALID | vmcb::EVENT_TYPE) == vmcb::EVENT_VALID | vmcb::EVENT_EXCEPTION;
+        comes.then_some(event as u8)
+    }
+
     fn track_writes(&mut self, on: bool) {
         self.nested_paging.track(on);
         self.guest.control.tlb_control = vmcb::TLB_FLUSH_ALL;
@@ -426,6 +450,7 @@ impl Vcpu for SvmVcpu {
         save.cr2 = state.cr2;
         save.cr3 = state.cr3;
         save.cr4 = state.cr4;
+        self.hidden = None;
         save.dr6 = state.dr6;
         save.dr7 = state.dr7;
         self.set_msrs(&state.msrs);

@@ -105,6 +105,10 @@ impl SvmVcpu {
         }
         let exception_taken = injected && self.guest.control.exit_interrupt_info & vmcb::EVENT_VALID == 0;
         let mut once = Once { exit: Some(exit), ticks, interrupt_taken: taken, exception_taken };
+        if self.guest.control.exit_code == exit::PAGE_FAULT {
+            let event = self.guest.control.exit_interrupt_info;
+            once.ticks -= self.deliver_again(event, offered.filter(|_| !taken));
+        }
         if self.guard.is_some() {
             self.look_after_guard(&mut once, offered.filter(|_| !taken));
         }
@@ -163,7 +167,7 @@ impl SvmVcpu {
         }
     }
 
-    /// Prepares the delivery of an event again that a fault of the guard's has interrupted. Returns the ticks that the
+    /// Prepares the delivery of an event again that a fault of ours has interrupted. Returns the ticks that the
     /// instruction has counted which will run again for it.
     fn deliver_again(&mut self, event: u64, waiting: Option<u8>) -> u64 {
         if event & vmcb::EVENT_VALID == 0 {

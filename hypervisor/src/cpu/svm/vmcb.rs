@@ -16,9 +16,11 @@ pub mod intercept1 {
     pub const CPUID: u32 = 1 << 18;
     pub const INVD: u32 = 1 << 22;
     pub const HLT: u32 = 1 << 24;
+    pub const INVLPG: u32 = 1 << 25;
     pub const INVLPGA: u32 = 1 << 26;
     pub const IO: u32 = 1 << 27;
     pub const MSR: u32 = 1 << 28;
+    pub const TASK_SWITCH: u32 = 1 << 29;
     pub const SHUTDOWN: u32 = 1 << 31;
 }
 
@@ -41,12 +43,33 @@ pub mod intercept2 {
 
 /// Intercepts of CR8: reads are bit n, writes bit 16 + n of the vector at offset 0.
 pub const INTERCEPT_CR8: u32 = 1 << 8 | 1 << 24;
+/// Intercept of page faults in `intercept_exceptions`.
+pub const INTERCEPT_PAGE_FAULT: u32 = 1 << 14;
+
+/// Intercept of reads of a control register.
+#[must_use]
+pub const fn intercept_read(register: u32) -> u32 {
+    1 << register
+}
+
+/// Intercept of writes to a control register.
+#[must_use]
+pub const fn intercept_write(register: u32) -> u32 {
+    1 << (16 + register)
+}
 
 /// Exit codes. See: APM volume 2, appendix C.
 #[allow(missing_docs)]
 pub mod exit {
+    pub const READ_CR0: u64 = 0x00;
+    pub const READ_CR3: u64 = 0x03;
+    pub const READ_CR4: u64 = 0x04;
     pub const READ_CR8: u64 = 0x08;
+    pub const WRITE_CR0: u64 = 0x10;
+    pub const WRITE_CR3: u64 = 0x13;
+    pub const WRITE_CR4: u64 = 0x14;
     pub const WRITE_CR8: u64 = 0x18;
+    pub const PAGE_FAULT: u64 = 0x4E;
     pub const INTR: u64 = 0x60;
     pub const NMI: u64 = 0x61;
     pub const RDTSC: u64 = 0x6E;
@@ -54,9 +77,11 @@ pub mod exit {
     pub const CPUID: u64 = 0x72;
     pub const INVD: u64 = 0x76;
     pub const HLT: u64 = 0x78;
+    pub const INVLPG: u64 = 0x79;
     pub const INVLPGA: u64 = 0x7A;
     pub const IO: u64 = 0x7B;
     pub const MSR: u64 = 0x7C;
+    pub const TASK_SWITCH: u64 = 0x7D;
     pub const SHUTDOWN: u64 = 0x7F;
     pub const VMRUN: u64 = 0x80;
     pub const VMMCALL: u64 = 0x81;

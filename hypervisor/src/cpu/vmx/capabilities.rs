@@ -49,6 +49,8 @@ pub(super) const RDTSC_EXITING: u32 = 1 << 12;
 pub(super) const TSC_OFFSETTING: u32 = 1 << 3;
 /// Primary control: an exit behind the next instruction or event. Switched on for single steps.
 pub(super) const MONITOR_TRAP: u32 = 1 << 27;
+/// Primary controls: exits of INVLPG and of accesses to CR3. Switched on while other tables than the guest's are walked.
+pub(super) const PAGING_EXITS: u32 = 1 << 9 | 1 << 15 | 1 << 16;
 /// CR3-load and CR3-store exiting, which nested paging makes superfluous.
 const PRIMARY_UNWANTED: Control = (1 << 15 | 1 << 16, "CR3 accesses without exits");
 
@@ -159,6 +161,8 @@ pub(super) struct Capabilities {
     pub(super) monitor_trap: bool,
     /// There is [`TSC_OFFSETTING`], and a guest without [`RDTSC_EXITING`].
     pub(super) tsc_offsetting: bool,
+    /// There are [`PAGING_EXITS`].
+    pub(super) paging_exits: bool,
     /// Exits and entries load IA32_PERF_GLOBAL_CTRL.
     pub(super) performance_control: bool,
     /// Bits of CR0 and CR4 that the guest does not own.
@@ -265,6 +269,7 @@ impl Capabilities {
             dirty_flags,
             monitor_trap: may(TRUE_PRIMARY) & MONITOR_TRAP != 0,
             tsc_offsetting: may(TRUE_PRIMARY) & TSC_OFFSETTING != 0 && must(TRUE_PRIMARY) & RDTSC_EXITING == 0,
+            paging_exits: may(TRUE_PRIMARY) & PAGING_EXITS == PAGING_EXITS,
             performance_control,
             cr0_mask: cr0_fixed | CR0_HOST | 0xFFFF_FFFF & !read(CR0_FIXED[1]),
             cr4_mask: !cr4_guest | cr4_fixed | !read(CR4_FIXED[1]),

@@ -9,7 +9,9 @@ pub(super) const ENTRY_FAILED: u32 = 1 << 31;
 /// Basic exit reasons that need more than their number.
 #[allow(missing_docs)]
 pub(super) mod reason {
+    pub const EXCEPTION: u16 = 0;
     pub const INTERRUPT_WINDOW: u16 = 7;
+    pub const INVLPG: u16 = 14;
     pub const CONTROL_REGISTER: u16 = 28;
     pub const IO: u16 = 30;
     pub const EPT_VIOLATION: u16 = 48;
@@ -26,7 +28,7 @@ const EVENT_NMI: u32 = 2 << 8;
 /// Exits that need nothing but their reason.
 pub(super) fn simple(reason: u16) -> Exit {
     match reason {
-        // An NMI: exceptions do not exit.
+        // An NMI: no exception exits but page faults.
         0 => Exit::Overflow,
         // An external interrupt, the timer.
         1 | 52 => Exit::Interrupted,
@@ -91,6 +93,11 @@ pub(super) fn is_allowed_cr0(value: u64) -> bool {
     value & CR0_NW == 0 || value & CR0_CD != 0
 }
 
+/// Whether an exit's event is a page fault.
+pub(super) fn is_page_fault(info: u32) -> bool {
+    info & (EVENT_VALID | EVENT_TYPE | 0xFF) == EVENT_VALID | EVENT_EXCEPTION | 14
+}
+
 /// An event that is being delivered, as the VMCS describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Event {
@@ -110,6 +117,11 @@ impl Event {
 
     pub(super) const fn is_interrupt(self) -> bool {
         self.info & EVENT_TYPE == EVENT_EXTERNAL
+    }
+
+    /// The vector, of an exception.
+    pub(super) fn exception(self) -> Option<u8> {
+        (self.info & EVENT_TYPE == EVENT_EXCEPTION).then_some(self.info as u8)
     }
 
     /// Whether its delivery is a tick of the counter when the CPU raises it itself: interrupts are none.
@@ -176,6 +188,15 @@ mod tests {
         assert_eq!(simple(18), Exit::Hypercall);
         // EPT misconfiguration is a bug of ours.
         assert_eq!(simple(49), Exit::Unknown(49));
+    }
+
+    #[test]
+    fn page_faults_are_told_from_other_events() {
+        assert!(is_page_fault(EVENT_VALID | EVENT_EXCEPTION | EVENT_ERROR_CODE | 14));
+        assert!(!is_page_fault(EVENT_VALID | EVENT_NMI | 2));
+        assert!(!is_page_fault(EVENT_VALID | EVENT_EXCEPTION | EVENT_ERROR_CODE | 13));
+        let event = |kind| Event { info: EVENT_VALID | kind | 8, ..Event::default() };
+        assert_eq!((event(EVENT_EXCEPTION).exception(), event(EVENT_NMI).exception()), (Some(8), None));
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod exit;
 mod fields;
 mod host;
 mod instructions;
+mod paging;
 mod performance;
 mod permissions;
 mod run;
@@ -22,7 +23,7 @@ use core::cell::Cell;
 pub use self::capabilities::VmxError;
 pub use self::instructions::VmFail;
 
-use self::capabilities::{Capabilities, INTERRUPT_WINDOW, MONITOR_TRAP, RDTSC_EXITING, TSC_OFFSETTING};
+use self::capabilities::{Capabilities, INTERRUPT_WINDOW, MONITOR_TRAP, PAGING_EXITS, RDTSC_EXITING, TSC_OFFSETTING};
 use self::exit::{ControlAccess, ENTRY_FAILED, Event, reason};
 use self::host::HostTables;
 use self::instructions::{read, write};
@@ -34,6 +35,7 @@ use super::lazy::{self, LiveRegisters};
 use super::nested::NestedPaging;
 use super::registers::{CR0_PE, CpuMsrs, CpuState, RFLAGS_IF, Registers, gpr};
 use super::{Entered, Exception, Exit, InstructionCounter, LentTsc, Limit, Meter, Mode, ShadowSteps, Vcpu};
+use crate::emulate::walk::Paging;
 use crate::extended::ExtendedRegisters;
 use crate::host::msr;
 use crate::memory::{Gpa, GuestMemory};
@@ -82,6 +84,7 @@ pub struct VmxVcpu {
     _msr: Box<MsrPermissions>,
     nested_paging: NestedPaging,
     ept_pointer: u64,
+    tracking: Option<paging::Tracking>,
     _host: HostTables,
 }
 
@@ -90,6 +93,7 @@ impl VmxVcpu {
     fn switch(&mut self, event: Option<Event>, timer_count: u32) -> (u32, u64) {
         self.forget_mode();
         self.put_registers();
+        self.put_pointers();
         write(fields::PREEMPTION_TIMER, timer_count);
         if let Some(event) = event {
             write(fields::ENTRY_ERROR_CODE, event.error_code);
@@ -141,7 +145,8 @@ impl VmxVcpu {
     /// Whether the guest exits as soon as it can take an interrupt, and behind its next instruction.
     fn set_primary(&mut self, window: bool, step: bool) {
         let mut controls = self.capabilities.controls.primary;
-        for (control, wanted) in [(INTERRUPT_WINDOW, window), (MONITOR_TRAP, step)] {
+        let tracks = self.walks_others();
+        for (control, wanted) in [(INTERRUPT_WINDOW, window), (MONITOR_TRAP, step), (PAGING_EXITS, tracks)] {
             if wanted {
                 controls |= control;
             }
@@ -158,6 +163,11 @@ impl VmxVcpu {
     fn decode(&mut self, basic: u16) -> ExitOrGoOn {
         ExitOrGoOn::Exit(match basic {
             reason::INTERRUPT_WINDOW => return ExitOrGoOn::GoOn,
+            reason::EXCEPTION if exit::is_page_fault(read(fields::EXIT_EVENT)) => Exit::PageFault {
+                linear: read(fields::EXIT_QUALIFICATION),
+                error_code: read(fields::EXIT_EVENT_ERROR_CODE),
+            },
+            reason::INVLPG => Exit::Control,
             reason::CONTROL_REGISTER => return self.control_register(),
             reason::EPT_VIOLATION => {
                 let gpa = Gpa(read(fields::GUEST_PHYSICAL_ADDRESS));
@@ -178,6 +188,7 @@ impl VmxVcpu {
     fn control_register(&mut self) -> ExitOrGoOn {
         match exit::control_access(read(fields::EXIT_QUALIFICATION)) {
             ControlAccess::Cr8 => return ExitOrGoOn::Exit(Exit::Cr8),
+            _ if self.tracking.is_some() => return ExitOrGoOn::Exit(Exit::Control),
             ControlAccess::WriteCr0(register) if exit::is_allowed_cr0(self.registers.gpr[register]) => {
                 // From here on the guest reads what it wanted to write; the CPU now executes the instruction itself,
                 // with all its checks and effects, since it changes no such bit any more.
@@ -307,6 +318,18 @@ impl Vcpu for VmxVcpu {
 
     fn extended(&mut self) -> &mut dyn ExtendedRegisters {
         &mut self.extended
+    }
+
+    fn track_paging(&mut self, tables: (u64, u64)) -> bool {
+        self.begin_tracking(tables)
+    }
+
+    fn set_paging(&mut self, paging: &Paging, root: Option<u64>) {
+        self.walk_from(paging, root);
+    }
+
+    fn interrupted_exception(&self) -> Option<u8> {
+        self.event.and_then(Event::exception)
     }
 
     fn track_writes(&mut self, on: bool) {

@@ -115,6 +115,7 @@ impl VmxVcpu {
             _msr: msr,
             nested_paging,
             ept_pointer,
+            tracking: None,
             _host: host,
         };
         vcpu.load(&CpuState::real_mode(0));

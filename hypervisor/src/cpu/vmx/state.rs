@@ -9,7 +9,7 @@ use super::instructions::{self, read, write};
 use super::run::Bound;
 use super::setup::GUEST_VPID;
 use super::{SHADOW, VmxVcpu, segments};
-use crate::cpu::registers::{CR0_PG, CpuMsrs, CpuState, EFER_LMA, RFLAGS_IF, Segment, Segments, Table, gpr};
+use crate::cpu::registers::{CR0_PG, CR4_PAE, CpuMsrs, CpuState, EFER_LMA, RFLAGS_IF, Segment, Segments, Table, gpr};
 use crate::cpu::{Entered, Exit, Mode, ShadowSteps, Vcpu, lazy};
 use crate::extended::ExtendedRegisters;
 
@@ -19,7 +19,6 @@ const CSTAR: u32 = 0xC000_0083;
 const SFMASK: u32 = 0xC000_0084;
 const KERNEL_GS_BASE: u32 = 0xC000_0102;
 
-const CR4_PAE: u64 = 1 << 5;
 const RFLAGS_TF: u64 = 1 << 8;
 /// Interruptibility: blocking by STI, by MOV SS.
 const BLOCKED_BY_STI: u32 = 1 << 0;
@@ -46,7 +45,11 @@ fn seen(register: Field<u64>, shadow: Field<u64>, mask: u64) -> u64 {
 
 impl VmxVcpu {
     pub(super) fn read_mode(&self) -> Mode {
-        let (cr0_mask, cr4_mask) = (self.capabilities.cr0_mask, self.capabilities.cr4_mask);
+        let (cr0_mask, cr4_mask) = match self.tracking {
+            Some(_) => (u64::MAX, u64::MAX),
+            None => (self.capabilities.cr0_mask, self.capabilities.cr4_mask),
+        };
+        let walked = self.tracking.and_then(|tracking| tracking.walked);
         Mode {
             segments: Segments {
                 es: segments::get(fields::ES),
@@ -59,7 +62,7 @@ impl VmxVcpu {
                 tr: segments::get(fields::TR),
             },
             cr0: seen(fields::GUEST_CR0, fields::CR0_SHADOW, cr0_mask),
-            cr3: read(fields::GUEST_CR3),
+            cr3: walked.map_or_else(|| read(fields::GUEST_CR3), |walked| walked.cr3),
             cr4: seen(fields::GUEST_CR4, fields::CR4_SHADOW, cr4_mask),
             efer: read(fields::GUEST_EFER),
         }
@@ -155,13 +158,16 @@ impl VmxVcpu {
         }
     }
 
-    fn write_control_registers(&self, state: &CpuState) {
+    fn write_control_registers(&mut self, state: &CpuState) {
         let capabilities = &self.capabilities;
         write(fields::GUEST_CR0, state.cr0 & !capabilities.cr0_mask | capabilities.cr0_fixed);
         write(fields::CR0_SHADOW, state.cr0);
         write(fields::GUEST_CR3, state.cr3);
         write(fields::GUEST_CR4, state.cr4 & !capabilities.cr4_mask | capabilities.cr4_fixed);
         write(fields::CR4_SHADOW, state.cr4);
+        if let Some(tracking) = &mut self.tracking {
+            tracking.walked = None;
+        }
         if state.cr0 & CR0_PG != 0 && state.cr4 & CR4_PAE != 0 && state.msrs.efer & EFER_LMA == 0 {
             for (index, field) in (0..).zip(GUEST_PDPTES) {
                 write(field, self.guest_word((state.cr3 & 0xFFFF_FFE0) + 8 * index));

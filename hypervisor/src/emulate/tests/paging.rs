@@ -52,7 +52,7 @@ fn two_levels() {
     put(0x1000 + 12, 0x0040_0000 | 1 << 13 | 0x87);
     put(0x1000 + 16, 0x0060_0000 | 0x87);
     put(0x2000 + 4 * 3, 0xFEE0_0000 | 7);
-    let mut paging = Paging { cr0: CR0_PE | CR0_PG, cr3: 0x1000, cr4: CR4_PSE, efer: 0 };
+    let mut paging = Paging { cr0: CR0_PE | CR0_PG, cr3: 0x1000, cr4: CR4_PSE, efer: 0, beyond: 0 };
     assert_eq!(translate(&paging, &mut memory, 0x0040_3123, READ), Ok(Gpa(0xFEE0_0123)));
     assert_eq!(translate(&paging, &mut memory, 0x0081_2345, READ), Ok(Gpa(0x0041_2345)));
     assert_eq!(translate(&paging, &mut memory, 0x00C1_2345, READ), Ok(Gpa(0x1_0041_2345)));
@@ -74,7 +74,7 @@ fn three_levels() {
     put(0x2000 + 8, 0x0060_0000 | 0x87);
     put(0x2000 + 16, 0x0060_0000 | 1 << 55 | 0x87);
     put(0x3000, 0xF_FEE0_0000 | 7 | NO_EXECUTE);
-    let mut paging = Paging { cr0: CR0_PE | CR0_PG, cr3: 0x1020, cr4: CR4_PAE, efer: EFER_NXE };
+    let mut paging = Paging { cr0: CR0_PE | CR0_PG, cr3: 0x1020, cr4: CR4_PAE, efer: EFER_NXE, beyond: 0 };
     assert_eq!(translate(&paging, &mut memory, 0xFEE0_0010, as_user(WRITE)), Ok(Gpa(0xF_FEE0_0010)));
     assert_eq!(refused(&paging, &mut memory, 0xFEE0_0010, FETCH), Some(0x11));
     assert_eq!(translate(&paging, &mut memory, 0xC020_0010, READ), Ok(Gpa(0x0060_0010)));
