@@ -317,6 +317,11 @@ pub trait Vcpu {
     /// having forgotten what it has cached; `None` without paging.
     fn set_paging(&mut self, _: &Paging, _: Option<u64>) {}
 
+    /// Whether an event will be delivered at the next entry that is neither offered nor state.
+    fn has_undelivered(&self) -> bool {
+        false
+    }
+
     /// The exception whose delivery a page fault has interrupted, and that comes again at the next entry.
     fn interrupted_exception(&self) -> Option<u8> {
         None

@@ -225,7 +225,9 @@ impl Guest {
         // the delivery of a fault, where the count is ambiguous.
         self.settled = self.position() == stop;
         if entered.exit.is_own() {
-            self.settled = self.handle(entered.exit, out);
+            let arrived = self.settled && matches!(entered.exit, Exit::PageFault { .. });
+            // A translation that the next instruction needs may be missed before the stop is.
+            self.settled = self.handle(entered.exit, out) || arrived && !self.vcpu.has_undelivered();
         }
         assert!(
             self.position() <= stop,

@@ -392,6 +392,10 @@ impl Vcpu for SvmVcpu {
         self.walk_from(paging, root);
     }
 
+    fn has_undelivered(&self) -> bool {
+        self.guest.control.event_injection & vmcb::EVENT_VALID != 0
+    }
+
     fn interrupted_exception(&self) -> Option<u8> {
         let event = self.guest.control.event_injection;
         let comes = event & (vmcb::EVENT_VALID | vmcb::EVENT_TYPE) == vmcb::EVENT_VALID | vmcb::EVENT_EXCEPTION;

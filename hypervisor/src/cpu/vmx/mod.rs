@@ -328,6 +328,10 @@ impl Vcpu for VmxVcpu {
         self.walk_from(paging, root);
     }
 
+    fn has_undelivered(&self) -> bool {
+        self.event.is_some()
+    }
+
     fn interrupted_exception(&self) -> Option<u8> {
         self.event.and_then(Event::exception)
     }
