@@ -271,7 +271,8 @@ impl Vcpu for SvmVcpu {
     fn lend_tsc(&mut self, tsc: Option<LentTsc>) -> bool {
         self.tsc = tsc.map_or(0, |tsc| tsc.now);
         let exits = if tsc.is_none() { intercept1::RDTSC } else { 0 };
-        self.guest.control.intercept1 = INTERCEPTS1 & !intercept1::RDTSC | exits;
+        let intercepts = &mut self.guest.control.intercept1;
+        *intercepts = *intercepts & !intercept1::RDTSC | exits;
         true
     }
 

@@ -115,6 +115,21 @@ fn touch(address: u64, write: Option<u64>) -> u64 {
     }
 }
 
+/// What the architecture promises: behind a flush, an access goes where the entry says and sets its bits.
+fn flushed(address: u64, entry: Entry, frame: u64, value: u64) {
+    let writable = entry.get() & WRITABLE != 0;
+    entry.set(entry.get() & !(ADDRESS | ACCESSED | DIRTY) | frame);
+    tlb::flush(VirtAddr::new(address));
+    Entry(frame | address & 0xFFF).set(value);
+    assert_eq!(touch(address, None), value, "a page that was moved and flushed");
+    assert_eq!(entry.get() & (ACCESSED | DIRTY), ACCESSED, "it was read");
+    if writable {
+        touch(address, Some(!value));
+        assert_eq!(entry.get() & (ACCESSED | DIRTY), ACCESSED | DIRTY, "it was written");
+        assert_eq!(Entry(frame | address & 0xFFF).get(), !value, "where it was written");
+    }
+}
+
 fn switch(space: &Space) {
     // SAFETY: both spaces map all that is in use alike.
     unsafe { asm!("mov cr3, {}", in(reg) space.0[0].address(), options(nostack)) };
@@ -175,6 +190,7 @@ fn main(info: &'static BootInfo) -> ! {
                 touch(address, None)
             }
             13 => {
+                flushed(address, entry, CONTENT[random.below(FRAMES) as usize].address(), step);
                 tlb::flush(VirtAddr::new(if step % 4 == 0 { LARGE_PAGE } else { address }));
                 0
             }
