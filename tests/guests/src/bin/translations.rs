@@ -40,7 +40,9 @@ struct Page(UnsafeCell<[u64; 512]>);
 unsafe impl Sync for Page {}
 
 impl Page {
-    const EMPTY: Self = Self(UnsafeCell::new([0; 512]));
+    const fn new() -> Self {
+        Self(UnsafeCell::new([0; 512]))
+    }
 
     fn address(&self) -> u64 {
         self.0.get() as u64
@@ -70,8 +72,8 @@ impl Entry {
 /// An address space's own tables: the root, and those that lead to the window.
 struct Space([Page; 4]);
 
-static SPACES: [Space; 2] = [const { Space([Page::EMPTY; 4]) }; 2];
-static CONTENT: [Page; FRAMES as usize] = [Page::EMPTY; FRAMES as usize];
+static SPACES: [Space; 2] = [const { Space([const { Page::new() }; 4]) }; 2];
+static CONTENT: [Page; FRAMES as usize] = [const { Page::new() }; FRAMES as usize];
 
 impl Space {
     /// Everything as it is now, and the window.
