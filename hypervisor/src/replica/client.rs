@@ -7,6 +7,7 @@ use pollux_nic::e1000::E1000;
 use pollux_nic::{ClientNic, Gate, GateMode, MacAddress};
 
 use super::arbiter::MachineStation;
+use super::stack::FRAMES_A_TURN;
 use crate::host::interrupts::Fired;
 use crate::host::nic::Route;
 
@@ -81,7 +82,10 @@ impl Client {
     /// open there, they must not wait behind frames for a guest that stands still.
     pub fn poll(&mut self, live: bool, mut station: Option<&mut MachineStation>) {
         let urgent = station.as_ref().is_some_and(|station| station.is_urgent());
-        while urgent || self.ingress.len() < INGRESS_FRAMES {
+        for _ in 0..FRAMES_A_TURN {
+            if !urgent && self.ingress.len() >= INGRESS_FRAMES {
+                break;
+            }
             let mut buffer = self.spare.pop().unwrap_or_default();
             let received = self.nic.receive(|frame| {
                 let for_guest = station.as_mut().is_none_or(|station| station.offer(frame));

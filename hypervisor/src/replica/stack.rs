@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
 use pollux_nic::MacAddress;
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, TxToken};
 use smoltcp::socket::{AnySocket, Socket, tcp};
 use smoltcp::time::Instant;
@@ -20,6 +20,10 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 
 use self::neighbours::{Ear, Neighbours};
 use crate::config::Cidr;
+
+/// So many received frames are looked at in one turn, a card's ring: more wait for the next turn, so that a flood takes
+/// neither the guest's time nor that of other networks.
+pub const FRAMES_A_TURN: usize = 256;
 
 /// The stack.
 pub struct Stack {
@@ -94,11 +98,15 @@ impl Stack {
     /// Moves frames and bytes between `device` and the sockets.
     pub fn poll(&mut self, now_us: u64, device: &mut (impl Device + ?Sized)) {
         self.ask(now_us, device);
-        self.interface.poll(
-            at(now_us),
-            &mut Ear { device, neighbours: &mut self.neighbours, now_us },
-            &mut self.sockets,
-        );
+        let now = at(now_us);
+        let mut ear = Ear { device, neighbours: &mut self.neighbours, now_us };
+        self.interface.poll_maintenance(now);
+        for _ in 0..FRAMES_A_TURN {
+            if self.interface.poll_ingress_single(now, &mut ear, &mut self.sockets) == PollIngressSingleResult::None {
+                break;
+            }
+        }
+        while self.interface.poll_egress(now, &mut ear, &mut self.sockets) == PollResult::SocketStateChanged {}
     }
 
     /// Sends what the sockets have.

@@ -26,6 +26,7 @@ use self::station::Station;
 use self::way::{News, Way};
 use super::client::Client;
 use super::link::Link;
+use super::stack::FRAMES_A_TURN;
 use crate::config::{ArbiterOptions, Routes};
 use crate::host::interrupts::Fired;
 use crate::host::nic::Route;
@@ -92,6 +93,7 @@ impl Arbiter {
         let log =
             routes.log.map(|server| link.with_stack(|stack| (Way::new("log", server, options, node.0, stack), false)));
         let own = routes.machine.zip(station).map(|(server, (mut station, card))| {
+            station.talk_to(*server.ip());
             let way = Way::new("client", server, options, node.0, &mut station.stack);
             Own { station, way, card }
         });
@@ -265,8 +267,12 @@ impl Own {
         client: Option<&mut Client>,
     ) -> Option<Answer> {
         if let Some((card, _)) = &mut self.card {
-            // Also while asleep, lest the card's ring fills up.
-            while card.receive(|frame| self.station.offer(frame)).is_some() {}
+            // Also while asleep, lest the card's ring fills up. What comes faster than it is looked at waits for later.
+            for _ in 0..FRAMES_A_TURN {
+                if card.receive(|frame| self.station.offer(frame)).is_none() {
+                    break;
+                }
+            }
             card.flush();
         }
         let answer = self.turn(now_us, question, look);

@@ -1,8 +1,8 @@
 //! This machine's own place on the client network, with an address that is not the guest's.
 //!
 //! It shares the client card with the guest, or has a card of its own. It is deaf and mute but for the time in which the
-//! arbiter is asked or looked at: clients can reach nothing here, and what they send costs no more than a look at each
-//! frame.
+//! arbiter is asked or looked at, and then hears the arbiter and its neighbours on the way there alone: clients can reach
+//! nothing here, what they send costs no more than a look at each frame, and crowds out nobody's answer.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -11,7 +11,7 @@ use core::net::Ipv4Addr;
 use pollux_nic::MacAddress;
 use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
-use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetFrame, EthernetProtocol};
+use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetFrame, EthernetProtocol, Ipv4Packet};
 
 use crate::config::Cidr;
 use crate::replica::stack::Stack;
@@ -34,6 +34,9 @@ pub enum For {
 pub struct Station {
     mac: MacAddress,
     address: Ipv4Addr,
+    gateway: Option<Ipv4Addr>,
+    /// Whom it talks to; without one it hears everybody.
+    server: Option<Ipv4Addr>,
     frames: Frames,
     /// Its sockets are there while it is asleep, too.
     pub stack: Stack,
@@ -46,7 +49,12 @@ impl Station {
     pub fn new(mac: MacAddress, own: Cidr, gateway: Option<Ipv4Addr>, seed: u64) -> Self {
         let mut frames = Frames::default();
         let stack = Stack::new(mac, own, gateway, seed, &mut frames);
-        Self { mac, address: own.address, frames, stack, awake: false, urgent: false }
+        Self { mac, address: own.address, gateway, server: None, frames, stack, awake: false, urgent: false }
+    }
+
+    /// From now on it talks to this server and hears nobody else.
+    pub fn talk_to(&mut self, server: Ipv4Addr) {
+        self.server = Some(server);
     }
 
     /// Its MAC address.
@@ -80,10 +88,28 @@ impl Station {
     /// Takes a received frame if it is for the machine; whether it is for the guest, too or alone.
     pub fn offer(&mut self, frame: &[u8]) -> bool {
         let whose = self.whose(frame);
-        if whose != For::Guest && self.awake && self.frames.input.len() < MAX_FRAMES {
+        let hears = whose != For::Guest && self.awake && self.is_expected(frame);
+        if hears && self.frames.input.len() < MAX_FRAMES {
             self.frames.input.push_back(frame.to_vec());
         }
         whose != For::Machine
+    }
+
+    /// Whether a frame comes from the server, or is ARP of a neighbour that may be on the way there.
+    fn is_expected(&self, frame: &[u8]) -> bool {
+        let Some(server) = self.server else { return true };
+        let Ok(frame) = EthernetFrame::new_checked(frame) else { return false };
+        match frame.ethertype() {
+            EthernetProtocol::Ipv4 => {
+                Ipv4Packet::new_checked(frame.payload()).is_ok_and(|packet| packet.src_addr() == server)
+            }
+            EthernetProtocol::Arp => {
+                let packet = ArpPacket::new_checked(frame.payload()).and_then(|packet| ArpRepr::parse(&packet));
+                matches!(packet, Ok(ArpRepr::EthernetIpv4 { source_protocol_addr, .. })
+                    if [Some(server), self.gateway].contains(&Some(source_protocol_addr)))
+            }
+            _ => false,
+        }
     }
 
     pub(super) fn whose(&self, frame: &[u8]) -> For {

@@ -56,6 +56,7 @@ struct Desk {
 impl Desk {
     fn new(replies: &[Reply]) -> Self {
         let mut station = Station::new(MACHINE, cidr("10.0.2.21/24"), None, 1);
+        station.talk_to(Ipv4Addr::new(10, 0, 2, 3));
         let options = ArbiterOptions::default();
         let way = Way::new("client", "10.0.2.3:2379".parse().unwrap(), &options, 7, &mut station.stack);
         let mut server = Station::new(SERVER, cidr("10.0.2.3/24"), None, 2);
@@ -310,6 +311,39 @@ fn frames_are_told_apart() {
         assert!(!station.offer(&frame));
     }
     assert_eq!(station.waiting(), 32, "what waits is bounded");
+}
+
+/// What others send to the machine takes no place from the arbiter's answer, and teaches the machine nothing.
+#[test]
+fn junk_crowds_out_nobody() {
+    let mut station = Station::new(MACHINE, cidr("10.0.2.21/24"), Some(Ipv4Addr::new(10, 0, 2, 1)), 1);
+    station.talk_to(Ipv4Addr::new(10, 1, 0, 3));
+    station.wake(true);
+    let request = |from: [u8; 4]| {
+        let mut frame = pollux_nic::frame::request_for(Ipv4Addr::new(10, 0, 2, 21), SERVER, from.into());
+        frame[..6].copy_from_slice(&MACHINE.0);
+        frame
+    };
+    // An Ethernet and an IPv4 header with nothing behind; the checksums are not looked at.
+    let packet = |from: [u8; 4]| {
+        let mut frame = [0; 60];
+        frame[..6].copy_from_slice(&MACHINE.0);
+        frame[12..14].copy_from_slice(&[0x08, 0x00]);
+        frame[14] = 0x45;
+        frame[16..18].copy_from_slice(&20u16.to_be_bytes());
+        frame[26..30].copy_from_slice(&from);
+        frame
+    };
+    for number in 0..1000u16 {
+        let [high, low] = number.to_be_bytes();
+        assert!(!station.offer(&request([10, 0, high, low.max(4)])) && !station.offer(&packet([192, 0, high, low])));
+        assert!(!station.offer(&[&MACHINE.0[..], &[0xff; 54]].concat()));
+    }
+    assert_eq!(station.waiting(), 0);
+    for (count, frame) in [packet([10, 1, 0, 3]), request([10, 0, 2, 1]), request([10, 1, 0, 3])].iter().enumerate() {
+        assert!(!station.offer(frame));
+        assert_eq!(station.waiting(), count + 1);
+    }
 }
 
 #[test]
