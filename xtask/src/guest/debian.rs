@@ -9,6 +9,7 @@ mod ramdisk;
 mod services;
 
 use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -31,6 +32,16 @@ const ARGUMENTS: &str = "console=ttyS0 quiet";
 /// Memory for kernel and services, and the least for all.
 const WORKING_MEMORY: u64 = 256 << 20;
 const LEAST_MEMORY: u64 = 384 << 20;
+
+/// What guests are made by: one that others made is built anew.
+const RECIPE: [&str; 6] = [
+    include_str!("debian.rs"),
+    include_str!("debian/packages.rs"),
+    include_str!("debian/ramdisk.rs"),
+    include_str!("debian/services.rs"),
+    include_str!("cpio.rs"),
+    include_str!("kernel.rs"),
+];
 
 /// A distribution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -94,6 +105,9 @@ pub struct Built {
     packages: Vec<String>,
     /// The kernel's version.
     version: String,
+    /// A hash of the recipe.
+    #[serde(default)]
+    recipe: u64,
     /// The kernel.
     #[serde(skip)]
     pub kernel: PathBuf,
@@ -120,7 +134,7 @@ pub fn run(arguments: &GuestArgs) -> Result<()> {
     }
     let wanted = |built: &Built| built.suite == arguments.suite && built.packages == arguments.packages;
     let _lock = lock()?;
-    let built = match load().filter(|built| wanted(built) && !arguments.again) {
+    let built = match load().filter(|built| wanted(built) && built.is_current() && !arguments.again) {
         Some(built) => built,
         None => build(arguments.suite, &arguments.packages, arguments.yes)?,
     };
@@ -139,9 +153,23 @@ pub fn run(arguments: &GuestArgs) -> Result<()> {
 pub fn ensure_built(yes: bool) -> Result<Built> {
     let _lock = lock()?;
     match load() {
-        Some(built) => Ok(built),
+        Some(built) if built.is_current() => Ok(built),
+        Some(old) => build(old.suite, &old.packages, yes),
         None => build(Suite::Bookworm, &[DEFAULT_PACKAGES.to_owned()], yes),
     }
+}
+
+impl Built {
+    /// Whether this xtask would build it the same way.
+    fn is_current(&self) -> bool {
+        self.recipe == recipe()
+    }
+}
+
+fn recipe() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    RECIPE.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Where guests are kept.
@@ -166,8 +194,6 @@ fn load() -> Option<Built> {
     let directory = parent().join(NAME);
     let text = fs::read(directory.join("guest.json")).ok()?;
     let mut built: Built = serde_json::from_slice(&text).ok()?;
-    // Nobody gives it others: those of an older xtask are not kept.
-    built.arguments = ARGUMENTS.to_owned();
     (built.kernel, built.initrd) = (directory.join("kernel"), directory.join("initrd"));
     (built.kernel.is_file() && built.initrd.is_file()).then_some(built)
 }
@@ -202,6 +228,7 @@ fn build(suite: Suite, names: &[String], yes: bool) -> Result<Built> {
         suite,
         packages: names.to_owned(),
         version: linux.version,
+        recipe: recipe(),
         kernel: PathBuf::new(),
         initrd: PathBuf::new(),
         memory,
@@ -221,4 +248,18 @@ fn build(suite: Suite, names: &[String], yes: bool) -> Result<Built> {
 
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_of_another_recipe_is_built_anew() {
+        let text = r#"{"suite":"bookworm","packages":["nginx-light"],"version":"6.1","memory":1,"arguments":"","answers":false}"#;
+        let mut built: Built = serde_json::from_str(text).unwrap();
+        assert!(!built.is_current(), "it is older than the recipe's hash");
+        built.recipe = recipe();
+        assert!(built.is_current());
+    }
 }
