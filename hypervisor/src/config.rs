@@ -1,19 +1,22 @@
 //! The hypervisor's options, from the boot loader's command line. Unknown or contradictory ones are refused by name.
 
 mod arbiter;
+#[cfg(test)]
+mod tests;
+mod values;
 
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
 use core::fmt;
 use core::net::Ipv4Addr;
-use core::str::FromStr;
 
 use pollux_boot::command_line::{CommandOption, options};
-use pollux_ft::pairing::MAX_NAME;
 use pollux_ft::{Span, Term};
 
 pub use self::arbiter::{ArbiterOptions, Routes};
+pub use self::values::Cidr;
+use self::values::{bytes_of_hex, duration, mac, number, one_of, short, size};
 use crate::counter::choose::Wanted;
 use crate::extended;
 use crate::host::pci::Bdf;
@@ -47,15 +50,6 @@ impl BrokenRule {
             Self::OutputRule => "output-rule",
         }
     }
-}
-
-/// An IPv4 address with the length of its network's prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cidr {
-    /// Address.
-    pub address: Ipv4Addr,
-    /// Prefix length, 0–32.
-    pub prefix: u8,
 }
 
 /// All options with their meaning.
@@ -188,13 +182,16 @@ impl Config {
         let bad = |what: &str| ConfigError(format!("option '{key}={value}': {what}"));
         match key {
             "role" => {
-                self.role = match value {
-                    "primary" => StartRole::Primary,
-                    "backup" => StartRole::Backup,
-                    "solo" => StartRole::Solo,
-                    "stops" => StartRole::Stops,
-                    _ => return Err(bad("one of primary, backup, solo, stops")),
-                }
+                self.role = one_of(
+                    value,
+                    &[
+                        ("primary", StartRole::Primary),
+                        ("backup", StartRole::Backup),
+                        ("solo", StartRole::Solo),
+                        ("stops", StartRole::Stops),
+                    ],
+                )
+                .map_err(|text| bad(&text))?
             }
             "name" => self.name = short(value).map_err(bad)?,
             "pair" => self.pair = short(value).map_err(bad)?,
@@ -210,54 +207,38 @@ impl Config {
             "suspect" => self.suspect_us = duration(value).map_err(bad)?,
             "log-buffer" => self.log_buffer = size(value).map_err(bad)?,
             "transfer" => {
-                self.transfer_stops = match value {
-                    "live" => false,
-                    "stop" => true,
-                    _ => return Err(bad("one of live, stop")),
-                }
+                self.transfer_stops = one_of(value, &[("live", false), ("stop", true)]).map_err(|text| bad(&text))?
             }
             "vectors" => {
-                self.vectors = match value {
-                    "none" => 0,
-                    "sse" => extended::X87 | extended::SSE,
-                    "avx" => extended::X87 | extended::SSE | extended::AVX,
-                    "avx512" => extended::ALLOWED,
-                    _ => return Err(bad("one of none, sse, avx, avx512")),
-                }
+                self.vectors = one_of(
+                    value,
+                    &[
+                        ("none", 0),
+                        ("sse", extended::X87 | extended::SSE),
+                        ("avx", extended::X87 | extended::SSE | extended::AVX),
+                        ("avx512", extended::ALLOWED),
+                    ],
+                )
+                .map_err(|text| bad(&text))?
             }
             "counter" => {
-                self.counter = match value {
-                    "auto" => Wanted::Auto,
-                    "pmu" => Wanted::Pmu,
-                    "ticks" => Wanted::Ticks,
-                    _ => return Err(bad("one of auto, pmu, ticks")),
-                }
+                self.counter = one_of(value, &[("auto", Wanted::Auto), ("pmu", Wanted::Pmu), ("ticks", Wanted::Ticks)])
+                    .map_err(|text| bad(&text))?
             }
             "mmu" => {
-                self.mmu = match value {
-                    "auto" => mmu::Wanted::Auto,
-                    "tracked" => mmu::Wanted::Tracked,
-                    "native" => mmu::Wanted::Native,
-                    _ => return Err(bad("one of auto, tracked, native")),
-                }
+                self.mmu = one_of(
+                    value,
+                    &[("auto", mmu::Wanted::Auto), ("tracked", mmu::Wanted::Tracked), ("native", mmu::Wanted::Native)],
+                )
+                .map_err(|text| bad(&text))?
             }
             "clock" if value == "rtc" => {}
             "clock" => return Err(bad("this version knows only rtc")),
-            "monitor" => {
-                self.monitor = match value {
-                    "com2" => true,
-                    "none" => false,
-                    _ => return Err(bad("one of com2, none")),
-                }
-            }
+            "monitor" => self.monitor = one_of(value, &[("com2", true), ("none", false)]).map_err(|text| bad(&text))?,
             "break" if value == "output-rule" => self.broken_rule = Some(BrokenRule::OutputRule),
             "break" => return Err(bad("the only rule that can be broken is output-rule")),
             "test-commands" => {
-                self.test_commands = match value {
-                    "on" => true,
-                    "off" => false,
-                    _ => return Err(bad("one of on, off")),
-                }
+                self.test_commands = one_of(value, &[("on", true), ("off", false)]).map_err(|text| bad(&text))?
             }
             "stops" => self.stops = number(value).map_err(bad)?,
             "seed" => self.seed = number(value).map_err(bad)?,
@@ -339,174 +320,5 @@ impl Config {
             return Err(ConfigError("options 'log-address' and 'log-peer' are the same machine".to_owned()));
         }
         self.arbiter.check(self).map_err(ConfigError)
-    }
-}
-
-impl Cidr {
-    /// Whether `address` lies in this network.
-    #[must_use]
-    pub fn contains(&self, address: Ipv4Addr) -> bool {
-        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
-        (self.address.to_bits() ^ address.to_bits()) & mask == 0
-    }
-}
-
-impl FromStr for Cidr {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const SHAPE: &str = "an address with prefix length looks like 10.1.0.1/24";
-        let (address, prefix) = text.split_once('/').ok_or(SHAPE)?;
-        let cidr = Self { address: address.parse().map_err(|_| SHAPE)?, prefix: prefix.parse().map_err(|_| SHAPE)? };
-        if cidr.prefix <= 32 { Ok(cidr) } else { Err(SHAPE) }
-    }
-}
-
-/// A name, in full: terms, pairing and heartbeats know it as it is.
-fn short(text: &str) -> Result<String, &'static str> {
-    if (1..=MAX_NAME).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-    {
-        Ok(text.to_owned())
-    } else {
-        const _: () = assert!(MAX_NAME == 32, "the message says so");
-        Err("1 to 32 letters, digits, '-', '_' or '.'")
-    }
-}
-
-fn bytes_of_hex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
-    }
-    Some(bytes)
-}
-
-fn number(text: &str) -> Result<u64, &'static str> {
-    text.parse().map_err(|_| "not a whole number")
-}
-
-/// Bytes, with an optional suffix K, M or G (powers of 1024).
-fn size(text: &str) -> Result<u64, &'static str> {
-    const SHAPE: &str = "a size looks like 64M (suffixes K, M, G)";
-    let (digits, shift) = match text.as_bytes().last() {
-        Some(b'K') => (&text[..text.len() - 1], 10),
-        Some(b'M') => (&text[..text.len() - 1], 20),
-        Some(b'G') => (&text[..text.len() - 1], 30),
-        _ => (text, 0),
-    };
-    let value: u64 = digits.parse().map_err(|_| SHAPE)?;
-    value.checked_mul(1 << shift).ok_or(SHAPE)
-}
-
-/// Microseconds from a number with the suffix us, ms or s; at most an hour.
-fn duration(text: &str) -> Result<u64, &'static str> {
-    const SHAPE: &str = "a time looks like 100ms (suffixes us, ms, s), at most 1 hour";
-    let (digits, scale) = if let Some(digits) = text.strip_suffix("us") {
-        (digits, 1)
-    } else if let Some(digits) = text.strip_suffix("ms") {
-        (digits, 1000)
-    } else if let Some(digits) = text.strip_suffix('s') {
-        (digits, 1_000_000)
-    } else {
-        return Err(SHAPE);
-    };
-    let value: u64 = digits.parse().map_err(|_| SHAPE)?;
-    value.checked_mul(scale).filter(|&us| us <= 3_600_000_000).ok_or(SHAPE)
-}
-
-fn mac(text: &str) -> Result<[u8; 6], &'static str> {
-    const SHAPE: &str = "a MAC address looks like 52:54:00:12:34:56";
-    let mut bytes = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut bytes {
-        let part = parts.next().filter(|part| part.len() == 2).ok_or(SHAPE)?;
-        *byte = u8::from_str_radix(part, 16).map_err(|_| SHAPE)?;
-    }
-    if parts.next().is_none() { Ok(bytes) } else { Err(SHAPE) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PAIR: &str = "role=primary name=castor client-nic=0:4.0 log-nic=0:5.0 log-address=10.1.0.1/24 log-peer=10.1.0.2 arbiter=none";
-
-    #[test]
-    fn a_pair_is_understood() {
-        let config =
-            Config::parse(&format!("{PAIR} guest-memory=32M suspect=2s counter=pmu guest-args=\"ip=1 gw=2\"")).unwrap();
-        assert_eq!(config.role, StartRole::Primary);
-        assert_eq!(config.guest_memory, 32 << 20);
-        assert_eq!(config.suspect_us, 2_000_000);
-        assert_eq!((config.counter, Config::default().counter), (Wanted::Pmu, Wanted::Auto));
-        let vectors =
-            ["none", "sse", "avx", "avx512"].map(|most| Config::parse(&format!("vectors={most}")).unwrap().vectors);
-        assert_eq!((vectors, Config::default().vectors), ([0, 3, 7, 0xE7], 0xE7));
-        assert!(Config::parse("vectors=mmx").unwrap_err().to_string().contains("avx512"));
-        assert_eq!(config.guest_args, "ip=1 gw=2");
-        let seeded = Config::parse(&format!("role=solo guest-seed={}", "0a".repeat(32))).unwrap();
-        assert_eq!((config.guest_seed, seeded.guest_seed), (None, Some([10; 32])));
-        assert_eq!(config.log_peer, Some(Ipv4Addr::new(10, 1, 0, 2)));
-    }
-
-    #[test]
-    fn a_card_has_one_task_in_every_role() {
-        let error = Config::parse("role=solo client-nic=0:4.0 log-nic=0:4.0").unwrap_err();
-        assert!(error.0.contains("'client-nic' and 'log-nic' name the same device"), "{error}");
-    }
-
-    #[test]
-    fn what_is_refused_is_named() {
-        let refused = |extra: &str, named: &str| {
-            let error = Config::parse(&format!("{PAIR} {extra}")).unwrap_err();
-            assert!(error.0.contains(named), "{extra}: {error}");
-        };
-        refused("colour=blue", "'colour'");
-        refused("verbose", "'verbose'");
-        refused(&format!("pair={}", "x".repeat(33)), "'pair=xxx");
-        assert!(Config::parse(&format!("{PAIR} pair={}", "x".repeat(32))).is_ok());
-        refused("role=backup", "'role' is given twice");
-        refused("guest-memory=5M", "guest-memory");
-        refused("guest-memory=99999999999G", "guest-memory");
-        refused("guest-mac=01:00:00:00:00:00", "guest-mac");
-        refused("guest-mac=52:54", "guest-mac");
-        refused("heartbeat=1s", "contradict");
-        refused("heartbeat=10ms suspect=50ms", "'suspect' (50000 us): suspicion must take longer");
-        refused("machine-address=10.0.2.3/24 arbiter-nic=0:5.0", "'log-nic' and 'arbiter-nic'");
-        refused("suspect=fast", "suspect");
-        refused("break=everything", "break");
-        refused("mmu=shadow", "one of auto, tracked, native");
-        refused("counter=tsc", "one of auto, pmu, ticks");
-        refused("guest-args=\"open", "guest-args");
-        refused("guest-seed=0123", "guest-seed");
-        refused(&format!("guest-seed={}", "+1".repeat(32)), "guest-seed");
-        for (line, named) in [
-            ("role=backup", "client-nic"),
-            ("role=king", "role=king"),
-            (&PAIR.replace("0:5.0", "0:4.0"), "same device"),
-            (&PAIR.replace("10.1.0.2", "10.1.0.1"), "same machine"),
-        ] {
-            assert!(Config::parse(line).unwrap_err().0.contains(named), "{line}");
-        }
-    }
-
-    #[test]
-    fn networks_contain_their_addresses() {
-        let contains =
-            |network: &str, address: &str| network.parse::<Cidr>().unwrap().contains(address.parse().unwrap());
-        assert!(contains("10.1.0.1/24", "10.1.0.255") && !contains("10.1.0.1/24", "10.1.1.1"));
-        assert!(contains("10.1.0.1/0", "192.0.2.1"));
-        assert!(contains("10.1.0.1/32", "10.1.0.1") && !contains("10.1.0.1/32", "10.1.0.0"));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn no_line_panics(line in ".{0,200}") {
-            let _ = Config::parse(&line);
-        }
     }
 }

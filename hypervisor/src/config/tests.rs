@@ -1,0 +1,78 @@
+use super::*;
+
+const PAIR: &str =
+    "role=primary name=castor client-nic=0:4.0 log-nic=0:5.0 log-address=10.1.0.1/24 log-peer=10.1.0.2 arbiter=none";
+
+#[test]
+fn a_pair_is_understood() {
+    let config =
+        Config::parse(&format!("{PAIR} guest-memory=32M suspect=2s counter=pmu guest-args=\"ip=1 gw=2\"")).unwrap();
+    assert_eq!(config.role, StartRole::Primary);
+    assert_eq!(config.guest_memory, 32 << 20);
+    assert_eq!(config.suspect_us, 2_000_000);
+    assert_eq!((config.counter, Config::default().counter), (Wanted::Pmu, Wanted::Auto));
+    let vectors =
+        ["none", "sse", "avx", "avx512"].map(|most| Config::parse(&format!("vectors={most}")).unwrap().vectors);
+    assert_eq!((vectors, Config::default().vectors), ([0, 3, 7, 0xE7], 0xE7));
+    assert!(Config::parse("vectors=mmx").unwrap_err().to_string().contains("avx512"));
+    assert_eq!(config.guest_args, "ip=1 gw=2");
+    let seeded = Config::parse(&format!("role=solo guest-seed={}", "0a".repeat(32))).unwrap();
+    assert_eq!((config.guest_seed, seeded.guest_seed), (None, Some([10; 32])));
+    assert_eq!(config.log_peer, Some(Ipv4Addr::new(10, 1, 0, 2)));
+}
+
+#[test]
+fn a_card_has_one_task_in_every_role() {
+    let error = Config::parse("role=solo client-nic=0:4.0 log-nic=0:4.0").unwrap_err();
+    assert!(error.0.contains("'client-nic' and 'log-nic' name the same device"), "{error}");
+}
+
+#[test]
+fn what_is_refused_is_named() {
+    let refused = |extra: &str, named: &str| {
+        let error = Config::parse(&format!("{PAIR} {extra}")).unwrap_err();
+        assert!(error.0.contains(named), "{extra}: {error}");
+    };
+    refused("colour=blue", "'colour'");
+    refused("verbose", "'verbose'");
+    refused(&format!("pair={}", "x".repeat(33)), "'pair=xxx");
+    assert!(Config::parse(&format!("{PAIR} pair={}", "x".repeat(32))).is_ok());
+    refused("role=backup", "'role' is given twice");
+    refused("guest-memory=5M", "guest-memory");
+    refused("guest-memory=99999999999G", "guest-memory");
+    refused("guest-mac=01:00:00:00:00:00", "guest-mac");
+    refused("guest-mac=52:54", "guest-mac");
+    refused("heartbeat=1s", "contradict");
+    refused("heartbeat=10ms suspect=50ms", "'suspect' (50000 us): suspicion must take longer");
+    refused("machine-address=10.0.2.3/24 arbiter-nic=0:5.0", "'log-nic' and 'arbiter-nic'");
+    refused("suspect=fast", "suspect");
+    refused("break=everything", "break");
+    refused("mmu=shadow", "one of auto, tracked, native");
+    refused("counter=tsc", "one of auto, pmu, ticks");
+    refused("guest-args=\"open", "guest-args");
+    refused("guest-seed=0123", "guest-seed");
+    refused(&format!("guest-seed={}", "+1".repeat(32)), "guest-seed");
+    for (line, named) in [
+        ("role=backup", "client-nic"),
+        ("role=king", "role=king"),
+        (&PAIR.replace("0:5.0", "0:4.0"), "same device"),
+        (&PAIR.replace("10.1.0.2", "10.1.0.1"), "same machine"),
+    ] {
+        assert!(Config::parse(line).unwrap_err().0.contains(named), "{line}");
+    }
+}
+
+#[test]
+fn networks_contain_their_addresses() {
+    let contains = |network: &str, address: &str| network.parse::<Cidr>().unwrap().contains(address.parse().unwrap());
+    assert!(contains("10.1.0.1/24", "10.1.0.255") && !contains("10.1.0.1/24", "10.1.1.1"));
+    assert!(contains("10.1.0.1/0", "192.0.2.1"));
+    assert!(contains("10.1.0.1/32", "10.1.0.1") && !contains("10.1.0.1/32", "10.1.0.0"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_line_panics(line in ".{0,200}") {
+        let _ = Config::parse(&line);
+    }
+}

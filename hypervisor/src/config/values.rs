@@ -1,0 +1,114 @@
+//! What the values of options look like.
+
+use alloc::borrow::ToOwned;
+use alloc::format;
+use alloc::string::String;
+use core::net::Ipv4Addr;
+use core::str::FromStr;
+
+use pollux_ft::pairing::MAX_NAME;
+
+/// An IPv4 address with the length of its network's prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cidr {
+    /// Address.
+    pub address: Ipv4Addr,
+    /// Prefix length, 0–32.
+    pub prefix: u8,
+}
+
+impl Cidr {
+    /// Whether `address` lies in this network.
+    #[must_use]
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
+        (self.address.to_bits() ^ address.to_bits()) & mask == 0
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const SHAPE: &str = "an address with prefix length looks like 10.1.0.1/24";
+        let (address, prefix) = text.split_once('/').ok_or(SHAPE)?;
+        let cidr = Self { address: address.parse().map_err(|_| SHAPE)?, prefix: prefix.parse().map_err(|_| SHAPE)? };
+        if cidr.prefix <= 32 { Ok(cidr) } else { Err(SHAPE) }
+    }
+}
+
+/// One of a few words, each with its meaning.
+pub(super) fn one_of<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
+    let found = choices.iter().find(|(word, _)| *word == text);
+    found.map(|(_, meaning)| *meaning).ok_or_else(|| {
+        let words: alloc::vec::Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+        format!("one of {}", words.join(", "))
+    })
+}
+
+/// A name, in full: terms, pairing and heartbeats know it as it is.
+pub(super) fn short(text: &str) -> Result<String, &'static str> {
+    if (1..=MAX_NAME).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    {
+        Ok(text.to_owned())
+    } else {
+        const _: () = assert!(MAX_NAME == 32, "the message says so");
+        Err("1 to 32 letters, digits, '-', '_' or '.'")
+    }
+}
+
+pub(super) fn bytes_of_hex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+pub(super) fn number(text: &str) -> Result<u64, &'static str> {
+    text.parse().map_err(|_| "not a whole number")
+}
+
+/// Bytes, with an optional suffix K, M or G (powers of 1024).
+pub(super) fn size(text: &str) -> Result<u64, &'static str> {
+    const SHAPE: &str = "a size looks like 64M (suffixes K, M, G)";
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K') => (&text[..text.len() - 1], 10),
+        Some(b'M') => (&text[..text.len() - 1], 20),
+        Some(b'G') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let value: u64 = digits.parse().map_err(|_| SHAPE)?;
+    value.checked_mul(1 << shift).ok_or(SHAPE)
+}
+
+/// Microseconds from a number with the suffix us, ms or s; at most an hour.
+pub(super) fn duration(text: &str) -> Result<u64, &'static str> {
+    const SHAPE: &str = "a time looks like 100ms (suffixes us, ms, s), at most 1 hour";
+    let (digits, scale) = if let Some(digits) = text.strip_suffix("us") {
+        (digits, 1)
+    } else if let Some(digits) = text.strip_suffix("ms") {
+        (digits, 1000)
+    } else if let Some(digits) = text.strip_suffix('s') {
+        (digits, 1_000_000)
+    } else {
+        return Err(SHAPE);
+    };
+    let value: u64 = digits.parse().map_err(|_| SHAPE)?;
+    value.checked_mul(scale).filter(|&us| us <= 3_600_000_000).ok_or(SHAPE)
+}
+
+pub(super) fn mac(text: &str) -> Result<[u8; 6], &'static str> {
+    const SHAPE: &str = "a MAC address looks like 52:54:00:12:34:56";
+    let mut bytes = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut bytes {
+        let part = parts.next().filter(|part| part.len() == 2).ok_or(SHAPE)?;
+        *byte = u8::from_str_radix(part, 16).map_err(|_| SHAPE)?;
+    }
+    if parts.next().is_none() { Ok(bytes) } else { Err(SHAPE) }
+}
