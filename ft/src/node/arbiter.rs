@@ -5,7 +5,6 @@ use crate::arbiter::ArbiterId;
 use crate::message::{Bye, Message};
 use crate::pairing::{self, Claim, Settings};
 use crate::types::Role;
-use alloc::string::ToString;
 
 impl Node {
     /// What this machine presents to a twin.
@@ -57,7 +56,7 @@ impl Node {
         let twins = self.peer.and_then(|peer| peer.arbiter);
         if let Err(mismatch) = pairing::check_arbiters(self.arbiter, twins) {
             let why = alloc::format!("{mismatch} (backup first, then primary)");
-            self.link.send(&mut self.stats, &Message::Bye(Bye::GaveUp(why.to_string())));
+            self.link.send(&mut self.stats, &Message::Bye(Bye::GaveUp(why.clone())));
             self.close_link(true);
             self.halt(HaltReason::GaveUp(why));
         }

@@ -2,6 +2,7 @@
 
 use core::net::Ipv4Addr;
 
+use pollux_boot::BootInfo;
 use pollux_boot::command_line::options;
 
 /// What a guest can be told. Unknown options are ignored: one command line serves all guests.
@@ -37,6 +38,17 @@ impl Default for Options<'_> {
             busy: false,
             xapic: false,
         }
+    }
+}
+
+impl Options<'static> {
+    /// What the boot loader passed on.
+    ///
+    /// # Panics
+    /// When an option is malformed.
+    #[must_use]
+    pub fn of(info: &BootInfo) -> Self {
+        Self::parse(info.command_line).unwrap_or_else(|key| panic!("option {key} is malformed"))
     }
 }
 

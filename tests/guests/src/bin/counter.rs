@@ -53,10 +53,7 @@ pollux_boot::entry!(main);
 
 fn main(info: &'static BootInfo) -> ! {
     runtime::init(info);
-    let options = match Options::parse(info.command_line) {
-        Ok(options) => options,
-        Err(key) => panic!("option {key} is malformed"),
-    };
+    let options = Options::of(info);
     lapic::init(!options.xapic);
     let epoch = clock::unix_seconds() * 1_000_000 - clock::microseconds();
     let host = match Host::new(&options, true) {

@@ -42,10 +42,7 @@ pollux_boot::entry!(main);
 
 fn main(info: &'static BootInfo) -> ! {
     runtime::init(info);
-    let options = match Options::parse(info.command_line) {
-        Ok(options) => options,
-        Err(key) => panic!("option {key} is malformed"),
-    };
+    let options = Options::of(info);
     for vector in [6, 13] {
         interrupts::set_handler(vector, skip);
     }

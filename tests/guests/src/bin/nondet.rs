@@ -29,10 +29,7 @@ pollux_boot::entry!(main);
 
 fn main(info: &'static BootInfo) -> ! {
     runtime::init(info);
-    let options = match Options::parse(info.command_line) {
-        Ok(options) => options,
-        Err(key) => panic!("option {key} is malformed"),
-    };
+    let options = Options::of(info);
     lapic::init(!options.xapic);
     interrupts::set_handler(6, |frame| {
         INVALID_OPCODES.fetch_add(1, Ordering::Relaxed);

@@ -20,10 +20,7 @@ pollux_boot::entry!(main);
 
 fn main(info: &'static BootInfo) -> ! {
     runtime::init(info);
-    let options = match Options::parse(info.command_line) {
-        Ok(options) => options,
-        Err(key) => panic!("option {key} is malformed"),
-    };
+    let options = Options::of(info);
     let mut host = match RxPoll::new().and_then(|device| Host::on(device, &options)) {
         Ok(host) => host,
         Err(error) => panic!("network: {error}"),

@@ -69,10 +69,7 @@ pollux_boot::entry!(main);
 
 fn main(info: &'static BootInfo) -> ! {
     runtime::init(info);
-    let options = match Options::parse(info.command_line) {
-        Ok(options) => options,
-        Err(key) => panic!("option {key} is malformed"),
-    };
+    let options = Options::of(info);
     let enabled = xsave::enable();
     lapic::init(!options.xapic);
     pages::init();

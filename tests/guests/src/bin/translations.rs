@@ -156,10 +156,7 @@ pollux_boot::entry!(main);
 
 fn main(info: &'static BootInfo) -> ! {
     runtime::init(info);
-    let options = match Options::parse(info.command_line) {
-        Ok(options) => options,
-        Err(key) => panic!("option {key} is malformed"),
-    };
+    let options = Options::of(info);
     let root: u64;
     // SAFETY: reads CR3.
     unsafe { asm!("mov {}, cr3", out(reg) root) };
