@@ -87,12 +87,17 @@ impl Stack {
         self.sockets.get_mut(handle)
     }
 
-    /// Begins a connection.
+    /// Begins a connection. Its neighbour is asked for at once, whatever was asked before and may have been lost.
     ///
     /// # Errors
     /// When the socket is open, or an address or a port is 0.
     pub fn connect(&mut self, handle: SocketHandle, server: IpEndpoint, port: u16) -> Result<(), tcp::ConnectError> {
-        self.sockets.get_mut::<tcp::Socket<'_>>(handle).connect(self.interface.context(), server, port)
+        self.sockets.get_mut::<tcp::Socket<'_>>(handle).connect(self.interface.context(), server, port)?;
+        let IpAddress::Ipv4(server) = server.addr;
+        if let Some(hop) = next_hop(self.own, self.gateway, server) {
+            self.neighbours.ask_soon(hop);
+        }
+        Ok(())
     }
 
     /// Moves frames and bytes between `device` and the sockets.
@@ -142,9 +147,14 @@ impl Stack {
             _ => None,
         });
         let all = self.peers.iter().copied().chain(servers);
-        let next_hops = all.filter_map(|to| if self.own.contains(to) { Some(to) } else { self.gateway });
-        self.neighbours.look_for(next_hops, now_us);
+        let (own, gateway) = (self.own, self.gateway);
+        self.neighbours.look_for(all.filter_map(|to| next_hop(own, gateway, to)), now_us);
     }
+}
+
+/// The neighbour to which frames for `to` go; none without a way there.
+fn next_hop(own: Cidr, gateway: Option<Ipv4Addr>, to: Ipv4Addr) -> Option<Ipv4Addr> {
+    if own.contains(to) { Some(to) } else { gateway }
 }
 
 fn at(now_us: u64) -> Instant {

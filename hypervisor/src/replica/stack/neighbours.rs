@@ -50,6 +50,11 @@ impl Neighbours {
         self.all.retain(|neighbour| neighbour.wanted);
     }
 
+    /// Asks for this one as soon as it is looked for, and not only when its turn comes.
+    pub fn ask_soon(&mut self, address: Ipv4Addr) {
+        self.all.retain(|neighbour| neighbour.address != address);
+    }
+
     /// When the next request is due.
     pub fn ask_at(&self) -> Option<u64> {
         self.all.iter().map(|neighbour| neighbour.ask_at_us).min()

@@ -162,6 +162,19 @@ fn what_was_forgotten_is_found_again() {
     assert!(network.up_after(&[second], &[100], 60_000).is_some_and(|ms| ms < 100));
 }
 
+/// A connection waits for no request that was lost before it was begun.
+#[test]
+fn a_new_connection_asks_at_once() {
+    let mut network = Network::new(1);
+    let look = network.connect(2);
+    network.stack.poll(network.now_us, &mut network.cable);
+    assert!(!network.cable.output.is_empty());
+    network.cable.output.clear();
+    network.stack.socket::<Tcp<'_>>(look).abort();
+    let question = network.connect(2);
+    assert!(network.up_after(&[question], &[], 60_000).is_some_and(|ms| ms < 10));
+}
+
 /// A peer that comes back is found although nobody else says anything.
 #[test]
 fn a_peer_that_appears_is_found_soon() {
