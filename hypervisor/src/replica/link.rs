@@ -164,6 +164,11 @@ impl Link {
     }
 
     /// Whether a connection that we ended still delivers what was sent on it.
+    pub fn has_last_words(&self) -> bool {
+        self.lingers_until_us.is_some()
+    }
+
+    /// Looks whether [it still does](Self::has_last_words), and drops it if not.
     fn lingers(&mut self, now_us: u64) -> bool {
         let Some(until) = self.lingers_until_us else { return false };
         let state = self.stack.socket::<tcp::Socket<'_>>(self.stream).state();
@@ -172,7 +177,7 @@ impl Link {
         if done || now_us >= until {
             self.reset();
         }
-        self.lingers_until_us.is_some()
+        self.has_last_words()
     }
 
     /// Whether there should be a connection at all.

@@ -1,5 +1,6 @@
 //! This machine as the driver sees it: wall clock, client card, link to the twin, line to the arbiter.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use pollux_driver::{ArbiterLine, Clock, Driver, LogLink, Outlet};
@@ -34,6 +35,9 @@ pub(super) struct Machine {
     pub(super) arbiter: Option<Arbiter>,
     pub(super) cut: Cut,
     pub(super) figures: Figures,
+    /// Why the guest ended here, until the twin has our last words: who reads on the monitor that a machine has halted may
+    /// switch it off.
+    pub(super) ending: Option<String>,
     /// The wall time when it was last looked at, in microseconds.
     pub(super) now_us: u64,
 }
@@ -67,6 +71,15 @@ impl Machine {
             if room == 0 { 0 } else { node.receive(now, &bytes[..room]) }
         });
         link.receive_datagrams(|datagram| node.heartbeat_received(now, datagram));
+    }
+
+    /// Says that this machine has halted, once that is so and the twin knows.
+    pub(super) fn report_end(&mut self, driver: &Driver<Guest>) {
+        let speaks = driver.node().role() != Role::Halted || self.link.as_ref().is_some_and(Link::has_last_words);
+        if !speaks && let Some(reason) = self.ending.take() {
+            monitor::halt_event(&reason);
+            self.report(driver);
+        }
     }
 
     /// Lets the arbiter's ways move, and hands an answer to the node.

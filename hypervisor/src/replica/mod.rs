@@ -94,10 +94,10 @@ impl Replica {
             // At any other rate the guest's clock reads would exit.
             tuning.rates = RATE_ONE..=RATE_ONE;
         }
-        let (cut, figures) = (Cut::default(), Figures::default());
+        let (cut, figures, ending) = (Cut::default(), Figures::default(), None);
         Self {
             driver: Driver::new(Time(now_us), node, guest, tuning),
-            machine: Machine { config, apic, clock, client, link, arbiter, cut, figures, now_us },
+            machine: Machine { config, apic, clock, client, link, arbiter, cut, figures, ending, now_us },
             monitor: Monitor::default(),
         }
     }
@@ -113,7 +113,9 @@ impl Replica {
         self.driver.start(&mut self.machine);
         loop {
             self.poll();
-            if let Next::Wait(until) = self.driver.turn(&mut self.machine) {
+            let next = self.driver.turn(&mut self.machine);
+            self.machine.report_end(&self.driver);
+            if let Next::Wait(until) = next {
                 self.sleep(until);
             }
         }

@@ -109,8 +109,7 @@ impl Observer<Guest> for Machine {
             }
             Event::Ended(reason) => {
                 log::warn!("the guest ends here: {reason}");
-                monitor::halt_event(&reason);
-                self.report(driver);
+                self.ending = Some(reason.into());
             }
             Event::Done
             | Event::Logged(_)

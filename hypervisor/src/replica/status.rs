@@ -66,9 +66,9 @@ impl Machine {
         }
     }
 
-    /// Sends the status.
+    /// Sends the status, but not that of a machine that halts and has not [said so](Self::report_end).
     pub(super) fn report(&mut self, driver: &Driver<Guest>) {
-        if !self.config.monitor {
+        if !self.config.monitor || self.ending.is_some() {
             return;
         }
         self.figures.next_report_us = self.now_us + INTERVAL_US;
