@@ -253,36 +253,7 @@ fn judge_qemu(line: &str) -> State {
         let (major, minor) = OLDEST_QEMU;
         return State::Unusable(format!("version {version} is too old, {major}.{minor} is the oldest that works"));
     }
-    let patch = version.split(|letter: char| !letter.is_ascii_digit()).nth(2).and_then(|patch| patch.parse().ok());
-    let note = if lacks_nested_real_mode(major, minor, patch) { NO_NESTED_REAL_MODE } else { "" };
-    State::Present(format!("version {version}{note}"))
-}
-
-/// What to say of a QEMU that [`lacks_nested_real_mode`].
-const NO_NESTED_REAL_MODE: &str = ": WITHOUT KVM IT CANNOT RUN OUR GUESTS, as it leaves nested paging out while a guest \
-                                   has no paging; 9.2 and newer do not, nor do 9.1.2 and 7.2.22";
-
-/// Releases older than QEMU's commit b56617bbcb ("target/i386: Walk NPT in guest real mode"). Later ones of the same
-/// series may have it; the self-test of the counter finds those that do not.
-fn lacks_nested_real_mode(major: u32, minor: u32, patch: Option<u32>) -> bool {
-    let first_that_may = match (major, minor) {
-        (7, 2) => 15,
-        (8, 0 | 1) => u32::MAX,
-        (8, 2) => 8,
-        (9, 0) => 4,
-        (9, 1) => 2,
-        _ => 0,
-    };
-    patch.unwrap_or(0) < first_that_may
-}
-
-/// What is known to go wrong with the QEMU of this desk when it runs instructions in software.
-pub fn software_trouble() -> Result<Option<String>> {
-    let state = Need::Qemu.state()?;
-    Ok(match state {
-        State::Present(text) if text.contains(NO_NESTED_REAL_MODE) => Some(format!("QEMU {text}")),
-        _ => None,
-    })
+    State::Present(format!("version {version}"))
 }
 
 fn target_state() -> Result<State> {
@@ -365,12 +336,8 @@ mod tests {
     fn qemu_versions() {
         let judge = |version: &str| judge_qemu(&format!("QEMU emulator version {version}"));
         assert_eq!(judge("7.2.22 (Debian 1:7.2+dfsg-7)"), State::Present("version 7.2.22".into()));
-        assert_eq!(judge("10.0.0"), State::Present("version 10.0.0".into()));
-        for faulty in ["7.2.0", "8.0.5", "8.2.2 (Debian 1:8.2.2+ds-0ubuntu1.18)", "9.1.1"] {
-            assert!(matches!(judge(faulty), State::Present(text) if text.ends_with(NO_NESTED_REAL_MODE)), "{faulty}");
-        }
-        for mended in ["8.2.8", "9.1.2", "9.2.0", "11.1.3"] {
-            assert_eq!(judge(mended), State::Present(format!("version {mended}")));
+        for version in ["7.2.0", "8.2.2", "10.0.0"] {
+            assert_eq!(judge(version), State::Present(format!("version {version}")));
         }
         for old in ["7.1.9", "6.2.0", "5.2.0 (Debian)"] {
             assert!(matches!(judge(old), State::Unusable(why) if why.contains("too old") && why.contains(&old[..3])));

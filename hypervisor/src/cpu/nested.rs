@@ -69,8 +69,13 @@ pub struct NestedPaging {
     format: Format,
     tracked: bool,
     guarded: bool,
-    window: Option<Window>,
+    windows: Vec<Window>,
+    shown: Option<WindowNumber>,
 }
+
+/// Which of the windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowNumber(usize);
 
 /// Memory of the host's that is seen above the guest's, now and then.
 struct Window {
@@ -79,7 +84,6 @@ struct Window {
     /// That entry's table, and those below it.
     directory: Box<Table>,
     _tables: Vec<Box<Table>>,
-    shown: bool,
 }
 
 impl NestedPaging {
@@ -96,7 +100,8 @@ impl NestedPaging {
             format,
             tracked: false,
             guarded: false,
-            window: None,
+            windows: Vec::new(),
+            shown: None,
         };
         paging.build();
         paging
@@ -127,11 +132,11 @@ impl NestedPaging {
     }
 
     /// Prepares a window: guest-physical `gpa ..` within one GiB that has no guest memory, of `len` bytes in whole pages, to
-    /// host-physical `base ..`. It is not shown yet.
+    /// host-physical `base ..`. It is not shown yet; of several one can be.
     ///
     /// # Panics
     /// When there is guest memory, or the window does not lie within one GiB below 512 GiB (a bug of the caller).
-    pub fn make_window(&mut self, gpa: u64, base: u64, len: u64) {
+    pub fn make_window(&mut self, gpa: u64, base: u64, len: u64) -> WindowNumber {
         let start = gpa & !(COVERED[2] - 1);
         assert!(self.len <= start && gpa + len <= start + COVERED[2] && start < COVERED[3], "no place for a window");
         let mut directory = Box::new(Table([0; 512]));
@@ -145,13 +150,14 @@ impl NestedPaging {
             tables.push(table);
         }
         let index = (gpa / COVERED[2]) as usize;
-        self.window = Some(Window { index, directory, _tables: tables, shown: false });
+        self.windows.push(Window { index, directory, _tables: tables });
+        WindowNumber(self.windows.len() - 1)
     }
 
-    /// Shows the window, or hides it. Returns whether that changes anything: then the CPU must forget what it has cached of
-    /// these tables.
-    pub fn show_window(&mut self, on: bool) -> bool {
-        let changes = self.window.as_mut().is_some_and(|window| core::mem::replace(&mut window.shown, on) != on);
+    /// Shows this window and no other. Returns whether that changes anything: then the CPU must forget what it has cached
+    /// of these tables.
+    pub fn show_window(&mut self, window: Option<WindowNumber>) -> bool {
+        let changes = core::mem::replace(&mut self.shown, window) != window;
         if changes {
             self.attach_window();
         }
@@ -159,12 +165,20 @@ impl NestedPaging {
     }
 
     fn attach_window(&mut self) {
-        let Some(window) = &self.window else { return };
-        let entry = if window.shown { address(&window.directory) | self.format.table } else { 0 };
+        if self.windows.is_empty() {
+            return;
+        }
         // The CPU may have set flags of its own.
         let below_root = self.root.0[0] & ADDRESS;
         let table = self.upper.iter_mut().find(|table| address(table) == below_root);
-        table.expect("the root's first entry leads to a table").0[window.index] = entry;
+        let table = table.expect("the root's first entry leads to a table");
+        for window in &self.windows {
+            table.0[window.index] = 0;
+        }
+        if let Some(WindowNumber(shown)) = self.shown {
+            let Window { index, directory, .. } = &self.windows[shown];
+            table.0[*index] = address(directory) | self.format.table;
+        }
     }
 
     /// Calls `written` with each page that the guest wrote since the last call, or since the tracking began. The CPU
@@ -350,18 +364,22 @@ mod tests {
         const AT: u64 = 0xF000_0000;
         for format in [NPT, EPT] {
             let mut paging = NestedPaging::new(0x4000_0000, 0x40_0000, format);
-            paging.make_window(AT, 0x1234_5000, 0x40_0000);
+            let window = Some(paging.make_window(AT, 0x1234_5000, 0x40_0000));
+            let other = Some(paging.make_window(AT, 0x6789_0000, 0x1000));
             assert_eq!(translate(&paging, AT), None);
             // The CPU marks what it walked.
             paging.root.0[0] |= 1 << 5;
-            assert!(paging.show_window(true) && !paging.show_window(true));
+            assert!(paging.show_window(window) && !paging.show_window(window));
             for tracked in [true, false] {
                 paging.track(tracked);
                 assert_eq!(translate(&paging, AT + 0x3F_F008), Some((0x1274_4008, format.page, 0)));
                 assert_eq!((translate(&paging, AT - 1), translate(&paging, AT + 0x40_0000)), (None, None));
                 assert_eq!(translate(&paging, 8).map(|found| found.0), Some(0x4000_0008));
             }
-            assert!(paging.show_window(false));
+            assert!(paging.show_window(other));
+            assert_eq!(translate(&paging, AT), Some((0x6789_0000, format.page, 0)));
+            assert_eq!(translate(&paging, AT + 0x1000), None);
+            assert!(paging.show_window(None));
             assert_eq!(translate(&paging, AT), None);
         }
     }

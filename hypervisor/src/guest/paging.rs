@@ -95,12 +95,14 @@ impl Guest {
 
     /// The control registers were written.
     pub(super) fn reload_paging(&mut self) {
-        let paging = Paging::from(&self.vcpu.mode());
-        self.set_paging(&paging);
+        if self.mmu.is_some() {
+            let paging = Paging::from(&self.vcpu.mode());
+            self.set_paging(&paging);
+        }
     }
 
     fn set_paging(&mut self, paging: &Paging) {
-        let Some(mmu) = &mut self.mmu else { return };
+        let Some(mmu) = &mut self.mmu else { return self.vcpu.set_paging(paging, None) };
         match mmu.load(&self.memory, paging) {
             Ok(root) => self.vcpu.set_paging(paging, root),
             Err(error) => self.crash = Some(alloc::format!("{}", Fault::from(error))),

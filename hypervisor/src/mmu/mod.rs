@@ -41,7 +41,7 @@ pub const TABLES: usize = 1024;
 /// Where entries lead instead of to the window: to nowhere.
 const NOWHERE: u64 = 1 << 35;
 /// The same for entries that cannot have that bit.
-const NOWHERE_LEGACY: u64 = 1 << 26;
+pub const NOWHERE_LEGACY: u64 = 1 << 26;
 
 /// Neighbours that are looked at when an entry is made: a CPU may fetch ahead what has its accessed bit.
 const NEIGHBOURS: u64 = 16;

@@ -77,6 +77,7 @@ impl Machine {
     pub(super) fn report_end(&mut self, driver: &Driver<Guest>) {
         let speaks = driver.node().role() != Role::Halted || self.link.as_ref().is_some_and(Link::has_last_words);
         if !speaks && let Some(reason) = self.ending.take() {
+            log::info!("halted");
             monitor::halt_event(&reason);
             self.report(driver);
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-use super::accelerator::{self, Accelerator, Wish};
+use super::accelerator::{self, Wish};
 use super::arbiter::Choice;
 use super::directory::{Directory, UDP_PORT, default_parent};
 use super::emulator::{Emulator, NicModel};
@@ -16,7 +16,7 @@ use super::options::{GUEST_PORT, parse_forward};
 use super::software::{Software, SoftwareArgs};
 use super::{Config, Rig};
 use crate::net::{Forward, Protocol};
-use crate::output::{complain, say};
+use crate::output::say;
 use crate::units::parse_duration;
 use crate::view::{Key, View, live::Live, plain::Plain};
 use crate::{interrupt, needs};
@@ -110,11 +110,6 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
     let forwards = forwards(&arguments);
     check_ports(&arguments, &forwards)?;
     needs::ensure_present(emulator.needs(), arguments.software.yes)?;
-    if matches!(emulator, Emulator::Qemu(Accelerator::Tcg, _))
-        && let Some(trouble) = needs::software_trouble()?
-    {
-        complain!("warning: {trouble}; cargo xtask bochs does without QEMU");
-    }
     interrupt::check()?;
     let Software { hypervisor, guest, options, answers, boots_long } = arguments.software.build()?;
     // A kernel patches its own code while it boots, which not every emulator counts exactly.

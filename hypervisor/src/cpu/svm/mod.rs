@@ -77,8 +77,7 @@ pub struct SvmVcpu {
     tsc: u64,
     offered: Option<u8>,
     guard: Option<run::Guard>,
-    /// While other tables than the guest's are walked.
-    hidden: Option<paging::Hidden>,
+    others: paging::Others,
 }
 
 impl SvmVcpu {
@@ -105,7 +104,8 @@ impl SvmVcpu {
             efer.write(value | EFER_SVME | if has_no_execute() { EFER_NXE } else { 0 });
             Msr::new(VM_HSAVE_PA).write(core::ptr::from_ref(&*host_save) as u64);
         }
-        let nested_paging = NestedPaging::new(memory_base, memory_len, NPT);
+        let mut nested_paging = NestedPaging::new(memory_base, memory_len, NPT);
+        let others = paging::Others::new(&mut nested_paging);
         let io = Box::new(IoPermissions::intercept_all());
         let msr = Box::new(MsrPermissions::for_guest());
         let mut guest = Box::new(Vmcb::zeroed());
@@ -137,7 +137,7 @@ impl SvmVcpu {
             tsc: 0,
             offered: None,
             guard: None,
-            hidden: None,
+            others,
         };
         vcpu.load(&CpuState::real_mode(0));
         Ok(vcpu)
@@ -307,6 +307,7 @@ impl Vcpu for SvmVcpu {
 
     fn mode(&self) -> Mode {
         let save = &self.guest.save;
+        let Paging { cr0, cr3, cr4, efer, .. } = self.paging();
         Mode {
             segments: Segments {
                 es: save.es,
@@ -318,10 +319,10 @@ impl Vcpu for SvmVcpu {
                 ldtr: save.ldtr,
                 tr: save.tr,
             },
-            cr0: self.hidden.map_or(save.cr0, |hidden| hidden.cr0),
-            cr3: self.hidden.map_or(save.cr3, |hidden| hidden.cr3),
-            cr4: save.cr4,
-            efer: save.efer & !EFER_SVME,
+            cr0,
+            cr3,
+            cr4,
+            efer,
         }
     }
 
@@ -347,7 +348,7 @@ impl Vcpu for SvmVcpu {
     fn msrs(&self) -> CpuMsrs {
         let save = &self.guest.save;
         CpuMsrs {
-            efer: save.efer & !EFER_SVME,
+            efer: self.paging().efer,
             star: save.star,
             lstar: save.lstar,
             cstar: save.cstar,
@@ -360,8 +361,8 @@ impl Vcpu for SvmVcpu {
     }
 
     fn set_msrs(&mut self, msrs: &CpuMsrs) {
+        self.set_efer(msrs.efer);
         let save = &mut self.guest.save;
-        save.efer = msrs.efer | EFER_SVME;
         save.star = msrs.star;
         save.lstar = msrs.lstar;
         save.cstar = msrs.cstar;
@@ -451,14 +452,12 @@ impl Vcpu for SvmVcpu {
         save.gdtr = table(state.gdtr);
         save.idtr = table(state.idtr);
         save.cpl = state.cpl();
-        save.cr0 = state.cr0;
         save.cr2 = state.cr2;
-        save.cr3 = state.cr3;
-        save.cr4 = state.cr4;
-        self.hidden = None;
         save.dr6 = state.dr6;
         save.dr7 = state.dr7;
         self.set_msrs(&state.msrs);
+        let (cr0, cr3, cr4, efer) = (state.cr0, state.cr3, state.cr4, state.msrs.efer);
+        self.walk_from(&Paging { cr0, cr3, cr4, efer, ..Paging::default() }, None);
         self.set_shadow(state.interrupt_shadow);
         self.offered = None;
         self.guest.control.event_injection = 0;

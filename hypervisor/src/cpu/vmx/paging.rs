@@ -6,6 +6,7 @@ use super::capabilities::IA32E_GUEST;
 use super::fields::{self, GUEST_PDPTES};
 use super::instructions::{self, write};
 use super::setup::GUEST_VPID;
+use crate::cpu::nested::WindowNumber;
 use crate::cpu::registers::{CR0_PG, CR4_PAE, EFER_LMA};
 use crate::emulate::walk::{CR0_WP, Paging};
 use crate::memory::PAGE_SIZE;
@@ -19,6 +20,7 @@ const PAGE_FAULT: u32 = 1 << 14;
 pub(super) struct Tracking {
     /// Where they are in the host's memory.
     base: u64,
+    window: WindowNumber,
     /// While they are walked: what the guest has in CR3, and whether the CPU has read the pointers of PAE paging.
     pub(super) walked: Option<Walked>,
 }
@@ -35,8 +37,8 @@ impl VmxVcpu {
         if !self.capabilities.paging_exits {
             return false;
         }
-        self.nested_paging.make_window(WINDOW.0, base, len);
-        self.tracking = Some(Tracking { base, walked: None });
+        let window = self.nested_paging.make_window(WINDOW.0, base, len);
+        self.tracking = Some(Tracking { base, window, walked: None });
         // All of them: the guest reads what it wrote, and each write exits that changes anything.
         write(fields::CR0_MASK, u64::MAX);
         write(fields::CR4_MASK, u64::MAX);
@@ -53,7 +55,7 @@ impl VmxVcpu {
                 Walked { cr3: paging.cr3, pointers }
             });
         }
-        if self.nested_paging.show_window(root.is_some()) {
+        if self.nested_paging.show_window(self.tracking.and_then(|tracking| root.map(|_| tracking.window))) {
             instructions::invalidate_ept(self.ept_pointer);
         }
         // The first write to each page is to be seen, the system's too.
@@ -81,7 +83,7 @@ impl VmxVcpu {
 
     /// Tells the CPU the pointers of PAE paging, which it does not look for itself.
     pub(super) fn put_pointers(&self) {
-        let Some(Tracking { base, walked: Some(Walked { pointers: Some(number), .. }) }) = self.tracking else {
+        let Some(Tracking { base, walked: Some(Walked { pointers: Some(number), .. }), .. }) = self.tracking else {
             return;
         };
         for (index, field) in (0..).zip(GUEST_PDPTES) {

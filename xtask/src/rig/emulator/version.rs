@@ -19,8 +19,9 @@ struct Tried {
 }
 
 /// All of them. What is not in here may work as well: nobody has looked.
-const TRIED: [Tried; 5] = [
+const TRIED: [Tried; 6] = [
     Tried { emulator: Need::Qemu, version: "7.2.22", what: "all tests" },
+    Tried { emulator: Need::Qemu, version: "8.2.2", what: "kills of the primary under one connection" },
     Tried { emulator: Need::Qemu, version: "10.0.13", what: "kills of the primary under one connection" },
     Tried { emulator: Need::Qemu, version: "11.1.3", what: "kills of the primary under one connection" },
     Tried { emulator: Need::Bochs, version: "2.7", what: "the end-to-end tests of Bochs, exact stops" },
@@ -107,7 +108,7 @@ mod tests {
         assert_eq!((number("7"), number(""), number("x.y")), (None, None, None));
         let verdict = |need, version| verdict(need, version).unwrap();
         assert!(verdict(Need::Qemu, "7.2.1").starts_with("tried (7.2.22: all tests"));
-        assert_eq!(verdict(Need::Qemu, "8.2.0"), "not tried (these were: 7.2.22, 10.0.13, 11.1.3)");
+        assert_eq!(verdict(Need::Qemu, "9.1.0"), "not tried (these were: 7.2.22, 8.2.2, 10.0.13, 11.1.3)");
         assert!(verdict(Need::Bochs, "3.0").starts_with("tried (3.0: "));
         assert_eq!(verdict(Need::Bochs, "no version"), "not tried (these were: 2.7, 3.0)");
         assert_eq!(super::verdict(Need::Grub, "2.06"), None);
