@@ -66,7 +66,7 @@ fn main() {
         } else if let (Role::Draining, Some(end)) = (pollux.role(), pollux.run_limit()) {
             pollux.progress(end);
             // Asked for until the log is drained and the term is won.
-            let _ = pollux.went_live(now, end);
+            let _ = pollux.go_live(now, end);
         }
     }
     println!("{now:?}: castor is dead, pollux goes on in term {} at entry {}", pollux.term().0, pollux.newest().0);

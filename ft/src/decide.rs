@@ -100,13 +100,13 @@ pub enum JoinVerdict {
 
 /// Decides about a Hello from a machine whose identity has been checked.
 ///
-/// `gave_up` says that the joiner is the old backup itself, which proves that it is one no more.
+/// `word`: that it is the old backup itself proves that it is one no more.
 #[must_use]
-pub fn on_join(role: Role, ours: Term, theirs: Term, gave_up: bool) -> JoinVerdict {
+pub fn on_join(role: Role, ours: Term, theirs: Term, word: LastWord) -> JoinVerdict {
     match role {
         Role::Alone | Role::Detaching if theirs > ours => JoinVerdict::Outdated,
         Role::Alone => JoinVerdict::Begin,
-        Role::Detaching if gave_up => JoinVerdict::Begin,
+        Role::Detaching if word == LastWord::GaveUp => JoinVerdict::Begin,
         role if role.is_primary() => JoinVerdict::Busy,
         _ => JoinVerdict::NotPrimary,
     }
@@ -206,17 +206,38 @@ pub fn needs_stream(role: Role, handover_acked: bool) -> bool {
     }
 }
 
+/// What a backup that is being let go says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LastWord {
+    /// Nothing to that effect.
+    None,
+    /// It no longer is one, and never will be, see [`gave_up`].
+    GaveUp,
+    /// It lives and is about to take over, see [`contends`].
+    Contends,
+}
+
+/// What a heartbeat says of the backup of session `session` of primary `me`.
+#[must_use]
+pub fn last_word(beat: &Heartbeat, me: NodeId, session: SessionId) -> LastWord {
+    if gave_up(beat, me, session) {
+        LastWord::GaveUp
+    } else if contends(beat, me, session) {
+        LastWord::Contends
+    } else {
+        LastWord::None
+    }
+}
+
 /// What a primary knows of the backup that it lost touch with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LostBackup {
     /// The backup got the complete state, or may have got it.
     pub may_be_complete: bool,
-    /// The backup itself said that it no longer is one.
-    pub gave_up: bool,
+    /// What it said of itself.
+    pub word: LastWord,
     /// Nothing was heard of it for the time to suspicion.
     pub silent: bool,
-    /// It lives and is about to take over, see [`contends`].
-    pub contends: bool,
     /// The next term is ours.
     pub term_granted: bool,
 }
@@ -227,7 +248,7 @@ pub struct LostBackup {
 /// output that it does not hold must stay inside.
 #[must_use]
 pub fn may_run_alone(lost: LostBackup) -> bool {
-    !lost.may_be_complete || lost.gave_up || lost.term_granted
+    !lost.may_be_complete || lost.word == LastWord::GaveUp || lost.term_granted
 }
 
 /// Whether a primary bids for the next term. A backup that is heard will give up by itself when it hears that it was
@@ -235,7 +256,7 @@ pub fn may_run_alone(lost: LostBackup) -> bool {
 /// is left alone, too: it will make itself heard.
 #[must_use]
 pub fn may_bid_alone(lost: LostBackup, exclusive: bool) -> bool {
-    !may_run_alone(lost) && (lost.silent || (lost.contends && exclusive))
+    !may_run_alone(lost) && (lost.silent || (lost.word == LastWord::Contends && exclusive))
 }
 
 /// Whether a heartbeat proves that the twin is not, or no longer, the backup of session `session` of primary `me`, and
@@ -428,7 +449,7 @@ pub enum OnAnswer {
     /// Go on without the backup that was lost.
     RunAlone,
     /// Take over, come what may; if it suffices, see [`suffices`].
-    GoLive,
+    TakeOver,
     /// Halt: somebody else runs the guest, or will.
     FailStop,
 }
@@ -443,7 +464,7 @@ pub fn on_answer(role: Role, bid: Bid, next: Term, answered: Term, verdict: Verd
         (Verdict::Taken, _) => OnAnswer::FailStop,
         (Verdict::Granted, Role::Starting) => OnAnswer::Start,
         (Verdict::Granted, Role::Detaching) => OnAnswer::RunAlone,
-        (Verdict::Granted, Role::Backup | Role::Draining) => OnAnswer::GoLive,
+        (Verdict::Granted, Role::Backup | Role::Draining) => OnAnswer::TakeOver,
         (Verdict::Granted, _) => OnAnswer::Stale,
     }
 }

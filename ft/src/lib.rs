@@ -55,7 +55,7 @@ pub use config::Config;
 pub use decide::Verdict;
 pub use entry::{Control, Entry, EntryRef, Kind, Record};
 pub use mutation::Mutation;
-pub use node::{Action, AppendError, HaltReason, LossReason, Node, NotLive, Start};
+pub use node::{Action, AppendError, HaltReason, LossReason, Node, NotLive, Start, TakenOver};
 pub use pairing::Identity;
 pub use send_log::Lag;
 pub use stats::Stats;

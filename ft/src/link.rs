@@ -11,10 +11,21 @@ use alloc::vec::Vec;
 pub(crate) enum LinkState {
     /// No connection.
     Down,
-    /// Messages flow.
+    /// Messages flow; who is at the other end has yet to be said.
     Up,
+    /// Both ends agreed to be twins.
+    Paired,
     /// What is queued may still leave; nothing is taken any more.
     Closing,
+}
+
+/// What becomes of messages that wait when a connection is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Queued {
+    /// They are handed to the stream before it ends.
+    Kept,
+    /// They are of no interest any more.
+    Dropped,
 }
 
 #[derive(Debug)]
@@ -47,8 +58,18 @@ impl Link {
         Self { state: LinkState::Up, heard: now, ..Self::down() }
     }
 
+    /// Whether messages flow.
     pub(crate) fn is_up(&self) -> bool {
-        self.state == LinkState::Up
+        matches!(self.state, LinkState::Up | LinkState::Paired)
+    }
+
+    pub(crate) fn is_paired(&self) -> bool {
+        self.state == LinkState::Paired
+    }
+
+    /// Both ends of this connection agreed to be twins.
+    pub(crate) fn pair(&mut self) {
+        self.state = LinkState::Paired;
     }
 
     pub(crate) fn opener(&mut self) -> &mut Opener {
@@ -71,11 +92,11 @@ impl Link {
         self.tx.len() - start
     }
 
-    /// Ends the connection. What is queued is kept for a last transmission, or thrown away.
-    pub(crate) fn close(&mut self, keep_queued: bool) {
+    /// Ends the connection.
+    pub(crate) fn close(&mut self, queued: Queued) {
         self.state = LinkState::Closing;
         self.rx.clear();
-        if !keep_queued {
+        if queued == Queued::Dropped {
             self.tx.clear();
             self.tx_head = 0;
         }

@@ -52,6 +52,15 @@ pub enum Hello {
     OtherVersion(u16),
 }
 
+/// Whether what was refused may succeed later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// Try again.
+    Later,
+    /// The machines are no twins.
+    Never,
+}
+
 /// A message on the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message<'a> {
@@ -60,7 +69,7 @@ pub enum Message<'a> {
     /// Pairing is refused.
     Refuse {
         /// Whether the same request may succeed later.
-        retry: bool,
+        retry: Retry,
         /// What is wrong, for people.
         reason: String,
     },
@@ -153,7 +162,7 @@ impl<'a> Message<'a> {
                 claim.encode(out);
             }
             Self::Refuse { retry, reason } => {
-                out.push(u8::from(*retry));
+                out.push(u8::from(*retry == Retry::Later));
                 put_text(out, reason, MAX_REASON);
             }
             Self::StateBegin { session, term, next } => {
@@ -218,7 +227,10 @@ impl<'a> Message<'a> {
                     Hello::OtherVersion(other)
                 }
             }),
-            2 => Self::Refuse { retry: reader.bool()?, reason: reader.text(MAX_REASON)? },
+            2 => {
+                let retry = if reader.bool()? { Retry::Later } else { Retry::Never };
+                Self::Refuse { retry, reason: reader.text(MAX_REASON)? }
+            }
             3 => Self::StateBegin {
                 session: SessionId(reader.varint()?),
                 term: Term(reader.varint()?),
@@ -309,7 +321,7 @@ mod tests {
         round_trip(&Message::Hello(Hello::Known { joining: true, term: Term(3), beats: 77, claim }));
         round_trip(&Message::Arbiter(ArbiterId(u64::MAX)));
         round_trip(&Message::Hello(Hello::OtherVersion(77)));
-        round_trip(&Message::Refuse { retry: true, reason: "busy".into() });
+        round_trip(&Message::Refuse { retry: Retry::Later, reason: "busy".into() });
         round_trip(&Message::StateBegin { session: SessionId(4), term: Term(5), next: Term(6) });
         round_trip(&Message::Memory { gpa: 0x5000, data: &[7; 8192] });
         round_trip(&Message::Zero { gpa: 0x5000, len: 1 << 30 });

@@ -51,8 +51,9 @@ pub(crate) struct SendLog {
     due: Option<Time>,
     /// When the batch ending with this entry was sent.
     marks: VecDeque<(Seq, Time)>,
-    /// When the batch ending with this entry was sent; the backup has not acked it. And when the newest one was that it has.
+    /// When the batch ending with this entry was sent; the backup has not acked it.
     unheard: VecDeque<(Seq, Time)>,
+    /// When the newest was sent that the backup, as the one of this log, is known to have heard.
     heard: Option<Time>,
     /// Since when sent entries wait for any new ack.
     waiting: Option<Time>,
@@ -182,7 +183,7 @@ impl SendLog {
         }
         (self.received, self.applied, self.applied_position) = (received, applied, position);
         while let Some((_, sent)) = self.unheard.pop_front_if(|(seq, _)| *seq <= received) {
-            self.heard = Some(sent);
+            self.is_heard(sent);
         }
         while self.marks.front().is_some_and(|(seq, _)| *seq <= applied) {
             self.marks.pop_front();
@@ -207,7 +208,12 @@ impl SendLog {
         self.waiting
     }
 
-    /// When the newest batch was sent that the backup has.
+    /// The backup, which follows this log, heard what was sent then.
+    pub(crate) fn is_heard(&mut self, sent: Time) {
+        self.heard = self.heard.max(Some(sent));
+    }
+
+    /// When the newest was sent that the backup is known to have heard.
     pub(crate) fn heard(&self) -> Option<Time> {
         self.heard
     }

@@ -35,7 +35,7 @@ impl<G: Guest> Driver<G> {
                 self.release(host);
             }
             Action::BeginTransfer => self.begin_transfer(),
-            Action::Protected => {}
+            Action::Protected | Action::Refused { .. } => {}
             Action::Unprotected { .. } => {
                 self.end_transfer();
                 self.open_gate(host);
@@ -54,14 +54,9 @@ impl<G: Guest> Driver<G> {
             Action::LoadZero { gpa, len } => self.load_zero(host, gpa, len),
             Action::LoadMachine(data) => self.load_machine(&data),
             Action::StateLoaded { position, digest } => self.state_loaded(host, position, digest),
-            Action::TakeOver { .. } => self.begin_takeover(),
-            Action::TakeOverCancelled => {}
+            // The next step drains the log, or follows it as before.
+            Action::TakeOver { .. } | Action::TakeOverCancelled => {}
             Action::Abandoned { .. } => self.forget_guest(host),
-            Action::Refused { reason, retry } => {
-                if !retry && !self.node.role().is_primary() {
-                    self.end(host, &format!("pairing refused: {reason}"));
-                }
-            }
             Action::CloseConnection => self.close_link(host),
             Action::Halt { reason } => {
                 if reason == HaltReason::PoweredOff {

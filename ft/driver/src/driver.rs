@@ -12,7 +12,6 @@ use crate::host::{Boundary, Event, Host};
 use crate::marks::Marks;
 use crate::receive::Incoming;
 use crate::steering::Steering;
-use crate::takeover::Takeover;
 use crate::transfer::Transfer;
 use crate::tuning::Tuning;
 
@@ -52,8 +51,6 @@ pub struct Driver<G> {
     pub(crate) transfer: Option<Transfer>,
     /// A state on its way in.
     pub(crate) incoming: Incoming,
-    /// How the takeover goes that the node wants.
-    pub(crate) takeover: Takeover,
     /// When to tell the client network where the guest is.
     pub(crate) announcements: Announcements,
     /// Text for the guest's console that waits for an exact stop.
@@ -80,7 +77,6 @@ impl<G: Guest> Driver<G> {
             next_digest: NextDigest::default(),
             transfer: None,
             incoming: Incoming::default(),
-            takeover: Takeover::default(),
             announcements: Announcements::default(),
             typed: Vec::new(),
             power_due: None,

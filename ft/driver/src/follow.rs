@@ -31,7 +31,7 @@ impl<G: Guest> Driver<G> {
     /// Applies the entries that are due or runs towards the next one; with nothing to do, sleeps or goes live.
     pub(crate) fn follow_step(&mut self, host: &mut impl Host<G>) -> Next {
         // Asked before the log is drained, too: the node is the one to refuse.
-        if self.node.role() == Role::Draining && self.goes_live(host) {
+        if self.node.role() == Role::Draining && self.take_over(host) {
             return Next::Again;
         }
         match self.apply_entries(host) {
@@ -109,7 +109,6 @@ impl<G: Guest> Driver<G> {
                     }
                 }
                 Entry::Control(Control::Reset) => self.power_due = None,
-                Entry::Control(Control::SwitchOver) => self.takeover.planned = true,
                 _ => {}
             }
             self.guest.apply(&record.entry.borrow()).map_err(|error| format!("entry {}: {error}", record.seq.0))?;

@@ -1,25 +1,13 @@
-//! Going live. Whether a takeover is under way, and whether it may end so, says the node alone; here is done what it
-//! takes, and measured how long.
+//! Going live. Whether a takeover is under way, since when, and whether it may end so, the node alone knows; here is done
+//! what it takes.
 
 use core::fmt;
 
-use pollux_ft::{NotLive, Span, Term, Time};
+use pollux_ft::{Span, Term};
 
 use crate::driver::Driver;
 use crate::guest::Guest;
 use crate::host::{Event, Host};
-
-/// How the takeover goes that the node wants.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Takeover {
-    /// When the primary gave its last sign of life, and when it was given up.
-    heard: Time,
-    suspected: Time,
-    /// When all of the log had been executed.
-    drained: Option<Time>,
-    /// The primary handed the guest over.
-    pub(crate) planned: bool,
-}
 
 /// What a takeover was, and how long its parts took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,21 +43,12 @@ impl fmt::Display for TakeoverTimes {
 }
 
 impl<G: Guest> Driver<G> {
-    /// The node gave the primary up.
-    pub(crate) fn begin_takeover(&mut self) {
-        let heard = self.node.last_heard();
-        self.takeover = Takeover { heard, suspected: self.now, ..Takeover::default() };
-    }
-
     /// Goes live if the node agrees; whether it does.
-    pub(crate) fn goes_live(&mut self, host: &mut impl Host<G>) -> bool {
+    pub(crate) fn take_over(&mut self, host: &mut impl Host<G>) -> bool {
         let (now, position) = (host.now(), self.guest.position());
-        let result = self.node.went_live(now, position);
+        let result = self.node.go_live(now, position);
         host.observe(Event::AskedToGoLive, self);
-        if result != Err(NotLive::NotDrained) {
-            self.takeover.drained.get_or_insert(now);
-        }
-        let Ok(term) = result else { return false };
+        let Ok(taken) = result else { return false };
         self.now = now;
         host.observe(Event::WentLive, self);
         // Before the first frame leaves: who handed the guest over need not wait for a heartbeat.
@@ -78,14 +57,12 @@ impl<G: Guest> Driver<G> {
         self.start_clock();
         self.marks.logged(now, position);
         self.open_gate(host);
-        let Takeover { heard, suspected, drained, planned } = core::mem::take(&mut self.takeover);
-        let drained = drained.unwrap_or(now);
         let times = TakeoverTimes {
-            term,
-            planned,
-            detect: suspected.since(heard),
-            drain: drained.since(suspected),
-            arbiter: now.since(drained),
+            term: taken.term,
+            planned: taken.planned,
+            detect: taken.suspected.since(taken.heard),
+            drain: taken.drained.since(taken.suspected),
+            arbiter: now.since(taken.drained),
             announce: host.now().since(now),
         };
         host.observe(Event::TookOver(&times), self);

@@ -144,6 +144,7 @@ fn joined_of_another_session(mutation: Option<Mutation>) -> Result<(), &'static 
     sealer.seal(&mut bytes, 1, |out| out.extend_from_slice(&opened.expect("a node says Hello")));
     primary.receive(ms(0), &bytes);
     primary.finish_state(START, 0).expect("it sends the state");
+    primary.transmitted(primary.transmit().len());
     bytes.clear();
     let joined = Message::Joined(SessionId(9));
     sealer.seal(&mut bytes, joined.kind(), |out| joined.encode(out));
@@ -166,7 +167,7 @@ fn a_log_goes_on_after_a_takeover(mutation: Option<Mutation>) -> Result<(), &'st
     pump(ms(0), &mut primary, &mut backup);
     let held = backup.newest();
     tick(&mut backup, 0, 1000);
-    backup.went_live(ms(1000), START).expect("there is no arbiter, and the log is drained");
+    backup.go_live(ms(1000), START).expect("there is no arbiter, and the log is drained");
     holds(held == Seq(1) && backup.newest() == held, "two entries of a guest have the same number")
 }
 
@@ -241,7 +242,7 @@ fn a_backup_with_entries_left(mutation: Option<Mutation>) -> Result<(), &'static
     primary.flush(ms(0));
     pump(ms(0), &mut primary, &mut backup);
     tick(&mut backup, 0, 1000);
-    let live = backup.went_live(ms(1000), START);
+    let live = backup.go_live(ms(1000), START);
     holds(live.is_err() && backup.asks_for().is_none(), "a term is asked for that the backup cannot use yet")
 }
 

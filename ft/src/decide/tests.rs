@@ -51,15 +51,15 @@ fn a_newer_reign_counts_whoever_tells_of_it() {
 fn only_a_node_that_runs_alone_takes_a_joiner() {
     use JoinVerdict::{Begin, Busy, NotPrimary, Outdated};
     let (one, two) = (Term(1), Term(2));
-    assert_eq!(on_join(Role::Alone, two, one, false), Begin);
-    assert_eq!(on_join(Role::Alone, one, two, false), Outdated);
-    assert_eq!(on_join(Role::Detaching, one, one, false), Busy);
-    assert_eq!(on_join(Role::Detaching, one, one, true), Begin);
+    assert_eq!(on_join(Role::Alone, two, one, LastWord::None), Begin);
+    assert_eq!(on_join(Role::Alone, one, two, LastWord::None), Outdated);
+    assert_eq!(on_join(Role::Detaching, one, one, LastWord::None), Busy);
+    assert_eq!(on_join(Role::Detaching, one, one, LastWord::GaveUp), Begin);
     for role in [Role::Protected, Role::Transferring, Role::HandingOver] {
-        assert_eq!(on_join(role, one, one, true), Busy);
+        assert_eq!(on_join(role, one, one, LastWord::GaveUp), Busy);
     }
     for role in [Role::Starting, Role::Joining, Role::Loading, Role::Backup, Role::Draining, Role::Halted] {
-        assert_eq!(on_join(role, one, one, false), NotPrimary);
+        assert_eq!(on_join(role, one, one, LastWord::None), NotPrimary);
     }
 }
 
@@ -193,31 +193,30 @@ fn a_term_is_burnt_when_both_agree() {
 
 #[test]
 fn a_primary_waits_for_a_complete_backup_or_asks() {
-    let lost =
-        LostBackup { may_be_complete: true, gave_up: false, silent: false, contends: false, term_granted: false };
+    let lost = LostBackup { may_be_complete: true, word: LastWord::None, silent: false, term_granted: false };
     assert!(!may_run_alone(lost) && !may_bid_alone(lost, true));
     for free in [
         LostBackup { may_be_complete: false, ..lost },
-        LostBackup { gave_up: true, ..lost },
+        LostBackup { word: LastWord::GaveUp, ..lost },
         LostBackup { term_granted: true, ..lost },
     ] {
         assert!(may_run_alone(free));
-        assert!(!may_bid_alone(LostBackup { silent: true, contends: true, ..free }, true), "nothing to ask for");
+        assert!(!may_bid_alone(LostBackup { silent: true, ..free }, true), "nothing to ask for");
     }
     let silent = LostBackup { silent: true, ..lost };
     assert!(!may_run_alone(silent) && may_bid_alone(silent, true) && may_bid_alone(silent, false));
-    let contends = LostBackup { contends: true, ..lost };
+    let contends = LostBackup { word: LastWord::Contends, ..lost };
     assert!(may_bid_alone(contends, true) && !may_bid_alone(contends, false));
 }
 
 #[test]
 fn answers_concern_whoever_waits_for_them() {
-    use OnAnswer::{FailStop, GoLive, RunAlone, Stale, Start};
+    use OnAnswer::{FailStop, RunAlone, Stale, Start, TakeOver};
     let of = |role, verdict| on_answer(role, Bid::Asked, Term(2), Term(2), verdict);
     assert_eq!(of(Role::Starting, Verdict::Granted), Start);
     assert_eq!(of(Role::Detaching, Verdict::Granted), RunAlone);
-    assert_eq!(of(Role::Draining, Verdict::Granted), GoLive);
-    assert_eq!(of(Role::Backup, Verdict::Granted), GoLive);
+    assert_eq!(of(Role::Draining, Verdict::Granted), TakeOver);
+    assert_eq!(of(Role::Backup, Verdict::Granted), TakeOver);
     for role in [Role::Starting, Role::Detaching, Role::Draining, Role::Backup] {
         assert_eq!(of(role, Verdict::Taken), FailStop);
         for verdict in [Verdict::Granted, Verdict::Taken] {

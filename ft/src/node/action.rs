@@ -1,6 +1,7 @@
 //! What a node asks its caller to do, and why.
 
-use crate::types::{NodeId, Position, Seq, Term};
+use crate::message::Retry;
+use crate::types::{NodeId, Position, Seq, Term, Time};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -74,7 +75,7 @@ pub enum Action {
         digest: u64,
     },
     /// Backup: the primary is gone. Apply all that is held, run to `last`, then call
-    /// [`Node::went_live`](super::Node::went_live) until it succeeds or the takeover is called off.
+    /// [`Node::go_live`](super::Node::go_live) until it succeeds or the takeover is called off.
     TakeOver {
         /// The newest position the guest may run to.
         last: Position,
@@ -96,7 +97,7 @@ pub enum Action {
         /// What is wrong, with the values of both sides.
         reason: String,
         /// Whether trying again may help.
-        retry: bool,
+        retry: Retry,
     },
     /// Send what [`Node::transmit`](super::Node::transmit) still holds, close the stream, then call
     /// [`Node::disconnected`](super::Node::disconnected).
@@ -168,6 +169,8 @@ pub enum HaltReason {
     Diverged(String),
     /// This backup must not follow its primary any longer; with the reason.
     GaveUp(String),
+    /// The machine that this one wanted to follow is not its twin; with the reason.
+    Refused(String),
 }
 
 impl fmt::Display for HaltReason {
@@ -181,6 +184,7 @@ impl fmt::Display for HaltReason {
             Self::Superseded(term) => write!(f, "superseded by a primary of term {}", term.0),
             Self::Diverged(what) => write!(f, "diverged from the primary: {what}"),
             Self::GaveUp(why) => write!(f, "gave up: {why}"),
+            Self::Refused(why) => write!(f, "pairing refused: {why}"),
         }
     }
 }
@@ -204,6 +208,21 @@ impl fmt::Display for AppendError {
             Self::BadData => "data of an impossible length",
         })
     }
+}
+
+/// A takeover that has come to its end: this machine is the primary now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TakenOver {
+    /// The term that was won.
+    pub term: Term,
+    /// The primary handed the guest over.
+    pub planned: bool,
+    /// When the primary gave its last sign of life.
+    pub heard: Time,
+    /// When it was given up.
+    pub suspected: Time,
+    /// When all of the log had been executed.
+    pub drained: Time,
 }
 
 /// Why a backup may not go live.

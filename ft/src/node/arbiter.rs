@@ -2,6 +2,7 @@
 
 use super::{HaltReason, Node};
 use crate::arbiter::ArbiterId;
+use crate::link::Queued;
 use crate::message::{Bye, Message};
 use crate::pairing::{self, Claim, Settings};
 use crate::types::Role;
@@ -20,7 +21,7 @@ impl Node {
         }
         let is_new = self.arbiter.replace(arbiter) != Some(arbiter);
         // A joiner's Hello has left already; a primary that has not paired yet will say it in its own.
-        if is_new && self.link.is_up() && (self.paired || self.role == Role::Joining) {
+        if is_new && self.greeted() {
             self.link.send(&mut self.stats, &Message::Arbiter(arbiter));
         }
         self.compare_arbiters();
@@ -43,21 +44,21 @@ impl Node {
 
     /// Whether there is a twin that the arbiter was, or will be, agreed on with.
     fn is_bound(&self) -> bool {
-        self.paired || !matches!(self.role, Role::Starting | Role::Alone | Role::Joining | Role::Halted)
+        self.link.is_paired() || !matches!(self.role(), Role::Starting | Role::Alone | Role::Joining | Role::Halted)
     }
 
     /// The backup is the one that gives up: the primary has the guest. It cannot any more when it takes over; then
     /// [`Node::agreed_arbiter`] decides.
     fn compare_arbiters(&mut self) {
-        let follows = matches!(self.role, Role::Joining | Role::Loading | Role::Backup);
-        if !follows || !self.paired {
+        let follows = matches!(self.role(), Role::Joining | Role::Loading | Role::Backup);
+        if !follows || !self.link.is_paired() {
             return;
         }
         let twins = self.peer.and_then(|peer| peer.arbiter);
         if let Err(mismatch) = pairing::check_arbiters(self.arbiter, twins) {
             let why = alloc::format!("{mismatch} (backup first, then primary)");
             self.link.send(&mut self.stats, &Message::Bye(Bye::GaveUp(why.clone())));
-            self.close_link(true);
+            self.close_link(Queued::Kept);
             self.halt(HaltReason::GaveUp(why));
         }
     }

@@ -1,19 +1,63 @@
 //! Heartbeats, silence and everything else that time brings.
 
-use super::{Action, BEATS, HaltReason, LossReason, Node};
-use crate::decide::{self, Bid, Claim, OnClaim, Standing};
+use super::{Action, HaltReason, LossReason, Node};
+use crate::decide::{self, Bid, Claim, LastWord, OnClaim, Standing};
 use crate::heartbeat::{Datagram, Heartbeat};
+use crate::link::Queued;
 use crate::mutation::Mutation;
 use crate::types::{NodeId, Role, Span, Time};
+
+/// Heartbeats whose time of sending is kept: longer than it takes to suspect the twin.
+const BEATS: usize = 64;
+
+/// Our own heartbeats.
+#[derive(Debug)]
+pub(super) struct Beats {
+    /// When the next one is due.
+    pub(super) next: Time,
+    /// One is to be sent now.
+    pub(super) due: bool,
+    /// How many were made.
+    pub(super) counter: u64,
+    /// When the newest of them were sent, by counter.
+    sent: [Time; BEATS],
+}
+
+impl Beats {
+    pub(super) fn new(now: Time) -> Self {
+        Self { next: now, due: false, counter: 0, sent: [now; BEATS] }
+    }
+
+    /// Whether one is to be sent, which counts as sent now.
+    fn take(&mut self, now: Time) -> bool {
+        let due = core::mem::take(&mut self.due);
+        if due {
+            self.counter += 1;
+            self.sent[(self.counter % BEATS as u64) as usize] = now;
+        }
+        due
+    }
+
+    /// When one was sent, if it is not too long ago.
+    fn sent_at(&self, counter: u64) -> Option<Time> {
+        let known = counter > 0 && self.counter.checked_sub(counter).is_some_and(|ago| ago < BEATS as u64);
+        known.then(|| self.sent[(counter % BEATS as u64) as usize])
+    }
+}
 
 impl Node {
     /// A datagram arrived. Anything but a heartbeat of this pair is counted and forgotten.
     pub fn heartbeat_received(&mut self, now: Time, datagram: &[u8]) {
+        self.hear(now, datagram);
+        self.check();
+    }
+
+    fn hear(&mut self, now: Time, datagram: &[u8]) {
         let Ok(beat) = Heartbeat::decode(datagram) else {
             self.stats.heartbeats_malformed += 1;
             return;
         };
-        if beat.pair != self.pair || beat.node == self.identity.node || self.role == Role::Halted {
+        if beat.pair != self.pair || beat.node == self.identity.node || self.role() == Role::Halted {
             self.stats.heartbeats_ignored += 1;
             return;
         }
@@ -34,7 +78,7 @@ impl Node {
             }
         }
         self.stats.heartbeats_received += 1;
-        if self.role.is_primary() {
+        if self.role().is_primary() {
             self.last_heard = now;
             self.backup_said(now, &beat);
         } else {
@@ -47,9 +91,9 @@ impl Node {
         let ours = Claim { term: self.term, node: self.identity.node, primary: true };
         let theirs = Claim { term: beat.term, node: beat.node, primary: beat.role.is_primary() };
         let by_twin = self.peer() == Some(beat.node) || self.config.broken(Mutation::HandOverToAnybody);
-        match decide::on_claim(self.role, ours, theirs, by_twin) {
+        match decide::on_claim(self.role(), ours, theirs, by_twin) {
             OnClaim::Ignore => {
-                if decide::is_outdated(self.role, ours, theirs) {
+                if decide::is_outdated(self.role(), ours, theirs) {
                     self.actions.push_back(Action::OutdatedClaim { node: beat.node, term: beat.term });
                 }
                 return false;
@@ -57,40 +101,36 @@ impl Node {
             OnClaim::HandedOver => self.handed_over(now, beat.term),
             OnClaim::Yield if self.config.broken(Mutation::SupersededGoesOn) => return false,
             OnClaim::Yield => {
-                self.close_link(false);
+                self.close_link(Queued::Dropped);
                 self.halt(HaltReason::Superseded(beat.term));
             }
         }
         true
     }
 
-    /// When we sent a heartbeat, if it is not too long ago.
-    fn beat_sent(&self, counter: u64) -> Option<Time> {
-        let known = counter > 0 && self.heartbeat_counter.checked_sub(counter).is_some_and(|ago| ago < BEATS as u64);
-        known.then(|| self.beats_sent[(counter % BEATS as u64) as usize])
-    }
-
     fn backup_said(&mut self, now: Time, beat: &Heartbeat) {
         let me = self.identity.node;
-        if decide::is_followed(beat, me, self.session) {
-            self.heard_from = self.heard_from.max(self.beat_sent(beat.echo));
+        if decide::is_followed(beat, me, self.session)
+            && let (Some(primary), Some(sent)) = (self.side.primary_mut(), self.beats.sent_at(beat.echo))
+        {
+            primary.log.is_heard(sent);
         }
-        let gave_up = decide::gave_up(beat, me, self.session);
+        let word = decide::last_word(beat, me, self.session);
         let unlinked = beat.role.is_backup() && beat.session == self.session && beat.peer == me && !beat.linked;
-        match self.role {
-            Role::Transferring | Role::Protected | Role::HandingOver if gave_up => {
-                self.lose_backup(now, LossReason::TwinUnlinked, true);
+        match self.role() {
+            Role::Transferring | Role::Protected | Role::HandingOver if word == LastWord::GaveUp => {
+                self.lose_backup(now, LossReason::TwinUnlinked, word);
             }
             role if unlinked && decide::needs_stream(role, self.handover_acked()) => {
-                self.lose_backup(now, LossReason::TwinUnlinked, false);
+                self.lose_backup(now, LossReason::TwinUnlinked, LastWord::None);
             }
-            Role::Detaching => self.consider_alone(now, gave_up, decide::contends(beat, me, self.session)),
+            Role::Detaching => self.consider_alone(now, word),
             _ => {}
         }
     }
 
     fn primary_said(&mut self, now: Time, beat: &Heartbeat) {
-        if !matches!(self.role, Role::Loading | Role::Backup | Role::Draining) {
+        if !matches!(self.role(), Role::Loading | Role::Backup | Role::Draining) {
             return;
         }
         let old = self.config.broken(Mutation::OldSessionDrops);
@@ -101,30 +141,27 @@ impl Node {
             return;
         }
         self.last_heard = now;
-        self.take_standing(
-            now,
-            decide::on_standing(standing, decide::is_bound(self.bid, self.proposed), self.next, beat.term),
-        );
+        let proposed = self.side.follower().and_then(|follower| follower.proposed);
+        let bound = decide::is_bound(self.side.bid(), proposed);
+        self.take_standing(now, decide::on_standing(standing, bound, self.next, beat.term));
     }
 
     /// The next datagram to send to the twin.
     pub fn poll_datagram(&mut self, now: Time) -> Option<Datagram> {
-        if !core::mem::take(&mut self.heartbeat_due) {
+        if !self.beats.take(now) {
             return None;
         }
-        self.heartbeat_counter += 1;
-        self.beats_sent[(self.heartbeat_counter % BEATS as u64) as usize] = now;
         self.stats.heartbeats_sent += 1;
         let beat = Heartbeat {
             pair: self.pair,
             node: self.identity.node,
             peer: self.peer().unwrap_or(NodeId(0)),
-            counter: self.heartbeat_counter,
+            counter: self.beats.counter,
             echo: self.peer.map_or(0, |peer| peer.counter),
             term: self.term,
-            role: self.role,
+            role: self.role(),
             session: self.session,
-            linked: self.link.is_up() && (self.paired || self.role == Role::Joining),
+            linked: self.greeted(),
             seq: self.newest(),
             position: self.position,
             time: now,
@@ -135,55 +172,67 @@ impl Node {
     /// Time has passed. To be called at [`Node::next_timeout`]; a node that is not ticked for long takes itself, not
     /// its twin, for the one that was away. Hand in what was received before, so that it counts.
     pub fn tick(&mut self, now: Time) {
-        if self.role == Role::Halted {
+        if self.role() == Role::Halted {
             return;
         }
         // Draining takes the time it takes; only a sign of life calls a takeover off.
         let stopped = decide::was_stopped(now, self.last_tick, self.config.suspect_after);
-        if self.role != Role::Draining && stopped && !self.config.broken(Mutation::OwnPauseIgnored) {
+        if self.role() != Role::Draining && stopped && !self.config.broken(Mutation::OwnPauseIgnored) {
             self.stats.own_pauses += 1;
             self.last_heard = self.last_heard.max(now);
             self.link.heard = self.link.heard.max(now);
-            self.send.restart_wait(now);
+            if let Some(primary) = self.side.primary_mut() {
+                primary.log.restart_wait(now);
+            }
         }
         self.last_tick = now;
-        if self.send.due().is_some_and(|due| due <= now) {
+        if self.log_due().is_some_and(|due| due <= now) {
             self.flush(now);
         }
         self.tick_ack(now);
         self.tick_silence(now);
         self.tick_link(now);
-        if self.next_heartbeat <= now && self.role != Role::Halted {
-            self.heartbeat_due = true;
-            self.next_heartbeat = now.after(self.config.heartbeat_interval);
+        if self.beats.next <= now && self.role() != Role::Halted {
+            self.beats.due = true;
+            self.beats.next = now.after(self.config.heartbeat_interval);
         }
+        self.check();
     }
 
     fn tick_ack(&mut self, now: Time) {
-        if self.role != Role::Backup {
-            return;
-        }
-        if self.ack_due.is_some_and(|due| due <= now) {
+        // One that drains its log acks no more.
+        let Some(follower) = self.side.follower_mut().filter(|follower| follower.takeover.is_none()) else { return };
+        if follower.ack_due.is_some_and(|due| due <= now) {
             self.send_ack();
-        } else if (self.replay.applied(), self.position) != self.acked {
+        } else if (follower.replay.applied(), self.position) != follower.acked {
             // Also when the guest only ran on: a primary that waits for a twin that lags makes no entries.
-            self.ack_within(now.after(self.config.ack_delay));
+            follower.ack_within(now.after(self.config.ack_delay));
         }
+    }
+
+    /// When the entries that wait must be sent.
+    fn log_due(&self) -> Option<Time> {
+        self.side.primary().and_then(|primary| primary.log.due())
+    }
+
+    /// Whether what we are was said on the stream that is up: a joiner speaks first.
+    pub(super) fn greeted(&self) -> bool {
+        self.link.is_paired() || (self.link.is_up() && self.role() == Role::Joining)
     }
 
     fn tick_silence(&mut self, now: Time) {
         let silent = decide::is_silent(now, self.last_heard, self.config.suspect_after);
-        match self.role {
+        match self.role() {
             Role::Transferring | Role::Protected | Role::HandingOver if silent => {
-                self.lose_backup(now, LossReason::Silent, false);
+                self.lose_backup(now, LossReason::Silent, LastWord::None);
             }
             Role::Protected | Role::HandingOver if self.acks_stopped(now) => {
-                self.lose_backup(now, LossReason::AcksStopped, false);
+                self.lose_backup(now, LossReason::AcksStopped, LastWord::None);
             }
             Role::Protected | Role::HandingOver if self.stands_still(now) => {
-                self.lose_backup(now, LossReason::StandsStill, false);
+                self.lose_backup(now, LossReason::StandsStill, LastWord::None);
             }
-            Role::Detaching => self.consider_alone(now, false, false),
+            Role::Detaching => self.consider_alone(now, LastWord::None),
             Role::Loading if silent => self.abandon(now, LossReason::Silent),
             Role::Backup => self.consider_takeover(now),
             _ => {}
@@ -201,46 +250,45 @@ impl Node {
 
     fn progress_deadline(&self) -> Option<Time> {
         let unseen = self.config.broken(Mutation::StandsStillUnseen) || self.config.broken(Mutation::AcksNotMissed);
-        self.send.standing_since().filter(|_| !unseen).map(|since| since.after(self.config.ack_timeout))
+        self.side.primary()?.log.standing_since().filter(|_| !unseen).map(|since| since.after(self.config.ack_timeout))
     }
 
     fn acks_deadline(&self) -> Option<Time> {
         let unseen = self.config.broken(Mutation::AcksNotMissed);
-        self.send.waiting_since().filter(|_| !unseen).map(|since| since.after(self.config.ack_timeout))
+        self.side.primary()?.log.waiting_since().filter(|_| !unseen).map(|since| since.after(self.config.ack_timeout))
     }
 
     /// A stream on which nobody says a proper Hello is closed.
     fn tick_link(&mut self, now: Time) {
-        let waiting = !self.paired || self.role == Role::Joining;
+        let waiting = !self.link.is_paired() || self.role() == Role::Joining;
         if waiting && self.link.is_up() && now.since(self.link.heard) >= self.config.suspect_after {
-            self.close_link(false);
+            self.close_link(Queued::Dropped);
         }
     }
 
     /// When [`Node::tick`] must be called next; `None` when never.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Time> {
-        if self.role == Role::Halted {
+        if self.role() == Role::Halted {
             return None;
         }
         let after = |time: Time, span: Span| Some(time.after(span));
         let suspect = self.config.suspect_after;
-        let in_session = match self.role {
+        let in_session = match self.role() {
             Role::Transferring | Role::Protected | Role::HandingOver | Role::Loading => true,
             // Behind these the caller and the arbiter are awaited, not the clock.
-            Role::Detaching => self.bid == Bid::None,
-            Role::Backup => !self.replay.powered_off,
+            Role::Detaching => self.side.bid() == Bid::None,
+            Role::Backup => self.side.replay().is_some_and(|replay| !replay.powered_off),
             _ => false,
         };
         let candidates = [
-            Some(self.next_heartbeat),
-            self.send.due(),
-            // One that drains its log acks no more.
-            if self.role == Role::Backup { self.ack_due } else { None },
+            Some(self.beats.next),
+            self.log_due(),
+            self.side.follower().filter(|follower| follower.takeover.is_none()).and_then(|follower| follower.ack_due),
             if in_session { after(self.last_heard, suspect) } else { None },
-            if self.link.is_up() && !self.paired { after(self.link.heard, suspect) } else { None },
-            if matches!(self.role, Role::Protected | Role::HandingOver) { self.acks_deadline() } else { None },
-            if matches!(self.role, Role::Protected | Role::HandingOver) { self.progress_deadline() } else { None },
+            if self.link.is_up() && !self.link.is_paired() { after(self.link.heard, suspect) } else { None },
+            if matches!(self.role(), Role::Protected | Role::HandingOver) { self.acks_deadline() } else { None },
+            if matches!(self.role(), Role::Protected | Role::HandingOver) { self.progress_deadline() } else { None },
         ];
         candidates.into_iter().flatten().min()
     }

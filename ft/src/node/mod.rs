@@ -10,28 +10,26 @@ mod arbiter;
 mod backup;
 mod detect;
 mod primary;
+mod side;
 mod stream;
 mod switch_over;
 mod term;
 
-pub use action::{Action, AppendError, HaltReason, LossReason, NotLive};
+pub use action::{Action, AppendError, HaltReason, LossReason, NotLive, TakenOver};
 
 use crate::arbiter::ArbiterId;
 use crate::config::Config;
 use crate::decide::{self, Bid};
 use crate::heartbeat::pair_digest;
-use crate::link::{Link, LinkState};
+use crate::link::{Link, LinkState, Queued};
 use crate::message::{Bye, Message};
 use crate::mutation::Mutation;
 use crate::pairing::Identity;
-use crate::replay_log::ReplayLog;
-use crate::send_log::SendLog;
 use crate::stats::Stats;
 use crate::types::{NodeId, Position, Role, Seq, SessionId, Term, Time};
 use alloc::collections::VecDeque;
-
-/// Heartbeats whose time of sending is kept: longer than it takes to suspect the twin.
-const BEATS: usize = 64;
+use detect::Beats;
+use side::{BackupSide, Follower, Phase, PrimarySide, Side};
 
 /// How a machine starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,11 +56,11 @@ pub struct Node {
     config: Config,
     identity: Identity,
     pair: u64,
-    role: Role,
+    /// What it is, with all that only one side has.
+    side: Side,
     term: Term,
-    /// The term that the machines of this session bid for, and how far our bid is.
+    /// The term that the machines of this session bid for.
     next: Term,
-    bid: Bid,
     session: SessionId,
     peer: Option<Peer>,
     /// The arbiter that answers us, as far as we know.
@@ -70,38 +68,11 @@ pub struct Node {
     /// How far the guest has run here.
     position: Position,
     link: Link,
-    /// Both ends of the link agreed to be twins.
-    paired: bool,
     last_tick: Time,
     last_heard: Time,
-    next_heartbeat: Time,
-    heartbeat_due: bool,
-    heartbeat_counter: u64,
-    /// When the newest heartbeats were sent, by counter.
-    beats_sent: [Time; BEATS],
-    /// Primary: when the newest of what the backup of this session, as such, is known to have heard was sent.
-    heard_from: Option<Time>,
-    /// Primary: the log, whether all state was sent, why the backup is being let go, the entries with which the guest
-    /// ends or goes over to the backup.
-    send: SendLog,
-    state_sent: bool,
-    /// Bytes up to the end of the state that have not been handed to the stream yet.
-    state_unsent: usize,
-    loss: LossReason,
-    power_off: Option<Seq>,
-    handover: Option<Seq>,
-    /// Backup: the log, whether all state arrived, bytes of state not yet taken by the caller.
-    replay: ReplayLog,
-    state_received: bool,
+    beats: Beats,
+    /// Bytes of state in `actions`.
     load_bytes: usize,
-    /// Bytes of CPU and platform that arrived in this session.
-    machine_bytes: usize,
-    ack_due: Option<Time>,
-    /// What the newest ack said of the guest: entries applied, and where it stood.
-    acked: (Seq, Position),
-    primary_left: bool,
-    /// Backup: the newest term that it proposed to bid for, until the primary has agreed.
-    proposed: Option<Term>,
     actions: VecDeque<Action>,
     stats: Stats,
 }
@@ -116,54 +87,31 @@ impl Node {
     pub fn new(now: Time, start: Start, config: Config, mut identity: Identity) -> Result<Self, &'static str> {
         config.check()?;
         identity.shorten()?;
-        let (role, next) = match start {
-            Start::Primary => (Role::Starting, config.first_term),
-            Start::Backup => (Role::Joining, Term(0)),
+        let (side, next) = match start {
+            Start::Primary => (Side::Primary(PrimarySide::starting()), config.first_term),
+            Start::Backup => (Side::Backup(BackupSide::Joining), Term(0)),
         };
         let mut node = Self {
             pair: pair_digest(&identity.pair),
             config,
             identity,
-            role,
+            side,
             term: Term(0),
             next,
-            bid: Bid::None,
             session: SessionId(0),
             peer: None,
             arbiter: None,
             position: Position(0),
             link: Link::down(),
-            paired: false,
             last_tick: now,
             last_heard: now,
-            next_heartbeat: now,
-            heartbeat_due: false,
-            heartbeat_counter: 0,
-            beats_sent: [now; BEATS],
-            heard_from: None,
-            send: SendLog::default(),
-            state_sent: false,
-            state_unsent: 0,
-            loss: LossReason::Silent,
-            power_off: None,
-            handover: None,
-            replay: ReplayLog::default(),
-            state_received: false,
+            beats: Beats::new(now),
             load_bytes: 0,
-            machine_bytes: 0,
-            ack_due: None,
-            acked: (Seq(0), Position(0)),
-            primary_left: false,
-            proposed: None,
             actions: VecDeque::new(),
             stats: Stats::default(),
         };
-        if start == Start::Primary {
-            node.ask();
-            if node.bid == Bid::Won {
-                node.enter_next_term();
-                node.role = Role::Alone;
-            }
+        if start == Start::Primary && node.ask() == Bid::Won {
+            node.begin_reign(now);
         }
         Ok(node)
     }
@@ -171,7 +119,7 @@ impl Node {
     /// What this node is.
     #[must_use]
     pub fn role(&self) -> Role {
-        self.role
+        self.side.role()
     }
 
     /// The reign this node belongs to.
@@ -201,7 +149,10 @@ impl Node {
     /// The newest log entry that this node appended (primary) or holds (backup).
     #[must_use]
     pub fn newest(&self) -> Seq {
-        if self.role.is_primary() { self.send.last } else { self.replay.last }
+        match &self.side {
+            Side::Primary(primary) => primary.log.last,
+            side => side.replay().map_or(Seq(0), |replay| replay.last),
+        }
     }
 
     /// What must hold between any two inputs, whatever they were; for tests and simulations, which ask after each.
@@ -209,27 +160,37 @@ impl Node {
     /// # Errors
     /// Says what does not hold.
     pub fn invariants(&self) -> Result<(), &'static str> {
-        let role = self.role;
-        let bids = matches!(role, Role::Starting | Role::Detaching | Role::Backup | Role::Draining);
+        let role = self.role();
         let in_session = matches!(role, Role::Transferring | Role::Protected | Role::Detaching | Role::HandingOver);
-        let holds_state = role == Role::Loading || role.is_backup();
+        let has_twin = matches!(role, Role::Joining | Role::Loading | Role::Backup | Role::Draining)
+            || (in_session && role != Role::Detaching);
+        let unsent = match self.side.primary().map(|primary| &primary.phase) {
+            Some(Phase::Sent { unsent }) => *unsent,
+            _ => 0,
+        };
         let rules = [
-            (self.bid == Bid::None || bids, "a bid that leads nowhere"),
-            (self.bid == Bid::None || self.next > self.term, "a bid for a term that is over"),
-            (!self.state_sent || in_session || role == Role::Halted, "a state was sent to nobody"),
-            (
-                self.handover.is_some() == (role == Role::HandingOver) || role == Role::Halted,
-                "a hand-over that is none",
-            ),
-            (!self.state_received || holds_state || role == Role::Halted, "a state that nobody follows with"),
-            (!role.is_backup() || self.state_received, "a backup without a state"),
-            (!self.primary_left || role.is_backup() || role == Role::Halted, "a farewell of nobody's primary"),
-            (self.proposed.is_none() || role.is_backup() || role == Role::Halted, "a proposal of nobody's backup"),
-            (self.link.is_up() || !self.paired, "a twin without a stream"),
+            (self.side.bid() == Bid::None || self.next > self.term, "a bid for a term that is over"),
             (!in_session || self.peer.is_some(), "a session with nobody"),
-            (role != Role::Halted || !self.heartbeat_due, "a sign of life of a halted node"),
+            (!self.link.is_paired() || has_twin, "a stream to a twin that is none"),
+            (unsent <= self.link.queued().len(), "a state that nobody will get"),
+            (self.load_bytes == self.actions.iter().map(stream::load_cost).sum(), "state lost on its way to the guest"),
+            (role != Role::Halted || !(self.beats.due || self.link.is_up()), "a halted node that speaks"),
+            (self.side.follower().is_none_or(|follower| self.follows(follower)), "a backup that follows no log"),
         ];
         rules.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, what)| Err(what))
+    }
+
+    /// Whether a backup stands where it may, and takes over in a term that it was granted.
+    fn follows(&self, follower: &Follower) -> bool {
+        let Follower { replay, proposed, bid, takeover, .. } = follower;
+        let behind = self.position <= replay.limit() || self.config.broken(Mutation::HorizonIgnored);
+        let acts = *bid != Bid::Won || takeover.is_some() || replay.powered_off;
+        behind && acts && proposed.is_none_or(|proposed| proposed > self.term)
+    }
+
+    /// Whatever comes in leaves this node as it should be. Asked where tests and simulations run, not on a machine.
+    fn check(&self) {
+        debug_assert_eq!(self.invariants(), Ok(()), "as {:?}", self.role());
     }
 
     /// What was counted so far.
@@ -247,28 +208,29 @@ impl Node {
     /// Whether the caller should have a connection: dial as [`Role::Joining`], listen as primary.
     #[must_use]
     pub fn wants_connection(&self) -> bool {
-        self.link.state == LinkState::Down && matches!(self.role, Role::Joining | Role::Alone | Role::Detaching)
+        self.link.state == LinkState::Down && matches!(self.role(), Role::Joining | Role::Alone | Role::Detaching)
     }
 
     /// A stream to the other machine was opened, no matter by whom. An earlier one is gone.
     pub fn connected(&mut self, now: Time) {
         self.disconnected(now);
         self.link = Link::up(now);
-        match self.role {
+        match self.role() {
             Role::Joining => self.send_hello(true),
             role if role.is_primary() => {}
-            _ => self.close_link(false),
+            _ => self.close_link(Queued::Dropped),
         }
+        self.check();
     }
 
     /// The stream is gone, also after [`Action::CloseConnection`]. That alone says nothing about the twin's life.
     pub fn disconnected(&mut self, now: Time) {
         let was_up = self.link.is_up();
         self.link = Link::down();
-        self.paired = false;
         if was_up {
             self.link_lost(now, LossReason::Connection);
         }
+        self.check();
     }
 
     /// Bytes to be sent on the stream; report what was taken with [`Node::transmitted`].
@@ -283,7 +245,9 @@ impl Node {
     /// When `count` exceeds what was queued.
     pub fn transmitted(&mut self, count: usize) {
         self.link.sent(count);
-        self.state_unsent = self.state_unsent.saturating_sub(count);
+        if let Some(PrimarySide { phase: Phase::Sent { unsent }, .. }) = self.side.primary_mut() {
+            *unsent = unsent.saturating_sub(count);
+        }
         self.stats.stream_sent += count as u64;
     }
 
@@ -301,8 +265,8 @@ impl Node {
     /// dead machine is safer than a wrong one.
     pub fn progress(&mut self, position: Position) {
         assert!(position >= self.position, "the guest went back from {:?} to {position:?}", self.position);
-        if self.role.is_backup() {
-            let limit = decide::may_run_to(self.replay.front().map(|record| record.position), self.replay.limit());
+        if let Some(Follower { replay, .. }) = self.side.follower() {
+            let limit = decide::may_run_to(replay.front().map(|record| record.position), replay.limit());
             let limit = if self.config.broken(Mutation::HorizonIgnored) { position } else { limit };
             assert!(position <= limit, "the guest ran to {position:?}, beyond {limit:?}");
         }
@@ -313,35 +277,41 @@ impl Node {
     ///
     /// The guest must not run here any more. A protected guest goes on at the backup at once.
     pub fn stop(&mut self, now: Time) {
-        if self.role == Role::Halted {
+        if self.role() == Role::Halted {
             return;
         }
         self.flush(now);
         self.leave();
         self.halt(HaltReason::Stopped);
+        self.check();
     }
 
     /// Tells the twin that this machine goes out of service, and closes the stream.
     fn leave(&mut self) {
         self.link.send(&mut self.stats, &Message::Bye(Bye::Leaving));
-        self.close_link(true);
+        self.close_link(Queued::Kept);
     }
 
-    /// Closes the stream from our side; what is queued is still sent if `keep_queued`.
-    fn close_link(&mut self, keep_queued: bool) {
+    /// Closes the stream from our side.
+    fn close_link(&mut self, queued: Queued) {
         if self.link.is_up() {
-            self.link.close(keep_queued);
-            self.paired = false;
+            self.link.close(queued);
             self.actions.push_back(Action::CloseConnection);
         }
     }
 
+    /// Out of service; what is asked of the arbiter is withdrawn.
     fn halt(&mut self, reason: HaltReason) {
-        if self.role != Role::Halted {
+        if self.role() != Role::Halted {
             self.withdraw();
-            self.role = Role::Halted;
-            self.heartbeat_due = false;
-            self.actions.push_back(Action::Halt { reason });
+            self.end(reason);
         }
+    }
+
+    fn end(&mut self, reason: HaltReason) {
+        self.close_link(Queued::Kept);
+        self.side = Side::Halted;
+        self.beats.due = false;
+        self.actions.push_back(Action::Halt { reason });
     }
 }

@@ -1,8 +1,10 @@
 //! The primary's side: the log, the state transfer, and the loss of the backup.
 
+use super::side::{Phase, PrimarySide};
 use super::{Action, AppendError, HaltReason, LossReason, Node};
-use crate::decide::{self, Bid, LostBackup};
+use crate::decide::{self, Bid, LastWord, LostBackup};
 use crate::entry::{Control, EntryRef, MAX_DATA, MAX_OVERHEAD};
+use crate::link::Queued;
 use crate::message::{MAX_CHUNK, MAX_MEMORY, Message};
 use crate::mutation::Mutation;
 use crate::seal::OVERHEAD;
@@ -21,25 +23,30 @@ impl Node {
     /// Whether the primary's output must wait for acks.
     #[must_use]
     pub fn holds_output(&self) -> bool {
-        decide::holds_output(self.role, self.state_sent)
+        decide::holds_output(self.role(), self.state_sent())
     }
 
     /// Whether frames of acked entries may leave now. Ask at each frame, or often: a machine that stands still in between
     /// must not go on sending.
     #[must_use]
     pub fn may_send(&self, now: Time) -> bool {
-        let heard = if self.config.broken(Mutation::LeaseIgnored) { Some(now) } else { self.heard_from };
-        let role = match self.role {
-            Role::HandingOver if self.config.broken(Mutation::LeaseIgnored) => Role::Protected,
-            role => role,
+        let Some(primary) = self.side.primary() else { return false };
+        let (role, heard) = match primary.role() {
+            Role::HandingOver if self.config.broken(Mutation::LeaseIgnored) => (Role::Protected, Some(now)),
+            role if self.config.broken(Mutation::LeaseIgnored) => (role, Some(now)),
+            role => (role, primary.log.heard()),
         };
-        decide::may_send(role, self.state_sent, heard, now, self.config.suspect_after)
+        decide::may_send(role, primary.state_sent(), heard, now, self.config.suspect_after)
+    }
+
+    fn state_sent(&self) -> bool {
+        self.side.primary().is_some_and(PrimarySide::state_sent)
     }
 
     /// Whether entries are to be appended: there is, or may be, a backup that needs them.
     #[must_use]
     pub fn is_logging(&self) -> bool {
-        decide::is_logging(self.role, self.state_sent)
+        decide::is_logging(self.role(), self.state_sent())
     }
 
     /// Appends an entry at `position`. The answer to `Output` is the number that [`Action::Release`] will name.
@@ -52,8 +59,9 @@ impl Node {
     /// When `position` lies before an earlier entry's: a bug of ours.
     pub fn append(&mut self, now: Time, position: Position, entry: EntryRef<'_>) -> Result<Seq, AppendError> {
         let hands_over = entry == EntryRef::Control(Control::SwitchOver);
-        if !self.is_logging() || self.power_off.is_some() || (hands_over && self.role != Role::Protected) {
-            if entry == EntryRef::Control(Control::PowerOff) && self.role.runs_guest() && self.power_off.is_none() {
+        let (role, ends) = (self.role(), self.side.primary().is_some_and(|primary| primary.power_off.is_some()));
+        if !self.is_logging() || ends || (hands_over && role != Role::Protected) {
+            if entry == EntryRef::Control(Control::PowerOff) && role.runs_guest() && !ends {
                 self.leave();
                 self.halt(HaltReason::PoweredOff);
             }
@@ -67,46 +75,52 @@ impl Node {
             self.flush(now);
             return Err(AppendError::Full);
         }
-        let seq = self.send.append(now, &self.config, &mut self.stats, position, &entry);
-        let detaching = self.role == Role::Detaching && self.config.broken(Mutation::DetachingReleases);
+        let Some(primary) = self.side.primary_mut() else { return Err(AppendError::NotLogging) };
+        let seq = primary.log.append(now, &self.config, &mut self.stats, position, &entry);
+        let detaching = role == Role::Detaching && self.config.broken(Mutation::DetachingReleases);
         if entry == EntryRef::Output && (detaching || self.config.broken(Mutation::ReleaseBeforeAck)) {
             self.actions.push_back(Action::Release(seq));
         }
         match entry {
-            EntryRef::Control(Control::PowerOff) => self.power_off = Some(seq),
-            EntryRef::Control(Control::SwitchOver) => self.begin_hand_over(now, seq),
+            EntryRef::Control(Control::PowerOff) => primary.power_off = Some(seq),
+            EntryRef::Control(Control::SwitchOver) => {
+                primary.phase = Phase::HandingOver { entry: seq };
+                self.beats.next = now;
+            }
             _ => {}
         }
-        if self.send.due().is_some_and(|due| due <= now) || self.send.open_bytes() >= self.config.batch_bytes {
+        if primary.log.due().is_some_and(|due| due <= now) || primary.log.open_bytes() >= self.config.batch_bytes {
             self.flush(now);
         }
+        self.check();
         Ok(seq)
     }
 
     /// How many bytes of data an entry may have to be taken now; 0 when no entry is taken.
     #[must_use]
     pub fn log_room(&self) -> usize {
-        if !self.is_logging() || self.send.unapplied() >= self.config.max_entries {
+        let Some(primary) = self.side.primary().filter(|_| self.is_logging()) else { return 0 };
+        if primary.log.unapplied() >= self.config.max_entries {
             return 0;
         }
-        let used = self.link.queued().len() + self.send.open_bytes() + OVERHEAD + 30 + MAX_OVERHEAD;
+        let used = self.link.queued().len() + primary.log.open_bytes() + OVERHEAD + 30 + MAX_OVERHEAD;
         self.config.send_buffer_bytes.saturating_sub(used).min(MAX_DATA)
     }
 
     /// Sends the entries that wait in the open batch.
     pub fn flush(&mut self, now: Time) {
-        if self.send.due().is_none() {
+        let Some(PrimarySide { log, .. }) = self.side.primary_mut() else { return };
+        if log.due().is_none() {
             return;
         }
         // A stream on which nobody said Hello yet is not that of this log.
-        if !self.link.is_up() || !self.paired {
-            self.send.discard();
+        if !self.link.is_paired() {
+            log.discard();
             return;
         }
-        let send = &mut self.send;
         let kind = Message::Entries(&[]).kind();
         let early = self.config.broken(Mutation::ReleasedTooEarly);
-        let size = self.link.send_with(&mut self.stats, kind, |out| send.close(now, out, early));
+        let size = self.link.send_with(&mut self.stats, kind, |out| log.close(now, out, early));
         self.stats.batches += 1;
         self.stats.batch_bytes += size as u64;
     }
@@ -115,13 +129,16 @@ impl Node {
     /// backup is told with the next batch, and keeps them no longer. Frames that may leave and are still here, say
     /// because the network card had no room, must not be reported: the backup sends them if this machine ends.
     pub fn output_left(&mut self, seq: Seq) {
-        self.send.output_left(seq);
+        if let Some(primary) = self.side.primary_mut() {
+            primary.log.output_left(seq);
+        }
     }
 
     /// How far the backup is behind; not at all as long as there is nobody to log for.
     #[must_use]
     pub fn lag(&self, now: Time) -> Lag {
-        if self.is_logging() { self.send.lag(now, self.position) } else { Lag::default() }
+        let logs = self.side.primary().filter(|_| self.is_logging());
+        logs.map_or_else(Lag::default, |primary| primary.log.lag(now, self.position))
     }
 
     /// How many bytes of state are taken now.
@@ -134,7 +151,7 @@ impl Node {
     }
 
     fn sends_state(&self) -> bool {
-        self.role == Role::Transferring && !self.state_sent
+        self.side.primary().is_some_and(|primary| matches!(primary.phase, Phase::Sending))
     }
 
     /// Feeds whole pages at `gpa`, at most 16. Pages that were always zero need not be sent: the backup starts with
@@ -204,25 +221,24 @@ impl Node {
     /// # Errors
     /// [`AppendError::NotLogging`] when the transfer has ended.
     pub fn finish_state(&mut self, position: Position, digest: u64) -> Result<(), AppendError> {
-        if !self.sends_state() {
+        let Some(PrimarySide { log, phase: phase @ Phase::Sending, .. }) = self.side.primary_mut() else {
             return Err(AppendError::NotLogging);
-        }
-        let seq = self.send.last;
+        };
+        let seq = log.last;
         self.link.send(&mut self.stats, &Message::StateEnd { position, seq, digest });
-        self.send = SendLog::resume(seq, position);
-        self.state_sent = true;
-        self.state_unsent = self.link.queued().len();
+        *log = SendLog::resume(seq, position);
+        *phase = Phase::Sent { unsent: self.link.queued().len() };
+        self.check();
         Ok(())
     }
 
     /// A machine that may be our twin wants the state.
     pub(super) fn begin_transfer(&mut self, now: Time) {
-        self.role = Role::Transferring;
+        let Some(primary) = self.side.primary_mut() else { return };
+        primary.phase = Phase::Sending;
         self.session = SessionId(self.session.0 + 1);
-        self.state_sent = false;
-        self.heard_from = None;
         self.last_heard = now;
-        self.next_heartbeat = now;
+        self.beats.next = now;
         self.stats.transfers += 1;
         let (session, term, next) = (self.session, self.term, self.next);
         self.link.send(&mut self.stats, &Message::StateBegin { session, term, next });
@@ -230,20 +246,21 @@ impl Node {
     }
 
     pub(super) fn backup_joined(&mut self, now: Time) {
-        self.role = Role::Protected;
-        self.send.restart_wait(now);
-        self.next_heartbeat = now;
+        let Some(primary) = self.side.primary_mut() else { return };
+        primary.phase = Phase::Protected;
+        primary.log.restart_wait(now);
+        self.beats.next = now;
         self.stats.protections += 1;
         self.actions.push_back(Action::Protected);
     }
 
     pub(super) fn take_ack(&mut self, now: Time, received: Seq, applied: Seq, position: Position) -> bool {
         let newest = if self.config.broken(Mutation::AckBeyondReceived) { received } else { Seq(0) };
-        let Ok(released) = self.send.ack(now, received, applied, position, newest) else {
+        let Some(PrimarySide { log, power_off, .. }) = self.side.primary_mut() else { return false };
+        let Ok(released) = log.ack(now, received, applied, position, newest) else {
             return false;
         };
         self.stats.acks_received += 1;
-        self.heard_from = self.heard_from.max(self.send.heard());
         if let Some(seq) = released {
             if let Some(Action::Release(last)) = self.actions.back_mut() {
                 *last = seq;
@@ -252,58 +269,70 @@ impl Node {
             }
         }
         let early = u64::from(self.config.broken(Mutation::PowerOffAckedEarly));
-        if self.power_off.is_some_and(|seq| seq.0 <= self.send.received().0 + early) {
+        if power_off.is_some_and(|seq| seq.0 <= log.received().0 + early) {
             self.halt(HaltReason::PoweredOff);
         }
         true
     }
 
-    /// The session is over. `gave_up`: the backup itself said that it is none any more.
-    pub(super) fn lose_backup(&mut self, now: Time, reason: LossReason, gave_up: bool) {
-        self.close_link(false);
-        self.role = Role::Detaching;
-        self.handover = None;
-        self.loss = reason;
-        self.next_heartbeat = now;
-        self.consider_alone(now, gave_up, false);
+    /// The session is over; `word` is what the backup itself said last.
+    pub(super) fn lose_backup(&mut self, now: Time, loss: LossReason, word: LastWord) {
+        self.close_link(Queued::Dropped);
+        let Some(primary) = self.side.primary_mut() else { return };
+        if primary.state_left() {
+            primary.phase = Phase::Detaching { loss, asked: false };
+            self.beats.next = now;
+            self.consider_alone(now, word);
+        } else {
+            // It never had the complete state, and could ask for no term.
+            self.next = decide::after_session(self.next, false);
+            self.run_alone(now, loss);
+        }
     }
 
     /// Goes on without the backup if the rules allow it, or asks for the term that allows it.
-    pub(super) fn consider_alone(&mut self, now: Time, gave_up: bool, contends: bool) {
+    pub(super) fn consider_alone(&mut self, now: Time, word: LastWord) {
         let lost = LostBackup {
-            may_be_complete: self.state_left() && !self.config.broken(Mutation::AloneWithoutAsking),
-            gave_up,
+            may_be_complete: !self.config.broken(Mutation::AloneWithoutAsking),
+            word,
             silent: decide::is_silent(now, self.last_heard, self.config.suspect_after),
-            contends,
-            term_granted: self.bid == Bid::Won,
+            term_granted: false,
         };
-        if self.bid == Bid::None && decide::may_bid_alone(lost, self.config.arbiter) {
-            self.ask();
+        let mut bid = self.side.bid();
+        if bid == Bid::None && decide::may_bid_alone(lost, self.config.arbiter) {
+            bid = self.ask();
+            if let Some(PrimarySide { phase: Phase::Detaching { asked, .. }, .. }) = self.side.primary_mut() {
+                *asked = bid == Bid::Asked;
+            }
         }
-        if decide::may_run_alone(LostBackup { term_granted: self.bid == Bid::Won, ..lost }) {
-            self.go_alone(now);
+        if decide::may_run_alone(LostBackup { term_granted: bid == Bid::Won, ..lost }) {
+            self.go_alone(now, bid);
         }
     }
 
-    /// Whether the end of the state has left, so that there may be a complete backup.
-    fn state_left(&self) -> bool {
-        self.state_sent && self.state_unsent == 0
-    }
-
-    pub(super) fn go_alone(&mut self, now: Time) {
-        if self.bid == Bid::Won {
+    /// The lost backup, which may have been complete, takes nothing over: it gave up, or the term is ours.
+    pub(super) fn go_alone(&mut self, now: Time, bid: Bid) {
+        if bid == Bid::Won {
             self.enter_next_term();
         } else {
             self.withdraw();
-            self.next = decide::after_session(self.next, self.state_left());
+            self.next = decide::after_session(self.next, true);
         }
-        self.role = Role::Alone;
-        self.state_sent = false;
-        self.send = SendLog::resume(self.send.last, self.send.last_position);
-        self.next_heartbeat = now;
+        if let Some(PrimarySide { phase: Phase::Detaching { loss, .. }, .. }) = self.side.primary_mut() {
+            let loss = core::mem::replace(loss, LossReason::Silent);
+            self.run_alone(now, loss);
+        }
+    }
+
+    /// Output may leave, and nobody follows.
+    fn run_alone(&mut self, now: Time, reason: LossReason) {
+        let Some(primary) = self.side.primary_mut() else { return };
+        let ends = primary.power_off.is_some();
+        *primary = PrimarySide::alone(SendLog::resume(primary.log.last, primary.log.last_position));
+        self.beats.next = now;
         self.stats.losses += 1;
-        self.actions.push_back(Action::Unprotected { reason: self.loss.clone() });
-        if self.power_off.is_some() {
+        self.actions.push_back(Action::Unprotected { reason });
+        if ends {
             self.halt(HaltReason::PoweredOff);
         }
     }

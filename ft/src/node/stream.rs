@@ -1,8 +1,10 @@
 //! Bytes and messages from the stream.
 
+use super::side::{BackupSide, PrimarySide, Side};
 use super::{Action, HaltReason, LossReason, Node, Peer};
-use crate::decide::{self, JoinVerdict};
-use crate::message::{Bye, Hello, MAX_MACHINE, Message};
+use crate::decide::{self, Bid, JoinVerdict, LastWord};
+use crate::link::Queued;
+use crate::message::{Bye, Hello, MAX_MACHINE, Message, Retry};
 use crate::mutation::Mutation;
 use crate::pairing::{self, Mismatch, PROTOCOL};
 use crate::replay_log::{BatchError, ReplayLog};
@@ -35,7 +37,8 @@ impl Node {
     #[must_use]
     pub fn receive_room(&self) -> usize {
         let limit = self.config.receive_buffer_bytes;
-        if self.replay.bytes() >= limit || self.load_bytes >= limit { 0 } else { self.link.receive_room() }
+        let waits = self.side.replay().map_or(0, ReplayLog::bytes).max(self.load_bytes);
+        if waits >= limit { 0 } else { self.link.receive_room() }
     }
 
     /// Takes bytes of the stream and returns how many: all of them when they fit [`Node::receive_room`].
@@ -53,6 +56,7 @@ impl Node {
                     self.stats.messages_received += 1;
                     self.link.heard = now;
                     self.take_payload(now, message.kind, message.payload);
+                    self.check();
                 }
                 Err(_) => {
                     self.stats.refused_seal += 1;
@@ -68,12 +72,12 @@ impl Node {
     }
 
     fn break_link(&mut self, now: Time) {
-        self.close_link(false);
+        self.close_link(Queued::Dropped);
         self.link_lost(now, LossReason::Protocol);
     }
 
     fn take_payload(&mut self, now: Time, kind: u8, payload: &[u8]) {
-        if self.paired {
+        if self.link.is_paired() {
             self.last_heard = now;
             self.primary_heard(now);
         }
@@ -92,24 +96,24 @@ impl Node {
 
     fn take_message(&mut self, now: Time, message: Message<'_>) -> Result<(), Refusal> {
         match message {
-            Message::Hello(hello) if !self.paired => self.take_hello(now, hello),
+            Message::Hello(hello) if !self.link.is_paired() => self.take_hello(now, hello),
             Message::Refuse { retry, reason } => self.take_refusal(now, retry, reason),
-            _ if !self.paired => return Err(Refusal::Unexpected),
+            _ if !self.link.is_paired() => return Err(Refusal::Unexpected),
             Message::StateBegin { .. } | Message::StateEnd { .. } => return self.take_state(now, message),
             Message::Memory { .. } | Message::Zero { .. } | Message::Machine(_) => {
                 return self.take_state(now, message);
             }
-            Message::Joined(session) if self.role == Role::Transferring && self.state_sent => {
+            Message::Joined(session)
+                if self.role() == Role::Transferring && self.side.primary().is_some_and(PrimarySide::state_left) =>
+            {
                 if session != self.session && !self.config.broken(Mutation::JoinedOfAnySession) {
                     return Err(Refusal::Unexpected);
                 }
                 self.backup_joined(now);
             }
-            Message::Entries(payload) if self.role.is_backup() || self.state_received => {
-                return self.take_entries(now, payload);
-            }
+            Message::Entries(payload) => return self.take_entries(now, payload),
             Message::Ack { received, applied, position }
-                if matches!(self.role, Role::Protected | Role::HandingOver) =>
+                if matches!(self.role(), Role::Protected | Role::HandingOver) =>
             {
                 if !self.take_ack(now, received, applied, position) {
                     return Err(Refusal::Order);
@@ -129,7 +133,7 @@ impl Node {
 
     pub(super) fn send_hello(&mut self, joining: bool) {
         let claim = Box::new(self.claim());
-        let hello = Hello::Known { joining, term: self.term, beats: self.heartbeat_counter, claim };
+        let hello = Hello::Known { joining, term: self.term, beats: self.beats.counter, claim };
         self.link.send(&mut self.stats, &Message::Hello(hello));
     }
 
@@ -137,26 +141,26 @@ impl Node {
         let (joining, term, beats, theirs) = match hello {
             Hello::Known { joining, term, beats, claim } => (joining, term, beats, claim),
             Hello::OtherVersion(version) => {
-                return self.refuse(&Mismatch::Protocol(PROTOCOL, version).to_string(), false);
+                return self.refuse(&Mismatch::Protocol(PROTOCOL, version).to_string(), Retry::Never);
             }
         };
         if let Err(mismatch) = pairing::check(&self.claim(), &theirs)
             && !self.config.broken(Mutation::PairingSkipped)
         {
-            let (us, them) = if self.role == Role::Joining { ("backup", "primary") } else { ("primary", "backup") };
-            return self.refuse(&alloc::format!("{mismatch} ({us} first, then {them})"), false);
+            let (us, them) = if self.role() == Role::Joining { ("backup", "primary") } else { ("primary", "backup") };
+            return self.refuse(&alloc::format!("{mismatch} ({us} first, then {them})"), Retry::Never);
         }
         let peer = Peer { node: theirs.identity.node, counter: beats, arbiter: theirs.arbiter };
-        match (self.role == Role::Joining, joining) {
-            (true, true) => self.refuse("both machines want to be the backup", true),
-            (true, false) if term < self.term => self.refuse("the primary's reign is over", true),
+        match (self.role() == Role::Joining, joining) {
+            (true, true) => self.refuse("both machines want to be the backup", Retry::Later),
+            (true, false) if term < self.term => self.refuse("the primary's reign is over", Retry::Later),
             (true, false) => {
                 self.meet(peer);
                 // The new session has no number yet, and the old one is of no interest to this primary.
                 self.session = SessionId(0);
-                self.paired = true;
+                self.link.pair();
             }
-            (false, false) => self.refuse("both machines are primaries", false),
+            (false, false) => self.refuse("both machines are primaries", Retry::Never),
             (false, true) => self.take_joiner(now, term, peer),
         }
     }
@@ -170,85 +174,92 @@ impl Node {
     fn take_joiner(&mut self, now: Time, term: Term, joiner: Peer) {
         // It may never have heard of the session that it was to join; that it wants to join again says all the same
         // that it is no backup, and the stream by which it could have become one is gone.
-        let gave_up = self.peer() == Some(joiner.node);
-        let verdict = match decide::on_join(self.role, self.term, term, gave_up) {
+        let word = if self.peer() == Some(joiner.node) { LastWord::GaveUp } else { LastWord::None };
+        let verdict = match decide::on_join(self.role(), self.term, term, word) {
             JoinVerdict::Busy if self.config.broken(Mutation::JoinWhileBusy) => JoinVerdict::Begin,
             JoinVerdict::Outdated if self.config.broken(Mutation::NewerJoinerAccepted) => JoinVerdict::Begin,
             verdict => verdict,
         };
         match verdict {
             JoinVerdict::Begin => {
-                if self.role == Role::Detaching {
-                    self.go_alone(now);
+                if self.side.primary().is_some_and(|primary| primary.power_off.is_some()) {
+                    self.refuse("the guest powered off", Retry::Never);
                 }
-                if self.role == Role::Halted {
-                    return self.refuse("the guest powered off", false);
+                if self.role() == Role::Detaching {
+                    self.go_alone(now, Bid::None);
+                }
+                if self.role() == Role::Halted {
+                    return;
                 }
                 self.meet(joiner);
-                self.paired = true;
+                self.link.pair();
                 self.send_hello(false);
                 self.begin_transfer(now);
             }
-            JoinVerdict::Busy => self.refuse("the primary has a backup, or waits for its former one", true),
-            JoinVerdict::NotPrimary => self.refuse("this machine is not a primary", true),
+            JoinVerdict::Busy => self.refuse("the primary has a backup, or waits for its former one", Retry::Later),
+            JoinVerdict::NotPrimary => self.refuse("this machine is not a primary", Retry::Later),
             JoinVerdict::Outdated => {
-                self.refuse("the backup belonged to a newer reign than this primary's", true);
+                self.refuse("the backup belonged to a newer reign than this primary's", Retry::Later);
                 self.halt(HaltReason::Superseded(term));
             }
         }
     }
 
-    fn refuse(&mut self, reason: &str, retry: bool) {
+    fn refuse(&mut self, reason: &str, retry: Retry) {
         self.link.send(&mut self.stats, &Message::Refuse { retry, reason: reason.to_string() });
-        self.close_link(true);
-        self.stats.refused_pairings += 1;
-        self.actions.push_back(Action::Refused { reason: reason.to_string(), retry });
+        self.close_link(Queued::Kept);
+        self.refused(reason.to_string(), retry);
     }
 
-    fn take_refusal(&mut self, now: Time, retry: bool, reason: String) {
+    fn take_refusal(&mut self, now: Time, retry: Retry, reason: String) {
+        self.close_link(Queued::Dropped);
+        let loss = LossReason::Refused(reason.clone());
+        self.refused(reason, retry);
+        match self.role() {
+            // Whoever refuses the pairing follows nobody.
+            Role::Transferring => self.lose_backup(now, loss, LastWord::GaveUp),
+            _ => self.link_lost(now, loss),
+        }
+    }
+
+    /// The machines do not pair. One that has the guest goes on; one that looks for it has nobody left to ask.
+    fn refused(&mut self, reason: String, retry: Retry) {
         self.stats.refused_pairings += 1;
         self.actions.push_back(Action::Refused { reason: reason.clone(), retry });
-        self.close_link(false);
-        match self.role {
-            // Whoever refuses the pairing follows nobody.
-            Role::Transferring => self.lose_backup(now, LossReason::Refused(reason), true),
-            _ => self.link_lost(now, LossReason::Refused(reason)),
+        if retry == Retry::Never && !self.role().is_primary() {
+            self.halt(HaltReason::Refused(reason));
         }
     }
 
     fn take_state(&mut self, now: Time, message: Message<'_>) -> Result<(), Refusal> {
-        match (self.role, message) {
-            (Role::Joining, Message::StateBegin { session, term, next }) => {
-                let may = decide::may_follow(self.term, term, next);
-                if !may || session == SessionId(0) {
+        let Side::Backup(backup) = &mut self.side else { return Err(Refusal::Unexpected) };
+        match (backup, message) {
+            (BackupSide::Joining, Message::StateBegin { session, term, next }) => {
+                if !decide::may_follow(self.term, term, next) || session == SessionId(0) {
                     return Err(Refusal::Order);
                 }
-                (self.role, self.session) = (Role::Loading, session);
-                (self.term, self.next) = (term, next);
-                self.next_heartbeat = now;
-                self.machine_bytes = 0;
+                self.side = Side::Backup(BackupSide::Loading { machine_bytes: 0 });
+                (self.session, self.term, self.next) = (session, term, next);
+                self.beats.next = now;
                 self.actions.push_back(Action::BeginLoad);
             }
-            (Role::Loading, _) if self.state_received => return Err(Refusal::Unexpected),
-            (Role::Loading, Message::Memory { gpa, data }) => {
+            (BackupSide::Loading { .. }, Message::Memory { gpa, data }) => {
                 self.check_range(gpa, data.len() as u64)?;
                 self.load(Action::LoadMemory { gpa, data: data.to_vec() });
             }
-            (Role::Loading, Message::Zero { gpa, len }) => {
+            (BackupSide::Loading { .. }, Message::Zero { gpa, len }) => {
                 self.check_range(gpa, len)?;
                 self.load(Action::LoadZero { gpa, len });
             }
-            (Role::Loading, Message::Machine(data)) => {
-                self.machine_bytes += data.len();
-                if self.machine_bytes > MAX_MACHINE {
+            (BackupSide::Loading { machine_bytes }, Message::Machine(data)) => {
+                *machine_bytes += data.len();
+                if *machine_bytes > MAX_MACHINE {
                     return Err(Refusal::Content);
                 }
                 self.load(Action::LoadMachine(data.to_vec()));
             }
-            (Role::Loading, Message::StateEnd { position, seq, digest }) => {
-                self.state_received = true;
-                self.replay = ReplayLog::resume(seq, position);
-                self.acked = (seq, position);
+            (BackupSide::Loading { .. }, Message::StateEnd { position, seq, digest }) => {
+                self.side = Side::Backup(BackupSide::Loaded(ReplayLog::resume(seq, position)));
                 self.position = position;
                 self.actions.push_back(Action::StateLoaded { position, digest });
             }
@@ -268,27 +279,30 @@ impl Node {
     }
 
     fn take_entries(&mut self, now: Time, payload: &[u8]) -> Result<(), Refusal> {
-        let taken = self.replay.receive(&self.config, payload).map_err(|error| match error {
+        let acks = decide::may_ack(self.role());
+        let Some(replay) = self.side.replay_mut() else { return Err(Refusal::Unexpected) };
+        let taken = replay.receive(&self.config, payload).map_err(|error| match error {
             BatchError::Content(_) => Refusal::Content,
             BatchError::Order => Refusal::Order,
         })?;
+        let handed_over = replay.handed_over;
         self.stats.received_entries += taken.entries;
         // While loading nothing is acked: a backup that cannot take over yet holds nothing.
-        if decide::may_ack(self.role) {
+        if let Some(follower) = self.side.follower_mut().filter(|_| acks) {
             if taken.urgent {
                 self.send_ack();
             } else {
-                self.ack_within(now.after(self.config.ack_delay));
+                follower.ack_within(now.after(self.config.ack_delay));
             }
         }
-        if self.replay.handed_over {
+        if handed_over {
             self.take_over_in_order(now);
         }
         Ok(())
     }
 
     fn take_bye(&mut self, now: Time, bye: Bye) -> Result<(), Refusal> {
-        match (self.role, bye) {
+        match (self.role(), bye) {
             (role, Bye::TookOver(term)) => {
                 if !decide::may_have_taken_over(role, self.next, term, self.handover_acked()) {
                     return Err(Refusal::Unexpected);
@@ -302,15 +316,14 @@ impl Node {
                     Bye::GaveUp(why) => LossReason::GaveUp(why),
                     Bye::TookOver(_) => unreachable!("taken above"),
                 };
-                self.lose_backup(now, reason, true);
+                self.lose_backup(now, reason, LastWord::GaveUp);
             }
             (Role::Backup, Bye::Leaving) => {
-                self.primary_left = true;
-                self.close_link(false);
-                self.consider_takeover(now);
+                self.close_link(Queued::Dropped);
+                self.take_over_in_order(now);
             }
             (Role::Loading | Role::Joining, Bye::Leaving) => {
-                self.close_link(false);
+                self.close_link(Queued::Dropped);
                 self.link_lost(now, LossReason::Left);
             }
             _ => return Err(Refusal::Unexpected),

@@ -2,7 +2,7 @@
 
 use crate::{actions, protected, pump};
 use pollux_ft::heartbeat::{Heartbeat, pair_digest};
-use pollux_ft::{Action, EntryRef, Node, NodeId, NotLive, Position, Role, Seq, SessionId, Term, Time};
+use pollux_ft::{Action, EntryRef, Node, NodeId, Position, Role, Seq, SessionId, Term, Time};
 
 fn ms(ms: u64) -> Time {
     Time(ms * 1000)
@@ -121,5 +121,5 @@ fn a_stale_heartbeat_does_not_stand_in_the_way_of_a_takeover() {
     };
     backup.heartbeat_received(ms(1001), &stale.encode());
     assert_eq!(backup.last_heard(), ms(0));
-    assert_eq!(backup.went_live(ms(1001), Position(1000)), Ok(Term(2)), "{:?}", NotLive::NotTakingOver);
+    assert_eq!(backup.go_live(ms(1001), Position(1000)).map(|taken| taken.term), Ok(Term(2)));
 }

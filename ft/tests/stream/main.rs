@@ -6,6 +6,7 @@ mod rounds;
 mod sessions;
 mod terms;
 
+use pollux_ft::message::Retry;
 use pollux_ft::{
     Action, AppendError, Config, Control, EntryRef, Identity, Kind, Lag, Node, NodeId, Position, Record, Role, Seq,
     Start, Term, Time,
@@ -332,9 +333,9 @@ fn both_sides_learn_why_pairing_is_refused() {
                 _ => None,
             });
             let (reason, retry) = refused.expect("both sides are told");
-            assert!(reason.contains(want) && !retry, "{reason}");
+            assert!(reason.contains(want) && retry == Retry::Never, "{reason}");
         }
-        assert_eq!((primary.role(), backup.role()), (Role::Alone, Role::Joining));
+        assert_eq!((primary.role(), backup.role()), (Role::Alone, Role::Halted));
     }
 }
 
@@ -362,7 +363,7 @@ fn a_sign_of_life_calls_a_takeover_off() {
     primary.tick(Time(100_000));
     backup.heartbeat_received(now, &primary.poll_datagram(now).unwrap());
     assert_eq!(backup.role(), Role::Backup);
-    assert!(backup.went_live(now, Position(1000)).is_err());
+    assert!(backup.go_live(now, Position(1000)).is_err());
     assert_eq!(actions(&mut backup), [Action::TakeOver { last: Position(1000) }, Action::TakeOverCancelled]);
 }
 
@@ -383,7 +384,7 @@ fn an_old_primary_halts_when_it_hears_of_its_successor() {
         backup.tick(Time(ms * 1000));
     }
     let now = Time(1_000_000);
-    assert_eq!(backup.went_live(now, Position(1000)), Ok(Term(2)));
+    assert_eq!(backup.go_live(now, Position(1000)).map(|taken| taken.term), Ok(Term(2)));
     backup.tick(now);
     primary.heartbeat_received(now, &backup.poll_datagram(now).unwrap());
     assert_eq!(primary.role(), Role::Halted);

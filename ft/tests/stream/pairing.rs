@@ -2,6 +2,7 @@
 
 use super::*;
 use pollux_ft::arbiter::ArbiterId;
+use pollux_ft::message::Retry;
 use pollux_ft::{HaltReason, LossReason, Span, Verdict};
 
 const ASKED: ArbiterId = ArbiterId(0xA);
@@ -20,7 +21,7 @@ fn machine(start: Start, id: u64, arbiter: Option<ArbiterId>) -> Node {
     node
 }
 
-fn refusal(node: &mut Node) -> Option<(String, bool)> {
+fn refusal(node: &mut Node) -> Option<(String, Retry)> {
     actions(node).into_iter().find_map(|action| match action {
         Action::Refused { reason, retry } => Some((reason, retry)),
         _ => None,
@@ -48,9 +49,9 @@ fn both_sides_learn_which_setting_differs() {
         connect(Time(1000), &mut primary, &mut backup);
         for node in [&mut primary, &mut backup] {
             let (reason, retry) = refusal(node).expect("both sides are told");
-            assert!(reason.contains(want) && !retry, "{reason}");
+            assert!(reason.contains(want) && retry == Retry::Never, "{reason}");
         }
-        assert_eq!((primary.role(), backup.role()), (Role::Alone, Role::Joining));
+        assert_eq!((primary.role(), backup.role()), (Role::Alone, Role::Halted));
     }
 }
 
@@ -60,8 +61,31 @@ fn machines_that_ask_different_arbiters_do_not_pair() {
     connect(Time(1000), &mut primary, &mut backup);
     for node in [&mut primary, &mut backup] {
         let (reason, retry) = refusal(node).expect("both sides are told");
-        assert!(reason.contains("arbiters differ: etcd clusters a and b") && !retry, "{reason}");
+        assert!(reason.contains("arbiters differ: etcd clusters a and b") && retry == Retry::Never, "{reason}");
     }
+}
+
+/// It neither dials nor accepts any more, whoever comes and however long one waits: a primary that matches must not take
+/// it for its backup.
+#[test]
+fn a_machine_that_is_refused_for_good_ends() {
+    let mut other = node(Start::Primary, Identity { guest_memory: 5, ..identity(1) });
+    let mut backup = node(Start::Backup, identity(2));
+    connect(Time(1000), &mut other, &mut backup);
+    let (reason, _) = refusal(&mut backup).expect("it is told");
+    assert!(reason.contains("guest memory differs"), "{reason}");
+    for ms in (0..10_000).step_by(50) {
+        let now = Time(ms * 1000);
+        backup.tick(now);
+        assert_eq!((backup.role(), backup.wants_connection()), (Role::Halted, false));
+        assert_eq!((backup.poll_datagram(now), backup.next_timeout()), (None, None));
+    }
+    let mut primary = node(Start::Primary, identity(3));
+    let now = Time(10_000_000);
+    connect(now, &mut primary, &mut backup);
+    assert_eq!((backup.receive(now, b"any"), backup.transmit()), (0, &[][..]));
+    assert!(actions(&mut backup).contains(&Action::CloseConnection));
+    assert_eq!(primary.role(), Role::Alone);
 }
 
 /// Neither knew it when they paired. Whoever learns it first, it is the backup that gives up, at whatever stage.

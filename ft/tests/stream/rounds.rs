@@ -1,6 +1,7 @@
 //! State that is sent in rounds while the guest runs.
 
 use crate::{actions, connect, identity, node, pump};
+use pollux_ft::message::Retry;
 use pollux_ft::{Action, AppendError, Config, EntryRef, Node, Position, Role, Start, Term, Time};
 
 const NOW: Time = Time(1000);
@@ -136,6 +137,7 @@ fn a_third_machine_is_told_to_wait() {
     primary.disconnected(NOW);
     let mut third = node(Start::Backup, identity(3));
     connect(NOW, &mut primary, &mut third);
-    let told = actions(&mut third).into_iter().any(|action| matches!(action, Action::Refused { retry: true, .. }));
+    let told =
+        actions(&mut third).into_iter().any(|action| matches!(action, Action::Refused { retry: Retry::Later, .. }));
     assert!(told && primary.role() == Role::Detaching);
 }

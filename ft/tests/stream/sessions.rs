@@ -72,7 +72,7 @@ fn a_backup_whose_primary_follows_another_one_gives_up() {
     pump(Time(late), &mut primary, &mut third);
     let record = third.next_record().expect("the hand-over").position;
     third.applied(Time(late), record);
-    third.went_live(Time(late), Position(2000)).unwrap();
+    third.go_live(Time(late), Position(2000)).unwrap();
     late += INTERVAL;
     primary.heartbeat_received(Time(late), &beat(&mut third, late));
     assert_eq!((third.role(), primary.role(), backup.role()), (Role::Alone, Role::Joining, Role::Backup));

@@ -40,10 +40,10 @@ fn asked() -> (Node, Node, Time) {
     let (primary, mut backup) = protected();
     let now = tick_until(&mut backup, 0, 1000);
     assert_eq!(actions(&mut backup), [Action::TakeOver { last: Position(10) }]);
-    assert_eq!(backup.went_live(now, Position(9)), Err(NotLive::NotDrained));
+    assert_eq!(backup.go_live(now, Position(9)), Err(NotLive::NotDrained));
     assert_eq!(actions(&mut backup), [], "what is not drained asks for nothing");
-    assert_eq!(backup.went_live(now, Position(10)), Err(NotLive::NotGranted));
-    assert_eq!(backup.went_live(now, Position(10)), Err(NotLive::NotGranted));
+    assert_eq!(backup.go_live(now, Position(10)), Err(NotLive::NotGranted));
+    assert_eq!(backup.go_live(now, Position(10)), Err(NotLive::NotGranted));
     assert_eq!(actions(&mut backup), [Action::AskArbiter { term: Term(2) }], "once");
     (primary, backup, now)
 }
@@ -52,9 +52,9 @@ fn asked() -> (Node, Node, Time) {
 fn a_backup_goes_live_in_the_term_it_won() {
     let (_, mut backup, now) = asked();
     backup.arbiter_answered(now, Term(3), Verdict::Granted);
-    assert_eq!(backup.went_live(now, Position(10)), Err(NotLive::NotGranted), "another term's answer");
+    assert_eq!(backup.go_live(now, Position(10)), Err(NotLive::NotGranted), "another term's answer");
     backup.arbiter_answered(now, Term(2), Verdict::Granted);
-    assert_eq!(backup.went_live(now, Position(10)), Ok(Term(2)));
+    assert_eq!(backup.go_live(now, Position(10)).map(|taken| taken.term), Ok(Term(2)));
     assert_eq!((backup.role(), backup.next_term(), backup.asks_for()), (Role::Alone, Term(3), None));
 }
 
@@ -63,7 +63,7 @@ fn a_backup_that_is_refused_halts() {
     let (_, mut backup, now) = asked();
     backup.arbiter_answered(now, Term(2), Verdict::Taken);
     assert!(actions(&mut backup).contains(&Action::Halt { reason: HaltReason::TermTaken(Term(2)) }));
-    assert!(backup.went_live(now, Position(10)).is_err());
+    assert!(backup.go_live(now, Position(10)).is_err());
 }
 
 /// The backup asked and hears its primary again.
@@ -90,10 +90,10 @@ fn a_pair_that_hears_each_other_again_burns_the_term() {
     assert_eq!((backup.stats().terms_burnt, backup.stats().answers_stale), (1, 1));
     // Again, and with an end.
     let now = tick_until(&mut backup, 1050, 2100);
-    assert_eq!(backup.went_live(now, Position(10)), Err(NotLive::NotGranted));
+    assert_eq!(backup.go_live(now, Position(10)), Err(NotLive::NotGranted));
     assert_eq!(backup.asks_for(), Some(Term(3)));
     backup.arbiter_answered(now, Term(3), Verdict::Granted);
-    assert_eq!(backup.went_live(now, Position(10)), Ok(Term(3)));
+    assert_eq!(backup.go_live(now, Position(10)).map(|taken| taken.term), Ok(Term(3)));
 }
 
 /// The primary may have agreed or not: the backup needs what either could win.
@@ -106,10 +106,10 @@ fn until_the_primary_has_agreed_a_backup_needs_both_terms() {
     backup.disconnected(now);
     let now = tick_until(&mut backup, 1050, 2100);
     actions(&mut backup);
-    assert_eq!(backup.went_live(now, Position(10)), Err(NotLive::NotGranted));
+    assert_eq!(backup.go_live(now, Position(10)), Err(NotLive::NotGranted));
     assert_eq!(actions(&mut backup), [Action::AskArbiter { term: Term(3) }]);
     backup.arbiter_answered(now, Term(3), Verdict::Granted);
-    assert_eq!(backup.went_live(now, Position(10)), Ok(Term(3)));
+    assert_eq!(backup.go_live(now, Position(10)).map(|taken| taken.term), Ok(Term(3)));
 }
 
 #[test]

@@ -142,7 +142,7 @@ impl Machine {
         {
             self.run_to(limit);
             // Not before the arbiter has granted the term.
-            let _ = self.node.went_live(now, self.position);
+            let _ = self.node.go_live(now, self.position);
         }
     }
 

@@ -4,6 +4,7 @@ use super::Pair;
 use super::event::Event;
 use super::state::{Entry, Machine, State};
 use super::step::Step;
+use pollux_ft::decide::LastWord;
 use pollux_ft::{NodeId, Term, Verdict};
 
 impl Pair {
@@ -27,7 +28,7 @@ impl Pair {
             Event::Beat(from, to) => state.beats[from][to] = Some(state.machines[from].beat()),
             Event::Hear(from, to) => self.at(state, to).hear(from),
             Event::Suspect(me) => self.at(state, me).suspect(),
-            Event::AcksStopped(me) => self.at(state, me).lose_backup(false),
+            Event::AcksStopped(me) => self.at(state, me).lose_backup(LastWord::None),
             Event::Apply(me) => self.at(state, me).apply(),
             Event::GoLive(me) => self.at(state, me).go_live(),
             Event::Claim(node, term) => claim(state, node, term),

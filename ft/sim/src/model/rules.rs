@@ -4,7 +4,7 @@
 
 use super::bounds::{Bounds, Planned};
 use pollux_ft::decide::{
-    self, BackupView, Bid, Claim, JoinVerdict, LostBackup, OnAnswer, OnClaim, OnStanding, Standing, Verdict,
+    self, BackupView, Bid, Claim, JoinVerdict, LastWord, LostBackup, OnAnswer, OnClaim, OnStanding, Standing, Verdict,
 };
 use pollux_ft::heartbeat::Heartbeat;
 use pollux_ft::{NodeId, Role, Seq, SessionId, Term};
@@ -133,8 +133,8 @@ impl Rules {
         }
     }
 
-    pub(super) fn on_join(self, role: Role, ours: Term, theirs: Term, gave_up: bool) -> JoinVerdict {
-        match decide::on_join(role, ours, theirs, gave_up) {
+    pub(super) fn on_join(self, role: Role, ours: Term, theirs: Term, word: LastWord) -> JoinVerdict {
+        match decide::on_join(role, ours, theirs, word) {
             JoinVerdict::Busy if self.is(Broken::JoinWhileBusy) => JoinVerdict::Begin,
             verdict => verdict,
         }
@@ -160,9 +160,12 @@ impl Rules {
         }
     }
 
-    pub(super) fn gave_up(self, beat: &Heartbeat, me: NodeId, session: SessionId) -> bool {
-        let session = if self.is(Broken::OldWordCounts) { beat.session } else { session };
-        decide::gave_up(beat, me, session)
+    pub(super) fn last_word(self, beat: &Heartbeat, me: NodeId, session: SessionId) -> LastWord {
+        let read = if self.is(Broken::OldWordCounts) { beat.session } else { session };
+        match decide::last_word(beat, me, read) {
+            LastWord::Contends if beat.session != session => LastWord::None,
+            word => word,
+        }
     }
 
     pub(super) fn after_session(self, next: Term, may_be_complete: bool) -> Term {

@@ -292,3 +292,34 @@ fn a_backup_whose_guest_hangs_is_replaced() {
         assert_eq!(story.world.env.figures.takeovers, 0);
     });
 }
+
+/// A machine whose settings differ is refused: its driver ends with its node. Nothing dials afterwards, nobody takes it for
+/// a backup, and one that is switched on with the right settings is the backup.
+#[test]
+fn a_machine_that_is_refused_ends() {
+    tell(20, true, |story| {
+        story.protect();
+        story.world.crash(1);
+        let config = story.world.env.plan.config.clone();
+        story.world.env.plan.config.receive_buffer_bytes += 1;
+        story.stay_off = true;
+        story.switch_on(1);
+        story.world.env.plan.config = config;
+        let ended = |world: &World| world.slots[1].machine.as_ref().is_some_and(|machine| machine.driver.has_ended());
+        assert!(story.until(20 * SECOND, ended), "{:?}", story.role(1));
+        assert_eq!(story.role(1), Some(Role::Halted));
+        assert!(story.until(8 * SECOND, |world| role(world, 0) == Some(Role::Alone)), "{:?}", story.role(0));
+        let refusals = story.world.env.figures.refusals;
+        let dials = |world: &World| {
+            let stream = world.slots[1].machine.as_ref().and_then(|machine| machine.devices.stream);
+            stream.is_some() || role(world, 1) != Some(Role::Halted) || role(world, 0) != Some(Role::Alone)
+        };
+        story.run(SECOND);
+        assert!(!story.until(4 * SECOND, dials), "{:?} {:?}", story.role(0), story.role(1));
+        assert_eq!(story.world.env.figures.refusals, refusals);
+        story.serves();
+        story.world.crash(1);
+        story.switch_on(1);
+        story.protect();
+    });
+}

@@ -3,7 +3,7 @@
 use super::Step;
 use crate::model::state::{Beat, Flaw, Message};
 use pollux_ft::Role;
-use pollux_ft::decide::{self, Claim, OnClaim};
+use pollux_ft::decide::{self, Claim, LastWord, OnClaim};
 
 impl Step<'_> {
     /// Opens a stream to a primary.
@@ -51,8 +51,12 @@ impl Step<'_> {
             (Role::Transferring, Message::Joined) => self.protected(),
             (Role::Backup | Role::Draining, Message::Entry(entry)) => self.take_entry(entry),
             (Role::Protected | Role::HandingOver, Message::Ack(held)) => self.take_ack(held),
-            (Role::Transferring, Message::Refuse) => self.lose_backup(true),
-            (Role::Transferring | Role::Protected | Role::HandingOver, Message::Leaving) => self.lose_backup(true),
+            (Role::Transferring, Message::Refuse) => {
+                self.lose_backup(LastWord::GaveUp);
+            }
+            (Role::Transferring | Role::Protected | Role::HandingOver, Message::Leaving) => {
+                self.lose_backup(LastWord::GaveUp);
+            }
             (_, Message::TookOver(term)) => {
                 let own = self.own();
                 if decide::may_have_taken_over(own.role, own.next, term, own.handover_acked()) {
@@ -104,16 +108,17 @@ impl Step<'_> {
             }
             return;
         }
-        let gave_up = rules.gave_up(&beat, own.node, own.session);
+        let word = rules.last_word(&beat, own.node, own.session);
         let ours = beat.session == own.session && beat.peer == own.node;
         let unlinked = beat.role.is_backup() && ours && !beat.linked;
         match own.role {
-            Role::Transferring | Role::Protected | Role::HandingOver if gave_up => self.lose_backup(true),
-            role if unlinked && decide::needs_stream(role, own.handover_acked()) => self.lose_backup(false),
-            Role::Detaching => {
-                let contends = decide::contends(&beat, own.node, own.session);
-                self.consider_alone(gave_up, contends);
+            Role::Transferring | Role::Protected | Role::HandingOver if word == LastWord::GaveUp => {
+                self.lose_backup(word);
             }
+            role if unlinked && decide::needs_stream(role, own.handover_acked()) => {
+                self.lose_backup(LastWord::None);
+            }
+            Role::Detaching => self.consider_alone(word),
             _ => {}
         }
     }

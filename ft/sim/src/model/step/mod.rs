@@ -6,7 +6,7 @@ mod primary;
 
 use super::rules::{Broken, Rules};
 use super::state::{Faults, Flaw, Machine, Message, State};
-use pollux_ft::decide::{self, Bid, OnAnswer};
+use pollux_ft::decide::{self, Bid, LastWord, OnAnswer};
 use pollux_ft::{Role, Term, Verdict};
 
 /// One machine of a state, with all that is around it.
@@ -113,11 +113,11 @@ impl Step<'_> {
                 self.own().bid = Bid::Won;
                 self.go_alone();
             }
-            OnAnswer::GoLive if decide::suffices(own.next, own.proposed) => {
+            OnAnswer::TakeOver if decide::suffices(own.next, own.proposed) => {
                 self.own().bid = Bid::Won;
                 self.commit();
             }
-            OnAnswer::GoLive => self.bid_for(decide::next_term(term)),
+            OnAnswer::TakeOver => self.bid_for(decide::next_term(term)),
         }
     }
 
@@ -155,8 +155,8 @@ impl Step<'_> {
     pub(super) fn suspect(&mut self) {
         self.own().silent = true;
         match self.own().role {
-            Role::Transferring | Role::Protected | Role::HandingOver => self.lose_backup(false),
-            Role::Detaching => self.consider_alone(false, false),
+            Role::Transferring | Role::Protected | Role::HandingOver => self.lose_backup(LastWord::None),
+            Role::Detaching => self.consider_alone(LastWord::None),
             Role::Loading => self.abandon(),
             Role::Backup => self.consider_takeover(),
             _ => {}
@@ -165,12 +165,12 @@ impl Step<'_> {
 
     /// The stream is gone at our end.
     pub(super) fn link_lost(&mut self) {
-        let proof = self.rules.is(Broken::StreamIsProof);
+        let word = if self.rules.is(Broken::StreamIsProof) { LastWord::GaveUp } else { LastWord::None };
         self.close();
         let own = self.own();
         match own.role {
             Role::Loading => self.abandon(),
-            role if decide::needs_stream(role, own.handover_acked()) => self.lose_backup(proof),
+            role if decide::needs_stream(role, own.handover_acked()) => self.lose_backup(word),
             _ => {}
         }
     }

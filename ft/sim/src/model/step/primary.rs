@@ -3,7 +3,7 @@
 use super::Step;
 use crate::model::rules::Broken;
 use crate::model::state::{Entry, Faults, Machine, Message};
-use pollux_ft::decide::{self, Bid, JoinVerdict, LostBackup};
+use pollux_ft::decide::{self, Bid, JoinVerdict, LastWord, LostBackup};
 use pollux_ft::{NodeId, Role, Term};
 
 impl Step<'_> {
@@ -41,8 +41,8 @@ impl Step<'_> {
     pub(super) fn take_joiner(&mut self, node: NodeId, term: Term) {
         let rules = self.rules;
         let own = self.own();
-        let gave_up = own.peer == Some(node);
-        match rules.on_join(own.role, own.term, term, gave_up) {
+        let word = if own.peer == Some(node) { LastWord::GaveUp } else { LastWord::None };
+        match rules.on_join(own.role, own.term, term, word) {
             JoinVerdict::Begin => {}
             JoinVerdict::Busy | JoinVerdict::NotPrimary => return self.close(),
             JoinVerdict::Outdated => return self.halt(),
@@ -91,20 +91,19 @@ impl Step<'_> {
         }
     }
 
-    pub(in crate::model) fn lose_backup(&mut self, gave_up: bool) {
+    pub(in crate::model) fn lose_backup(&mut self, word: LastWord) {
         self.close();
         self.own().role = Role::Detaching;
-        self.consider_alone(gave_up, false);
+        self.consider_alone(word);
     }
 
-    pub(super) fn consider_alone(&mut self, gave_up: bool, contends: bool) {
+    pub(super) fn consider_alone(&mut self, word: LastWord) {
         let rules = self.rules;
         let own = self.own();
         let lost = rules.lost(LostBackup {
             may_be_complete: own.state_sent,
-            gave_up,
+            word,
             silent: own.silent,
-            contends,
             term_granted: own.bid == Bid::Won,
         });
         if own.bid == Bid::None && decide::may_bid_alone(lost, true) {
