@@ -75,7 +75,7 @@ pub struct Sent {
 }
 
 /// What a part of the transfer came to.
-enum Progress {
+enum Fed {
     /// All of it was handed to the protocol.
     Complete,
     /// Another round begins, or the guest is to be stopped.
@@ -86,7 +86,7 @@ enum Progress {
     Ended,
 }
 
-impl From<AppendError> for Progress {
+impl From<AppendError> for Fed {
     fn from(error: AppendError) -> Self {
         match error {
             AppendError::Full => Self::Full,
@@ -136,40 +136,40 @@ impl<G: Guest> Driver<G> {
                 return;
             }
         }
-        let mut progress = self.send_state(host, &mut transfer);
-        while matches!(progress, Progress::RoundEnds) && !transfer.stops_guest() {
-            progress = self.send_state(host, &mut transfer);
+        let mut fed = self.send_state(host, &mut transfer);
+        while matches!(fed, Fed::RoundEnds) && !transfer.stops_guest() {
+            fed = self.send_state(host, &mut transfer);
         }
         self.push(host);
         // What was full may have been emptied by that.
-        transfer.more |= matches!(progress, Progress::Full) && self.node.state_room() >= MAX_MEMORY;
+        transfer.more |= matches!(fed, Fed::Full) && self.node.state_room() >= MAX_MEMORY;
         self.transfer = Some(transfer);
-        if let Progress::Complete = progress {
+        if let Fed::Complete = fed {
             self.transfer_done(host);
         }
     }
 
     /// Sends what is left of this round; begins the next, or, when the guest stands still, finishes.
-    fn send_state(&mut self, host: &mut impl Host<G>, transfer: &mut Transfer) -> Progress {
+    fn send_state(&mut self, host: &mut impl Host<G>, transfer: &mut Transfer) -> Fed {
         match self.send_memory(transfer) {
-            Progress::Complete if transfer.stops_guest() => self.finish_state(transfer),
-            Progress::Complete => {
+            Fed::Complete if transfer.stops_guest() => self.finish_state(transfer),
+            Fed::Complete => {
                 let (changed, now) = (self.guest.take_dirty(), host.now());
                 if transfer.rounds.begin(changed, now) {
                     transfer.stopped = Some(now);
                 }
-                Progress::RoundEnds
+                Fed::RoundEnds
             }
             other => other,
         }
     }
 
-    fn send_memory(&mut self, transfer: &mut Transfer) -> Progress {
+    fn send_memory(&mut self, transfer: &mut Transfer) -> Fed {
         let mut share = self.tuning.pages_a_turn;
         while let Next::Pages { first, count } = transfer.rounds.next(RUN) {
             if share == 0 {
                 transfer.more = true;
-                return Progress::Full;
+                return Fed::Full;
             }
             let (bytes, used) = run_of_equals(self.guest.memory(), first, count.min(share));
             let count = bytes.len() as u64 / PAGE_SIZE;
@@ -191,30 +191,30 @@ impl<G: Guest> Driver<G> {
             share -= count;
             transfer.pages += sent;
         }
-        Progress::Complete
+        Fed::Complete
     }
 
     /// All of memory but what changed last was sent, and the guest stands still.
-    fn finish_state(&mut self, transfer: &mut Transfer) -> Progress {
+    fn finish_state(&mut self, transfer: &mut Transfer) -> Fed {
         if transfer.machine.is_none() {
             transfer.machine = Some(self.guest.save());
             transfer.rounds.add(&self.guest.take_dirty());
-            let progress = self.send_memory(transfer);
-            if !matches!(progress, Progress::Complete) {
-                return progress;
+            let fed = self.send_memory(transfer);
+            if !matches!(fed, Fed::Complete) {
+                return fed;
             }
         }
         let machine = transfer.machine.as_deref().unwrap_or_default();
         while transfer.sent < machine.len() {
             match self.node.push_machine(&machine[transfer.sent..]) {
-                Ok(0) => return Progress::Full,
+                Ok(0) => return Fed::Full,
                 Ok(taken) => transfer.sent += taken,
                 Err(error) => return error.into(),
             }
         }
         let digest = transfer.digest.with_machine(self.guest.hash());
         match self.node.finish_state(self.guest.position(), digest) {
-            Ok(()) => Progress::Complete,
+            Ok(()) => Fed::Complete,
             Err(error) => error.into(),
         }
     }

@@ -213,7 +213,7 @@ impl Progress {
     ///
     /// # Panics
     /// When the guest ran past the target, or to it by an entry that could have gone past: the machine must not go on
-    /// (DESIGN, "Position and exact stop").
+    /// (ARCHITECTURE, "Invariants").
     pub fn enter(&mut self, target: u64, counter: &mut Counter, vcpu: &mut dyn Vcpu) -> Entered {
         assert!(target > self.position, "a stop at {target} was asked for at position {}", self.position);
         self.run(target, target, counter, vcpu)

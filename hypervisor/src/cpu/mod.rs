@@ -5,7 +5,9 @@
 
 mod calibrate;
 mod lazy;
+mod mode;
 pub mod nested;
+pub mod pmu;
 pub mod registers;
 pub mod svm;
 pub mod vectors;
@@ -15,12 +17,12 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use core::fmt;
 
-use crate::emulate::walk::Paging;
 use crate::extended::ExtendedRegisters;
 use crate::host::apic::Apic;
 use crate::memory::{Gpa, GuestMemory};
 use lazy::LiveRegisters;
-use registers::{CpuMsrs, CpuState, Registers, Segment, Segments, Table};
+pub use mode::{Mode, Paging};
+use registers::{CpuMsrs, CpuState, Registers, Segment, Table};
 use svm::{SvmError, SvmVcpu};
 use vmx::{VmxError, VmxVcpu};
 
@@ -199,21 +201,6 @@ impl Exception {
     pub const UNDEFINED: Self = Self { vector: 6, error_code: None, cr2: None };
     /// #GP(0).
     pub const GENERAL_PROTECTION: Self = Self { vector: 13, error_code: Some(0), cr2: None };
-}
-
-/// The part of the CPU's state that decides how instructions and addresses are understood.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Mode {
-    /// Segment registers.
-    pub segments: Segments,
-    /// CR0.
-    pub cr0: u64,
-    /// CR3.
-    pub cr3: u64,
-    /// CR4.
-    pub cr4: u64,
-    /// EFER as the guest sees it.
-    pub efer: u64,
 }
 
 /// A counter of retired instructions as a virtual CPU describes it: claims, not facts.

@@ -4,8 +4,10 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use crate::emulate::walk::ADDRESS;
 use crate::memory::{Gpa, PAGE_SIZE};
+
+/// Bits 12 to 51: the address in an entry of eight bytes.
+pub(crate) const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 
 /// Flags of a vendor's entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

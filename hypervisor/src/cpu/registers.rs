@@ -28,16 +28,32 @@ pub const RFLAGS_FIXED: u64 = 1 << 1;
 pub const CR0_PE: u64 = 1 << 0;
 /// CR0.ET: always set.
 pub const CR0_ET: u64 = 1 << 4;
+/// CR0.WP: the system, too, respects read-only pages.
+pub const CR0_WP: u64 = 1 << 16;
+/// CR0.NW: not write-through.
+pub const CR0_NW: u64 = 1 << 29;
+/// CR0.CD: caches are off.
+pub const CR0_CD: u64 = 1 << 30;
 /// CR0.PG: paging.
 pub const CR0_PG: u64 = 1 << 31;
+/// CR4.PSE: large pages behind short page-table entries.
+pub const CR4_PSE: u64 = 1 << 4;
 /// CR4.PAE: long page-table entries, without which there is no 64-bit mode.
 pub const CR4_PAE: u64 = 1 << 5;
+/// CR4.LA57: five levels of page tables.
+pub const CR4_LA57: u64 = 1 << 12;
 /// CR4.OSXSAVE: XSAVE, XGETBV and their like are enabled.
 pub const CR4_OSXSAVE: u64 = 1 << 18;
+/// CR4.SMEP: the system does not execute the user's pages.
+pub const CR4_SMEP: u64 = 1 << 20;
+/// CR4.SMAP: nor does it access them, unless it says so.
+pub const CR4_SMAP: u64 = 1 << 21;
 /// EFER.LME: long mode enabled.
 pub const EFER_LME: u64 = 1 << 8;
 /// EFER.LMA: long mode active.
 pub const EFER_LMA: u64 = 1 << 10;
+/// EFER.NXE: page-table entries say what is not executed.
+pub const EFER_NXE: u64 = 1 << 11;
 
 /// Registers that belong to the guest while it runs, so that it may use them directly: SYSENTER_CS, _ESP, _EIP, STAR,
 /// LSTAR, CSTAR, SFMASK, FS.base, GS.base, KernelGSbase. In ascending order.

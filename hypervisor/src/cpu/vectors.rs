@@ -4,8 +4,25 @@
 use core::arch::asm;
 
 use super::lazy;
-use crate::emulate::Vectors;
 use crate::extended::AVX;
+
+/// The guest's vector registers.
+pub trait Vectors {
+    /// The content of XMM `index`, 0 to 15.
+    fn get(&self, index: usize) -> u128;
+
+    /// Replaces it; what is above stays.
+    fn set(&mut self, index: usize, value: u128);
+
+    /// Whether AVX is enabled.
+    fn is_wide(&self) -> bool;
+
+    /// The content of YMM `index`, 0 to 15, the low half first. AVX is enabled.
+    fn get_wide(&self, index: usize) -> [u128; 2];
+
+    /// Replaces it; what is above becomes zero. AVX is enabled.
+    fn set_wide(&mut self, index: usize, value: [u128; 2]);
+}
 
 /// The registers of the CPU that we run on.
 #[derive(Debug, Clone, Copy, Default)]

@@ -33,7 +33,7 @@ mod tests;
 
 use core::fmt;
 
-pub use vectors::Vectors;
+pub use crate::cpu::vectors::Vectors;
 
 use crate::cpu::registers::{CR0_PE, EFER_LMA, Registers, Segment};
 use crate::cpu::{Exception, Mode};

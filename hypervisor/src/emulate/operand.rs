@@ -3,9 +3,8 @@
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::linear::{AddressSpace, SegmentName, Span};
-use super::vectors::Vectors;
 use super::walk::AccessKind;
-use super::{Bus, Bytes, Fault, alu};
+use super::{Bus, Bytes, Fault, Vectors, alu};
 use crate::cpu::Mode;
 use crate::cpu::registers::{Registers, Segment, gpr};
 

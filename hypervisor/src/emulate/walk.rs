@@ -4,17 +4,11 @@
 //! once the access is known to be allowed. Table entries outside of RAM read as all ones, as on a bus where nobody
 //! answers. Physical addresses have up to 52 bits here; what lies above the CPU's own width was already refused by it.
 
-use crate::cpu::Mode;
-use crate::cpu::registers::{CR0_PG, EFER_LMA};
+pub use crate::cpu::Paging;
+pub(crate) use crate::cpu::nested::ADDRESS;
+use crate::cpu::registers::{CR0_PG, CR4_LA57, EFER_LMA};
+pub(crate) use crate::cpu::registers::{CR0_WP, CR4_PAE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_NXE};
 use crate::memory::{Gpa, GuestMemory};
-
-pub(crate) const CR0_WP: u64 = 1 << 16;
-pub(crate) const CR4_PSE: u64 = 1 << 4;
-pub(crate) const CR4_PAE: u64 = 1 << 5;
-const CR4_LA57: u64 = 1 << 12;
-pub(crate) const CR4_SMEP: u64 = 1 << 20;
-pub(crate) const CR4_SMAP: u64 = 1 << 21;
-pub(crate) const EFER_NXE: u64 = 1 << 11;
 
 pub(crate) const PRESENT: u64 = 1 << 0;
 pub(crate) const WRITABLE: u64 = 1 << 1;
@@ -23,8 +17,6 @@ pub(crate) const ACCESSED: u64 = 1 << 5;
 pub(crate) const DIRTY: u64 = 1 << 6;
 pub(crate) const LARGE: u64 = 1 << 7;
 pub(crate) const NO_EXECUTE: u64 = 1 << 63;
-/// Bits 12 to 51: the address in an entry of eight bytes.
-pub(crate) const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 
 /// Bits of a page fault's error code. See: APM volume 2, 8.4.2.
 pub mod error_code {
@@ -38,28 +30,6 @@ pub mod error_code {
     pub const RESERVED: u32 = 1 << 3;
     /// The access was an instruction fetch (reported only with NX or SMEP).
     pub const FETCH: u32 = 1 << 4;
-}
-
-/// The registers that decide how addresses are translated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Paging {
-    /// CR0.
-    pub cr0: u64,
-    /// CR3.
-    pub cr3: u64,
-    /// CR4.
-    pub cr4: u64,
-    /// EFER.
-    pub efer: u64,
-    /// Address bits that the CPU does not have: reserved in long entries. Those of a CPU that walks itself are its own
-    /// business.
-    pub beyond: u64,
-}
-
-impl From<&Mode> for Paging {
-    fn from(mode: &Mode) -> Self {
-        Self { cr0: mode.cr0, cr3: mode.cr3, cr4: mode.cr4, efer: mode.efer, beyond: 0 }
-    }
 }
 
 /// What is done at an address.

@@ -5,7 +5,7 @@ use alloc::boxed::Box;
 use super::exits::Done;
 use super::mmio::fault;
 use super::{Guest, Noting};
-use crate::cpu::registers::{CR0_ET, CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME, Segment};
+use crate::cpu::registers::{CR0_CD, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME, Segment};
 use crate::cpu::{Exception, Mode};
 use crate::emulate::control::{self, Control};
 use crate::emulate::walk::{Access, AccessKind, Paging, WalkError, error_code};
@@ -15,8 +15,6 @@ use crate::mmu::{Mmu, TABLES};
 use crate::platform::{CpuidContext, Platform};
 
 const RFLAGS_AC: u64 = 1 << 18;
-const CR0_NW: u64 = 1 << 29;
-const CR0_CD: u64 = 1 << 30;
 
 /// Bits of CR4, each with the bit of a CPUID register that offers it: leaf 1 EDX, leaf 1 ECX, leaf 7 EBX.
 const CR4_BITS: [&[(u32, u32)]; 3] = [

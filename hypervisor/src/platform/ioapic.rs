@@ -2,7 +2,7 @@
 //! See: Intel 82093AA datasheet (290566-001), section 3.
 
 use super::access::Size;
-use super::lapic::Lapic;
+use super::lapic::{Destination, Lapic, Trigger};
 use crate::state::{State, StateError, Visitor};
 
 /// Where its two registers are mapped.
@@ -129,7 +129,8 @@ impl Ioapic {
 
 fn send(entry: u64, lapic: &mut Lapic) {
     let mode = (entry >> 8 & 7) as u8;
-    lapic.message((entry >> 56) as u32, entry & LOGICAL != 0, mode, entry as u8, entry & LEVEL != 0);
+    let destination = Destination::new((entry >> 56) as u32, entry & LOGICAL != 0);
+    lapic.message(destination, mode, entry as u8, Trigger::new(entry & LEVEL != 0));
 }
 
 impl State for Ioapic {

@@ -2,7 +2,7 @@
 //! See: PCI Local Bus Specification 3.0, sections 3.2.2.3.2 and 6.
 
 use super::access::Size;
-use super::lapic::Lapic;
+use super::lapic::{Destination, Lapic, Trigger};
 use crate::state::{State, StateError, Visitor};
 
 /// First byte of the window for memory BARs: where RAM ends.
@@ -146,9 +146,8 @@ pub fn host_bridge() -> ConfigSpace {
 /// See: SDM volume 3, 11.11.
 pub fn send_msi(address: u64, data: u32, lapic: &mut Lapic) {
     if address >> 20 == 0xFEE {
-        let destination = (address >> 12) as u32 & 0xFF;
-        let logical = address & 1 << 2 != 0;
-        lapic.message(destination, logical, (data >> 8 & 7) as u8, data as u8, data & 1 << 15 != 0);
+        let destination = Destination::new((address >> 12) as u32 & 0xFF, address & 1 << 2 != 0);
+        lapic.message(destination, (data >> 8 & 7) as u8, data as u8, Trigger::new(data & 1 << 15 != 0));
     }
 }
 

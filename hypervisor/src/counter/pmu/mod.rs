@@ -12,7 +12,6 @@
 //!
 //! See: SDM volume 3B, 20.2 ("Architectural performance monitoring"); volume 3C, 26.5.2 ("Monitor trap flag").
 
-pub mod registers;
 pub mod selftest;
 
 use alloc::format;

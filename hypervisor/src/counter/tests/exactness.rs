@@ -6,10 +6,10 @@ use proptest::prelude::*;
 
 use super::core::{Core, Did};
 use super::model::{Model, Nature, Random};
-use crate::counter::pmu::registers::{Layout, Source};
 use crate::counter::pmu::{self, Pmu};
 use crate::counter::selftest::{Stand, VECTOR, place};
 use crate::counter::{Backend, Costs, Counter, Progress, Seen, Skid, Ticks, ticks};
+use crate::cpu::pmu::{Layout, Source};
 use crate::cpu::{EXIT_KINDS, Entered, Exception, Exit, IoExit, Meter, Vcpu};
 use crate::memory::Gpa;
 

@@ -4,8 +4,8 @@
 use alloc::string::String;
 
 use super::core::{Core, Did};
-use crate::counter::pmu::registers::{Layout, Source};
 use crate::counter::selftest::Stand;
+use crate::cpu::pmu::{Layout, Source};
 use crate::cpu::registers::{CpuMsrs, CpuState, RFLAGS_IF, Registers};
 use crate::cpu::{EXIT_KINDS, Entered, Exception, Exit, InstructionCounter, Limit, Meter, Mode, Vcpu};
 use crate::extended::ExtendedRegisters;

@@ -19,17 +19,14 @@ use self::vmcb::{Vmcb, exit, intercept1, intercept2};
 use super::calibrate::{self, Calibration, Timed};
 use super::lazy::{self, LiveRegisters, PAT_RESET};
 use super::nested::{Format, NestedPaging};
-use super::registers::{CpuMsrs, CpuState, Registers, Segment, Segments, Table, gpr};
-use super::{Entered, Exception, Exit, InstructionCounter, IoExit, LentTsc, Limit, Meter, Mode, Vcpu};
-use crate::emulate::walk::Paging;
+use super::registers::{CpuMsrs, CpuState, EFER_NXE, Registers, Segment, Segments, Table, gpr};
+use super::{Entered, Exception, Exit, InstructionCounter, IoExit, LentTsc, Limit, Meter, Mode, Paging, Vcpu};
 use crate::extended::ExtendedRegisters;
 use crate::host::apic::Apic;
 use crate::memory::{Gpa, GuestMemory};
 
 const EFER: u32 = 0xC000_0080;
 const EFER_SVME: u64 = 1 << 12;
-/// Gives [`NO_EXECUTE`] its meaning, in nested tables too.
-const EFER_NXE: u64 = 1 << 11;
 const VM_CR: u32 = 0xC001_0114;
 const VM_CR_SVMDIS: u64 = 1 << 4;
 const VM_HSAVE_PA: u32 = 0xC001_0117;

@@ -8,11 +8,9 @@ use alloc::boxed::Box;
 
 use super::vmcb::{self, intercept1};
 use super::{EFER_SVME, SvmVcpu};
+use crate::cpu::Paging;
 use crate::cpu::nested::{NestedPaging, WindowNumber};
-use crate::cpu::registers::{CR0_PG, CR4_PAE, EFER_LME};
-use crate::emulate::walk::{
-    ACCESSED, CR0_WP, CR4_PSE, CR4_SMAP, CR4_SMEP, DIRTY, LARGE, PRESENT, Paging, USER, WRITABLE,
-};
+use crate::cpu::registers::{CR0_PG, CR0_WP, CR4_PAE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LME};
 use crate::memory::PAGE_SIZE;
 use crate::mmu::{NOWHERE_LEGACY, WINDOW};
 
@@ -27,7 +25,8 @@ impl Flat {
     const SHIFT: u32 = 22;
 
     fn new() -> Box<Self> {
-        const FLAGS: u64 = PRESENT | WRITABLE | USER | ACCESSED | DIRTY | LARGE;
+        // Present, writable, for the user, too; accessed, dirty; a page.
+        const FLAGS: u64 = 0b1110_0111;
         let entry = |index: usize| {
             let address = (index as u64) << Self::SHIFT;
             let hidden = if address == WINDOW.0 { NOWHERE_LEGACY } else { 0 };

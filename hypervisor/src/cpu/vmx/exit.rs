@@ -1,6 +1,6 @@
 //! What the fields of an exit say: the pure part. See: SDM volume 3, appendix C and 28.2.
 
-use crate::cpu::registers::gpr;
+use crate::cpu::registers::{CR0_CD, CR0_NW, gpr};
 use crate::cpu::{Exit, IoExit};
 
 /// Exit reason: the entry itself failed.
@@ -84,9 +84,6 @@ pub(super) fn control_access(qualification: u64) -> ControlAccess {
         _ => ControlAccess::Other,
     }
 }
-
-const CR0_NW: u64 = 1 << 29;
-const CR0_CD: u64 = 1 << 30;
 
 /// Whether CR0 may have this value, as far as the bits are concerned that the guest does not own.
 pub(super) fn is_allowed_cr0(value: u64) -> bool {

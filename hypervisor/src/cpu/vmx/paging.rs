@@ -6,9 +6,9 @@ use super::capabilities::IA32E_GUEST;
 use super::fields::{self, GUEST_PDPTES};
 use super::instructions::{self, write};
 use super::setup::GUEST_VPID;
+use crate::cpu::Paging;
 use crate::cpu::nested::WindowNumber;
-use crate::cpu::registers::{CR0_PG, CR4_PAE, EFER_LMA};
-use crate::emulate::walk::{CR0_WP, Paging};
+use crate::cpu::registers::{CR0_PG, CR0_WP, CR4_PAE, EFER_LMA};
 use crate::memory::PAGE_SIZE;
 use crate::mmu::WINDOW;
 

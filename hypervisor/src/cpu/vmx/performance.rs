@@ -14,7 +14,7 @@ use x86_64::registers::model_specific::Msr;
 use super::capabilities::Capabilities;
 use super::fields;
 use super::instructions::write;
-use crate::counter::pmu::registers::{
+use crate::cpu::pmu::{
     CAPABILITY_SMM_FREEZE, DEBUGCTL_FREEZE_IN_SMM, GLOBAL_CTRL, GLOBAL_OVF_CTRL, Layout, PERF_CAPABILITIES,
 };
 use crate::host::apic::Apic;

@@ -1,8 +1,10 @@
 //! Page tables: formats, rights, accessed and dirty bits; operands on two pages.
 
 use super::*;
-use crate::cpu::registers::gpr;
-use crate::emulate::walk::{Access, AccessKind, Paging, WalkError, translate};
+use crate::cpu::registers::{CR4_LA57, gpr};
+use crate::emulate::walk::{
+    Access, AccessKind, CR0_WP, CR4_PAE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_NXE, Paging, WalkError, translate,
+};
 
 const READ: Access = Access { kind: AccessKind::Read, user: false, smap_off: false };
 const WRITE: Access = Access { kind: AccessKind::Write, ..READ };
@@ -11,14 +13,6 @@ const FETCH: Access = Access { kind: AccessKind::Fetch, ..READ };
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const NO_EXECUTE: u64 = 1 << 63;
-const CR0_WP: u64 = 1 << 16;
-const CR4_PSE: u64 = 1 << 4;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_LA57: u64 = 1 << 12;
-const CR4_SMEP: u64 = 1 << 20;
-const CR4_SMAP: u64 = 1 << 21;
-const EFER_NXE: u64 = 1 << 11;
-
 const fn as_user(access: Access) -> Access {
     Access { user: true, ..access }
 }

@@ -39,6 +39,40 @@ const ESR_REGISTER: u32 = 1 << 7;
 
 const LVT_ERROR: usize = 5;
 
+/// Whom an interrupt message is for. See: 11.6.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Destination {
+    /// The APIC with this ID.
+    Physical(u32),
+    /// Those that this set names.
+    Logical(u32),
+}
+
+impl Destination {
+    /// A destination as a message names it that says by a bit of its own whether it is `logical`.
+    #[must_use]
+    pub const fn new(destination: u32, logical: bool) -> Self {
+        if logical { Self::Logical(destination) } else { Self::Physical(destination) }
+    }
+}
+
+/// How an interrupt is triggered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// Once, by an edge.
+    Edge,
+    /// For as long as a line has its level: the IOAPIC wants to hear of the end.
+    Level,
+}
+
+impl Trigger {
+    /// What the trigger bit of a message says.
+    #[must_use]
+    pub const fn new(level: bool) -> Self {
+        if level { Self::Level } else { Self::Edge }
+    }
+}
+
 /// The local APIC of the one CPU.
 #[derive(Debug, Clone)]
 pub struct Lapic {
@@ -159,17 +193,17 @@ impl Lapic {
     /// Fires the timer if it is due at `now`.
     pub fn advance(&mut self, now: GuestTime) {
         if self.timer.expire(self.lvt[0], now) && self.lvt[0] & LVT_MASKED == 0 {
-            self.accept(self.lvt[0] as u8, false);
+            self.accept(self.lvt[0] as u8, Trigger::Edge);
         }
     }
 
-    /// Whether a message to `destination` is for this CPU. See: 11.6.2.
-    #[must_use]
-    pub const fn is_destination(&self, destination: u32, logical: bool) -> bool {
-        if !logical {
+    /// Whether a message to `destination` is for this CPU.
+    const fn is_destination(&self, destination: Destination) -> bool {
+        let destination = match destination {
             // 0xFF is the broadcast of 8-bit destinations, as IOAPIC and MSI have them.
-            return destination == 0 || destination == 0xFF || destination == u32::MAX;
-        }
+            Destination::Physical(id) => return id == 0 || id == 0xFF || id == u32::MAX,
+            Destination::Logical(set) => set,
+        };
         if self.x2apic() {
             return destination == u32::MAX || destination >> 16 == 0 && destination & 1 != 0;
         }
@@ -183,22 +217,22 @@ impl Lapic {
     }
 
     /// Delivers an interrupt message from the IOAPIC or a device. `mode` is the delivery mode field.
-    pub fn message(&mut self, destination: u32, logical: bool, mode: u8, vector: u8, level: bool) {
-        if self.is_destination(destination, logical) {
-            self.deliver(mode, vector, level);
+    pub fn message(&mut self, destination: Destination, mode: u8, vector: u8, trigger: Trigger) {
+        if self.is_destination(destination) {
+            self.deliver(mode, vector, trigger);
         }
     }
 
-    fn deliver(&mut self, mode: u8, vector: u8, level: bool) {
+    fn deliver(&mut self, mode: u8, vector: u8, trigger: Trigger) {
         match mode {
-            0 | 1 => self.accept(vector, level),
+            0 | 1 => self.accept(vector, trigger),
             4 => self.nmi = self.base & BASE_ENABLE != 0,
             // SMI, INIT, start-up and ExtINT mean nothing to a single CPU without a PIC behind LINT0.
             _ => {}
         }
     }
 
-    fn accept(&mut self, vector: u8, level: bool) {
+    fn accept(&mut self, vector: u8, trigger: Trigger) {
         if !self.enabled() {
             return;
         }
@@ -206,7 +240,7 @@ impl Lapic {
             return self.error(ESR_RECEIVE_VECTOR);
         }
         self.irr.set(vector, true);
-        self.tmr.set(vector, level);
+        self.tmr.set(vector, trigger == Trigger::Level);
     }
 
     fn error(&mut self, bit: u32) {
@@ -214,7 +248,7 @@ impl Lapic {
         let lvt = self.lvt[LVT_ERROR];
         // An LVT whose own vector is illegal must not report that to itself forever.
         if lvt & LVT_MASKED == 0 && lvt as u8 >= 16 {
-            self.accept(lvt as u8, false);
+            self.accept(lvt as u8, Trigger::Edge);
         }
     }
 
@@ -224,7 +258,7 @@ impl Lapic {
         self.icr = icr & 0xFFFF_FFFF_000C_CFFF;
         let destination = if self.x2apic() { (icr >> 32) as u32 } else { (icr >> 56) as u32 };
         let to_us = match icr >> 18 & 3 {
-            0 => self.is_destination(destination, icr & 1 << 11 != 0),
+            0 => self.is_destination(Destination::new(destination, icr & 1 << 11 != 0)),
             1 | 2 => true,
             _ => false,
         };
@@ -232,7 +266,7 @@ impl Lapic {
         if mode <= 1 && vector < 16 {
             self.error(ESR_SEND_VECTOR);
         } else if to_us {
-            self.deliver(mode, vector, false);
+            self.deliver(mode, vector, Trigger::Edge);
         }
     }
 

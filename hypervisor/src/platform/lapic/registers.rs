@@ -3,7 +3,7 @@
 
 use super::super::access::{Gp, Size};
 use super::super::clock::GuestTime;
-use super::{ESR_REGISTER, LVT_MASKED, Lapic, SVR_ENABLE};
+use super::{ESR_REGISTER, LVT_MASKED, Lapic, SVR_ENABLE, Trigger};
 
 /// Version 0x14, six LVT entries. See: 11.4.8.
 const VERSION: u32 = 0x0005_0014;
@@ -97,7 +97,7 @@ impl Lapic {
         }
         match register {
             reg::ICR_LOW => self.send(value),
-            reg::SELF_IPI => self.accept(value as u8, false),
+            reg::SELF_IPI => self.accept(value as u8, Trigger::Edge),
             _ => return self.write(register, value as u32, now).map_err(|NoRegister| Gp),
         }
         Ok(None)

@@ -65,12 +65,12 @@ enum Phase {
     Idle,
     /// The next try begins at this time.
     Waiting(u64),
-    Trying(Progress),
+    Trying(Exchange),
 }
 
 /// A try under way.
 #[derive(Debug)]
-struct Progress {
+struct Exchange {
     until_us: u64,
     unsent: Vec<u8>,
     response: Try,
@@ -147,7 +147,7 @@ impl Caller {
         match &self.phase {
             Phase::Idle => None,
             Phase::Waiting(at) => Some(*at),
-            Phase::Trying(progress) => Some(progress.until_us),
+            Phase::Trying(exchange) => Some(exchange.until_us),
         }
     }
 
@@ -163,7 +163,7 @@ impl Caller {
             Phase::Idle => return (None, false),
             Phase::Waiting(at) if *at > now_us => return (None, false),
             Phase::Waiting(_) => self.connect(now_us, ask, stack),
-            Phase::Trying(progress) => progress.advance(now_us, ask, stack.socket(self.socket)),
+            Phase::Trying(exchange) => exchange.advance(now_us, ask, stack.socket(self.socket)),
         };
         let outcome = match step {
             Ok(Step::Nothing) => return (None, false),
@@ -187,7 +187,7 @@ impl Caller {
         self.port = (self.port + 1) % PORTS;
         let server = IpEndpoint::new(IpAddress::Ipv4(*self.server.ip()), self.server.port());
         stack.connect(self.socket, server, FIRST_PORT + self.port).map_err(|_| Trouble::Refused)?;
-        self.phase = Phase::Trying(Progress {
+        self.phase = Phase::Trying(Exchange {
             until_us: now_us.saturating_add(self.times.timeout_us),
             unsent: ask.request(&self.host),
             response: Try::default(),
@@ -203,7 +203,7 @@ enum Step<T> {
     Answer(T),
 }
 
-impl Progress {
+impl Exchange {
     fn advance<A: Ask>(
         &mut self,
         now_us: u64,

@@ -1,7 +1,7 @@
 //! The counters of Intel's architectural performance monitoring as values: what CPUID claims, and what is written where.
 //! See: SDM volume 3B, chapter 20 ("Performance monitoring"), and volume 4 for the MSRs. No register is accessed here.
 
-use crate::cpu::InstructionCounter;
+use super::InstructionCounter;
 
 /// `IA32_FIXED_CTR0`: counts retired instructions.
 pub const FIXED_CTR0: u32 = 0x309;
