@@ -12,6 +12,7 @@ fn protected() -> (Node, Node) {
     assert_eq!((primary.role(), primary.wants_connection()), (Role::Starting, false));
     primary.arbiter_answered(Time(0), Term(1), Verdict::Granted);
     assert_eq!(actions(&mut primary), [Action::Started { term: Term(1) }]);
+    assert_eq!((primary.stats().terms_asked, primary.stats().terms_won), (1, 1));
     connect(Time(0), &mut primary, &mut backup);
     primary.finish_state(Position(10), 0).unwrap();
     pump(Time(0), &mut primary, &mut backup);
@@ -64,6 +65,7 @@ fn a_backup_that_is_refused_halts() {
     backup.arbiter_answered(now, Term(2), Verdict::Taken);
     assert!(actions(&mut backup).contains(&Action::Halt { reason: HaltReason::TermTaken(Term(2)) }));
     assert!(backup.go_live(now, Position(10)).is_err());
+    assert_eq!((backup.stats().terms_asked, backup.stats().terms_lost, backup.stats().terms_won), (1, 1, 0));
 }
 
 /// The backup asked and hears its primary again.
@@ -94,6 +96,30 @@ fn a_pair_that_hears_each_other_again_burns_the_term() {
     assert_eq!(backup.asks_for(), Some(Term(3)));
     backup.arbiter_answered(now, Term(3), Verdict::Granted);
     assert_eq!(backup.go_live(now, Position(10)).map(|taken| taken.term), Ok(Term(3)));
+}
+
+/// Nothing is left of the question: a backup that is let go of gives up, so that its primary need not ask.
+#[test]
+fn a_backup_is_free_again_once_its_primary_has_agreed() {
+    let (mut primary, mut backup, now) = called_off();
+    pump(now, &mut backup, &mut primary);
+    pump(now, &mut primary, &mut backup);
+    actions(&mut backup);
+    primary.disconnected(now);
+    primary.tick(now);
+    assert_eq!(primary.role(), Role::Detaching);
+    beat(now, &mut primary, &mut backup);
+    assert_eq!((backup.role(), backup.asks_for()), (Role::Joining, None));
+}
+
+#[test]
+fn whoever_may_need_a_term_soon_looks_at_the_arbiter() {
+    let (primary, backup) = protected();
+    assert!(primary.may_look_at_arbiter() && backup.may_look_at_arbiter());
+    let (_, asking, _) = asked();
+    assert!(!asking.may_look_at_arbiter(), "the question comes first");
+    let without = Node::new(Time(0), Start::Primary, Config::default(), identity(1)).unwrap();
+    assert!(!without.may_look_at_arbiter(), "there is none");
 }
 
 /// The primary may have agreed or not: the backup needs what either could win.
