@@ -5,7 +5,7 @@ use core::net::Ipv4Addr;
 
 use crate::e1000::{E1000, Interrupts, NicError, Statistics};
 use crate::frame::{FrameSink, FrameSource, MacAddress, SendError, announcement, check_length};
-use crate::gate::{Gate, GateMode, HoldError, HoldOutcome};
+use crate::gate::{Gate, GateMode, HoldError, HoldOutcome, Mark};
 use crate::mmio::Registers;
 
 /// Why the guest's address was not announced.
@@ -141,7 +141,7 @@ impl<D: FrameSink + FrameSource> ClientNic<D> {
     }
 
     /// See [`Gate::seal`].
-    pub fn seal(&mut self, mark: u64) {
+    pub fn seal(&mut self, mark: Mark) {
         self.gate.seal(mark);
     }
 
@@ -151,8 +151,8 @@ impl<D: FrameSink + FrameSource> ClientNic<D> {
     }
 
     /// See [`Gate::released`].
-    pub fn released(&mut self, mark: u64) {
-        self.gate.released(mark);
+    pub fn released(&mut self, position: u64) {
+        self.gate.released(position);
     }
 
     /// **For teaching and tests only.** See [`Gate::break_output_rule`].
@@ -256,7 +256,7 @@ mod tests {
         client.break_output_rule(true);
         for mark in [10, 20] {
             assert_eq!(client.guest_transmit(&[mark; 60], 0), Ok(HoldOutcome::Held));
-            client.seal(mark.into());
+            client.seal(Mark::Position(mark.into()));
         }
         client.released(10);
         assert_eq!(client.announce(MAC, None), Err(AnnounceError::Closed));
@@ -273,7 +273,7 @@ mod tests {
         let mut client = ClientNic::new(Wire::with_room(8), Gate::new(8, 10_000));
         client.set_mode(GateMode::Held);
         assert_eq!(client.guest_transmit(&FRAME, 0), Ok(HoldOutcome::Held));
-        client.seal(5);
+        client.seal(Mark::Seq(5));
         client.acked(4);
         assert_eq!(client.transmit_ready(1), 0);
         client.acked(5);

@@ -28,5 +28,5 @@ pub use client::{AnnounceError, ClientNic, MachineSendError};
 pub use dma::DmaMemory;
 pub use e1000::{E1000, Interrupts, Model, NicError, needed_dma_bytes};
 pub use frame::{FrameError, FrameSink, FrameSource, MacAddress, SendError};
-pub use gate::{Gate, GateMode, HoldError, HoldOutcome};
+pub use gate::{Gate, GateMode, HoldError, HoldOutcome, Mark};
 pub use mmio::{MmioRegion, Registers};

@@ -120,3 +120,42 @@ fn a_machine_state_without_end_is_refused() {
     assert_eq!((backup.role(), loaded), (Role::Joining, pollux_ft::message::MAX_MACHINE));
     assert_eq!(backup.stats().refused_content, 1);
 }
+
+#[test]
+fn a_backup_of_a_guest_that_is_off_ends() {
+    let now = Time(0);
+    let (mut primary, mut backup) = protected(now);
+    let at = Position(1010);
+    primary.append(now, at, EntryRef::Digest { machine: 1, slice: 2, memory: 3 }).unwrap();
+    primary.append(now, at, EntryRef::Control(Control::PowerOff)).unwrap();
+    pump(now, &mut primary, &mut backup);
+    backup.progress(at);
+    backup.applied(now, at);
+    assert_eq!((backup.role(), backup.stats().digests), (Role::Backup, 1));
+    backup.applied(now, at);
+    assert_eq!(backup.role(), Role::Halted);
+    let ends = [Action::CloseConnection, Action::Halt { reason: HaltReason::PoweredOff }];
+    assert_eq!(actions(&mut backup), ends);
+    pump(now, &mut backup, &mut primary);
+    assert_eq!(actions(&mut primary), ends);
+}
+
+#[test]
+fn a_state_that_is_another_makes_no_backup() {
+    let now = Time(0);
+    let (mut primary, mut backup) = (node(Start::Primary, identity(1)), node(Start::Backup, identity(2)));
+    connect(now, &mut primary, &mut backup);
+    primary.finish_state(Position(1000), 99).unwrap();
+    pump(now, &mut primary, &mut backup);
+    assert_eq!(backup.role(), Role::Loading);
+    backup.diverged("another hash");
+    assert_eq!(backup.role(), Role::Halted);
+    pump(now, &mut backup, &mut primary);
+    assert_eq!(primary.role(), Role::Alone);
+    let reason = LossReason::Diverged("another hash".into());
+    assert!(actions(&mut primary).contains(&Action::Unprotected { reason }));
+    // Whoever has no guest can have none that differs.
+    let mut joiner = node(Start::Backup, identity(2));
+    joiner.diverged("nothing");
+    assert_eq!((joiner.role(), primary.role()), (Role::Joining, Role::Alone));
+}

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use pollux_driver::{ArbiterLine, Clock, Driver, LogLink, Outlet};
 use pollux_ft::arbiter::Answer;
 use pollux_ft::{Position, Role, Seq, Term, Time, Verdict};
-use pollux_nic::{Gate, GateMode};
+use pollux_nic::{Gate, GateMode, Mark};
 
 use super::arbiter::Arbiter;
 use super::client::Client;
@@ -186,13 +186,13 @@ impl Outlet for Machine {
 
     fn seal(&mut self, entry: Seq) {
         if let Some(client) = &mut self.client {
-            client.nic().seal(entry.0);
+            client.nic().seal(Mark::Seq(entry.0));
         }
     }
 
     fn seal_at(&mut self, position: Position) {
         if let Some(client) = &mut self.client {
-            client.nic().seal(position.0);
+            client.nic().seal(Mark::Position(position.0));
         }
     }
 

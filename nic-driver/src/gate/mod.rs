@@ -75,10 +75,29 @@ impl fmt::Display for HoldError {
 
 impl core::error::Error for HoldError {}
 
+/// What frames wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mark {
+    /// In mode `Held`: the twin's ack of the log up to the entry with this sequence number.
+    Seq(u64),
+    /// In mode `Retained`: that the primary has sent what its guest made up to this position.
+    Position(u64),
+}
+
+impl Mark {
+    /// Whether frames wait for such a mark in this mode.
+    fn fits(self, mode: GateMode) -> bool {
+        match self {
+            Self::Seq(_) => mode != GateMode::Retained,
+            Self::Position(_) => mode != GateMode::Held,
+        }
+    }
+}
+
 /// The frames up to a count, covered by one mark.
 #[derive(Debug, Clone, Copy)]
 struct Seal {
-    mark: u64,
+    mark: Mark,
     /// Frames ever queued when the mark was given.
     end: u64,
 }
@@ -108,11 +127,11 @@ pub struct Gate {
     seals: VecDeque<Seal>,
     /// Acknowledged seals of which frames are still here, oldest first, and the greatest mark whose frames have left.
     leaving: VecDeque<Seal>,
-    sent: Option<u64>,
+    sent: Option<Mark>,
     /// Greatest mark sealed since the mode changed.
-    last_seal: Option<u64>,
+    last_seal: Option<Mark>,
     /// Greatest mark acknowledged, or known to be released, since then.
-    last_ack: Option<u64>,
+    last_ack: Option<Mark>,
     rule_broken: bool,
     statistics: GateStatistics,
 }
@@ -234,10 +253,11 @@ impl Gate {
     /// `Retained` a position of the guest at or after the making of the last of them: one too late may double a frame
     /// at a takeover, one too early would lose it.
     ///
-    /// Panics if `mark` is less than an earlier one since the mode changed: a bug of ours that could release frames
-    /// early, or lose them. Without unsealed frames it does nothing else.
-    pub fn seal(&mut self, mark: u64) {
-        assert!(self.last_seal.is_none_or(|last| last <= mark), "mark {mark} decreased");
+    /// Panics if `mark` is of the other mode's kind, or less than an earlier one since the mode changed: a bug of ours
+    /// that could release frames early, or lose them. Without unsealed frames it does nothing else.
+    pub fn seal(&mut self, mark: Mark) {
+        assert!(mark.fits(self.mode), "{mark:?} in mode {:?}", self.mode);
+        assert!(self.last_seal.is_none_or(|last| last <= mark), "{mark:?} decreased");
         self.last_seal = Some(mark);
         if self.unsealed() == 0 {
             return;
@@ -258,24 +278,28 @@ impl Gate {
     /// greater than an earlier one change nothing, nor does a call in a mode other than `Held`.
     pub fn acked(&mut self, seq: u64) {
         if self.mode == GateMode::Held {
-            self.acknowledge(seq);
+            self.acknowledge(Mark::Seq(seq));
         }
     }
 
-    /// The primary is known to have sent the frames that its guest made up to and including position `mark`: those
-    /// sealed up to there, now or later, are forgotten. Marks that are not greater than an earlier one change nothing,
+    /// The primary is known to have sent the frames that its guest made up to and including `position`: those
+    /// sealed up to there, now or later, are forgotten. Positions that are not greater than an earlier one change nothing,
     /// nor does a call in a mode other than `Retained`.
-    pub fn released(&mut self, mark: u64) {
+    pub fn released(&mut self, position: u64) {
         if self.mode == GateMode::Retained {
-            self.acknowledge(mark);
+            self.acknowledge(Mark::Position(position));
             self.forget_released();
         }
     }
 
-    /// The greatest acknowledged mark since the mode changed whose frames, and those of all marks before, the NIC took:
-    /// what the twin may forget. A frame that may leave and found no room in the NIC is still ours alone.
+    /// In mode `Held`, the greatest acknowledged sequence number since the mode changed whose frames, and those of all
+    /// before, the NIC took: what the twin may forget. A frame that may leave and found no room in the NIC is still ours
+    /// alone.
     pub fn sent(&self) -> Option<u64> {
-        self.sent
+        match self.sent? {
+            Mark::Seq(seq) => Some(seq),
+            Mark::Position(_) => None,
+        }
     }
 
     /// How many frames may leave now.
@@ -359,7 +383,7 @@ impl Gate {
         }
     }
 
-    fn acknowledge(&mut self, mark: u64) {
+    fn acknowledge(&mut self, mark: Mark) {
         if self.last_ack.is_some_and(|last| mark <= last) {
             return;
         }

@@ -11,11 +11,12 @@ use super::*;
 pub(crate) struct Wire {
     pub(crate) sent: Vec<Vec<u8>>,
     pub(crate) room: usize,
+    pub(crate) flushes: usize,
 }
 
 impl Wire {
     pub(crate) fn with_room(room: usize) -> Self {
-        Self { sent: Vec::new(), room }
+        Self { sent: Vec::new(), room, flushes: 0 }
     }
 }
 
@@ -27,7 +28,14 @@ impl FrameSink for Wire {
         Ok(())
     }
 
-    fn flush(&mut self) {}
+    fn flush(&mut self) {
+        self.flushes += 1;
+    }
+}
+
+/// A mark that fits the mode.
+fn mark(gate: &Gate, number: u64) -> Mark {
+    if gate.mode() == GateMode::Retained { Mark::Position(number) } else { Mark::Seq(number) }
 }
 
 /// A frame that tells its number.
@@ -141,7 +149,7 @@ fn what_was_sent_is_known_by_its_mark() {
     gate.set_mode(GateMode::Held);
     for (number, mark) in [(2, 7), (3, 7), (4, 9)] {
         gate.hold(&frame(number, 60), 0).unwrap();
-        gate.seal(mark);
+        gate.seal(Mark::Seq(mark));
     }
     gate.acked(9);
     let sent = |gate: &mut Gate, room| {
@@ -155,7 +163,7 @@ fn what_was_sent_is_known_by_its_mark() {
     assert_eq!(sent(&mut gate, 1), Some(9));
     gate.acked(12);
     gate.hold(&frame(5, 60), 0).unwrap();
-    gate.seal(12);
+    gate.seal(Mark::Seq(12));
     assert_eq!(sent(&mut gate, 0), Some(9), "acknowledged before it was sealed");
     assert_eq!(sent(&mut gate, 1), Some(12));
     gate.set_mode(GateMode::Open);
@@ -205,7 +213,7 @@ proptest! {
                 }
                 Step::Seal { advance } => {
                     model.seq += advance;
-                    gate.seal(model.seq);
+                    gate.seal(mark(&gate, model.seq));
                     for frame in model.pending.iter_mut().filter(|frame| frame.seal.is_none()) {
                         frame.seal = Some(model.seq);
                     }
@@ -303,7 +311,7 @@ fn held(frames: u64) -> Gate {
 #[test]
 fn one_entry_covers_all_before_it_and_none_after() {
     let mut gate = held(2);
-    gate.seal(7);
+    gate.seal(Mark::Seq(7));
     gate.hold(&frame(2, 60), 0).unwrap();
     assert_eq!(gate.unsealed(), 1);
     gate.acked(7);
@@ -318,7 +326,7 @@ fn breaking_the_rule_releases_unsealed_frames() {
     gate.break_output_rule(true);
     assert_eq!(gate.transmit_ready(&mut Wire::with_room(9), 200), 2);
     assert_eq!(gate.unsealed(), 0);
-    gate.seal(3);
+    gate.seal(Mark::Seq(3));
     gate.break_output_rule(false);
     assert_eq!(gate.hold(&frame(2, 60), 300), Ok(HoldOutcome::Held));
     gate.acked(3);
@@ -329,7 +337,7 @@ fn breaking_the_rule_releases_unsealed_frames() {
 fn hold_times_are_measured() {
     let mut gate = held(2);
     assert_eq!(gate.oldest_age(150), Some(50));
-    gate.seal(1);
+    gate.seal(Mark::Seq(1));
     gate.acked(1);
     gate.transmit_ready(&mut Wire::with_room(9), 1100);
     assert_eq!(gate.statistics().hold_time_max_us, 1000);
@@ -349,25 +357,43 @@ fn invalid_and_excess_frames_are_refused_and_counted() {
     assert!(gate.is_full());
     assert_eq!(gate.hold(&frame(0, 60), 0), Err(HoldError::Overflow));
     assert_eq!((gate.statistics().invalid, gate.statistics().overflowed), (2, 1));
+    let texts = [HoldError::Overflow, HoldError::Invalid(FrameError::TooShort(13))].map(|error| error.to_string());
+    assert_eq!(texts, ["the output gate overflowed".to_owned(), FrameError::TooShort(13).to_string()]);
 }
 
 #[test]
 fn numbers_of_an_earlier_reign_release_nothing() {
     let mut gate = held(1);
-    gate.seal(50);
+    gate.seal(Mark::Seq(50));
     gate.acked(50);
     gate.transmit_ready(&mut Wire::with_room(9), 0);
     gate.set_mode(GateMode::Open);
     gate.set_mode(GateMode::Held);
     gate.hold(&frame(1, 60), 0).unwrap();
-    gate.seal(3);
+    gate.seal(Mark::Seq(3));
     assert_eq!(gate.ready(), 0);
+}
+
+#[test]
+fn what_left_is_flushed_once() {
+    let mut gate = held(3);
+    let mut wire = Wire::with_room(9);
+    assert_eq!((gate.transmit_ready(&mut wire, 0), wire.flushes), (0, 0));
+    gate.seal(Mark::Seq(1));
+    gate.acked(1);
+    assert_eq!((gate.transmit_ready(&mut wire, 0), wire.flushes), (3, 1));
+}
+
+#[test]
+#[should_panic(expected = "Position(5) in mode Held")]
+fn a_position_is_no_sequence_number() {
+    held(1).seal(Mark::Position(5));
 }
 
 #[test]
 #[should_panic(expected = "decreased")]
 fn sequence_numbers_must_not_decrease() {
     let mut gate = held(1);
-    gate.seal(5);
-    gate.seal(4);
+    gate.seal(Mark::Seq(5));
+    gate.seal(Mark::Seq(4));
 }

@@ -6,7 +6,7 @@ use crate::trace::Who;
 use pollux_driver::Outlet;
 use pollux_ft::{Position, Seq};
 use pollux_nic::gate::RESERVED_FRAMES;
-use pollux_nic::{FrameSink, GateMode, SendError};
+use pollux_nic::{FrameSink, GateMode, Mark, SendError};
 
 /// The client card: takes frames as long as the machine goes on, and sometimes has no room.
 struct Card<'a> {
@@ -120,13 +120,13 @@ impl Outlet for InWorld<'_> {
     }
 
     fn seal(&mut self, entry: Seq) {
-        self.own.gate.seal(entry.0);
+        self.own.gate.seal(Mark::Seq(entry.0));
         let (log, end) = (self.own.log, self.own.history.len() as u64);
         self.own.seals.push_back(Seal { log, seq: entry, end });
     }
 
     fn seal_at(&mut self, position: Position) {
-        self.own.gate.seal(position.0);
+        self.own.gate.seal(Mark::Position(position.0));
     }
 
     fn acked(&mut self, entry: Seq) {

@@ -69,7 +69,7 @@ proptest! {
                 }
                 Step::Seal { advance } => {
                     mark += advance;
-                    gate.seal(mark);
+                    gate.seal(Mark::Position(mark));
                     kept.iter_mut().for_each(|frame| frame.2 = frame.2.or(Some(mark)));
                 }
                 Step::Released { back, ahead } => {
@@ -159,8 +159,8 @@ proptest! {
                     }
                     let seq = entries.len() as u64;
                     entries.push(made.len());
-                    primary.seal(seq);
-                    backup.seal(seq * 10);
+                    primary.seal(Mark::Seq(seq));
+                    backup.seal(Mark::Position(seq * 10));
                 }
                 PairStep::Run { .. } => {}
                 PairStep::Ack { behind, room } => {
@@ -192,7 +192,7 @@ fn retaining(frames: u64) -> Gate {
     gate.set_mode(GateMode::Retained);
     for number in 0..frames {
         gate.hold(&frame(number, 60), 0).unwrap();
-        gate.seal(10 * number);
+        gate.seal(Mark::Position(10 * number));
     }
     gate
 }
@@ -204,7 +204,7 @@ fn released_before_they_are_made() {
     gate.released(25);
     for (mark, held) in [(20, 0), (25, 0), (26, 1)] {
         gate.hold(&frame(mark, 60), 0).unwrap();
-        gate.seal(mark);
+        gate.seal(Mark::Position(mark));
         assert_eq!(gate.held(), held, "{mark}");
     }
     assert_eq!(gate.statistics().retained_released, 2);
@@ -236,12 +236,12 @@ fn retaining_starts_empty() {
         let mut gate = Gate::new(16, 40_000);
         gate.set_mode(before);
         gate.hold(&frame(0, 60), 0).unwrap();
-        gate.seal(50);
+        gate.seal(Mark::Seq(50));
         gate.set_mode(GateMode::Retained);
         assert_eq!((gate.held(), gate.statistics().dropped_closed), (0, 1), "{before:?}");
         // Marks start anew.
         gate.hold(&frame(1, 60), 0).unwrap();
-        gate.seal(3);
+        gate.seal(Mark::Position(3));
         gate.released(2);
         assert_eq!(gate.held(), 1);
     }
@@ -258,7 +258,7 @@ fn retained_frames_do_not_count_as_held_back() {
     assert_eq!(gate.statistics().hold_times.iter().sum::<u64>(), 0);
     gate.released(100);
     assert_eq!((gate.held(), gate.ready()), (1, 0));
-    gate.seal(1);
+    gate.seal(Mark::Seq(1));
     gate.acked(1);
     assert_eq!(gate.transmit_ready(&mut wire, 5003), 1);
     assert_eq!(gate.statistics().hold_time_max_us, 3);
