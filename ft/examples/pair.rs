@@ -16,6 +16,7 @@ fn node(id: u64, start: Start) -> Node {
         counter: text(),
         guest_memory: 4096,
         guest_image: text(),
+        disk: text(),
         guest_mac: [2, 0, 0, 0, 0, 1],
         broken_rule: String::new(),
     };

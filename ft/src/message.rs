@@ -313,6 +313,7 @@ mod tests {
             counter: "ticks".into(),
             guest_memory: 1 << 28,
             guest_image: "guest".into(),
+            disk: "none".into(),
             guest_mac: [2, 0, 0, 0, 0, 9],
             broken_rule: "output-rule".into(),
         };

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 /// Version of the protocol; raised whenever old and new cannot talk.
-pub const PROTOCOL: u16 = 5;
+pub const PROTOCOL: u16 = 6;
 
 /// Longest text in an identity, in bytes; longer ones are cut when sent.
 pub const MAX_TEXT: usize = 128;
@@ -36,6 +36,8 @@ pub struct Identity {
     pub guest_memory: u64,
     /// The guest's image and command line for people to read, with a digest: both twins load it again at a reset.
     pub guest_image: String,
+    /// The guest's disk for people to read, with a digest of what is on it at the start.
+    pub disk: String,
     /// The guest's MAC address, by which clients reach it on whichever machine it runs.
     pub guest_mac: [u8; 6],
     /// The rule that this machine breaks on purpose; usually none, an empty text.
@@ -52,6 +54,7 @@ impl Identity {
         put_text(out, &self.counter, MAX_TEXT);
         out.extend_from_slice(&self.guest_memory.to_le_bytes());
         put_text(out, &self.guest_image, MAX_TEXT);
+        put_text(out, &self.disk, MAX_TEXT);
         out.extend_from_slice(&self.guest_mac);
         put_text(out, &self.broken_rule, MAX_NAME);
     }
@@ -66,6 +69,7 @@ impl Identity {
             counter: reader.text(MAX_TEXT)?,
             guest_memory: reader.u64()?,
             guest_image: reader.text(MAX_TEXT)?,
+            disk: reader.text(MAX_TEXT)?,
             guest_mac: reader.array()?,
             broken_rule: reader.text(MAX_NAME)?,
         })
@@ -79,7 +83,7 @@ impl Identity {
         if self.pair.len() > MAX_NAME || self.broken_rule.len() > MAX_NAME {
             return Err("names of pairs and rules have at most 32 bytes");
         }
-        for text in [&mut self.build, &mut self.cpu_name, &mut self.counter, &mut self.guest_image] {
+        for text in [&mut self.build, &mut self.cpu_name, &mut self.counter, &mut self.guest_image, &mut self.disk] {
             text.truncate(text.floor_char_boundary(MAX_TEXT));
         }
         Ok(())
@@ -228,11 +232,12 @@ pub fn check_arbiters(ours: Option<ArbiterId>, theirs: Option<ArbiterId>) -> Res
 fn check_options(ours: &Claim, theirs: &Claim) -> Result<(), Mismatch> {
     let time = |span: Span| format!("{} us", span.0);
     let values = |claim: &Claim| {
-        let Claim { identity: Identity { guest_mac: mac, broken_rule: rule, .. }, settings, .. } = claim;
+        let Claim { identity: Identity { guest_mac: mac, disk, broken_rule: rule, .. }, settings, .. } = claim;
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
         [
             ("arbiter", if settings.arbiter { "one" } else { "none" }.to_string()),
             ("guest-mac", mac),
+            ("disk", disk.clone()),
             ("heartbeat", time(settings.heartbeat)),
             ("suspect", time(settings.suspect)),
             ("log-buffer", format!("{} bytes", settings.log_buffer)),
@@ -291,6 +296,7 @@ mod tests {
             counter: "ticks".into(),
             guest_memory: 1 << 26,
             guest_image: "g1".into(),
+            disk: "none".into(),
             guest_mac: [0x52, 0x54, 0, 0, 0, 1],
             broken_rule: String::new(),
         }
@@ -323,6 +329,7 @@ mod tests {
                 Identity { guest_mac: [0x52, 0x54, 0, 0, 0, 2], ..identity(2) },
                 "options 'guest-mac' differ: 52:54:00:00:00:01 and 52:54:00:00:00:02",
             ),
+            (Identity { disk: "ram, 512 bytes".into(), ..identity(2) }, "'disk' differ: none and ram, 512 bytes"),
             (Identity { broken_rule: "output-rule".into(), ..identity(2) }, "'break' differ: none and output-rule"),
         ];
         for (theirs, want) in cases {

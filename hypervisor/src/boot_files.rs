@@ -1,6 +1,6 @@
 //! The guest's files, as the boot loader passed them: which module is what.
 //!
-//! The first word of a module's command line says what it is: `kernel` (or `guest`), or `initrd`. A module without a name is
+//! The first word of a module's command line says what it is: `kernel` (or `guest`), `initrd`, or `disk`. A module without a name is
 //! the kernel, or, since some loaders can pass but one file (QEMU's PVH loader), an archive that holds the others under
 //! these names, in the format of initial ramdisks.
 //!
@@ -25,6 +25,8 @@ pub struct BootFiles<'a> {
     pub kernel: &'a [u8],
     /// The initial ramdisk.
     pub initrd: Option<&'a [u8]>,
+    /// What is on the guest's disk at first.
+    pub disk: Option<&'a [u8]>,
 }
 
 /// Why there is no guest to run.
@@ -48,10 +50,13 @@ impl fmt::Display for FileError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoModule => write!(f, "there is no guest image: the boot loader passed no module"),
-            Self::NoKernel => write!(f, "there is an 'initrd' but no 'kernel' among the boot loader's modules"),
+            Self::NoKernel => write!(f, "there is no 'kernel' among the boot loader's modules"),
             Self::Twice(what) => write!(f, "the boot loader passed two modules that are the '{what}'"),
             Self::UnknownName(name) => {
-                write!(f, "the boot loader's module '{name}' is unknown: modules are called 'kernel' and 'initrd'")
+                write!(
+                    f,
+                    "the boot loader's module '{name}' is unknown: modules are called 'kernel', 'initrd' and 'disk'"
+                )
             }
             Self::Empty(what) => write!(f, "the boot loader's module '{what}' is empty"),
             Self::BadArchive(at) => write!(f, "the archive of the guest's files is damaged at byte {at}"),
@@ -80,7 +85,7 @@ impl<'a> BootFiles<'a> {
         }
         match found {
             _ if !any => Err(FileError::NoModule),
-            Found { kernel: Some(kernel), initrd } => Ok(Self { kernel, initrd }),
+            Found { kernel: Some(kernel), initrd, disk } => Ok(Self { kernel, initrd, disk }),
             Found { kernel: None, .. } => Err(FileError::NoKernel),
         }
     }
@@ -90,6 +95,7 @@ impl<'a> BootFiles<'a> {
 struct Found<'a> {
     kernel: Option<&'a [u8]>,
     initrd: Option<&'a [u8]>,
+    disk: Option<&'a [u8]>,
 }
 
 impl<'a> Found<'a> {
@@ -97,6 +103,7 @@ impl<'a> Found<'a> {
         let (place, name) = match name {
             "" | "kernel" | "guest" => (&mut self.kernel, "kernel"),
             "initrd" => (&mut self.initrd, "initrd"),
+            "disk" => (&mut self.disk, "disk"),
             _ => return Err(FileError::UnknownName(name)),
         };
         if bytes.is_empty() {
@@ -164,8 +171,11 @@ mod tests {
 
     #[test]
     fn files_are_told_apart_by_name() {
-        let both = Ok(BootFiles { kernel: b"k", initrd: Some(b"i") });
-        assert_eq!(find(&[("", b"k")]), Ok(BootFiles { kernel: b"k", initrd: None }));
+        let both = Ok(BootFiles { kernel: b"k", initrd: Some(b"i"), disk: None });
+        assert_eq!(find(&[("", b"k")]), Ok(BootFiles { kernel: b"k", initrd: None, disk: None }));
+        let with_disk = [("kernel", &b"k"[..]), ("disk", b"d")];
+        assert_eq!(find(&with_disk), Ok(BootFiles { kernel: b"k", initrd: None, disk: Some(b"d") }));
+        assert_eq!(find(&[("", &archive(&with_disk))]), find(&with_disk));
         assert_eq!(find(&[("guest", b"k"), ("initrd /boot/initrd.img", b"i")]), both);
         assert_eq!(find(&[("initrd", b"i"), ("kernel", b"k")]), both);
         let archive = archive(&[("kernel", b"k"), ("initrd", b"i")]);
@@ -184,6 +194,8 @@ mod tests {
         error(&[("initrd", b"i")], "no 'kernel'");
         error(&[("kernel", b"k"), ("guest", b"k")], "two modules that are the 'kernel'");
         error(&[("", b"k"), ("initrd", b"i"), ("initrd", b"i")], "two modules that are the 'initrd'");
+        error(&[("", b"k"), ("disk", b"i"), ("disk", b"i")], "two modules that are the 'disk'");
+        error(&[("disk", b"i")], "no 'kernel'");
         error(&[("", b"k"), ("ramdisk", b"i")], "'ramdisk' is unknown");
         error(&[("", b"k"), ("initrd", b"")], "'initrd' is empty");
         let good = archive(&[("kernel", b"k")]);

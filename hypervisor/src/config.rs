@@ -16,7 +16,7 @@ use pollux_ft::{Span, Term};
 
 pub use self::arbiter::{ArbiterOptions, Routes};
 pub use self::values::Cidr;
-use self::values::{bytes_of_hex, duration, mac, number, one_of, short, size};
+use self::values::{bytes_of_hex, disk, duration, mac, number, one_of, short, size};
 use crate::counter::choose::Wanted;
 use crate::extended;
 use crate::host::pci::Bdf;
@@ -52,6 +52,18 @@ impl BrokenRule {
     }
 }
 
+/// The guest's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Disk {
+    /// There is none.
+    #[default]
+    None,
+    /// Memory of so many bytes, zeros at first.
+    Ram(u64),
+    /// Memory, filled from the boot module `disk`.
+    Image,
+}
+
 /// All options with their meaning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -73,6 +85,8 @@ pub struct Config {
     pub arbiter: ArbiterOptions,
     /// `guest-memory=64M`: guest RAM in bytes.
     pub guest_memory: u64,
+    /// `disk=none|image|ram:64M`: the guest's disk.
+    pub disk: Disk,
     /// `guest-mac=52:54:00:12:34:56`: the guest's own MAC address.
     pub guest_mac: [u8; 6],
     /// `guest-args="…"`: the guest's command line.
@@ -117,6 +131,7 @@ impl Default for Config {
             log_peer: None,
             arbiter: ArbiterOptions::default(),
             guest_memory: 64 << 20,
+            disk: Disk::None,
             guest_mac: [0x52, 0x54, 0x00, 0x12, 0x34, 0x56],
             guest_args: String::new(),
             guest_seed: None,
@@ -147,7 +162,7 @@ impl fmt::Display for ConfigError {
 }
 
 /// All option names, for the message about an unknown one.
-const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, guest-memory, guest-mac, guest-args, \
+const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, guest-memory, disk, guest-mac, guest-args, \
                      guest-seed, heartbeat, suspect, log-buffer, transfer, counter, vectors, mmu, clock, monitor, break, test-commands, stops, seed";
 
 impl Config {
@@ -200,6 +215,7 @@ impl Config {
             "log-address" => self.log_address = Some(value.parse().map_err(bad)?),
             "log-peer" => self.log_peer = Some(value.parse().map_err(|_| bad("not an IPv4 address"))?),
             "guest-memory" => self.guest_memory = size(value).map_err(bad)?,
+            "disk" => self.disk = disk(value).map_err(|text| bad(&text))?,
             "guest-mac" => self.guest_mac = mac(value).map_err(bad)?,
             "guest-args" => self.guest_args = value.to_owned(),
             "guest-seed" => self.guest_seed = Some(bytes_of_hex(value).ok_or_else(|| bad("64 hexadecimal digits"))?),

@@ -37,22 +37,38 @@ impl fmt::Display for OutsideMemory {
     }
 }
 
-/// Guest RAM: guest-physical 0 to [`len`](Self::len), one contiguous piece of host memory.
+/// All bytes of a guest, one contiguous piece of host memory: its RAM, guest-physical 0 to [`len`](Self::len), and behind
+/// it those of its disk, which the guest reaches by requests only. Both go the same way to a new backup and into digests:
+/// pages of the disk that were never written are zero, and cost as little.
 ///
 /// The guest never runs while this is borrowed: there is one vCPU and one loop.
 pub struct GuestMemory {
-    ram: &'static mut [u8],
+    bytes: &'static mut [u8],
+    /// Where RAM ends and the disk begins.
+    ram: u64,
     dirty: Option<PageSet>,
 }
 
 impl GuestMemory {
-    /// Takes over `ram` as the guest's memory. Its length is a multiple of [`PAGE_SIZE`].
+    /// Takes over `ram` as the memory of a guest without a disk. Its length is a multiple of [`PAGE_SIZE`].
     ///
     /// # Panics
     /// When the length is no multiple of the page size (a bug of the caller).
     pub fn new(ram: &'static mut [u8]) -> Self {
-        assert!((ram.len() as u64).is_multiple_of(PAGE_SIZE), "guest memory is not a whole number of pages");
-        Self { ram, dirty: None }
+        let len = ram.len() as u64;
+        Self::with_disk(ram, len)
+    }
+
+    /// Takes over `bytes`: the first `ram` of them are the guest's memory, the others its disk. Both are multiples of
+    /// [`PAGE_SIZE`].
+    ///
+    /// # Panics
+    /// When they are not, or there is less than `ram` (bugs of the caller).
+    pub fn with_disk(bytes: &'static mut [u8], ram: u64) -> Self {
+        let len = bytes.len() as u64;
+        assert!(ram.is_multiple_of(PAGE_SIZE), "guest memory is not a whole number of pages");
+        assert!(len.is_multiple_of(PAGE_SIZE) && ram <= len, "the disk is not a whole number of pages");
+        Self { bytes, ram, dirty: None }
     }
 
     /// Notes from here on which pages are written through this type, and through [`mark_dirty`](Self::mark_dirty).
@@ -79,10 +95,10 @@ impl GuestMemory {
         self.dirty.as_mut().map(|dirty| core::mem::replace(dirty, clean))
     }
 
-    /// Number of pages.
+    /// Number of pages, those of the disk included.
     #[must_use]
     pub fn pages(&self) -> u64 {
-        self.len() / PAGE_SIZE
+        self.bytes.len() as u64 / PAGE_SIZE
     }
 
     /// Zeroed memory of `len` bytes for tests on the host.
@@ -91,16 +107,67 @@ impl GuestMemory {
         Self::new(alloc::vec![0; len].leak())
     }
 
-    /// Size in bytes.
+    /// The same with a disk of `disk` bytes.
+    #[cfg(test)]
+    pub fn for_test_with_disk(len: usize, disk: usize) -> Self {
+        Self::with_disk(alloc::vec![0; len + disk].leak(), len as u64)
+    }
+
+    /// Size of RAM in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.ram.len() as u64
+        self.ram
     }
 
     /// Whether there is no memory at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.ram.is_empty()
+        self.ram == 0
+    }
+
+    /// All bytes: RAM, and behind it the disk.
+    #[must_use]
+    pub fn all(&self) -> &[u8] {
+        self.bytes
+    }
+
+    /// The bytes `start .. start + len` of [`all`](Self::all), writable; `None` when they do not exist.
+    pub fn all_mut(&mut self, start: u64, len: u64) -> Option<&mut [u8]> {
+        let end = start.checked_add(len).filter(|&end| end <= self.bytes.len() as u64)?;
+        self.touch(start, len);
+        Some(&mut self.bytes[start as usize..end as usize])
+    }
+
+    /// The bytes `start .. start + len` of the disk.
+    ///
+    /// # Panics
+    /// When the disk does not have them: whoever takes requests has checked that.
+    #[must_use]
+    pub fn disk(&self, start: u64, len: u64) -> &[u8] {
+        &self.bytes[self.ram as usize..][start as usize..(start + len) as usize]
+    }
+
+    /// The same, writable.
+    ///
+    /// # Panics
+    /// See [`disk`](Self::disk).
+    pub fn disk_mut(&mut self, start: u64, len: u64) -> &mut [u8] {
+        self.all_mut(self.ram + start, len).expect("the request lies on the disk")
+    }
+
+    /// Fills the bytes `start .. start + len` of the disk with zeros. What is zero already is only read.
+    ///
+    /// # Panics
+    /// See [`disk`](Self::disk).
+    pub fn clear_disk(&mut self, start: u64, len: u64) {
+        let (mut at, end) = (start, start + len);
+        while at < end {
+            let next = (at + 1).next_multiple_of(PAGE_SIZE).min(end);
+            if !is_zero(self.disk(at, next - at)) {
+                self.disk_mut(at, next - at).fill(0);
+            }
+            at = next;
+        }
     }
 
     /// The bytes `gpa .. gpa + len`.
@@ -109,7 +176,7 @@ impl GuestMemory {
     /// When any of them is not guest RAM.
     pub fn slice(&self, gpa: Gpa, len: u64) -> Result<&[u8], OutsideMemory> {
         let range = self.range(gpa, len)?;
-        Ok(&self.ram[range])
+        Ok(&self.bytes[range])
     }
 
     /// The bytes `gpa .. gpa + len`, writable.
@@ -118,12 +185,8 @@ impl GuestMemory {
     /// When any of them is not guest RAM.
     pub fn slice_mut(&mut self, gpa: Gpa, len: u64) -> Result<&mut [u8], OutsideMemory> {
         let range = self.range(gpa, len)?;
-        if let Some(dirty) = &mut self.dirty
-            && len > 0
-        {
-            (gpa.0 / PAGE_SIZE..=(gpa.0 + len - 1) / PAGE_SIZE).for_each(|page| dirty.insert(page));
-        }
-        Ok(&mut self.ram[range])
+        self.touch(gpa.0, len);
+        Ok(&mut self.bytes[range])
     }
 
     /// Reads `N` bytes.
@@ -145,15 +208,15 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Fills all of memory with zeros. Pages that are zero already are only read, which is cheaper.
+    /// Fills RAM with zeros; the disk stays. Pages that are zero already are only read, which is cheaper.
     pub fn clear(&mut self) {
-        (0..self.pages()).for_each(|page| self.clear_page(page));
+        (0..self.ram / PAGE_SIZE).for_each(|page| self.clear_page(page));
     }
 
     /// Fills page number `page`, which must exist, with zeros.
     pub fn clear_page(&mut self, page: u64) {
         let start = (page * PAGE_SIZE) as usize;
-        let content = &mut self.ram[start..start + PAGE_SIZE as usize];
+        let content = &mut self.bytes[start..start + PAGE_SIZE as usize];
         if !is_zero(content) {
             content.fill(0);
             if let Some(dirty) = &mut self.dirty {
@@ -162,15 +225,23 @@ impl GuestMemory {
         }
     }
 
-    /// The pages that are not all zeros, in order.
-    pub fn used_pages(&self) -> impl Iterator<Item = (Gpa, &[u8])> {
-        let pages = self.ram.chunks(PAGE_SIZE as usize).enumerate();
-        pages.filter(|(_, page)| !is_zero(page)).map(|(index, page)| (Gpa(index as u64 * PAGE_SIZE), page))
+    /// The pages of [`all`](Self::all) that are not all zeros, in order, each with the place of its first byte.
+    pub fn used_pages(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        let pages = self.bytes.chunks(PAGE_SIZE as usize).enumerate();
+        pages.filter(|(_, page)| !is_zero(page)).map(|(index, page)| (index as u64 * PAGE_SIZE, page))
+    }
+
+    fn touch(&mut self, start: u64, len: u64) {
+        if let Some(dirty) = &mut self.dirty
+            && len > 0
+        {
+            (start / PAGE_SIZE..=(start + len - 1) / PAGE_SIZE).for_each(|page| dirty.insert(page));
+        }
     }
 
     fn range(&self, gpa: Gpa, len: u64) -> Result<core::ops::Range<usize>, OutsideMemory> {
         match gpa.0.checked_add(len) {
-            Some(end) if end <= self.len() => Ok(gpa.0 as usize..end as usize),
+            Some(end) if end <= self.ram => Ok(gpa.0 as usize..end as usize),
             _ => Err(OutsideMemory { gpa, len }),
         }
     }
@@ -187,7 +258,7 @@ mod tests {
         assert_eq!(memory.used_pages().count(), 0);
         memory.write(Gpa(4095), &[1]).unwrap();
         memory.write(Gpa(3 * 4096 + 8), &[1]).unwrap();
-        let used: Vec<_> = memory.used_pages().map(|(gpa, _)| gpa.0).collect();
+        let used: Vec<_> = memory.used_pages().map(|(start, _)| start).collect();
         assert_eq!(used, [0, 3 * 4096]);
         memory.clear();
         assert_eq!(memory.used_pages().count(), 0);
@@ -220,6 +291,28 @@ mod tests {
         assert_eq!(dirty(&mut memory), [0, 1, 2]);
         memory.stop_tracking();
         assert_eq!(memory.take_dirty(), None);
+    }
+
+    #[test]
+    fn the_disk_lies_behind_ram_and_out_of_its_reach() {
+        let mut memory = GuestMemory::for_test_with_disk(2 * 4096, 3 * 4096);
+        assert_eq!((memory.len(), memory.pages(), memory.all().len()), (8192, 5, 5 * 4096));
+        assert!(memory.slice(Gpa(8191), 2).is_err() && memory.all_mut(4 * 4096, 4097).is_none());
+        memory.track();
+        memory.disk_mut(4095, 2).copy_from_slice(&[7, 8]);
+        assert_eq!(memory.all()[3 * 4096 - 1..][..2], [7, 8]);
+        let dirty = memory.take_dirty().unwrap();
+        assert!(dirty.len() == 2 && dirty.contains(2) && dirty.contains(3));
+        memory.write(Gpa(0), &[1]).unwrap();
+        memory.clear();
+        assert_eq!(memory.used_pages().map(|(start, _)| start).collect::<Vec<_>>(), [8192, 3 * 4096]);
+        // Zeros over zeros change nothing.
+        memory.take_dirty();
+        memory.clear_disk(4096, 2 * 4096);
+        assert_eq!(memory.take_dirty().unwrap().len(), 1);
+        assert_eq!((memory.disk(4095, 1)[0], memory.disk(4096, 1)[0]), (7, 0));
+        memory.clear_disk(4000, 200);
+        assert_eq!(memory.used_pages().count(), 0);
     }
 
     #[test]

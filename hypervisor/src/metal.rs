@@ -8,7 +8,7 @@ use core::slice;
 use linked_list_allocator::LockedHeap;
 use pollux_boot::BootInfo;
 use pollux_hypervisor::boot_files::BootFiles;
-use pollux_hypervisor::config::{Config, StartRole};
+use pollux_hypervisor::config::{Config, Disk, StartRole};
 use pollux_hypervisor::counter::choose::{self, Chosen};
 use pollux_hypervisor::counter::selftest::{self, Machine};
 use pollux_hypervisor::cpu::{self, Vcpu};
@@ -21,6 +21,7 @@ use pollux_hypervisor::host::pci::Bdf;
 use pollux_hypervisor::host::{entropy, interrupts, logger, nic, pci, serial};
 use pollux_hypervisor::memory::GuestMemory;
 use pollux_hypervisor::mmu;
+use pollux_hypervisor::platform::virtio::block::{Ram, SECTOR};
 use pollux_hypervisor::platform::{Platform, PlatformConfig, clock::RATE_ONE, cpuid, loader::GuestImage};
 use pollux_hypervisor::replica::{MachinePlace, Parts, Replica, monitor};
 use pollux_hypervisor::stops;
@@ -130,24 +131,20 @@ fn start_memory(info: &BootInfo) -> HostMemory {
 
 /// Makes CPU, memory and platform; checks the counter; loads the guest image unless the state will come from the twin.
 fn make_guest(info: &'static BootInfo, config: &Config, apic: &Apic, memory: &mut HostMemory) -> Guest {
-    let left = memory.left();
-    // SAFETY: what the firmware calls usable is RAM; the boot code maps it one to one.
-    let Some(ram) = (unsafe { memory.take_zeroed(config.guest_memory, GUEST_ALIGN) }) else {
-        refuse(&format_args!(
-            "option 'guest-memory': {} MiB do not fit, {} MiB are left",
-            config.guest_memory >> 20,
-            left >> 20
-        ));
-    };
-    let base = ram.as_ptr() as u64;
-    let mut guest_memory = GuestMemory::new(ram);
+    let files = find_files(info);
+    let disk_bytes = disk_bytes(config, &files);
+    let mut guest_memory = take_guest_memory(config, disk_bytes, memory);
+    if let (Disk::Image, Some(image)) = (config.disk, files.disk) {
+        guest_memory.disk_mut(0, disk_bytes).copy_from_slice(image);
+    }
+    let base = guest_memory.all().as_ptr() as u64;
     // SAFETY: first and only virtual CPU; the memory is the guest's.
     let (mut vcpu, kind) =
         unsafe { cpu::open(base, config.guest_memory, apic, config.vectors) }.unwrap_or_else(|error| refuse(&error));
     log::info!("virtual CPU: {kind}");
     let (counter, tracked) = choose_counter(config, apic, &mut *vcpu, &mut guest_memory);
-    let platform = make_platform(config, vcpu.extended().layout(), tracked);
-    let image = find_image(info, config);
+    let platform = make_platform(config, disk_bytes, vcpu.extended().layout(), tracked);
+    let image = guest_image(&files, config);
     let mut guest = Guest::new(vcpu, counter, guest_memory, platform, image, interrupts::let_in);
     if tracked && !guest.track_paging() {
         refuse(&"option 'mmu': this CPU can only walk the guest's own page tables");
@@ -155,6 +152,39 @@ fn make_guest(info: &'static BootInfo, config: &Config, apic: &Apic, memory: &mu
     // A backup tries it too, so that a bad image is found at the start and not at a reset; the state replaces it.
     guest.restart().unwrap_or_else(|error| refuse(&format_args!("the guest: {error}")));
     guest
+}
+
+/// RAM of the guest, and its disk behind it.
+fn take_guest_memory(config: &Config, disk_bytes: u64, memory: &mut HostMemory) -> GuestMemory {
+    let (ram, left) = (config.guest_memory, memory.left());
+    // SAFETY: what the firmware calls usable is RAM; the boot code maps it one to one.
+    match unsafe { memory.take_zeroed(ram + Ram::room(disk_bytes), GUEST_ALIGN) } {
+        Some(bytes) => GuestMemory::with_disk(bytes, ram),
+        None if disk_bytes == 0 => {
+            refuse(&format_args!("option 'guest-memory': {} MiB do not fit, {} MiB are left", ram >> 20, left >> 20))
+        }
+        None => refuse(&format_args!(
+            "options 'guest-memory' and 'disk': {} MiB and {} MiB do not fit in one piece, {} MiB are left",
+            ram >> 20,
+            disk_bytes.div_ceil(1 << 20),
+            left >> 20
+        )),
+    }
+}
+
+/// Size of the guest's disk.
+fn disk_bytes(config: &Config, files: &BootFiles<'_>) -> u64 {
+    match (config.disk, files.disk) {
+        (Disk::Image, None) => refuse(&"option 'disk=image': the boot loader passed no module 'disk'"),
+        (Disk::Image, Some(image)) if !image.len().is_multiple_of(SECTOR as usize) => refuse(&format_args!(
+            "the boot loader's module 'disk' has {} bytes, which is no multiple of {SECTOR}",
+            image.len()
+        )),
+        (Disk::Image, Some(image)) => image.len() as u64,
+        (_, Some(_)) => refuse(&"the boot loader passed a module 'disk', but the option 'disk' is not 'image'"),
+        (Disk::Ram(bytes), None) => bytes,
+        (Disk::None, None) => 0,
+    }
 }
 
 /// The counter that the options ask for and the self-test proves, and whether the guest's paging is tracked.
@@ -180,7 +210,7 @@ fn choose_counter(config: &Config, apic: &Apic, vcpu: &mut dyn Vcpu, memory: &mu
     (chosen, tracked)
 }
 
-fn make_platform(config: &Config, extended: Layout, tracked: bool) -> Platform {
+fn make_platform(config: &Config, disk_bytes: u64, extended: Layout, tracked: bool) -> Platform {
     let host_cpuid = |leaf, subleaf| {
         let result = core::arch::x86_64::__cpuid_count(leaf, subleaf);
         let registers = [result.eax, result.ebx, result.ecx, result.edx];
@@ -192,6 +222,7 @@ fn make_platform(config: &Config, extended: Layout, tracked: bool) -> Platform {
     let (start_unix_seconds, entropy) = birth(config);
     let platform = PlatformConfig {
         memory_bytes: config.guest_memory,
+        disk_bytes,
         mac: config.guest_mac,
         start_unix_seconds,
         host_cpuid: &host_cpuid,
@@ -216,15 +247,19 @@ fn birth(config: &Config) -> (u64, [u8; 32]) {
 }
 
 /// The guest's files, which the boot loader passed as modules.
-fn find_image(info: &'static BootInfo, config: &Config) -> GuestImage<'static> {
+fn find_files(info: &'static BootInfo) -> BootFiles<'static> {
     let modules = info.modules.iter().map(|module| {
         // SAFETY: the loader put the module into memory that the memory map does not call usable.
         let bytes = unsafe { slice::from_raw_parts(module.start as *const u8, module.len as usize) };
         (module.name, bytes)
     });
-    let BootFiles { kernel, initrd } = BootFiles::find(modules).unwrap_or_else(|error| refuse(&error));
+    BootFiles::find(modules).unwrap_or_else(|error| refuse(&error))
+}
+
+/// What the guest is made of at its start and at each reset; what was on its disk at first is no part of that.
+fn guest_image(files: &BootFiles<'static>, config: &Config) -> GuestImage<'static> {
     let command_line: &'static str = Box::leak(config.guest_args.clone().into_boxed_str());
-    GuestImage { kernel, command_line, initrd }
+    GuestImage { kernel: files.kernel, command_line, initrd: files.initrd }
 }
 
 /// Ends a start that cannot succeed: says why on the log and the monitor, and halts.

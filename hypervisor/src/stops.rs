@@ -13,7 +13,6 @@ use crate::config::Config;
 use crate::guest::{Guest, Stop};
 use crate::host::clock::WallClock;
 use crate::host::{interrupts, logger};
-use crate::memory::Gpa;
 use crate::platform::{GuestTime, Outputs, PowerEvent};
 
 /// Ticks between two stops are below one of these, in turn: neighbours, one loop, far away.
@@ -175,27 +174,27 @@ fn go(guest: &mut Guest, target: u64, sink: &mut Sink<'_>, clock: &mut Option<Wa
 }
 
 fn hash_memory(guest: &Guest) -> u64 {
-    guest.memory.slice(Gpa(0), guest.memory.len()).map_or(0, |ram| xxh64(ram, 0))
+    xxh64(guest.memory.all(), 0)
 }
 
 /// The guest as it was: state and all pages that are not zero.
 struct Snapshot {
     machine: Vec<u8>,
-    pages: Vec<(Gpa, Vec<u8>)>,
+    pages: Vec<(u64, Vec<u8>)>,
 }
 
 impl Snapshot {
     fn take(guest: &mut Guest) -> Self {
         let machine = guest.save();
-        let pages = guest.memory.used_pages().map(|(gpa, page)| (gpa, page.to_vec())).collect();
+        let pages = guest.memory.used_pages().map(|(start, page)| (start, page.to_vec())).collect();
         Self { machine, pages }
     }
 
     fn restore(&self, guest: &mut Guest) {
-        guest.memory.clear();
-        for (gpa, page) in &self.pages {
-            // The pages came from this memory.
-            let _ = guest.memory.write(*gpa, page);
+        (0..guest.memory.pages()).for_each(|page| guest.memory.clear_page(page));
+        for (start, page) in &self.pages {
+            let place = guest.memory.all_mut(*start, page.len() as u64).expect("the page came from this memory");
+            place.copy_from_slice(page);
         }
         guest.load(&self.machine).expect("a state that was just saved loads");
     }

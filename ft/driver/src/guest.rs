@@ -82,7 +82,7 @@ pub trait Guest {
     /// Hash of everything but memory.
     fn hash(&mut self) -> u64;
 
-    /// All of its memory, a whole number of pages.
+    /// All of its memory, a whole number of pages: RAM and whatever else is sent and compared page by page, such as a disk.
     fn memory(&self) -> &[u8];
 
     /// The bytes of memory `start .. start + len`, to be overwritten; `None` when they are not all memory.

@@ -23,6 +23,7 @@ fn identity(node: u64) -> Identity {
         counter: "ticks".into(),
         guest_memory: 1 << 20,
         guest_image: "guest".into(),
+        disk: "none".into(),
         guest_mac: [0x52, 0x54, 0, 0x12, 0x34, 0x56],
         broken_rule: String::new(),
     }

@@ -14,6 +14,8 @@ fn a_pair_is_understood() {
     let vectors =
         ["none", "sse", "avx", "avx512"].map(|most| Config::parse(&format!("vectors={most}")).unwrap().vectors);
     assert_eq!((vectors, Config::default().vectors), ([0, 3, 7, 0xE7], 0xE7));
+    let disks = ["none", "image", "ram:512", "ram:3M"].map(|text| Config::parse(&format!("disk={text}")).unwrap().disk);
+    assert_eq!(disks, [Disk::None, Disk::Image, Disk::Ram(512), Disk::Ram(3 << 20)]);
     assert!(Config::parse("vectors=mmx").unwrap_err().to_string().contains("avx512"));
     assert_eq!(config.guest_args, "ip=1 gw=2");
     let seeded = Config::parse(&format!("role=solo guest-seed={}", "0a".repeat(32))).unwrap();
@@ -46,6 +48,10 @@ fn what_is_refused_is_named() {
     refused("heartbeat=10ms suspect=50ms", "'suspect' (50000 us): suspicion must take longer");
     refused("machine-address=10.0.2.3/24 arbiter-nic=0:5.0", "'log-nic' and 'arbiter-nic'");
     refused("suspect=fast", "suspect");
+    refused("disk=nvme", "one of none, image, ram:64M");
+    for size in ["0", "1000", "", "99999999999G"] {
+        refused(&format!("disk=ram:{size}"), "'disk=ram:");
+    }
     refused("break=everything", "break");
     refused("mmu=shadow", "one of auto, tracked, native");
     refused("counter=tsc", "one of auto, pmu, ticks");

@@ -8,6 +8,9 @@ use core::str::FromStr;
 
 use pollux_ft::pairing::MAX_NAME;
 
+use super::Disk;
+use crate::platform::virtio::block::SECTOR;
+
 /// An IPv4 address with the length of its network's prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cidr {
@@ -84,6 +87,19 @@ pub(super) fn size(text: &str) -> Result<u64, &'static str> {
     };
     let value: u64 = digits.parse().map_err(|_| SHAPE)?;
     value.checked_mul(1 << shift).ok_or(SHAPE)
+}
+
+/// The guest's disk.
+pub(super) fn disk(text: &str) -> Result<Disk, String> {
+    let Some(len) = text.strip_prefix("ram:") else {
+        return one_of(text, &[("none", Disk::None), ("image", Disk::Image)])
+            .map_err(|words| format!("{words}, ram:64M"));
+    };
+    let bytes = size(len)?;
+    if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+        return Err(format!("a disk's size is a multiple of {SECTOR} bytes, and not 0"));
+    }
+    Ok(Disk::Ram(bytes))
 }
 
 /// Microseconds from a number with the suffix us, ms or s; at most an hour.

@@ -245,7 +245,7 @@ impl Guest {
     fn fire_due(&mut self) {
         let now = self.now();
         while self.platform.next_deadline().is_some_and(|deadline| deadline <= now) {
-            self.platform.advance(now);
+            self.platform.advance(now, &mut self.memory);
         }
         self.platform.let_end(&mut self.memory);
     }

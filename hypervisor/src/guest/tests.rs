@@ -129,6 +129,7 @@ fn guest(exits: &[Exit], host: bool) -> Guest {
     let memory = GuestMemory::for_test(MEMORY);
     let config = PlatformConfig {
         memory_bytes: MEMORY as u64,
+        disk_bytes: 0,
         mac: [2, 0, 0, 0, 0, 1],
         start_unix_seconds: 0,
         host_cpuid: &|_, _| [0; 4],

@@ -4,7 +4,7 @@ use super::access::{Outputs, Size};
 use super::clock::GuestTime;
 use super::power::Power;
 use super::virtio::transport::Io;
-use super::{NET_SLOT, Platform, ioapic, pci, uart};
+use super::{DISK_SLOT, NET_SLOT, Platform, ioapic, pci, uart};
 use crate::memory::{Gpa, GuestMemory};
 
 impl Platform {
@@ -19,7 +19,7 @@ impl Platform {
                 u32::from(value)
             }
             pci::ADDRESS if size == Size::Dword => self.config_address.get(),
-            pci::DATA..=0xCFF => self.config_read(port, size),
+            pci::DATA..=0xCFF => self.config_read(now, port, size),
             _ if Power::claims(port) => self.power.read(now, port, size),
             0x20 | 0x21 | 0xA0 | 0xA1 | 0x4D0 | 0x4D1 if size == Size::Byte => u32::from(self.pic.read(port)),
             0x40..=0x43 | 0x61 if size == Size::Byte => u32::from(self.pit.read(now, port)),
@@ -50,7 +50,7 @@ impl Platform {
             }
             pci::ADDRESS if size == Size::Dword => self.config_address.set(value),
             _ if Power::claims(port) => self.power.write(port, size, value, out),
-            pci::DATA..=0xCFF => self.config_write(port, size, value, memory, out),
+            pci::DATA..=0xCFF => self.config_write(now, port, size, value, memory, out),
             0x20 | 0x21 | 0xA0 | 0xA1 | 0x4D0 | 0x4D1 if size == Size::Byte => self.pic.write(port, byte),
             0x40..=0x43 | 0x61 if size == Size::Byte => self.pit.write(now, port, byte),
             0x70 | 0x71 if size == Size::Byte => {
@@ -61,12 +61,17 @@ impl Platform {
         }
     }
 
-    fn config_read(&mut self, port: u16, size: Size) -> u32 {
-        let value = match self.config_address.target(port) {
-            Some((0, at)) => self.bridge.read(at, size),
-            Some((NET_SLOT, at)) => {
+    fn config_read(&mut self, now: GuestTime, port: u16, size: Size) -> u32 {
+        let value = match (self.config_address.target(port), &mut self.disk) {
+            (Some((0, at)), _) => self.bridge.read(at, size),
+            (Some((NET_SLOT, at)), _) => {
                 let value = self.net.config_read(at, size);
                 self.update_net();
+                value
+            }
+            (Some((DISK_SLOT, at)), Some(disk)) => {
+                let value = disk.config_read(at, size);
+                self.update_disk(now);
                 value
             }
             _ => u32::MAX,
@@ -74,12 +79,25 @@ impl Platform {
         value & size.mask() as u32
     }
 
-    fn config_write(&mut self, port: u16, size: Size, value: u32, memory: &mut GuestMemory, out: &mut dyn Outputs) {
-        match self.config_address.target(port) {
-            Some((0, at)) => self.bridge.write(at, size, value),
-            Some((NET_SLOT, at)) => {
-                self.net.config_write(at, size, value, &mut Io { memory, out, lapic: &mut self.lapic });
+    fn config_write(
+        &mut self,
+        now: GuestTime,
+        port: u16,
+        size: Size,
+        value: u32,
+        memory: &mut GuestMemory,
+        out: &mut dyn Outputs,
+    ) {
+        let mut io = Io { memory, out, lapic: &mut self.lapic };
+        match (self.config_address.target(port), &mut self.disk) {
+            (Some((0, at)), _) => self.bridge.write(at, size, value),
+            (Some((NET_SLOT, at)), _) => {
+                self.net.config_write(at, size, value, &mut io);
                 self.update_net();
+            }
+            (Some((DISK_SLOT, at)), Some(disk)) => {
+                disk.config_write(at, size, value, &mut io);
+                self.update_disk(now);
             }
             _ => {}
         }
@@ -92,6 +110,11 @@ impl Platform {
         if let Some(at) = self.net.decode(gpa.0) {
             let value = self.net.mmio_read(at, size);
             self.update_net();
+            return value;
+        }
+        if let Some((at, disk)) = self.disk.as_mut().and_then(|disk| Some((disk.decode(gpa.0)?, disk))) {
+            let value = disk.mmio_read(at, size);
+            self.update_disk(now);
             return value;
         }
         if let Some(at) = self.lapic_offset(gpa) {
@@ -117,6 +140,9 @@ impl Platform {
         if let Some(at) = self.net.decode(gpa.0) {
             self.net.mmio_write(at, size, value, &mut Io { memory, out, lapic: &mut self.lapic });
             self.update_net();
+        } else if let Some((at, disk)) = self.disk.as_mut().and_then(|disk| Some((disk.decode(gpa.0)?, disk))) {
+            disk.mmio_write(at, size, value, &mut Io { memory, out, lapic: &mut self.lapic });
+            self.update_disk(now);
         } else if let Some(at) = self.lapic_offset(gpa) {
             let ended = self.lapic.mmio_write(now, at, size, value);
             self.end_of_interrupt(ended);

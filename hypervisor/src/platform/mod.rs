@@ -52,6 +52,8 @@ use pit::Pit;
 use power::Power;
 use rtc::Rtc;
 use uart::Uart;
+use virtio::Device;
+use virtio::block::{Block, DiskStats, Ram, SECTOR};
 use virtio::net::{Net, NetStats};
 use virtio::transport::{BAR_LEN, Transport};
 
@@ -61,6 +63,12 @@ const NET_SLOT: u8 = 1;
 const NET_PIN: u8 = acpi::PCI_PIN;
 /// Where firmware would have placed the network function's BAR.
 const NET_BAR: u32 = 0xFE00_0000;
+/// The same of the disk.
+const DISK_SLOT: u8 = NET_SLOT + 1;
+const DISK_PIN: u8 = NET_PIN + 1;
+const DISK_BAR: u32 = NET_BAR + BAR_LEN;
+/// Guest time after which the disk goes on with what was too much to be done at once, in nanoseconds.
+const DISK_PAUSE_NS: u64 = 100_000;
 
 /// Largest guest memory in bytes: RAM ends where the PCI window begins.
 pub const MAX_MEMORY: u64 = pci::WINDOW_START;
@@ -71,6 +79,8 @@ pub const MIN_MEMORY: u64 = 2 << 20;
 pub struct PlatformConfig<'a> {
     /// Size of RAM in bytes: a multiple of 4 KiB from [`MIN_MEMORY`] to [`MAX_MEMORY`].
     pub memory_bytes: u64,
+    /// Size of the disk in bytes, a multiple of 512, for which there is room behind RAM; 0: there is none.
+    pub disk_bytes: u64,
     /// The guest's own MAC address.
     pub mac: [u8; 6],
     /// The date at guest time 0, in seconds since 1970.
@@ -92,6 +102,8 @@ pub struct PlatformConfig<'a> {
 pub enum PlatformError {
     /// The memory size is too small, too large, or not a whole number of pages.
     MemorySize(u64),
+    /// The size of the disk is no whole number of sectors.
+    DiskSize(u64),
 }
 
 impl fmt::Display for PlatformError {
@@ -101,6 +113,7 @@ impl fmt::Display for PlatformError {
                 f,
                 "guest memory of {bytes} bytes: it must be a multiple of 4096 from {MIN_MEMORY} to {MAX_MEMORY}"
             ),
+            Self::DiskSize(bytes) => write!(f, "a disk of {bytes} bytes: it must be a multiple of {SECTOR}"),
         }
     }
 }
@@ -122,6 +135,9 @@ pub struct Platform {
     config_address: ConfigAddress,
     bridge: ConfigSpace,
     net: Transport<Net>,
+    disk: Option<Transport<Block<Ram>>>,
+    /// When the disk goes on by itself.
+    disk_due: Option<GuestTime>,
     entropy: Entropy,
     memory_bytes: u64,
 }
@@ -136,7 +152,11 @@ impl Platform {
         if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || !bytes.is_multiple_of(crate::memory::PAGE_SIZE) {
             return Err(PlatformError::MemorySize(bytes));
         }
+        if !config.disk_bytes.is_multiple_of(SECTOR) {
+            return Err(PlatformError::DiskSize(config.disk_bytes));
+        }
         const { assert!(NET_BAR.is_multiple_of(BAR_LEN)) };
+        let disk = (config.disk_bytes > 0).then(|| Block::new(Ram::new(config.disk_bytes / SECTOR)));
         let cpuid = Cpuid::new(config.host_cpuid, config.rdtscp, config.extended);
         let msrs = Msrs::new(cpuid.physical_bits());
         Ok(Self {
@@ -154,12 +174,14 @@ impl Platform {
             config_address: ConfigAddress::default(),
             bridge: pci::host_bridge(),
             net: Transport::new(Net::new(config.mac), NET_BAR, NET_PIN),
+            disk: disk.map(|disk| Transport::new(disk, DISK_BAR, DISK_PIN)),
+            disk_due: None,
             entropy: Entropy::new(config.entropy),
             memory_bytes: bytes,
         })
     }
 
-    /// Resets all devices, as the reset line does. Time goes on, and the RTC keeps its date.
+    /// Resets all devices, as the reset line does. Time goes on, the RTC keeps its date, and the disk what is on it.
     pub fn reset(&mut self) {
         self.msrs = Msrs::new(self.cpuid.physical_bits());
         self.kvm = Kvm::default();
@@ -172,6 +194,12 @@ impl Platform {
         self.config_address = ConfigAddress::default();
         self.bridge = pci::host_bridge();
         self.net = Transport::new(Net::new(self.net.device.mac()), NET_BAR, NET_PIN);
+        self.disk_due = None;
+        self.disk = self.disk.take().map(|disk| {
+            let mut device = disk.device;
+            device.reset();
+            Transport::new(device, DISK_BAR, DISK_PIN)
+        });
     }
 
     /// The guest is born at `unix_seconds` since 1970: that is the date at guest time 0. For a guest that has not run.
@@ -249,10 +277,16 @@ impl Platform {
         self.net.device.backlog()
     }
 
+    /// Size of the disk in bytes, and what was done with it; `None` when there is none.
+    #[must_use]
+    pub fn disk(&self) -> Option<(u64, DiskStats)> {
+        self.disk.as_ref().map(|disk| (disk.device.bytes(), disk.device.stats()))
+    }
+
     /// How often the guest broke a virtqueue.
     #[must_use]
-    pub const fn malformed_queues(&self) -> u64 {
-        self.net.malformed()
+    pub fn malformed_queues(&self) -> u64 {
+        self.net.malformed() + self.disk.as_ref().map_or(0, Transport::malformed)
     }
 
     // ---- MSRs ----
@@ -312,12 +346,12 @@ impl Platform {
     /// When the machine next does something by itself. Stop there and call [`advance`](Self::advance).
     #[must_use]
     pub fn next_deadline(&self) -> Option<GuestTime> {
-        let others = [self.pit.next_deadline(), self.rtc.next_deadline()];
+        let others = [self.pit.next_deadline(), self.rtc.next_deadline(), self.disk_due];
         others.into_iter().flatten().chain(self.lapic.next_deadline()).min()
     }
 
     /// Does what is due at `now`; without effect when nothing is.
-    pub fn advance(&mut self, now: GuestTime) {
+    pub fn advance(&mut self, now: GuestTime, memory: &mut GuestMemory) {
         self.lapic.advance(now);
         if self.pit.advance(now) {
             self.ioapic.set_line(acpi::PIT_PIN, true, &mut self.lapic);
@@ -327,6 +361,18 @@ impl Platform {
             self.rtc.advance(now);
             self.update_rtc();
         }
+        if self.disk_due.is_some_and(|due| due <= now) {
+            self.resume_disk(now, memory);
+        }
+    }
+
+    fn resume_disk(&mut self, now: GuestTime, memory: &mut GuestMemory) {
+        self.disk_due = None;
+        let Some(disk) = &mut self.disk else { return };
+        if !disk.work(memory, &mut self.lapic, |block, queues, memory| block.resume(queues, memory)) {
+            disk.device.give_up();
+        }
+        self.update_disk(now);
     }
 
     /// The vector that the CPU should take, if its flags allow.
@@ -406,6 +452,14 @@ impl Platform {
     fn update_net(&mut self) {
         self.ioapic.set_line(NET_PIN, self.net.line(), &mut self.lapic);
     }
+
+    fn update_disk(&mut self, now: GuestTime) {
+        let Some(disk) = &self.disk else { return };
+        self.ioapic.set_line(DISK_PIN, disk.line(), &mut self.lapic);
+        if disk.device.is_unfinished() {
+            self.disk_due.get_or_insert(now.after(DISK_PAUSE_NS));
+        }
+    }
 }
 
 impl State for Platform {
@@ -434,6 +488,17 @@ impl State for Platform {
         self.config_address.visit(v)?;
         self.bridge.visit(v)?;
         self.net.visit(v)?;
+        // Whether there is one is part of what the machine is made of, too.
+        let mut has_disk = self.disk.is_some();
+        v.bool(&mut has_disk)?;
+        match &mut self.disk {
+            Some(disk) if has_disk => disk.visit(v)?,
+            None if !has_disk => {}
+            _ => return Err(StateError::BadValue("the presence of a disk")),
+        }
+        let mut due = self.disk_due.map(|time| time.0);
+        v.option_u64(&mut due)?;
+        self.disk_due = due.map(GuestTime);
         self.entropy.visit(v)
     }
 }

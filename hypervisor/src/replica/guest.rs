@@ -8,7 +8,7 @@ use pollux_driver::{Output, PowerEvent, Stop};
 use pollux_ft::{Control, EntryRef, Position};
 
 use crate::guest::Guest;
-use crate::memory::{Gpa, PageSet};
+use crate::memory::PageSet;
 use crate::platform::{GuestTime, Outputs};
 
 /// Hands the platform's output on to the driver.
@@ -92,11 +92,11 @@ impl pollux_driver::Guest for Guest {
     }
 
     fn memory(&self) -> &[u8] {
-        self.memory.slice(Gpa(0), self.memory.len()).expect("all of memory is memory")
+        self.memory.all()
     }
 
     fn memory_mut(&mut self, start: u64, len: u64) -> Option<&mut [u8]> {
-        self.memory.slice_mut(Gpa(start), len).ok()
+        self.memory.all_mut(start, len)
     }
 
     fn track_memory(&mut self) {

@@ -23,6 +23,7 @@ use pollux_driver::{Clock, Driver, Duty, Next, Tuning};
 use pollux_ft::{Identity, Node, NodeId, Start, Time};
 use pollux_nic::MacAddress;
 use pollux_nic::e1000::E1000;
+use xxhash_rust::xxh64::xxh64;
 
 use self::arbiter::{Arbiter, MachineStation};
 use self::client::Client;
@@ -31,7 +32,7 @@ use self::link::{End, Link};
 use self::machine::Machine;
 use self::monitor::{Command, Monitor};
 use self::status::Figures;
-use crate::config::{BrokenRule, Config, StartRole};
+use crate::config::{BrokenRule, Config, Disk, StartRole};
 use crate::guest::Guest;
 use crate::host::apic::Apic;
 use crate::host::clock::{self, WallClock};
@@ -218,6 +219,7 @@ fn make_node(config: &Config, guest: &Guest, id: NodeId, now_us: u64) -> Node {
         counter: alloc::format!("{}, {}", guest.counter().counter.identity(), guest.paging_name()),
         guest_memory: config.guest_memory,
         guest_image: guest.image_name(),
+        disk: disk_name(config, guest),
         guest_mac: config.guest_mac,
         broken_rule: config.broken_rule.map_or("", BrokenRule::name).into(),
     };
@@ -253,6 +255,16 @@ fn make_arbiter(
     });
     let name = (config.pair.as_str(), config.name.as_str(), id);
     Some(Arbiter::new(name, options, routes, link, station))
+}
+
+/// The guest's disk as it is at the start: `guest` has not run yet.
+fn disk_name(config: &Config, guest: &Guest) -> String {
+    let bytes = guest.platform.disk().map_or(0, |(bytes, _)| bytes);
+    match config.disk {
+        Disk::None => "none".into(),
+        Disk::Ram(_) => format!("ram of {bytes} bytes"),
+        Disk::Image => format!("image of {bytes} bytes, {:016x}", xxh64(guest.memory.disk(0, bytes), 0)),
+    }
 }
 
 /// Vendor, name and model of this CPU, for people who wonder why two are no twins.

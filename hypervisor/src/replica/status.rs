@@ -106,6 +106,7 @@ impl Machine {
             }
         });
         report_counter(&mut json, guest);
+        report_disk(&mut json, guest);
         self.report_gate(&mut json);
         self.report_log(&mut json, driver);
         self.report_arbiter(&mut json);
@@ -181,6 +182,9 @@ impl Machine {
                 .number("guest_rx_not_ready", net.not_ready)
                 .number("guest_rx_bad_size", net.bad_size)
                 .number("guest_tx_refused", net.bad_sent);
+            if let Some((_, disk)) = platform.disk() {
+                json.number("guest_disk_failed", disk.failed).number("guest_disk_unsupported", disk.unsupported);
+            }
             if let Some(client) = &mut self.client {
                 let errors = client.errors();
                 json.number("guest_frames_refused", errors.refused).number("guest_frames_overrun", errors.overrun);
@@ -203,6 +207,20 @@ impl Machine {
             }
         });
     }
+}
+
+/// What the guest did with its disk since it came to this machine.
+fn report_disk(json: &mut Json, guest: &Guest) {
+    let Some((bytes, stats)) = guest.platform.disk() else { return };
+    json.object("disk", |json| {
+        json.number("bytes", bytes)
+            .number("reads", stats.reads)
+            .number("read_bytes", stats.read_bytes)
+            .number("writes", stats.writes)
+            .number("written_bytes", stats.written_bytes)
+            .number("flushes", stats.flushes)
+            .number("zeroed", stats.zeroed);
+    });
 }
 
 fn report_counter(json: &mut Json, guest: &Guest) {

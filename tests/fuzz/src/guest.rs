@@ -7,6 +7,7 @@ use pollux_hypervisor::cpu::registers::CpuState;
 use pollux_hypervisor::extended::Layout;
 use pollux_hypervisor::memory::{Gpa, GuestMemory};
 use pollux_hypervisor::platform::clock::{GuestTime, RATE_ONE};
+use pollux_hypervisor::platform::virtio::block::Ram;
 use pollux_hypervisor::platform::{Outputs, Platform, PlatformConfig, PowerEvent, Size};
 use pollux_hypervisor::state::{self, State};
 
@@ -15,11 +16,16 @@ const MEMORY: u64 = 4 << 20;
 const BAR: u64 = 0xFE00_0000;
 const RINGS: u64 = 0x10_0000;
 const QUEUE_SIZE: u64 = 8;
+/// The same of the disk, whose queue comes behind the two of the network device.
+const DISK_BAR: u64 = BAR + 0x8000;
+const DISK_QUEUE: u64 = 2;
+/// Size of the disk: a page and a sector.
+const DISK: u64 = 4096 + 512;
 
 /// Lends zeroed guest memory.
 pub(crate) fn with_memory(test: impl FnOnce(&mut GuestMemory)) {
     thread_local! {
-        static MEMORY_OF_THREAD: RefCell<GuestMemory> = RefCell::new(GuestMemory::new(vec![0; MEMORY as usize].leak()));
+        static MEMORY_OF_THREAD: RefCell<GuestMemory> = RefCell::new(GuestMemory::with_disk(vec![0; (MEMORY + Ram::room(DISK)) as usize].leak(), MEMORY));
     }
     MEMORY_OF_THREAD.with_borrow_mut(|memory| {
         memory.track();
@@ -57,14 +63,21 @@ enum Step<'a> {
     Wrmsr(Msr, u64),
     /// Memory in and around the rings.
     Memory(u16, &'a [u8]),
+    /// A request to the disk: header, data and status.
+    Ask {
+        kind: u8,
+        sector: u16,
+        len: u16,
+        write: bool,
+    },
     /// A chain of one descriptor is made available.
     Offer {
-        transmit: bool,
+        queue: Ring,
         gpa: u32,
         len: u16,
         flags: u8,
     },
-    Kick(bool),
+    Kick(Ring),
     Packet(&'a [u8]),
     Console(&'a [u8]),
     /// Microseconds.
@@ -76,12 +89,21 @@ enum Step<'a> {
     Move,
 }
 
+/// A queue of a device.
+#[derive(Debug, Clone, Copy, Arbitrary)]
+enum Ring {
+    Receive,
+    Transmit,
+    Disk,
+}
+
 /// Addresses where something is.
 #[derive(Debug, Arbitrary)]
 enum Place {
     Lapic(u16),
     Ioapic(u8),
-    Net(u16),
+    /// Network device and disk.
+    Devices(u16),
     Any(u64),
 }
 
@@ -90,7 +112,7 @@ impl Place {
         Gpa(match *self {
             Self::Lapic(at) => 0xFEE0_0000 + u64::from(at & 0xFFF),
             Self::Ioapic(at) => 0xFEC0_0000 + u64::from(at),
-            Self::Net(at) => BAR + u64::from(at),
+            Self::Devices(at) => BAR + u64::from(at),
             Self::Any(gpa) => gpa,
         })
     }
@@ -124,6 +146,7 @@ fn port_size(code: u8) -> Size {
 fn platform() -> Platform {
     let config = PlatformConfig {
         memory_bytes: MEMORY,
+        disk_bytes: DISK,
         mac: [2, 0, 0, 0, 0, 1],
         start_unix_seconds: 1_700_000_000,
         host_cpuid: &|_, _| [0; 4],
@@ -150,37 +173,60 @@ impl Guest<'_> {
         self.platform.io_write(self.now, port, size, value, self.memory, &mut Sink);
     }
 
-    /// Brings the network device up as a driver does, with these features.
-    fn start_net(&mut self, features: u64) {
+    /// Brings both devices up as drivers do, with those of these features that they have.
+    fn start_devices(&mut self, features: u64) {
         self.write(0xFEE0_00F0, Size::Dword, 0x1FF);
+        self.start_device(1, BAR, 0..2, features);
+        self.start_device(2, DISK_BAR, DISK_QUEUE..DISK_QUEUE + 1, features);
+    }
+
+    fn start_device(&mut self, slot: u32, bar: u64, rings: std::ops::Range<u64>, features: u64) {
         for (at, value) in [(0x04, 6), (0x98, 1 << 31)] {
-            self.out(0xCF8, Size::Dword, 1 << 31 | 1 << 11 | at);
+            self.out(0xCF8, Size::Dword, 1 << 31 | slot << 11 | at);
             self.out(0xCFC, Size::Dword, value);
         }
         for vector in 0..3 {
             for (at, value) in [(0, 0xFEE0_0000), (4, 0), (8, 0x50 + vector), (12, 0)] {
-                self.write(BAR + 0x4000 + 16 * vector + at, Size::Dword, value);
+                self.write(bar + 0x4000 + 16 * vector + at, Size::Dword, value);
             }
         }
-        self.write(BAR + 0x14, Size::Byte, 3);
+        self.write(bar + 0x14, Size::Byte, 3);
         for (select, bits) in [(0, features & 0xFFFF_FFFF), (1, features >> 32)] {
-            self.write(BAR + 8, Size::Dword, select);
-            self.write(BAR + 12, Size::Dword, bits);
+            self.write(bar, Size::Dword, select);
+            let offered = self.platform.mmio_read(self.now, Gpa(bar + 4), Size::Dword);
+            self.write(bar + 8, Size::Dword, select);
+            self.write(bar + 12, Size::Dword, bits & offered);
         }
-        self.write(BAR + 0x14, Size::Byte, 0xB);
-        for queue in 0..2 {
-            let rings = RINGS + queue * 0x1_0000;
+        self.write(bar + 0x14, Size::Byte, 0xB);
+        for (queue, place) in (0..).zip(rings) {
+            let rings = RINGS + place * 0x1_0000;
             for (at, size, value) in
                 [(0x16, Size::Word, queue), (0x18, Size::Word, QUEUE_SIZE), (0x1A, Size::Word, queue + 1)]
             {
-                self.write(BAR + at, size, value);
+                self.write(bar + at, size, value);
             }
             for (at, part) in [(0x20, 0), (0x28, 0x1000), (0x30, 0x2000)] {
-                self.write(BAR + at, Size::Qword, rings + part);
+                self.write(bar + at, Size::Qword, rings + part);
             }
-            self.write(BAR + 0x1C, Size::Word, 1);
+            self.write(bar + 0x1C, Size::Word, 1);
         }
-        self.write(BAR + 0x14, Size::Byte, 0xF);
+        self.write(bar + 0x14, Size::Byte, 0xF);
+    }
+
+    /// Three descriptors in the next slots, and their chain made available.
+    fn ask(&mut self, kind: u8, sector: u16, len: u16, write: bool) {
+        let (header, data, status) = (0x20_0000, 0x21_0000, 0x20_0800);
+        let head = [u64::from(kind), u64::from(sector)].map(u64::to_le_bytes);
+        self.memory.write(Gpa(header), head.as_flattened()).expect("it is in memory");
+        let rings = RINGS + DISK_QUEUE * 0x1_0000;
+        let parts = [(header, 16, 1u16), (data, u32::from(len), if write { 3 } else { 1 }), (status, 1, 2)];
+        for (slot, (gpa, len, flags)) in (1u16..).zip(parts) {
+            let descriptor =
+                [&u64::to_le_bytes(gpa)[..], &len.to_le_bytes(), &flags.to_le_bytes(), &(slot + 1).to_le_bytes()]
+                    .concat();
+            self.memory.write(Gpa(rings + 16 * u64::from(slot)), &descriptor).expect("rings are in memory");
+        }
+        self.make_available(rings, 1);
     }
 
     /// A descriptor in the next slot, made available; both wrap.
@@ -189,12 +235,15 @@ impl Guest<'_> {
         let index = u16::from_le_bytes(self.memory.read(Gpa(rings + 0x1002)).expect("rings are in memory"));
         let slot = u64::from(index) % QUEUE_SIZE;
         let descriptor = [&gpa.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &[slot as u8, 0]].concat();
-        for (at, bytes) in [
-            (rings + 16 * slot, &descriptor[..]),
-            (rings + 0x1004 + 2 * slot, &(slot as u16).to_le_bytes()),
-            (rings + 0x1002, &index.wrapping_add(1).to_le_bytes()),
-        ] {
-            self.memory.write(Gpa(at), bytes).expect("rings are in memory");
+        self.memory.write(Gpa(rings + 16 * slot), &descriptor).expect("rings are in memory");
+        self.make_available(rings, slot as u16);
+    }
+
+    fn make_available(&mut self, rings: u64, head: u16) {
+        let index = u16::from_le_bytes(self.memory.read(Gpa(rings + 0x1002)).expect("rings are in memory"));
+        let slot = u64::from(index) % QUEUE_SIZE;
+        for (at, value) in [(rings + 0x1004 + 2 * slot, head), (rings + 0x1002, index.wrapping_add(1))] {
+            self.memory.write(Gpa(at), &value.to_le_bytes()).expect("rings are in memory");
         }
     }
 
@@ -215,12 +264,16 @@ impl Guest<'_> {
                 // It may reach beyond the end of memory.
                 let _ = self.memory.write(gpa, bytes);
             }
-            Step::Offer { transmit, gpa, len, flags } => {
-                self.offer(u64::from(transmit), u64::from(gpa), u32::from(len), u16::from(flags & 7));
+            Step::Ask { kind, sector, len, write } => self.ask(kind, sector, len, write),
+            Step::Offer { queue, gpa, len, flags } => {
+                self.offer(queue as u64, u64::from(gpa), u32::from(len), u16::from(flags & 7));
             }
-            Step::Kick(transmit) => {
-                let queue = u64::from(transmit);
-                self.write(BAR + 0x3000 + 4 * queue, Size::Word, queue);
+            Step::Kick(queue) => {
+                let (bar, queue) = match queue {
+                    Ring::Disk => (DISK_BAR, 0),
+                    of_net => (BAR, of_net as u64),
+                };
+                self.write(bar + 0x3000 + 4 * queue, Size::Word, queue);
             }
             Step::Packet(bytes) => {
                 let frame = [bytes, &[0; 14]].concat();
@@ -229,7 +282,7 @@ impl Guest<'_> {
             Step::Console(bytes) => drop(self.platform.console_in(bytes)),
             Step::Time(us) => {
                 self.now = self.now.after(u64::from(us) * 1000);
-                self.platform.advance(self.now);
+                self.platform.advance(self.now, self.memory);
                 let due = self.platform.next_deadline();
                 assert!(due.is_none_or(|due| due > self.now), "the platform asks for the past");
             }
@@ -259,13 +312,13 @@ impl Guest<'_> {
     }
 }
 
-/// A guest with a network device that is up, and its rings.
+/// A guest with devices that are up, and their rings.
 pub(crate) fn devices(data: &[u8]) {
     with_memory(|memory| {
         let mut source = Unstructured::new(data);
         let features = 1 << 32 | u64::from(source.arbitrary::<u32>().unwrap_or(0));
         let mut guest = Guest { platform: platform(), memory, now: GuestTime(0) };
-        guest.start_net(features);
+        guest.start_devices(features);
         guest.go(&mut source);
     });
 }

@@ -21,6 +21,7 @@ fn identity(node: u64) -> Identity {
         counter: "ticks".into(),
         guest_memory: 1 << 20,
         guest_image: "guest".into(),
+        disk: "none".into(),
         guest_mac: [2, 0, 0, 0, 0, 1],
         broken_rule: String::new(),
     }

@@ -63,6 +63,7 @@ pub(crate) fn identity(node: NodeId) -> Identity {
         counter: "ticks".into(),
         guest_memory: crate::guest::PAGES * PAGE_SIZE,
         guest_image: "model".into(),
+        disk: "none".into(),
         guest_mac: [0x52, 0x54, 0, 0x12, 0x34, 0x56],
         broken_rule: String::new(),
     }

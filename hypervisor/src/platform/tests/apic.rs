@@ -68,9 +68,9 @@ fn one_shot_timer_counts_and_fires_once() {
     assert_eq!(rig.platform.next_deadline(), Some(GuestTime(16_000)));
     rig.now = GuestTime(8_000);
     assert_eq!(rig.read(LAPIC + 0x390, Size::Dword), 500);
-    rig.platform.advance(GuestTime(15_999));
+    rig.platform.advance(GuestTime(15_999), &mut rig.memory);
     assert_eq!(rig.platform.pending_interrupt(), None);
-    rig.platform.advance(GuestTime(16_000));
+    rig.platform.advance(GuestTime(16_000), &mut rig.memory);
     assert_eq!(rig.interrupt(), Some(0x40));
     assert_eq!((rig.platform.next_deadline(), rig.read(LAPIC + 0x390, Size::Dword)), (None, 0));
 }
@@ -83,11 +83,11 @@ fn periodic_timer_keeps_its_phase() {
     rig.write(LAPIC + 0x380, Size::Dword, 1_000_000);
     for period in 1..5 {
         assert_eq!(rig.platform.next_deadline(), Some(GuestTime(period * 1_000_000)));
-        rig.platform.advance(GuestTime(period * 1_000_000));
+        rig.platform.advance(GuestTime(period * 1_000_000), &mut rig.memory);
         assert_eq!(rig.interrupt(), Some(0x40));
     }
     // Missed periods merge into one interrupt.
-    rig.platform.advance(GuestTime(9_500_000));
+    rig.platform.advance(GuestTime(9_500_000), &mut rig.memory);
     assert_eq!((rig.interrupt(), rig.interrupt()), (Some(0x40), None));
     assert_eq!(rig.platform.next_deadline(), Some(GuestTime(10_000_000)));
     // A period that would leave no time to run is stretched.
@@ -189,8 +189,8 @@ fn pit_and_rtc_interrupt_through_their_pins() {
     rig.outp(0x71, Size::Byte, 0x12);
     let due = rig.platform.next_deadline().unwrap();
     assert!(due < GuestTime(4_000_000));
-    rig.platform.advance(due);
+    rig.platform.advance(due, &mut rig.memory);
     assert_eq!((rig.interrupt(), rig.interrupt()), (Some(0x50), None));
-    rig.platform.advance(GuestTime(1_000_000_000));
+    rig.platform.advance(GuestTime(1_000_000_000), &mut rig.memory);
     assert_eq!((rig.interrupt(), rig.interrupt(), rig.interrupt()), (Some(0x60), Some(0x50), None));
 }

@@ -1,8 +1,11 @@
-//! A tiny virtio-net driver: what a guest does, in guest memory and through the BAR.
+//! A tiny virtio driver: what a guest does, in guest memory and through the BARs.
 
 use super::*;
 
 pub(super) const BAR: u64 = 0xFE00_0000;
+pub(super) const DISK_BAR: u64 = 0xFE00_8000;
+/// The disk's queue among the rings; the network device has the first two.
+pub(super) const DISK_QUEUE: u64 = 2;
 pub(super) const VERSION_1: u64 = 1 << 32;
 pub(super) const EVENT_IDX: u64 = 1 << 29;
 pub(super) const INDIRECT: u64 = 1 << 28;
@@ -27,40 +30,50 @@ impl Rig {
         u16::from_le_bytes(self.memory.read(Gpa(gpa)).unwrap())
     }
 
-    fn status(&mut self, bits: u64) -> u64 {
-        self.write(BAR + 0x14, Size::Byte, bits);
-        self.read(BAR + 0x14, Size::Byte)
+    fn status(&mut self, bar: u64, bits: u64) -> u64 {
+        self.write(bar + 0x14, Size::Byte, bits);
+        self.read(bar + 0x14, Size::Byte)
     }
 
-    /// Brings the device up with MSI-X vectors 0x51 (receive) and 0x52 (transmit).
+    /// Brings the network device up with MSI-X vectors 0x51 (receive) and 0x52 (transmit).
     pub(super) fn start_net(&mut self, features: u64) {
+        self.start_device(1, BAR, 0x50, 0..2, features);
+    }
+
+    /// Brings the disk up with MSI-X vector 0x61.
+    pub(super) fn start_disk(&mut self, features: u64) {
+        self.start_device(2, DISK_BAR, 0x60, DISK_QUEUE..DISK_QUEUE + 1, features);
+    }
+
+    /// Brings a device up, whose queues lie at these rings and have the vectors behind `vector`.
+    fn start_device(&mut self, slot: u32, bar: u64, vector: u64, rings: core::ops::Range<u64>, features: u64) {
         self.write(crate::platform::lapic::DEFAULT_BASE + 0xF0, Size::Dword, 0x1FF);
-        self.config_write(1, 4, Size::Word, 6);
-        self.config_write(1, 0x9A, Size::Word, 1 << 15);
-        for vector in 0..3u64 {
-            let entry = BAR + 0x4000 + 16 * vector;
-            for (at, value) in [(0, 0xFEE0_0000), (4, 0), (8, 0x50 + vector), (12, 0)] {
+        self.config_write(slot, 4, Size::Word, 6);
+        self.config_write(slot, 0x9A, Size::Word, 1 << 15);
+        for number in 0..3u64 {
+            let entry = bar + 0x4000 + 16 * number;
+            for (at, value) in [(0, 0xFEE0_0000), (4, 0), (8, vector + number), (12, 0)] {
                 self.write(entry + at, Size::Dword, value);
             }
         }
-        self.write(BAR + 0x14, Size::Byte, 0);
-        self.status(3);
+        self.write(bar + 0x14, Size::Byte, 0);
+        self.status(bar, 3);
         for (select, bits) in [(0, features as u32), (1, (features >> 32) as u32)] {
-            self.write(BAR + 8, Size::Dword, select);
-            self.write(BAR + 12, Size::Dword, u64::from(bits));
+            self.write(bar + 8, Size::Dword, select);
+            self.write(bar + 12, Size::Dword, u64::from(bits));
         }
-        assert_eq!(self.status(0xB), 0xB);
-        self.write(BAR + 0x10, Size::Word, 0);
-        for queue in 0..2 {
-            self.write(BAR + 0x16, Size::Word, queue);
-            self.write(BAR + 0x18, Size::Word, u64::from(SIZE));
-            self.write(BAR + 0x1A, Size::Word, queue + 1);
-            for (index, address) in ring(queue).into_iter().enumerate() {
-                self.write(BAR + 0x20 + 8 * index as u64, Size::Qword, address);
+        assert_eq!(self.status(bar, 0xB), 0xB);
+        self.write(bar + 0x10, Size::Word, 0);
+        for (queue, place) in (0..).zip(rings) {
+            self.write(bar + 0x16, Size::Word, queue);
+            self.write(bar + 0x18, Size::Word, u64::from(SIZE));
+            self.write(bar + 0x1A, Size::Word, queue + 1);
+            for (index, address) in ring(place).into_iter().enumerate() {
+                self.write(bar + 0x20 + 8 * index as u64, Size::Qword, address);
             }
-            self.write(BAR + 0x1C, Size::Word, 1);
+            self.write(bar + 0x1C, Size::Word, 1);
         }
-        assert_eq!(self.status(0xF), 0xF);
+        assert_eq!(self.status(bar, 0xF), 0xF);
     }
 
     pub(super) fn descriptor(&mut self, table: u64, index: u16, gpa: u64, len: u32, flags: u16, next: u16) {
@@ -81,7 +94,10 @@ impl Rig {
     }
 
     pub(super) fn kick(&mut self, queue: u64) {
-        self.write(BAR + 0x3000 + 4 * queue, Size::Word, queue);
+        match queue {
+            DISK_QUEUE => self.write(DISK_BAR + 0x3000, Size::Word, 0),
+            _ => self.write(BAR + 0x3000 + 4 * queue, Size::Word, queue),
+        }
     }
 
     pub(super) fn used_index(&self, queue: u64) -> u16 {

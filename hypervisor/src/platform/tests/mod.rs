@@ -1,6 +1,7 @@
 //! Tests of the platform through its outer interface, as a guest would use it.
 
 mod apic;
+mod block;
 mod driver;
 mod eoi;
 mod fuzz;
@@ -8,6 +9,7 @@ mod load;
 mod net;
 
 use super::access::testing::Recorder;
+use super::virtio::block::Ram;
 use super::{Gp, GuestTime, Platform, PlatformConfig, PlatformError, Size};
 use crate::extended::Layout;
 use crate::memory::{Gpa, GuestMemory};
@@ -15,10 +17,13 @@ use crate::state;
 
 const MEMORY: u64 = 4 << 20;
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// Not a whole number of pages.
+const DISK: u64 = (1 << 20) + 512;
 
 fn config() -> PlatformConfig<'static> {
     PlatformConfig {
         memory_bytes: MEMORY,
+        disk_bytes: 0,
         mac: MAC,
         start_unix_seconds: 1_700_000_000,
         host_cpuid: &|_, _| [0; 4],
@@ -39,9 +44,21 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let platform = Platform::new(&config()).unwrap();
-        let memory = GuestMemory::for_test(MEMORY as usize);
+        Self::with_disk(0)
+    }
+
+    fn with_disk(disk: u64) -> Self {
+        let platform = Platform::new(&PlatformConfig { disk_bytes: disk, ..config() }).unwrap();
+        let memory = GuestMemory::for_test_with_disk(MEMORY as usize, Ram::room(disk) as usize);
         Self { platform, memory, out: Recorder::default(), now: GuestTime(0) }
+    }
+
+    /// Another machine takes the guest over.
+    fn move_platform(&mut self) {
+        let bytes = state::save(&mut self.platform);
+        let disk_bytes = self.platform.disk().map_or(0, |(bytes, _)| bytes);
+        self.platform = Platform::new(&PlatformConfig { disk_bytes, ..config() }).unwrap();
+        state::load(&mut self.platform, &bytes).unwrap();
     }
 
     fn read(&mut self, gpa: u64, size: Size) -> u64 {
@@ -90,6 +107,8 @@ fn impossible_memory_sizes_are_refused() {
         assert_eq!(result.err(), Some(PlatformError::MemorySize(bytes)));
     }
     assert!(Platform::new(&PlatformConfig { memory_bytes: 3 << 30, ..config() }).is_ok());
+    let result = Platform::new(&PlatformConfig { disk_bytes: 513, ..config() });
+    assert_eq!(result.err(), Some(PlatformError::DiskSize(513)));
 }
 
 #[test]
@@ -110,6 +129,11 @@ fn machines_that_differ_do_not_load_each_other() {
     assert!(state::load(&mut other, &bytes).is_err());
     let mut other = Platform::new(&PlatformConfig { host_cpuid: &|_, _| [1; 4], ..config() }).unwrap();
     assert!(state::load(&mut other, &bytes).is_err());
+    let mut other = Platform::new(&PlatformConfig { disk_bytes: 512, ..config() }).unwrap();
+    assert!(state::load(&mut other, &bytes).is_err());
+    let with_disk = state::save(&mut other);
+    let mut larger = Platform::new(&PlatformConfig { disk_bytes: 1024, ..config() }).unwrap();
+    assert!(state::load(&mut larger, &with_disk).is_err());
     let mut same = Platform::new(&config()).unwrap();
     state::load(&mut same, &bytes).unwrap();
     assert_eq!(state::hash(&mut same), state::hash(&mut one));

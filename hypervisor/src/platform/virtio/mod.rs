@@ -1,6 +1,7 @@
 //! Virtio devices, modern only.
 //! See: OASIS Virtual I/O Device (VIRTIO) version 1.2.
 
+pub mod block;
 mod msix;
 pub mod net;
 pub mod queue;

@@ -34,6 +34,8 @@ pub enum QueueError {
     BadIndirect,
     /// A readable descriptor after a writable one.
     BadOrder,
+    /// A chain that is too short to be a request and to be answered.
+    NoRequest,
 }
 
 impl From<OutsideMemory> for QueueError {
@@ -51,6 +53,7 @@ impl fmt::Display for QueueError {
             Self::ChainTooLong => f.write_str("a descriptor chain is longer than the queue"),
             Self::BadIndirect => f.write_str("an indirect descriptor is malformed or was not negotiated"),
             Self::BadOrder => f.write_str("a readable descriptor follows a writable one"),
+            Self::NoRequest => f.write_str("a descriptor chain has no room for a request's header or status"),
         }
     }
 }
@@ -83,6 +86,84 @@ impl Chain {
     #[must_use]
     pub fn writable(&self) -> &[Buffer] {
         &self.buffers[self.readable..]
+    }
+
+    /// The descriptor that it begins with, by which the driver knows it.
+    #[must_use]
+    pub const fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// How many bytes the device may read.
+    #[must_use]
+    pub fn readable_len(&self) -> u64 {
+        total(self.readable())
+    }
+
+    /// How many bytes the device may write.
+    #[must_use]
+    pub fn writable_len(&self) -> u64 {
+        total(self.writable())
+    }
+
+    /// Copies what lies at `skip` among the readable bytes, as far as there is any.
+    ///
+    /// # Errors
+    /// A buffer is not in guest memory.
+    pub fn copy_from(&self, memory: &GuestMemory, skip: u64, bytes: &mut [u8]) -> Result<(), QueueError> {
+        let mut done = 0;
+        for (gpa, len) in pieces(self.readable(), skip, bytes.len() as u64) {
+            bytes[done..done + len as usize].copy_from_slice(memory.slice(gpa?, len)?);
+            done += len as usize;
+        }
+        Ok(())
+    }
+
+    /// Copies `bytes` to where `skip` is among the writable bytes, as far as there is room.
+    ///
+    /// # Errors
+    /// A buffer is not in guest memory.
+    pub fn copy_to(&self, memory: &mut GuestMemory, skip: u64, bytes: &[u8]) -> Result<(), QueueError> {
+        let mut done = 0;
+        for (gpa, len) in pieces(self.writable(), skip, bytes.len() as u64) {
+            memory.write(gpa?, &bytes[done..done + len as usize])?;
+            done += len as usize;
+        }
+        Ok(())
+    }
+}
+
+fn total(buffers: &[Buffer]) -> u64 {
+    buffers.iter().map(|buffer| u64::from(buffer.len)).sum()
+}
+
+/// Where the bytes `skip .. skip + len` of `buffers` lie, none of the pieces empty.
+fn pieces(buffers: &[Buffer], skip: u64, len: u64) -> impl Iterator<Item = (Result<Gpa, QueueError>, u64)> {
+    let mut position = 0;
+    buffers.iter().filter_map(move |buffer| {
+        let start = position;
+        position += u64::from(buffer.len);
+        let (from, to) = (skip.max(start), (skip + len).min(position));
+        (from < to).then(|| (at(buffer.gpa.0, from - start), to - from))
+    })
+}
+
+impl State for Chain {
+    fn visit(&mut self, v: &mut dyn Visitor) -> Result<(), StateError> {
+        let (mut readable, mut count) = (self.readable as u32, self.buffers.len() as u32);
+        v.u16(&mut self.head)?;
+        v.u32(&mut readable)?;
+        v.u32(&mut count)?;
+        if count > u32::from(MAX_SIZE) || readable > count {
+            return Err(StateError::BadValue("the length of a descriptor chain"));
+        }
+        self.readable = readable as usize;
+        // As many as were checked to fit.
+        let _ = self.buffers.resize(count as usize, Buffer { gpa: Gpa(0), len: 0 });
+        self.buffers.iter_mut().try_for_each(|buffer| {
+            v.u64(&mut buffer.gpa.0)?;
+            v.u32(&mut buffer.len)
+        })
     }
 }
 
