@@ -69,7 +69,8 @@ fn an_unknown_hypervisor_option_is_named() -> Result<()> {
 #[test]
 fn contradictory_and_malformed_hypervisor_options_are_named() -> Result<()> {
     refused(Rig::start("option-value", "idle", &["--hypervisor-option", "heartbeat=soon"])?, &["heartbeat"])?;
-    refused(Rig::start("option-memory", "idle", &["--hypervisor-option", "guest-memory=7"])?, &["guest-memory"])
+    refused(Rig::start("option-memory", "idle", &["--hypervisor-option", "guest-memory=7"])?, &["guest-memory"])?;
+    refused(Rig::start("option-disk", "idle", &["--hypervisor-option", "disk=image"])?, &["disk=image", "no module"])
 }
 
 #[test]
@@ -122,6 +123,7 @@ fn twins_with_different_options_do_not_pair() -> Result<()> {
     for (option, explained) in [
         ("arbiter=none", "options 'arbiter' differ: one and none"),
         ("guest-mac=52:54:00:12:34:57", "options 'guest-mac' differ: 52:54:00:12:34:56 and 52:54:00:12:34:57"),
+        ("disk=ram:1M", "options 'disk' differ: none and ram of 1048576 bytes"),
         ("break=output-rule", "options 'break' differ: none and output-rule"),
     ] {
         let name = format!("differs-{}", option.split('=').next().unwrap_or_default());
@@ -355,9 +357,15 @@ fn wrong_arguments_are_explained() -> Result<()> {
     let directory = fresh_directory("arguments")?;
     let directory = directory.to_str().context("path")?;
     let verb = Platform::get().verb();
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 12] = [
         (&[verb, "--guest", "nobody", "--dir", directory, "--port", "0"], "nobody"),
         (&[verb, "--guest-memory", "1M"], "8M to 3G"),
+        (&[verb, "--disk", "1000"], "no multiple of 512"),
+        (&[verb, "--guest", "idle", "--disk", "4G", "--dir", directory, "--port", "0"], "do not fit into one machine"),
+        (
+            &[verb, "--guest", "idle", "--disk-image", "/nowhere/disk", "--dir", directory, "--port", "0"],
+            "/nowhere/disk",
+        ),
         (&["qemu", "--accel", "kvm"], "kvm"),
         (
             &[verb, "--hypervisor", "/nowhere/at-all", "--guest", "/bin/sh", "--dir", directory, "--port", "0"],

@@ -1,5 +1,6 @@
 //! Properties of replay and of the gate, each shown by a guest made for it.
 
+use std::fs;
 use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pollux_tests::rig::Rig;
+use pollux_tests::rig::{Rig, fresh_directory};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// For tests that cut the twins off from each other for a while and do not want a takeover.
@@ -158,6 +159,43 @@ fn vector_registers_keep_what_they_hold() -> Result<()> {
     // Both emulators have AVX at least.
     let shown = console.lines().find(|line| line.contains("XCR0")).unwrap_or_default();
     ensure!(shown.contains(" 0x7,") || shown.contains(" 0xe7,"), "no AVX: {shown}");
+    rig.stop()
+}
+
+/// The guest compares what it reads from its disk with what it has written, while machines die and new ones get the disk.
+#[test]
+fn a_disk_holds_what_was_written_through_kills() -> Result<()> {
+    let port = Udp::free_port()?;
+    let mut rig = Rig::protected("disk", "disk", &["--udp", &port, "--disk", "1M"])?;
+    let (_, mut count) = hash(&rig)?;
+    for _ in 0..2 {
+        wait_digests(&mut rig, 1)?;
+        kill_primary(&mut rig)?;
+        let (_, later) = hash(&rig)?;
+        ensure!(later > count, "the guest's observations went back from {count} to {later}");
+        count = later;
+        protect_again(&mut rig)?;
+    }
+    wait_digests(&mut rig, 2)?;
+    let console = rig.read("console.log");
+    ensure!(console.contains("disk: 2048 sectors") && !console.contains("WRONG"), "{console}");
+    let status = rig.fresh("primary")?;
+    let figure = |name: &str| status.more["disk"][name].as_u64().unwrap_or(0);
+    ensure!(["reads", "writes", "flushes"].iter().all(|name| figure(name) > 0), "{:?}", status.more["disk"]);
+    ensure!(status.errors["guest_disk_failed"] > 0, "the guest asks for sectors that are not there");
+    rig.stop()
+}
+
+#[test]
+fn a_disk_image_is_what_the_guest_finds() -> Result<()> {
+    let image = fresh_directory("disk-images")?.join("image");
+    fs::write(&image, (0..100 * 512).map(|at| (at % 251) as u8).collect::<Vec<_>>())?;
+    let sum: u64 = fs::read(&image)?.iter().map(|&byte| u64::from(byte)).sum();
+    let path = image.to_str().context("path")?;
+    let mut rig = Rig::protected("disk-image", "disk", &["--disk-image", path])?;
+    let expected = format!("disk: 100 sectors, the bytes of the first 100 add up to {sum}");
+    rig.wait(&expected, LIMIT, |rig| Ok(rig.read("console.log").contains(&expected).then_some(())))?;
+    wait_digests(&mut rig, 1)?;
     rig.stop()
 }
 

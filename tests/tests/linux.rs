@@ -96,3 +96,37 @@ fn debian_boots_again_after_a_reset_and_a_panic_and_powers_off() -> Result<()> {
     }
     Ok(())
 }
+
+/// ext4 on a disk: what is written while machines die is there afterwards, and the file system is whole.
+#[test]
+fn debians_file_system_survives_kills() -> Result<()> {
+    const FILES: usize = 120;
+    let Some(mut rig) = protected_debian("linux-disk", &["--disk", "64M"])? else { return Ok(()) };
+    give(&mut rig, 1, "mkfs.ext4 -q /dev/vda && mkdir /disk && mount /dev/vda /disk && echo mounted: $((6*7))")?;
+    rig.wait("the disk is mounted", BOOT_LIMIT, |rig| Ok((said(rig, "mounted: 42") == 1).then_some(())))?;
+    let write = "dd if=/dev/urandom of=/disk/$i bs=8k count=8 2>/dev/null; md5sum /disk/$i >>/disk/sums; sync";
+    rig.ask(&["console", &format!("for i in $(seq {FILES}); do {write}; echo file: $i; done")])?;
+    for part in 1..=2 {
+        let number = format!("file: {}\n", part * FILES / 3);
+        rig.wait(&number, BOOT_LIMIT, |rig| Ok((said(rig, &number) == 1).then_some(())))?;
+        let backup = rig.file()?.machine("backup")?.name.clone();
+        rig.kill("primary")?;
+        rig.wait_role(&backup, "primary", TAKEOVER_LIMIT)?;
+        rig.start_backup()?;
+    }
+    let last = format!("file: {FILES}\n");
+    rig.wait(&last, BOOT_LIMIT, |rig| Ok((said(rig, &last) == 1).then_some(())))?;
+    // What is in memory only must not help.
+    let check = "umount /disk && e2fsck -fn /dev/vda; echo checked: $? && mount /dev/vda /disk && \
+                 echo whole: $(md5sum -c /disk/sums | grep -c OK)";
+    rig.ask(&["console", check])?;
+    rig.wait("all files were compared", BOOT_LIMIT, |rig| Ok((said(rig, "\nwhole: ") == 1).then_some(())))?;
+    let console = rig.read("console.log");
+    for expected in ["checked: 0\n".to_owned(), format!("whole: {FILES}\n")] {
+        ensure!(console.contains(&expected), "{expected:?} is not in\n{console}");
+    }
+    let status = rig.status()?;
+    ensure!(status.notice("diverged").is_none(), "{:?}", status.notice("diverged"));
+    ensure!(status.takeovers.len() == 2 && rig.file()?.protected);
+    rig.stop()
+}

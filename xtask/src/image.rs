@@ -39,6 +39,7 @@ pub fn run(arguments: &ImageArgs) -> Result<()> {
     needs::ensure_present(&[Need::Target, Need::Grub], arguments.software.yes)?;
     let Software { hypervisor, guest, options: common, .. } = arguments.software.build()?;
     options.complete(&[("guest-memory", &format_size(common.guest_memory)), ("guest-args", &common.guest_arguments)]);
+    options.set_disk(&common);
     Image { hypervisor: &hypervisor, guest: &guest, options: &options }.write(&arguments.out)?;
     say!("image       {}", arguments.out.display());
     say!("options     {options}");

@@ -7,6 +7,8 @@ use crate::cpu;
 
 /// Where BARs are placed that firmware left at 0: in the hole below the local APIC.
 const BAR_WINDOW: u64 = 0xe000_0000;
+/// Room for each device's.
+const DEVICE_WINDOW: u64 = 1 << 20;
 
 /// Configuration mechanism #1 (PCI 3.0, 3.2.2.3.2).
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +63,7 @@ pub fn enable(device: DeviceFunction) -> Result<[Option<u64>; 6], &'static str> 
     let mut root = root();
     let bars = root.bars(device).map_err(|_| "malformed BAR")?;
     let mut addresses = [None; 6];
-    let mut next = BAR_WINDOW;
+    let mut next = BAR_WINDOW + u64::from(device.device) * DEVICE_WINDOW;
     for (index, bar) in bars.iter().enumerate() {
         let Some(bar) = bar else { continue };
         let Some((mut address, size)) = bar.memory_address_size() else { continue };

@@ -23,7 +23,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::{lapic, pci};
 
 const VENDOR: u16 = 0x1af4;
-const NET_MODERN: u16 = 0x1041;
+/// Device IDs of modern devices begin here (4.1.2).
+const MODERN: u16 = 0x1040;
 const CAP_VENDOR: u8 = 9;
 const CAP_MSIX: u8 = 0x11;
 /// "No interrupt" in MSI-X vector registers.
@@ -98,11 +99,16 @@ struct Queue {
 
 /// The doorbells of a device's queues.
 #[derive(Debug, Clone, Default)]
-pub struct Doorbells(Rc<Cell<[Queue; QUEUES]>>);
+pub struct Doorbells {
+    queues: Rc<Cell<[Queue; QUEUES]>>,
+    /// The driver's own notifications ring them, too.
+    at_once: Rc<Cell<bool>>,
+}
 
 /// A virtio device on the PCI bus.
 #[derive(Debug)]
 pub struct PciTransport {
+    kind: DeviceType,
     common: u64,
     notify: u64,
     notify_multiplier: u32,
@@ -120,9 +126,18 @@ impl PciTransport {
     /// # Errors
     /// What is missing.
     pub fn find_net(vector: Option<u8>) -> core::result::Result<Self, &'static str> {
-        let device = pci::find(VENDOR, NET_MODERN).ok_or("no virtio network device")?;
+        Self::find(DeviceType::Network, vector)
+    }
+
+    /// Finds the first device of this kind, and sets up its MSI-X interrupt for queue 0 when a vector is given.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn find(kind: DeviceType, vector: Option<u8>) -> core::result::Result<Self, &'static str> {
+        let device = pci::find(VENDOR, MODERN + kind as u16).ok_or("there is no such virtio device")?;
         let bars = pci::enable(device)?;
         let mut transport = Self {
+            kind,
             common: 0,
             notify: 0,
             notify_multiplier: 0,
@@ -147,10 +162,10 @@ impl PciTransport {
             }
         }
         if transport.common == 0 || transport.notify == 0 || transport.isr == 0 {
-            return Err("the network device lacks a virtio capability");
+            return Err("the device lacks a virtio capability");
         }
         if vector.is_some() && !msix {
-            return Err("the network device has no MSI-X");
+            return Err("the device has no MSI-X");
         }
         Ok(transport)
     }
@@ -204,9 +219,14 @@ impl PciTransport {
 }
 
 impl Doorbells {
+    /// Whether what the driver adds is told at once, rather than in the next [`flush`](Self::flush).
+    pub fn ring_at_once(&self, at_once: bool) {
+        self.at_once.set(at_once);
+    }
+
     /// Rings a queue's doorbell whatever its rings say.
     pub fn ring(&self, queue: u16) {
-        let doorbell = self.0.get().get(usize::from(queue)).map_or(0, |queue| queue.doorbell);
+        let doorbell = self.queues.get().get(usize::from(queue)).map_or(0, |queue| queue.doorbell);
         if doorbell != 0 {
             // SAFETY: the queue's doorbell.
             unsafe { (doorbell as *mut u16).write_volatile(queue) };
@@ -217,7 +237,7 @@ impl Doorbells {
     pub fn flush(&self) {
         // What the device asks for is read after what was added is visible to it (2.7.13.4.1).
         fence(Ordering::SeqCst);
-        let mut queues = self.0.get();
+        let mut queues = self.queues.get();
         for (number, queue) in (0u16..).zip(queues.iter_mut()) {
             if queue.size == 0 {
                 continue;
@@ -239,7 +259,7 @@ impl Doorbells {
             }
             queue.told = available;
         }
-        self.0.set(queues);
+        self.queues.set(queues);
     }
 }
 
@@ -265,7 +285,7 @@ fn set_up_msix(
 
 impl Transport for PciTransport {
     fn device_type(&self) -> DeviceType {
-        DeviceType::Network
+        self.kind
     }
 
     fn read_device_features(&mut self) -> u64 {
@@ -290,8 +310,12 @@ impl Transport for PciTransport {
         self.common_read::<u16>(common::QUEUE_SIZE).into()
     }
 
-    /// Nothing: see [`Doorbells::flush`].
-    fn notify(&mut self, _: u16) {}
+    /// Nothing, unless it is to be [at once](Doorbells::ring_at_once): see [`Doorbells::flush`].
+    fn notify(&mut self, _: u16) {
+        if self.doorbells.at_once.get() {
+            self.doorbells.flush();
+        }
+    }
 
     fn get_status(&self) -> DeviceStatus {
         DeviceStatus::from_bits_truncate(self.common_read::<u8>(common::STATUS).into())
@@ -327,13 +351,13 @@ impl Transport for PciTransport {
         let notify_off = u64::from(self.common_read::<u16>(common::QUEUE_NOTIFY_OFF));
         self.common_write(common::QUEUE_ENABLE, 1u16);
         let doorbell = self.notify + notify_off * u64::from(self.notify_multiplier);
-        let mut queues = self.doorbells.0.get();
+        let mut queues = self.doorbells.queues.get();
         if let Some(known) = queues.get_mut(usize::from(queue)) {
             let event_idx = self.event_idx;
             *known =
                 Queue { size: size as u16, driver_area: driver, device_area: device, doorbell, event_idx, told: 0 };
         }
-        self.doorbells.0.set(queues);
+        self.doorbells.queues.set(queues);
     }
 
     fn queue_unset(&mut self, _: u16) {}
@@ -370,7 +394,7 @@ impl Transport for PciTransport {
     }
 
     fn write_config_space<T: IntoBytes + Immutable>(&mut self, _: usize, _: T) -> Result<()> {
-        // The network device's configuration is read-only (5.1.4).
+        // The configuration of the devices that we have is read-only (5.1.4, and 5.2.4 without what we do not negotiate).
         Err(Error::Unsupported)
     }
 }

@@ -68,12 +68,12 @@ impl Suite {
         }
     }
 
-    /// What every guest has: a shell with its tools, users, and the names of ports.
+    /// What every guest has: a shell with its tools, file systems, users, and the names of ports.
     fn base(self) -> &'static [&'static str] {
         match self {
             // Otherwise the package that merges /usr comes, with all of Perl.
-            Self::Bookworm => &["busybox-static", "base-passwd", "netbase", "usr-is-merged"],
-            Self::Trixie => &["busybox-static", "base-passwd", "netbase"],
+            Self::Bookworm => &["busybox-static", "base-passwd", "e2fsprogs", "netbase", "usr-is-merged"],
+            Self::Trixie => &["busybox-static", "base-passwd", "e2fsprogs", "netbase"],
         }
     }
 }

@@ -23,16 +23,18 @@ pub const LINUX_MEMORY: u64 = 512 << 20;
 pub struct GuestFiles {
     kernel: PathBuf,
     initrd: Option<PathBuf>,
-    /// Both in one, for loaders that can pass but one file.
+    /// What is on the disk at first.
+    disk: Option<PathBuf>,
+    /// All in one, for loaders that can pass but one file.
     archive: Option<PathBuf>,
     /// Where those are that were made for this run.
-    _scratch: Option<TempDir>,
+    scratch: Option<TempDir>,
 }
 
 impl GuestFiles {
     /// A guest that is one image.
     pub fn image(path: PathBuf) -> Self {
-        Self { kernel: path, initrd: None, archive: None, _scratch: None }
+        Self { kernel: path, initrd: None, disk: None, archive: None, scratch: None }
     }
 
     /// A Linux kernel, as it lies in `/boot` or unpacked, with an initial ramdisk, for a guest with `memory` bytes.
@@ -42,8 +44,7 @@ impl GuestFiles {
     pub fn linux(kernel: &Path, initrd: Option<&Path>, memory: u64) -> Result<Self> {
         let name = |what: &str, path: &Path| format!("{what} {}", path.display());
         let mut bytes = read(kernel, "kernel")?;
-        let scratch =
-            tempfile::Builder::new().prefix("pollux-guest-").tempdir().context("cannot create a directory")?;
+        let scratch = scratch_directory()?;
         let mut path = kernel.canonicalize().with_context(|| name("kernel", kernel))?;
         match kernel::kind(&bytes) {
             None => bail!("{} is neither an ELF file nor a vmlinuz", name("kernel", kernel)),
@@ -72,13 +73,47 @@ impl GuestFiles {
             }
         };
         let initrd = initrd.map(Path::canonicalize).transpose().context("initrd")?;
-        Ok(Self { kernel: path, initrd, archive, _scratch: Some(scratch) })
+        Ok(Self { kernel: path, initrd, disk: None, archive, scratch: Some(scratch) })
+    }
+
+    /// The same with a disk that is filled from `image` at first; its length.
+    ///
+    /// # Errors
+    /// Files that cannot be read, an image that is no whole number of sectors.
+    pub fn with_disk(mut self, image: &Path) -> Result<(Self, u64)> {
+        let disk = read(image, "disk image")?;
+        let len = disk.len() as u64;
+        ensure!(
+            len.is_multiple_of(512),
+            "disk image {} has {len} bytes, which is no multiple of 512: a raw image is needed",
+            image.display()
+        );
+        let scratch = match self.scratch.take() {
+            Some(scratch) => scratch,
+            None => scratch_directory()?,
+        };
+        // What machines start with later must be what the first one started with.
+        let copy = scratch.path().join("disk");
+        write(&copy, &disk)?;
+        let files = self.modules().map(|(name, path)| Ok((name, read(path, name)?))).collect::<Result<Vec<_>>>()?;
+        let mut parts: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (*name, &bytes[..])).collect();
+        parts.push(("disk", &disk));
+        let archive = scratch.path().join("guest.cpio");
+        write_archive(&archive, &parts)?;
+        (self.disk, self.archive, self.scratch) = (Some(copy), Some(archive), Some(scratch));
+        Ok((self, len))
+    }
+
+    /// Whether it is a kernel with an initial ramdisk.
+    pub fn has_initrd(&self) -> bool {
+        self.initrd.is_some()
     }
 
     /// The files by the names that the hypervisor knows them by, for loaders that can pass several.
     pub fn modules(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         let initrd = self.initrd.as_deref().map(|initrd| ("initrd", initrd));
-        [("kernel", self.kernel.as_path())].into_iter().chain(initrd)
+        let disk = self.disk.as_deref().map(|disk| ("disk", disk));
+        [("kernel", self.kernel.as_path())].into_iter().chain(initrd).chain(disk)
     }
 
     /// All of it as one file.
@@ -94,6 +129,10 @@ impl GuestFiles {
         let path = self.single();
         Ok(path.metadata().with_context(|| format!("guest image {}", path.display()))?.len())
     }
+}
+
+fn scratch_directory() -> Result<TempDir> {
+    tempfile::Builder::new().prefix("pollux-guest-").tempdir().context("cannot create a directory")
 }
 
 fn read(path: &Path, what: &str) -> Result<Vec<u8>> {
@@ -141,5 +180,23 @@ mod tests {
         assert_eq!(files.modules().map(|(name, _)| name).collect::<Vec<_>>(), ["kernel", "initrd"]);
         assert!(fs::read(files.single()).unwrap().starts_with(b"070701"));
         assert_eq!(GuestFiles::image(elf.clone()).single(), elf);
+
+        let (odd, image) = (file("odd", &[7; 513]), file("disk", &[7; 1024]));
+        let error = |path: &Path| GuestFiles::image(elf.clone()).with_disk(path).map(|_| ()).unwrap_err().to_string();
+        assert!(error(&odd).contains("513 bytes, which is no multiple of 512"));
+        assert!(error(&empty).contains("is empty"));
+        assert!(error(&directory.path().join("none")).contains("cannot read disk image"));
+        for (guest, names) in
+            [(GuestFiles::image(elf.clone()), &["kernel", "disk"][..]), (files, &["kernel", "initrd", "disk"][..])]
+        {
+            let (guest, len) = guest.with_disk(&image).unwrap();
+            assert_eq!((len, guest.modules().map(|(name, _)| name).collect::<Vec<_>>()), (1024, names.to_vec()));
+            assert!(fs::read(guest.single()).unwrap().starts_with(b"070701"));
+            assert!(guest.len().unwrap() > 1024);
+            // Whoever changes the file now changes nothing for this rig.
+            fs::write(&image, [8; 1024]).unwrap();
+            assert_eq!(fs::read(guest.modules().last().unwrap().1).unwrap(), [7; 1024]);
+            fs::write(&image, [7; 1024]).unwrap();
+        }
     }
 }

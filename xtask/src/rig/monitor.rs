@@ -108,6 +108,26 @@ pub struct Transfer {
     pub pause_ms: f64,
 }
 
+/// The guest's disk, and what the guest did with it on this machine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Disk {
+    /// Its size; 0 when there is none.
+    pub bytes: u64,
+    /// Reads.
+    pub reads: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Flushes.
+    pub flushes: u64,
+    /// Discards and writes of zeros.
+    pub zeroed: u64,
+}
+
 /// The machine's questions to the arbiter.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -178,6 +198,8 @@ pub struct Status {
     pub gate: Gate,
     /// Exits by reason.
     pub exits: BTreeMap<String, u64>,
+    /// The guest's disk.
+    pub disk: Disk,
     /// State digests compared.
     pub digests: u64,
     /// How often this machine took over.

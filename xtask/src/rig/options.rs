@@ -20,7 +20,7 @@ pub const GUEST_PORT: u16 = 6379;
 /// Guest memory that hypervisors take, in bytes.
 pub const GUEST_MEMORY: RangeInclusive<u64> = 8 << 20..=3 << 30;
 /// Memory of a machine for hypervisor and firmware, in bytes.
-const HYPERVISOR_MEMORY: u64 = 96 << 20;
+pub const HYPERVISOR_MEMORY: u64 = 96 << 20;
 /// What a guest is told unless `--guest-args` says otherwise.
 pub const GUEST_ARGUMENTS: &str = "ip=10.0.2.15/24 gw=10.0.2.2";
 /// The guest's own hardware address, on whichever machine it lives.
@@ -107,11 +107,38 @@ pub fn parse_guest_arguments(text: &str) -> Result<String, String> {
     check_text(text).map(|()| text.to_owned())
 }
 
+/// The guest's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    /// Memory of the machines, so many bytes of it.
+    Ram(u64),
+    /// The same, filled from a file of this length.
+    Image(u64),
+}
+
+impl Disk {
+    /// The value of `disk=`.
+    fn option(self) -> String {
+        match self {
+            Self::Ram(bytes) => format!("ram:{}", format_size(bytes)),
+            Self::Image(_) => "image".to_owned(),
+        }
+    }
+
+    /// How much memory it takes of a machine.
+    pub fn bytes(self) -> u64 {
+        let (Self::Ram(bytes) | Self::Image(bytes)) = self;
+        bytes
+    }
+}
+
 /// What the options of all machines of a rig have in common.
 #[derive(Debug, Clone)]
 pub struct Common {
     /// The guest's memory in bytes.
     pub guest_memory: u64,
+    /// The guest's disk, if it has one.
+    pub disk: Option<Disk>,
     /// The guest's command line.
     pub guest_arguments: String,
     /// What the guest's random numbers rest on, see [`draw_seed`].
@@ -161,6 +188,7 @@ impl CommandLine {
             line.set_arbiter(slot, part, emulator, first_term);
         }
         line.set("guest-memory", Some(&format_size(common.guest_memory)));
+        line.set_disk(common);
         line.set("guest-mac", Some(GUEST_MAC));
         line.set("clock", Some("rtc"));
         line.set("monitor", Some("com2"));
@@ -185,6 +213,13 @@ impl CommandLine {
         }
         if part == Part::Primary && first_term > 1 {
             self.set("first-term", Some(&first_term.to_string()));
+        }
+    }
+
+    /// Says which disk the guest has, unless that was said already.
+    pub fn set_disk(&mut self, common: &Common) {
+        if let Some(disk) = common.disk {
+            self.complete(&[("disk", &disk.option())]);
         }
     }
 
@@ -218,12 +253,14 @@ impl CommandLine {
     }
 
     /// The memory of a machine with these options, in bytes, whole MiB: its guest's and its own, and what the boot loader
-    /// puts beside them: the guest's image of `image` bytes. `usual` is the guest's memory if no option that makes sense
-    /// says otherwise; of one that makes none the hypervisor complains.
-    pub fn machine_memory(&self, usual: u64, image: u64) -> u64 {
-        let given = self.value("guest-memory").and_then(|text| parse_size(text).ok());
-        let guest = given.filter(|bytes| GUEST_MEMORY.contains(bytes)).unwrap_or(usual);
-        (guest + HYPERVISOR_MEMORY + image).next_multiple_of(1 << 20)
+    /// puts beside them: the guest's files of `files` bytes. Memory and disk of the guest are as in `usual` if no option that
+    /// makes sense says otherwise; of one that makes none the hypervisor complains.
+    pub fn machine_memory(&self, usual: &Common, files: u64) -> u64 {
+        let size = |text: Option<&str>| parse_size(text?).ok().filter(|bytes| GUEST_MEMORY.contains(bytes));
+        let guest = size(self.value("guest-memory")).unwrap_or(usual.guest_memory);
+        let ram = self.value("disk").and_then(|disk| disk.strip_prefix("ram:")).and_then(|text| parse_size(text).ok());
+        let disk = ram.filter(|bytes| bytes <= GUEST_MEMORY.end()).or(usual.disk.map(Disk::bytes)).unwrap_or(0);
+        (guest + disk + HYPERVISOR_MEMORY + files).next_multiple_of(1 << 20)
     }
 
     /// The options one by one, without any quotes.
@@ -306,14 +343,19 @@ mod tests {
 
     const QEMU: Emulator = Emulator::Qemu(Accelerator::Tcg, NicModel::E1000);
 
-    fn line_in(emulator: Emulator, slot: Slot, part: Part, first_term: Option<u64>, given: &[&str]) -> String {
-        let given = given.iter().map(|text| text.parse().unwrap()).collect();
-        let common = Common {
+    fn common(given: Vec<GivenOption>) -> Common {
+        Common {
             guest_memory: 64 << 20,
+            disk: None,
             guest_arguments: GUEST_ARGUMENTS.into(),
             guest_seed: "5eed".into(),
             given,
-        };
+        }
+    }
+
+    fn line_in(emulator: Emulator, slot: Slot, part: Part, first_term: Option<u64>, given: &[&str]) -> String {
+        let given = given.iter().map(|text| text.parse().unwrap()).collect();
+        let common = common(given);
         CommandLine::new(slot, part, emulator, first_term, &common).to_string()
     }
 
@@ -377,7 +419,7 @@ mod tests {
     fn a_machine_has_room_for_guest_image_and_hypervisor() {
         let memory = |option: &str, image| {
             let line = CommandLine::given(&[option.parse().unwrap()]).unwrap();
-            line.machine_memory(64 << 20, image) >> 20
+            line.machine_memory(&common(Vec::new()), image) >> 20
         };
         assert_eq!(memory("quiet", 0), 64 + 96);
         assert_eq!(memory("quiet", 1), 64 + 96 + 1);
@@ -386,15 +428,28 @@ mod tests {
         for nonsense in ["guest-memory=16384G", "guest-memory=much", "guest-memory"] {
             assert_eq!(memory(nonsense, 0), 64 + 96, "{nonsense}");
         }
+        assert_eq!((memory("disk=ram:20M", 0), memory("disk=ram:99999G", 0)), (64 + 96 + 20, 64 + 96));
+    }
+
+    #[test]
+    fn a_disk_is_said_and_has_room() {
+        let memory = |disk, given: &[&str]| {
+            let given: Vec<GivenOption> = given.iter().map(|text| text.parse().unwrap()).collect();
+            let common = Common { disk: Some(disk), ..common(given) };
+            let line = CommandLine::new(Slot::Castor, Part::Solo, QEMU, None, &common);
+            (line.value("disk").map(str::to_owned), line.machine_memory(&common, 0) >> 20)
+        };
+        assert_eq!(memory(Disk::Ram(20 << 20), &[]), (Some("ram:20M".into()), 64 + 96 + 20));
+        assert_eq!(memory(Disk::Ram(1536), &[]), (Some("ram:1536".into()), 64 + 96 + 1));
+        assert_eq!(memory(Disk::Image(7 << 20), &[]), (Some("image".into()), 64 + 96 + 7));
+        assert_eq!(memory(Disk::Ram(20 << 20), &["disk=ram:5M"]), (Some("ram:5M".into()), 64 + 96 + 5));
     }
 
     #[test]
     fn the_pair_may_be_given() {
         let pair = |given: &[&str]| {
             let given = given.iter().map(|text| text.parse().unwrap()).collect();
-            Common { guest_memory: 0, guest_arguments: String::new(), guest_seed: String::new(), given }
-                .pair()
-                .to_owned()
+            common(given).pair().to_owned()
         };
         assert_eq!(pair(&[]), DEFAULT_PAIR);
         assert_eq!(pair(&["pair=a", "pair=b", "castor:pair=c"]), "b");

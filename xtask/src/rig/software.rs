@@ -2,18 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use super::options::{Common, GUEST_ARGUMENTS, GUEST_MEMORY, GivenOption, draw_seed, parse_guest_arguments};
+use super::options::{
+    Common, Disk, GUEST_ARGUMENTS, GUEST_MEMORY, GivenOption, HYPERVISOR_MEMORY, draw_seed, parse_guest_arguments,
+};
 use crate::artefacts;
 use crate::guest::{GuestFiles, LINUX_ARGUMENTS, LINUX_MEMORY, debian};
-use crate::units::parse_size;
+use crate::units::{format_size, parse_size};
 
 /// The guest unless another one is named. It speaks the protocol that a rig can probe.
 pub const DEFAULT_GUEST: &str = "counter";
 /// Our guests' memory unless `--guest-memory` says otherwise.
 const USUAL_MEMORY: u64 = 64 << 20;
+/// Memory of a machine in one piece: what lies below the devices.
+const MACHINE_MEMORY: u64 = 3 << 30;
+/// What a disk's size is a multiple of.
+const SECTOR: u64 = 512;
 
 /// What is to run.
 #[derive(Debug, Args)]
@@ -33,6 +39,12 @@ pub struct SoftwareArgs {
     /// The guest's memory [default: 64M; for --kernel 512M; for debian what it needs]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     guest_memory: Option<u64>,
+    /// A disk for the guest, in the memory of the machines: it is kept as long as one of them lives, and starts empty
+    #[arg(long, value_name = "SIZE", value_parser = parse_disk)]
+    disk: Option<u64>,
+    /// The same, filled from this file, a raw image of a disk; the file itself is not changed
+    #[arg(long, value_name = "FILE", conflicts_with = "disk")]
+    disk_image: Option<PathBuf>,
     /// Options of the hypervisors, or of one of them.
     #[arg(long, value_name = "OPTION", num_args = 1..)]
     #[arg(help = "An option of the hypervisors, or of one: [MACHINE:]KEY=VALUE (repeatable)")]
@@ -65,23 +77,46 @@ impl SoftwareArgs {
     pub fn build(&self) -> Result<Software> {
         // The guest first: a wrong name should not have to wait for the hypervisor's build.
         let (guest, memory, arguments, answers) = self.build_guest()?;
+        let boots_long = guest.has_initrd();
+        let (guest, disk) = self.add_disk(guest, memory)?;
         let hypervisor = match &self.hypervisor {
             Some(path) => path.canonicalize().with_context(|| format!("hypervisor {}", path.display()))?,
             None => artefacts::build_hypervisor()?,
         };
         let options = Common {
             guest_memory: memory,
+            disk,
             guest_arguments: self.guest_args.clone().unwrap_or(arguments),
             guest_seed: draw_seed().context("no random numbers for the guest")?,
             given: self.hypervisor_option.clone(),
         };
-        let boots_long = guest.modules().count() > 1;
         Ok(Software { hypervisor, guest, options, answers, boots_long })
     }
 
     /// Whether it is the small guest that nobody asked for by name.
     pub fn is_default(&self) -> bool {
         self.kernel.is_none() && self.guest == DEFAULT_GUEST
+    }
+
+    /// The guest's files with those of its disk.
+    fn add_disk(&self, guest: GuestFiles, memory: u64) -> Result<(GuestFiles, Option<Disk>)> {
+        let (guest, disk) = match (&self.disk_image, self.disk) {
+            (Some(image), _) => {
+                let (guest, len) = guest.with_disk(image)?;
+                (guest, Disk::Image(len))
+            }
+            (None, Some(bytes)) => (guest, Disk::Ram(bytes)),
+            (None, None) => return Ok((guest, None)),
+        };
+        let needed = memory + HYPERVISOR_MEMORY + guest.len()? + disk.bytes();
+        ensure!(
+            needed <= MACHINE_MEMORY,
+            "the guest's memory of {} and a disk of {} in memory do not fit into one machine, which has {}",
+            format_size(memory),
+            format_size(disk.bytes()),
+            format_size(MACHINE_MEMORY)
+        );
+        Ok((guest, Some(disk)))
     }
 
     /// The guest's files, its memory, its usual command line, and whether it answers `PING`.
@@ -111,9 +146,25 @@ fn parse_memory(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+fn parse_disk(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+        return Err(format!("`{text}` is no multiple of {SECTOR} bytes above 0"));
+    }
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn disks_are_whole_sectors() {
+        assert_eq!((parse_disk("512"), parse_disk("2G")), (Ok(512), Ok(2 << 30)));
+        for bad in ["0", "1000", "M", ""] {
+            assert!(parse_disk(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn memory_has_limits() {

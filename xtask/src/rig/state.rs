@@ -279,8 +279,8 @@ impl Rig {
 
     /// How much memory a machine needs that is started with `options`.
     fn machine_memory_mib(&self, options: &CommandLine) -> Result<u64> {
-        let image = self.config.guest.len()?;
-        Ok(options.machine_memory(self.config.options.guest_memory, image) >> 20)
+        let files = self.config.guest.len()?;
+        Ok(options.machine_memory(&self.config.options, files) >> 20)
     }
 
     fn handle(&mut self, event: Event) -> Result<()> {

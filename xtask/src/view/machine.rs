@@ -45,6 +45,7 @@ pub fn rows(machine: &MachineSnapshot) -> Vec<Row> {
         rows.extend(term(status));
         rows.extend((status.digests > 0).then(|| ("digests", format!("{} compared", status.digests))));
         rows.extend(transfer(status));
+        rows.extend(disk(status));
         let share = format!("{:.1} % of the instructions are the hypervisor's", rates.overhead * 100.0);
         rows.extend(has_guest.then_some(("overhead", share)));
         let exits = top(&rates.exits, |rate| format!("{}/s", format_count(rate.round())));
@@ -172,6 +173,23 @@ fn transfer(status: &Status) -> Option<Row> {
     (transfer.bytes > 0).then(|| ("transfer", text()))
 }
 
+fn disk(status: &Status) -> Option<Row> {
+    let disk = &status.disk;
+    let text = || {
+        format!(
+            "{}: {} reads ({}), {} writes ({}), {} flushes, {} discards",
+            format_bytes(disk.bytes as f64),
+            format_count(disk.reads as f64),
+            format_bytes(disk.read_bytes as f64),
+            format_count(disk.writes as f64),
+            format_bytes(disk.written_bytes as f64),
+            disk.flushes,
+            disk.zeroed
+        )
+    };
+    (disk.bytes > 0).then(|| ("disk", text()))
+}
+
 fn errors(status: &Status) -> Option<Row> {
     let errors: Vec<_> = status.errors.iter().filter(|(_, n)| **n > 0).map(|(name, n)| format!("{name} {n}")).collect();
     (!errors.is_empty()).then(|| ("errors", errors.join(", ")))
@@ -192,6 +210,7 @@ fn millis(us: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rig::monitor::Disk;
     use crate::view::text::tests::example;
 
     /// The rows of a machine in `role` with the status of the example's primary.
@@ -234,6 +253,10 @@ mod tests {
         let (_, text) = gate(Role::Primary, &status).unwrap();
         assert_eq!(text, "2 held, 120 B, oldest 1.5 ms, 0 released, longest 0.0 ms, 3 sent again");
         assert_eq!((term(&Status::default()), transfer(&Status::default())), (None, None));
+        assert_eq!(disk(&Status::default()), None);
+        status.disk = Disk { bytes: 1 << 20, writes: 3, written_bytes: 1536, ..Disk::default() };
+        let text = "1.05 MB: 0 reads (0 B), 3 writes (1.54 kB), 0 flushes, 0 discards";
+        assert_eq!(disk(&status), Some(("disk", text.to_owned())));
     }
 
     #[test]

@@ -31,6 +31,8 @@ const LEFT_OUT: [&str; 8] = [
 const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 /// The modules that a guest needs: the rest stays on the desk.
 const MODULES: [&str; 2] = ["virtio_pci", "virtio_net"];
+/// Those that a guest with a disk needs, too: ext4 has its check sums computed by the second.
+const DISK_MODULES: [&str; 3] = ["virtio_blk", "crc32c_generic", "ext4"];
 /// A file larger than this is no part of a package.
 const LARGEST: u64 = 1 << 30;
 
@@ -104,11 +106,15 @@ impl Ramdisk {
         })?;
         let kernel = kernel.with_context(|| format!("{} holds no kernel", package.display()))?;
         let builtin: Vec<String> = builtin.lines().filter_map(module_name).collect();
-        let mut order = Vec::new();
-        for name in MODULES {
-            self.add_module(name, &mut modules, &builtin, &mut order)?;
+        let (mut order, mut listed) = (Vec::new(), 0);
+        for (list, names) in [("modules", &MODULES[..]), ("disk-modules", &DISK_MODULES)] {
+            for name in names {
+                self.add_module(name, &mut modules, &builtin, &mut order)?;
+            }
+            let lines: String = order[listed..].iter().map(|path| format!("{path}\n")).collect();
+            self.put(&format!("etc/pollux/{list}"), REGULAR | 0o644, lines.as_bytes());
+            listed = order.len();
         }
-        self.put("etc/pollux/modules", REGULAR | 0o644, (order.join("\n") + "\n").as_bytes());
         Ok(kernel)
     }
 
