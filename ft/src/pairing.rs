@@ -32,7 +32,7 @@ pub struct Identity {
     pub cpu_name: String,
     /// Counter: its backend, what it counts with, and all else that must be equal for positions to be comparable.
     pub counter: String,
-    /// Guest memory in bytes.
+    /// Guest memory in bytes, with all else that is sent page by page, such as a disk: what lies beyond is refused.
     pub guest_memory: u64,
     /// The guest's image and command line for people to read, with a digest: both twins load it again at a reset.
     pub guest_image: String,
@@ -232,12 +232,11 @@ pub fn check_arbiters(ours: Option<ArbiterId>, theirs: Option<ArbiterId>) -> Res
 fn check_options(ours: &Claim, theirs: &Claim) -> Result<(), Mismatch> {
     let time = |span: Span| format!("{} us", span.0);
     let values = |claim: &Claim| {
-        let Claim { identity: Identity { guest_mac: mac, disk, broken_rule: rule, .. }, settings, .. } = claim;
+        let Claim { identity: Identity { guest_mac: mac, broken_rule: rule, .. }, settings, .. } = claim;
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
         [
             ("arbiter", if settings.arbiter { "one" } else { "none" }.to_string()),
             ("guest-mac", mac),
-            ("disk", disk.clone()),
             ("heartbeat", time(settings.heartbeat)),
             ("suspect", time(settings.suspect)),
             ("log-buffer", format!("{} bytes", settings.log_buffer)),
@@ -270,6 +269,11 @@ fn check_identities(ours: &Identity, theirs: &Identity) -> Result<(), Mismatch> 
     if ours.cpu_digest != theirs.cpu_digest {
         let (a, b) = both(&ours.cpu_name, &theirs.cpu_name);
         return Err(Mismatch::Cpu((a, ours.cpu_digest), (b, theirs.cpu_digest)));
+    }
+    // Before memory, which it is a part of.
+    if ours.disk != theirs.disk {
+        let (a, b) = both(&ours.disk, &theirs.disk);
+        return Err(Mismatch::Option("disk", a, b));
     }
     if ours.guest_memory != theirs.guest_memory {
         return Err(Mismatch::Memory(ours.guest_memory, theirs.guest_memory));
@@ -329,7 +333,10 @@ mod tests {
                 Identity { guest_mac: [0x52, 0x54, 0, 0, 0, 2], ..identity(2) },
                 "options 'guest-mac' differ: 52:54:00:00:00:01 and 52:54:00:00:00:02",
             ),
-            (Identity { disk: "ram, 512 bytes".into(), ..identity(2) }, "'disk' differ: none and ram, 512 bytes"),
+            (
+                Identity { disk: "ram, 512 bytes".into(), guest_memory: 5, ..identity(2) },
+                "'disk' differ: none and ram, 512 bytes",
+            ),
             (Identity { broken_rule: "output-rule".into(), ..identity(2) }, "'break' differ: none and output-rule"),
         ];
         for (theirs, want) in cases {

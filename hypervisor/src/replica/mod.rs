@@ -217,7 +217,7 @@ fn make_node(config: &Config, guest: &Guest, id: NodeId, now_us: u64) -> Node {
         cpu_digest: guest.platform.cpuid_digest(),
         cpu_name: cpu_name(),
         counter: alloc::format!("{}, {}", guest.counter().counter.identity(), guest.paging_name()),
-        guest_memory: config.guest_memory,
+        guest_memory: guest.memory.all().len() as u64,
         guest_image: guest.image_name(),
         disk: disk_name(config, guest),
         guest_mac: config.guest_mac,
