@@ -105,7 +105,9 @@ fn impossible_requests_fail_and_are_counted() {
     let mut rig = rig(2 * MAX_DATA);
     let sectors = 2 * MAX_DATA / 512;
     let (failed, unsupported) = (Some(1), Some(2));
-    let cases: &[(u32, u64, &[u8], u32, Option<u8>)] = &[
+    /// Type, sector, what is sent, room for the answer, and the status that is expected.
+    type Case<'a> = (u32, u64, &'a [u8], u32, Option<u8>);
+    let cases: &[Case<'_>] = &[
         (IN, sectors, &[], 512, failed),
         (IN, sectors - 1, &[], 1024, failed),
         (IN, u64::MAX, &[], 512, failed),

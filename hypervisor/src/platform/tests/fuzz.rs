@@ -140,7 +140,7 @@ fn rig(features: u64) -> Rig {
         let next = (slot + 1) % SIZE;
         match slot % 3 {
             0 => rig.descriptor(ring(DISK_QUEUE)[0], slot, buffer(slot) + 0x800, 16, NEXT, next),
-            1 => rig.descriptor(ring(DISK_QUEUE)[0], slot, buffer(slot), 1024, NEXT | WRITE * (slot % 2), next),
+            1 => rig.descriptor(ring(DISK_QUEUE)[0], slot, buffer(slot), 1024, NEXT | (WRITE * (slot % 2)), next),
             _ => rig.descriptor(ring(DISK_QUEUE)[0], slot, buffer(slot), 1, WRITE, 0),
         }
         rig.offer(DISK_QUEUE, slot);
