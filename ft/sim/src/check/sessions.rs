@@ -89,8 +89,8 @@ impl Audit {
         }
     }
 
-    /// A protected guest ran to `position`; its backup may be behind by `bound` ticks, and by half of that more: a new
-    /// primary has yet to measure how fast it is.
+    /// A protected guest ran to `position`; its backup may be behind by `bound` ticks, and by half of that more: rates
+    /// change.
     pub(crate) fn runs_ahead(&mut self, log: LogId, position: Position, bound: u64) {
         let Some(session) = self.sessions.get(&log) else { return };
         let lag = position.0 - session.followed.0;

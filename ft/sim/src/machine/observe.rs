@@ -112,7 +112,9 @@ impl Observer<Driven> for InWorld<'_> {
             }
             Event::Applied(seq, entry) => self.applied(seq, entry, driver),
             Event::Ran if node.role() == Role::Protected => {
-                let bound = self.env.plan.lag_bound * self.env.plan.speeds[index] / 1_000_000;
+                // A new primary goes by the speed of the one before until it has measured its own.
+                let fastest = self.env.plan.speeds[..self.env.plan.machines].iter().max().copied().unwrap_or_default();
+                let bound = self.env.plan.lag_bound * fastest / 1_000_000;
                 self.env.audit.runs_ahead(self.written(node), position, bound);
             }
             Event::StateSent(_) => {
