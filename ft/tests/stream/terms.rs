@@ -57,6 +57,28 @@ fn a_backup_goes_live_in_the_term_it_won() {
     backup.arbiter_answered(now, Term(2), Verdict::Granted);
     assert_eq!(backup.go_live(now, Position(10)).map(|taken| taken.term), Ok(Term(2)));
     assert_eq!((backup.role(), backup.next_term(), backup.asks_for()), (Role::Alone, Term(3), None));
+    assert_eq!(backup.stats().takeovers, 1);
+}
+
+#[test]
+fn a_granted_term_ends_the_stream() {
+    let (_, mut backup, now) = asked();
+    backup.arbiter_answered(now, Term(2), Verdict::Granted);
+    assert_eq!(actions(&mut backup), [Action::CloseConnection], "whatever the primary says now, it is too late");
+}
+
+/// It could propose nothing, as there is no stream: what it asked for is what it needs.
+#[test]
+fn a_backup_without_a_stream_takes_over_when_its_answer_comes() {
+    let (mut primary, mut backup, now) = asked();
+    backup.disconnected(now);
+    primary.tick(now);
+    beat(now, &mut primary, &mut backup);
+    assert_eq!((backup.role(), backup.stats().takeovers_cancelled), (Role::Backup, 1));
+    actions(&mut backup);
+    backup.arbiter_answered(now, Term(2), Verdict::Granted);
+    assert_eq!(actions(&mut backup), [Action::TakeOver { last: Position(10) }]);
+    assert_eq!(backup.go_live(now, Position(10)).map(|taken| taken.term), Ok(Term(2)));
 }
 
 #[test]
@@ -110,6 +132,7 @@ fn a_backup_is_free_again_once_its_primary_has_agreed() {
     assert_eq!(primary.role(), Role::Detaching);
     beat(now, &mut primary, &mut backup);
     assert_eq!((backup.role(), backup.asks_for()), (Role::Joining, None));
+    assert_eq!((backup.stats().losses, backup.stats().acks_sent), (1, 1));
 }
 
 #[test]

@@ -374,6 +374,38 @@ fn numbers_of_an_earlier_reign_release_nothing() {
     assert_eq!(gate.ready(), 0);
 }
 
+/// A NIC that finds fault with a frame which the gate let in: it is lost and counted, and those behind it go on.
+#[test]
+fn a_frame_that_the_nic_refuses_blocks_nobody() {
+    struct Picky(Wire);
+    impl FrameSink for Picky {
+        fn send(&mut self, frame: &[u8]) -> Result<(), SendError> {
+            if number(frame) == 1 { Err(SendError::Invalid(FrameError::TooShort(1))) } else { self.0.send(frame) }
+        }
+
+        fn flush(&mut self) {}
+    }
+    let mut gate = held(3);
+    gate.seal(Mark::Seq(1));
+    gate.acked(1);
+    let mut nic = Picky(Wire::with_room(9));
+    assert_eq!(gate.transmit_ready(&mut nic, 0), 2);
+    assert_eq!(nic.0.sent.iter().map(|frame| number(frame)).collect::<Vec<_>>(), [0, 2]);
+    assert_eq!((gate.statistics().refused_by_nic, gate.sent(), gate.held()), (1, Some(1), 0));
+}
+
+#[test]
+fn it_is_full_by_frames_or_by_bytes() {
+    for (frames, bytes) in [(2, 10_000), (16, 100)] {
+        let mut gate = Gate::new(frames, bytes);
+        gate.set_mode(GateMode::Held);
+        for full in [false, true] {
+            gate.hold(&frame(0, 60), 0).unwrap();
+            assert_eq!(gate.is_full(), full, "{frames} frames, {bytes} bytes");
+        }
+    }
+}
+
 #[test]
 fn what_left_is_flushed_once() {
     let mut gate = held(3);
