@@ -26,6 +26,8 @@ pub mod absurd_rings;
 #[cfg(target_os = "none")]
 pub mod clock;
 #[cfg(target_os = "none")]
+pub mod compat;
+#[cfg(target_os = "none")]
 pub mod cpu;
 #[cfg(target_os = "none")]
 pub mod disk;
@@ -46,7 +48,11 @@ pub mod runtime;
 #[cfg(target_os = "none")]
 pub mod rx_poll;
 #[cfg(target_os = "none")]
+pub mod segments;
+#[cfg(target_os = "none")]
 pub mod serial;
+#[cfg(target_os = "none")]
+pub mod tables;
 #[cfg(target_os = "none")]
 pub mod virtio;
 pub mod work;

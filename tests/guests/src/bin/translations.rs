@@ -7,12 +7,12 @@
 #![allow(unsafe_code)]
 
 use core::arch::asm;
-use core::cell::UnsafeCell;
 use core::ptr;
 
 use pollux_boot::BootInfo;
 use pollux_guests::options::Options;
 use pollux_guests::random::Random;
+use pollux_guests::tables::{ACCESSED, ADDRESS, DIRTY, Entry, LARGE, PRESENT, Page, WRITABLE};
 use pollux_guests::{println, runtime};
 use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
@@ -25,49 +25,7 @@ const LARGE_FRAME: u64 = 10 << 20;
 const PAGES: u64 = 24;
 const FRAMES: u64 = 4;
 
-const PRESENT: u64 = 1 << 0;
-const WRITABLE: u64 = 1 << 1;
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
-const LARGE: u64 = 1 << 7;
-const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 const CR0_WP: u64 = 1 << 16;
-
-#[repr(C, align(4096))]
-struct Page(UnsafeCell<[u64; 512]>);
-
-// SAFETY: one CPU, and each access is volatile.
-unsafe impl Sync for Page {}
-
-impl Page {
-    const fn new() -> Self {
-        Self(UnsafeCell::new([0; 512]))
-    }
-
-    fn address(&self) -> u64 {
-        self.0.get() as u64
-    }
-
-    fn entry(&self, index: u64) -> Entry {
-        Entry(self.address() + 8 * (index % 512))
-    }
-}
-
-/// An entry of a table, which is mapped one to one.
-#[derive(Clone, Copy)]
-struct Entry(u64);
-
-impl Entry {
-    fn get(self) -> u64 {
-        // SAFETY: an entry of a table of ours, or of the boot page tables.
-        unsafe { ptr::read_volatile(self.0 as *const u64) }
-    }
-
-    fn set(self, value: u64) {
-        // SAFETY: as for `get`; it maps nothing that is in use but what this program expects.
-        unsafe { ptr::write_volatile(self.0 as *mut u64, value) };
-    }
-}
 
 /// An address space's own tables: the root, and those that lead to the window.
 struct Space([Page; 4]);
@@ -80,7 +38,7 @@ impl Space {
     fn fill(&self, old_root: u64, shift: u64) {
         let [root, pointers, directory, table] = &self.0;
         for index in 0..512 {
-            root.entry(index).set(Entry(old_root + 8 * index).get());
+            root.entry(index).set(Entry::at(old_root + 8 * index).get());
         }
         root.entry(1).set(pointers.address() | PRESENT | WRITABLE);
         pointers.entry(0).set(directory.address() | PRESENT | WRITABLE);
@@ -122,13 +80,13 @@ fn flushed(address: u64, entry: Entry, frame: u64, value: u64) {
     let writable = entry.get() & WRITABLE != 0;
     entry.set(entry.get() & !(ADDRESS | ACCESSED | DIRTY) | frame);
     tlb::flush(VirtAddr::new(address));
-    Entry(frame | address & 0xFFF).set(value);
+    Entry::at(frame | address & 0xFFF).set(value);
     assert_eq!(touch(address, None), value, "a page that was moved and flushed");
     assert_eq!(entry.get() & (ACCESSED | DIRTY), ACCESSED, "it was read");
     if writable {
         touch(address, Some(!value));
         assert_eq!(entry.get() & (ACCESSED | DIRTY), ACCESSED | DIRTY, "it was written");
-        assert_eq!(Entry(frame | address & 0xFFF).get(), !value, "where it was written");
+        assert_eq!(Entry::at(frame | address & 0xFFF).get(), !value, "where it was written");
     }
 }
 
