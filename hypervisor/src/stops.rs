@@ -10,7 +10,7 @@ use core::fmt;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::config::Config;
-use crate::guest::{Guest, Stop};
+use crate::guest::{Guest, Outline, Stop};
 use crate::host::clock::WallClock;
 use crate::host::{interrupts, logger};
 use crate::platform::{GuestTime, Outputs, PowerEvent};
@@ -62,6 +62,8 @@ struct Seen {
     position: u64,
     machine: u64,
     memory: Option<u64>,
+    /// For whoever looks into a difference.
+    outline: Outline,
 }
 
 impl Seen {
@@ -145,7 +147,8 @@ fn record(guest: &mut Guest, config: &Config, disturbed: Option<WallClock>) -> R
         }
         go(guest, target, &mut sink, &mut clock)?;
         let memory = (round % MEMORY_EVERY == 0).then(|| hash_memory(guest));
-        seen.push(Seen { position: guest.position(), machine: guest.hash(), memory });
+        let outline = guest.outline();
+        seen.push(Seen { position: guest.position(), machine: guest.hash(), memory, outline });
     }
     Ok(seen)
 }

@@ -57,6 +57,12 @@ fn with_a_seed_that_is_never_the_same() -> Result<()> {
     stops_are_exact("stops", stops()?, seed::random().u64(3..1 << 32), "")
 }
 
+/// Events whose tables are not translated yet, SMAP, 32-bit paging and PAE.
+#[test]
+fn in_the_corners_of_paging() -> Result<()> {
+    stops_are_exact("paging", stops()? / 16, seed::random().u64(3..1 << 32), "")
+}
+
 /// It leaves for the hypervisor every few instructions.
 #[test]
 fn in_a_guest_that_edits_its_page_tables() -> Result<()> {

@@ -241,6 +241,18 @@ impl Progress {
         entered
     }
 
+    /// Lets the guest take the event that is injected, and nothing else.
+    ///
+    /// # Panics
+    /// When an instruction ran.
+    pub fn deliver(&mut self, counter: &mut Counter, vcpu: &mut dyn Vcpu) -> Entered {
+        let limit = if counter.steps() { Limit::Step(counter.meter()) } else { Limit::After(counter.meter(), 0) };
+        let entered = vcpu.enter(limit);
+        let ticks = counter.read(limit, &entered);
+        assert_eq!(ticks, 0, "an event was to be delivered at {}, and it ran: {entered:?}", self.position);
+        entered
+    }
+
     /// Counts an instruction that was emulated instead of executed.
     pub fn emulated(&mut self) {
         self.position += 1;

@@ -38,7 +38,7 @@ pub enum Meter {
 /// How far one entry may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
-    /// Until the meter has counted this many, at least 1: the entry ends by [`Exit::Interrupted`] (timer) or
+    /// Until the meter has counted this many (with 0, an event is delivered that was injected): the entry ends by [`Exit::Interrupted`] (timer) or
     /// [`Exit::Overflow`] (overflow interrupt) then, or some instructions later, by the meter's skid.
     After(Meter, u64),
     /// To the next boundary between two instructions (for string instructions: between two iterations), where the entry
@@ -106,7 +106,7 @@ pub enum Exit {
 }
 
 /// Names of the kinds of exit: what costs the same, and what is counted together.
-pub const EXIT_KINDS: [&str; 15] = [
+pub const EXIT_KINDS: [&str; 16] = [
     "interrupt",
     "overflow",
     "step",
@@ -122,6 +122,7 @@ pub const EXIT_KINDS: [&str; 15] = [
     "undefined",
     "fatal",
     "paging",
+    "control",
 ];
 
 impl Exit {
@@ -149,7 +150,8 @@ impl Exit {
             Self::CacheFlush => 11,
             Self::Undefined => 12,
             Self::Shutdown | Self::Invalid | Self::Unsupported(_) | Self::Unknown(_) => 13,
-            Self::PageFault { .. } | Self::Control => 14,
+            Self::PageFault { .. } => 14,
+            Self::Control => 15,
         }
     }
 }
@@ -330,7 +332,8 @@ pub trait Vcpu {
 /// How to stop right behind an instruction that begins an interrupt shadow, when no limit does: the instruction is
 /// emulated.
 pub trait ShadowSteps {
-    /// Delivers the events that the guest can take now, without running an instruction.
+    /// Delivers the events that the guest can take now, without running an instruction. A tick is the end of a delivery that
+    /// an exit had interrupted.
     fn deliver(&mut self) -> Entered;
 
     /// Where the guest's descriptors are.

@@ -7,10 +7,10 @@ use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, Registe
 
 use super::linear::AddressSpace;
 use super::walk::AccessKind;
-use super::{Bytes, Fault, GENERAL_PROTECTION, MAX_INSTRUCTION, UNDEFINED, is_64_bit};
+use super::{Bus, Bytes, Fault, GENERAL_PROTECTION, MAX_INSTRUCTION, UNDEFINED, is_64_bit};
 use crate::cpu::Mode;
 use crate::cpu::registers::{Registers, Segment};
-use crate::memory::{GuestMemory, PAGE_SIZE};
+use crate::memory::PAGE_SIZE;
 
 /// A MOV to or from CR8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,12 +27,12 @@ pub struct Cr8Access {
 ///
 /// # Errors
 /// When the instruction cannot be fetched or is none.
-pub fn instruction_length(mode: &Mode, registers: &Registers, memory: &mut GuestMemory) -> Result<u8, Fault> {
-    let fetch = Fetch::new(mode, registers, memory)?;
+pub fn instruction_length(mode: &Mode, registers: &Registers, bus: &mut dyn Bus) -> Result<u8, Fault> {
+    let fetch = Fetch::new(mode, registers, bus)?;
     if let Some(length) = fixed_length(fetch.bytes.as_slice()) {
         return Ok(length);
     }
-    let (instruction, _) = fetch.decode(memory)?;
+    let (instruction, _) = fetch.decode(bus)?;
     Ok(instruction.len() as u8)
 }
 
@@ -40,8 +40,8 @@ pub fn instruction_length(mode: &Mode, registers: &Registers, memory: &mut Guest
 ///
 /// # Errors
 /// When the instruction cannot be fetched or is not a MOV CR8.
-pub fn mov_cr8(mode: &Mode, registers: &Registers, memory: &mut GuestMemory) -> Result<Cr8Access, Fault> {
-    let (instruction, bytes) = decode(mode, registers, memory)?;
+pub fn mov_cr8(mode: &Mode, registers: &Registers, bus: &mut dyn Bus) -> Result<Cr8Access, Fault> {
+    let (instruction, bytes) = decode(mode, registers, bus)?;
     let (write, control, register) = match instruction.code() {
         Code::Mov_cr_r32 | Code::Mov_cr_r64 => (true, instruction.op0_register(), instruction.op1_register()),
         Code::Mov_r32_cr | Code::Mov_r64_cr => (false, instruction.op1_register(), instruction.op0_register()),
@@ -54,12 +54,8 @@ pub fn mov_cr8(mode: &Mode, registers: &Registers, memory: &mut GuestMemory) -> 
 }
 
 /// Fetches and decodes the instruction at CS:RIP.
-pub(super) fn decode(
-    mode: &Mode,
-    registers: &Registers,
-    memory: &mut GuestMemory,
-) -> Result<(Instruction, Bytes), Fault> {
-    Fetch::new(mode, registers, memory)?.decode(memory)
+pub(super) fn decode(mode: &Mode, registers: &Registers, bus: &mut dyn Bus) -> Result<(Instruction, Bytes), Fault> {
+    Fetch::new(mode, registers, bus)?.decode(bus)
 }
 
 /// Lengths of frequent instructions without prefixes and operands.
@@ -87,7 +83,7 @@ struct Fetch<'a> {
 impl<'a> Fetch<'a> {
     /// Fetches from the first page. Limit and type of the code segment were checked by the CPU, which began to execute
     /// this instruction.
-    fn new(mode: &'a Mode, registers: &Registers, memory: &mut GuestMemory) -> Result<Self, Fault> {
+    fn new(mode: &'a Mode, registers: &Registers, bus: &mut dyn Bus) -> Result<Self, Fault> {
         let space = AddressSpace::new(mode, registers.rflags);
         let rip = registers.rip;
         let linear = if space.long { rip } else { space.advance(mode.segments.cs.base, rip) };
@@ -95,25 +91,25 @@ impl<'a> Fetch<'a> {
             return Err(GENERAL_PROTECTION);
         }
         let mut fetch = Self { space, mode, rip, linear, bytes: Bytes::default() };
-        fetch.page(memory, linear)?;
+        fetch.page(bus, linear)?;
         Ok(fetch)
     }
 
     /// Appends what the page of `linear` holds from there on.
-    fn page(&mut self, memory: &mut GuestMemory, linear: u64) -> Result<(), Fault> {
-        let gpa = self.space.translate(memory, linear, AccessKind::Fetch)?;
+    fn page(&mut self, bus: &mut dyn Bus, linear: u64) -> Result<(), Fault> {
+        let gpa = self.space.translate(bus, linear, AccessKind::Fetch)?;
         let wanted = (MAX_INSTRUCTION - self.bytes.as_slice().len()) as u64;
         let here = wanted.min(PAGE_SIZE - linear % PAGE_SIZE);
-        let bytes = memory.slice(gpa, here).map_err(|_| Fault::FetchOutsideMemory(gpa))?;
+        let bytes = bus.memory().slice(gpa, here).map_err(|_| Fault::FetchOutsideMemory(gpa))?;
         self.bytes.extend(bytes);
         Ok(())
     }
 
-    fn decode(mut self, memory: &mut GuestMemory) -> Result<(Instruction, Bytes), Fault> {
+    fn decode(mut self, bus: &mut dyn Bus) -> Result<(Instruction, Bytes), Fault> {
         let mut decoded = self.decode_bytes();
         let have = self.bytes.as_slice().len();
         if decoded == Err(DecoderError::NoMoreBytes) && have < MAX_INSTRUCTION {
-            self.page(memory, self.space.advance(self.linear, have as u64))?;
+            self.page(bus, self.space.advance(self.linear, have as u64))?;
             decoded = self.decode_bytes();
         }
         match decoded {

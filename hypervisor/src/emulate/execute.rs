@@ -214,7 +214,7 @@ impl Execution<'_> {
 
     pub(super) fn stack(&mut self, offset: u64, size: u8, write: bool) -> Result<Span, Fault> {
         let kind = if write { Write } else { Read };
-        self.space.span(self.bus.memory(), SegmentName::Ss, offset, size, kind)
+        self.space.span(self.bus, SegmentName::Ss, offset, size, kind)
     }
 
     /// SETcc and CMOVcc, or nothing that is known here.

@@ -1,10 +1,10 @@
 //! From a segment and an offset to the guest-physical pieces of an operand, and access to them.
 
-use super::walk::{self, Access, AccessKind, Paging};
+use super::walk::{Access, AccessKind, Paging};
 use super::{Bus, Fault, GENERAL_PROTECTION, RFLAGS_AC, RFLAGS_VM, STACK, is_64_bit, is_user};
 use crate::cpu::Mode;
 use crate::cpu::registers::{CR0_PE, Segment};
-use crate::memory::{Gpa, GuestMemory, PAGE_SIZE};
+use crate::memory::{Gpa, PAGE_SIZE};
 
 /// A segment register. The code segment is there for reads through it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,9 +52,9 @@ impl<'a> AddressSpace<'a> {
     }
 
     /// Translates one linear address.
-    pub(super) fn translate(&self, memory: &mut GuestMemory, linear: u64, kind: AccessKind) -> Result<Gpa, Fault> {
+    pub(super) fn translate(&self, bus: &mut dyn Bus, linear: u64, kind: AccessKind) -> Result<Gpa, Fault> {
         let access = Access { kind, user: self.user, smap_off: self.smap_off };
-        Ok(walk::translate(&self.paging, memory, linear, access)?)
+        Ok(bus.translate(&self.paging, linear, access)?)
     }
 
     /// The linear address `distance` bytes after `linear`.
@@ -66,7 +66,7 @@ impl<'a> AddressSpace<'a> {
     /// Resolves an operand of `size` bytes (1 to 8). A write is checked as a whole before anything is written.
     pub(super) fn span(
         &self,
-        memory: &mut GuestMemory,
+        bus: &mut dyn Bus,
         segment: SegmentName,
         offset: u64,
         size: u8,
@@ -75,9 +75,9 @@ impl<'a> AddressSpace<'a> {
         let linear = self.linear(segment, offset, size, kind)?;
         let rest_of_page = PAGE_SIZE - linear % PAGE_SIZE;
         let first_len = rest_of_page.min(u64::from(size)) as u8;
-        let first = self.translate(memory, linear, kind)?;
+        let first = self.translate(bus, linear, kind)?;
         let second =
-            if first_len < size { self.translate(memory, self.advance(linear, rest_of_page), kind)? } else { first };
+            if first_len < size { self.translate(bus, self.advance(linear, rest_of_page), kind)? } else { first };
         Ok(Span { first, first_len, second, size })
     }
 

@@ -22,7 +22,7 @@ impl<'a> Execution<'a> {
     /// Fetches and decodes the instruction at CS:RIP.
     pub(super) fn fetch(cpu: &'a mut CpuView<'_>, bus: &'a mut dyn Bus) -> Result<Self, Fault> {
         let (mode, registers) = (cpu.mode, *cpu.registers);
-        let (instruction, bytes) = decode::decode(mode, &registers, bus.memory())?;
+        let (instruction, bytes) = decode::decode(mode, &registers, bus)?;
         let space = AddressSpace::new(mode, registers.rflags);
         Ok(Self { registers, mode, space, instruction, bytes, vectors: &mut *cpu.vectors, bus })
     }

@@ -35,6 +35,7 @@ use core::fmt;
 
 pub use crate::cpu::vectors::Vectors;
 
+use self::walk::{Access, Paging, WalkError};
 use crate::cpu::registers::{CR0_PE, EFER_LMA, Registers, Segment};
 use crate::cpu::{Exception, Mode};
 use crate::memory::{Gpa, GuestMemory};
@@ -65,6 +66,14 @@ pub trait Bus {
 
     /// Guest RAM.
     fn memory(&mut self) -> &mut GuestMemory;
+
+    /// Where an access at a linear address leads, as the CPU would find it: by a walk of the guest's tables.
+    ///
+    /// # Errors
+    /// When it faults.
+    fn translate(&mut self, paging: &Paging, linear: u64, access: Access) -> Result<Gpa, WalkError> {
+        walk::translate(paging, self.memory(), linear, access)
+    }
 }
 
 /// How far an emulated instruction got.

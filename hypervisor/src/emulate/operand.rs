@@ -101,7 +101,7 @@ impl Execution<'_> {
                 let size = self.memory_size()?;
                 let offset = self.memory_offset(operand, displacement)?;
                 let segment = segment_name(self.instruction.memory_segment()).ok_or(self.unsupported())?;
-                Ok(Place::Memory(self.space.span(self.bus.memory(), segment, offset, size, kind)?))
+                Ok(Place::Memory(self.space.span(self.bus, segment, offset, size, kind)?))
             }
             _ => Err(self.unsupported()),
         }

@@ -4,13 +4,11 @@
 use iced_x86::{Code, Register};
 
 use super::operand::Execution;
-use super::walk::{self, Access, AccessKind, Paging};
+use super::walk::{Access, AccessKind, Paging, WalkError};
 use super::{Bus, CpuView, Emulated, Fault, RFLAGS_VM, Vectors, is_64_bit};
 use crate::cpu::Mode;
-use crate::cpu::registers::{CR0_PE, RFLAGS_IF, RFLAGS_RF, Registers, Segment, Table};
+use crate::cpu::registers::{CR0_PE, RFLAGS_IF, Registers, Segment, Table};
 use crate::memory::{Gpa, GuestMemory};
-
-const STI: u8 = 0xFB;
 
 /// What the CPU has that decides what such an instruction does.
 #[derive(Debug, Clone, Copy)]
@@ -25,19 +23,10 @@ pub struct ShadowView<'a> {
     pub after_mov_ss: bool,
 }
 
-impl ShadowView<'_> {
-    /// Whether it is executed in 64-bit mode.
-    #[must_use]
-    pub fn is_64_bit(&self) -> bool {
-        is_64_bit(self.mode)
-    }
-
-    /// Linear address of the instruction at CS:RIP.
-    #[must_use]
-    pub fn linear_rip(&self) -> u64 {
-        let rip = self.registers.rip;
-        if is_64_bit(self.mode) { rip } else { self.mode.segments.cs.base.wrapping_add(rip) & 0xFFFF_FFFF }
-    }
+/// Linear address of the instruction at CS:RIP.
+#[must_use]
+pub fn linear_rip(mode: &Mode, rip: u64) -> u64 {
+    if is_64_bit(mode) { rip } else { mode.segments.cs.base.wrapping_add(rip) & 0xFFFF_FFFF }
 }
 
 /// The CPU behind the instruction, in its shadow.
@@ -49,37 +38,10 @@ pub struct Begun {
     pub stack: Option<Segment>,
 }
 
-/// Whether an instruction may begin a shadow, as far as its first bytes tell. `None` is STI without a prefix.
-#[must_use]
-pub fn may_begin(bytes: &[u8], long: bool) -> Option<bool> {
-    let is_prefix = |&byte: &u8| match byte {
-        0x26 | 0x2E | 0x36 | 0x3E | 0x64..=0x67 | 0xF0 | 0xF2 | 0xF3 => true,
-        0x40..=0x4F => long,
-        _ => false,
-    };
-    let start = bytes.iter().position(|byte| !is_prefix(byte)).unwrap_or(bytes.len());
-    match &bytes[start..] {
-        [STI, ..] if start == 0 => None,
-        // POP SS; MOV to SS; what goes on on another page.
-        [] | [STI, ..] | [0x17, ..] | [0x8E] => Some(true),
-        [0x8E, modrm, ..] => Some(modrm >> 3 & 7 == 2),
-        _ => Some(false),
-    }
-}
-
-/// Carries out STI, if it begins a shadow.
-#[must_use]
-pub fn begin_by_sti(view: &ShadowView<'_>) -> Option<Begun> {
-    let mut registers = *view.registers;
-    registers.rip = super::next_rip(view.mode, registers.rip, 1);
-    registers.rflags = (registers.rflags | RFLAGS_IF) & !RFLAGS_RF;
-    sti_begins(view).then_some(Begun { registers, stack: None })
-}
-
 /// Carries out the instruction at CS:RIP if it begins an interrupt shadow. `None` for every other one, and when it
 /// faults: then the CPU can execute it itself.
-pub fn begin(view: &ShadowView<'_>, memory: &mut GuestMemory) -> Option<Begun> {
-    let mut bus = RamOnly { memory, device: false };
+pub fn begin(view: &ShadowView<'_>, bus: &mut dyn Bus) -> Option<Begun> {
+    let mut bus = RamOnly { bus, device: false };
     let mut before = *view.registers;
     let mut cpu = CpuView { registers: &mut before, mode: view.mode, vectors: &mut NoVectors };
     let mut execution = Execution::fetch(&mut cpu, &mut bus).ok()?;
@@ -103,7 +65,7 @@ pub fn begin(view: &ShadowView<'_>, memory: &mut GuestMemory) -> Option<Begun> {
         return None;
     }
     let stack = match stack {
-        Some(selector) => Some(stack_segment(view, selector, memory)?),
+        Some(selector) => Some(stack_segment(view, selector, &mut bus)?),
         None => None,
     };
     Some(Begun { registers, stack })
@@ -132,7 +94,7 @@ impl Vectors for NoVectors {
 
 /// Memory without devices: whoever meets one is left to the CPU.
 struct RamOnly<'a> {
-    memory: &'a mut GuestMemory,
+    bus: &'a mut dyn Bus,
     device: bool,
 }
 
@@ -147,7 +109,11 @@ impl Bus for RamOnly<'_> {
     }
 
     fn memory(&mut self) -> &mut GuestMemory {
-        self.memory
+        self.bus.memory()
+    }
+
+    fn translate(&mut self, paging: &Paging, linear: u64, access: Access) -> Result<Gpa, WalkError> {
+        self.bus.translate(paging, linear, access)
     }
 }
 
@@ -182,7 +148,7 @@ const ACCESSED: u16 = 1 << 0;
 const GRANULARITY: u16 = 1 << 11;
 
 /// What SS holds after `selector` was loaded; `None` if it cannot be.
-fn stack_segment(view: &ShadowView<'_>, selector: u16, memory: &mut GuestMemory) -> Option<Segment> {
+fn stack_segment(view: &ShadowView<'_>, selector: u16, bus: &mut dyn Bus) -> Option<Segment> {
     let old = view.mode.segments.ss;
     if view.mode.cr0 & CR0_PE == 0 || view.registers.rflags & RFLAGS_VM != 0 {
         // Limit and attributes stay.
@@ -198,7 +164,7 @@ fn stack_segment(view: &ShadowView<'_>, selector: u16, memory: &mut GuestMemory)
         return allowed.then_some(Segment { selector, attributes: u16::from(privilege) << 5, limit: 0, base: 0 });
     }
     let at = descriptor_address(view, selector)?;
-    let bytes = read_system::<8>(view.mode, memory, at)?;
+    let bytes = read_system::<8>(view.mode, bus, at)?;
     let descriptor = u64::from_le_bytes(bytes);
     let attributes = (descriptor >> 40 & 0xFF | descriptor >> 44 & 0xF00) as u16;
     let is_stack =
@@ -209,8 +175,8 @@ fn stack_segment(view: &ShadowView<'_>, selector: u16, memory: &mut GuestMemory)
         return None;
     }
     if attributes & ACCESSED == 0 {
-        let byte = translate_system(view.mode, memory, at + 5, AccessKind::Write)?;
-        memory.write(byte, &[bytes[5] | ACCESSED as u8]).ok()?;
+        let byte = translate_system(view.mode, bus, at + 5, AccessKind::Write)?;
+        bus.memory().write(byte, &[bytes[5] | ACCESSED as u8]).ok()?;
     }
     Some(segment)
 }
@@ -237,16 +203,16 @@ fn base(descriptor: u64) -> u64 {
 }
 
 /// Descriptors are read with the system's rights.
-fn translate_system(mode: &Mode, memory: &mut GuestMemory, linear: u64, kind: AccessKind) -> Option<Gpa> {
+fn translate_system(mode: &Mode, bus: &mut dyn Bus, linear: u64, kind: AccessKind) -> Option<Gpa> {
     let access = Access { kind, user: false, smap_off: false };
-    walk::translate(&Paging::from(mode), memory, linear, access).ok()
+    bus.translate(&Paging::from(mode), linear, access).ok()
 }
 
-fn read_system<const N: usize>(mode: &Mode, memory: &mut GuestMemory, linear: u64) -> Option<[u8; N]> {
+fn read_system<const N: usize>(mode: &Mode, bus: &mut dyn Bus, linear: u64) -> Option<[u8; N]> {
     let mut bytes = [0; N];
     for (byte, at) in bytes.iter_mut().zip(linear..) {
-        let gpa = translate_system(mode, memory, at, AccessKind::Read)?;
-        [*byte] = memory.read(gpa).ok()?;
+        let gpa = translate_system(mode, bus, at, AccessKind::Read)?;
+        [*byte] = bus.memory().read(gpa).ok()?;
     }
     Some(bytes)
 }

@@ -107,13 +107,13 @@ impl Execution<'_> {
     pub(super) fn source(&mut self, size: u8) -> Result<Span, Fault> {
         let segment = segment_name(self.instruction.memory_segment()).ok_or(self.unsupported())?;
         let offset = self.get(self.string_register(gpr::RSI));
-        self.space.span(self.bus.memory(), segment, offset, size, AccessKind::Read)
+        self.space.span(self.bus, segment, offset, size, AccessKind::Read)
     }
 
     /// The element at the destination index, which is always in ES.
     pub(super) fn destination(&mut self, size: u8, kind: AccessKind) -> Result<Span, Fault> {
         let offset = self.get(self.string_register(gpr::RDI));
-        self.space.span(self.bus.memory(), SegmentName::Es, offset, size, kind)
+        self.space.span(self.bus, SegmentName::Es, offset, size, kind)
     }
 
     /// Moves an index register to the next element.

@@ -131,7 +131,7 @@ impl Execution<'_> {
                     return Err(GENERAL_PROTECTION);
                 }
             }
-            *span = Some(self.space.span(self.bus.memory(), segment, offset, size, kind)?);
+            *span = Some(self.space.span(self.bus, segment, offset, size, kind)?);
         }
         Ok(spans)
     }

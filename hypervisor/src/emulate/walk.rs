@@ -233,6 +233,16 @@ impl Format {
         }
     }
 
+    /// Entries of a table of `level`.
+    #[must_use]
+    pub const fn entries(self, level: u32) -> u64 {
+        match self {
+            Self::Legacy => 1024,
+            Self::Pae if level == 3 => 4,
+            _ => 512,
+        }
+    }
+
     /// Bytes of an entry.
     #[must_use]
     pub const fn entry_size(self) -> u64 {
@@ -253,8 +263,7 @@ impl Format {
     /// Which entry of a table of `level` an address uses.
     #[must_use]
     pub fn index(self, gva: u64, level: u32) -> u64 {
-        let entries = if self == Self::Legacy { 1024 } else { 512 };
-        (gva >> self.shift(level)) & (entries - 1)
+        (gva >> self.shift(level)) & (self.entries(level) - 1)
     }
 
     /// A page directory pointer of PAE: no rights, no accessed bit.

@@ -120,7 +120,7 @@ impl Guest {
 
     fn instruction_length(&mut self) -> Result<u8, Done> {
         let mode = self.vcpu.mode();
-        decode::instruction_length(&mode, self.vcpu.registers(), &mut self.memory).map_err(fault)
+        self.examine(&mode, |registers, bus| decode::instruction_length(&mode, registers, bus)).map_err(fault)
     }
 
     fn set_low(&mut self, index: usize, value: u32) {
@@ -222,7 +222,7 @@ impl Guest {
 
     fn access_cr8(&mut self) -> Done {
         let mode = self.vcpu.mode();
-        match decode::mov_cr8(&mode, self.vcpu.registers(), &mut self.memory) {
+        match self.examine(&mode, |registers, bus| decode::mov_cr8(&mode, registers, bus)) {
             Ok(access) if access.write => {
                 match u8::try_from(self.vcpu.registers().gpr[access.register]) {
                     Ok(value) if value <= 15 => self.platform.set_cr8(value),

@@ -21,7 +21,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::counter::Progress;
 use crate::counter::choose::Chosen;
-use crate::cpu::registers::{CpuState, RFLAGS_IF, Table};
+use crate::cpu::registers::{CpuState, RFLAGS_IF, Table, gpr};
 use crate::cpu::{Exit, Vcpu};
 use crate::memory::{Gpa, GuestMemory, PageSet};
 use crate::mmu::Mmu;
@@ -47,6 +47,10 @@ pub struct Guest {
     let_in: fn() -> bool,
     /// The guest's translations, if they are tracked.
     mmu: Option<alloc::boxed::Box<Mmu>>,
+    /// The last access for which a translation was wanted.
+    attempt: Option<paging::Attempt>,
+    /// Where the guest stood when pages were opened to one instruction.
+    opened: Option<u64>,
     /// Where the guest stood when it came to this machine.
     loaded_at: u64,
     halted: bool,
@@ -62,6 +66,17 @@ impl fmt::Debug for Guest {
             .field("halted", &self.halted)
             .finish_non_exhaustive()
     }
+}
+
+/// Where the guest is, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outline {
+    rip: u64,
+    rsp: u64,
+    rflags: u64,
+    /// The interrupt that waits.
+    interrupt: Option<u8>,
+    translations: u64,
 }
 
 /// Notes what the guest put out during one exit, on the way to where it goes.
@@ -107,6 +122,8 @@ impl Guest {
             image,
             let_in,
             mmu: None,
+            attempt: None,
+            opened: None,
             loaded_at: 0,
             halted: false,
             settled: true,
@@ -189,11 +206,11 @@ impl Guest {
             if out.frames {
                 return Stop::Output;
             }
-            if self.position() >= target {
+            if self.position() >= target && !self.is_delivering() {
                 return Stop::Target;
             }
-            // Last: what the guest did must not be forgotten for it.
-            if host {
+            // Last: what the guest did must not be forgotten for it, nor may it end a delivery at the target in the middle.
+            if host && self.position() < target {
                 return Stop::Host;
             }
             let interrupt = self.platform.pending_interrupt();
@@ -215,7 +232,11 @@ impl Guest {
     fn enter(&mut self, target: u64, offered: Option<u8>, out: &mut Noting<'_>) -> Exit {
         let deadline = self.platform.next_deadline().and_then(|time| self.platform.clock().position_at(time));
         let stop = deadline.map_or(target, |deadline| deadline.min(target));
-        let entered = self.run_towards(stop);
+        let stop = self.close_pages().map_or(stop, |behind| behind.min(stop));
+        let entered = match self.is_delivering() && self.position() == stop {
+            true => self.progress.deliver(&mut self.counter.counter, &mut *self.vcpu),
+            false => self.run_towards(stop),
+        };
         if let (true, Some(vector)) = (entered.interrupt_taken, offered) {
             self.platform.interrupt_taken(vector);
         }
@@ -224,10 +245,15 @@ impl Guest {
         // A stop is exact when the limit ended the run; before that a host interrupt may have come in the middle of
         // the delivery of a fault, where the count is ambiguous.
         self.settled = self.position() == stop;
-        if entered.exit.is_own() {
-            let arrived = self.settled && matches!(entered.exit, Exit::PageFault { .. });
-            // A translation that the next instruction needs may be missed before the stop is.
-            self.settled = self.handle(entered.exit, out) || arrived && !self.vcpu.has_undelivered();
+        // A translation that the next instruction needs may be missed before the stop is: the stop comes first, and it will
+        // be missed again.
+        let early = self.settled && matches!(entered.exit, Exit::PageFault { .. }) && !self.vcpu.has_undelivered();
+        if entered.exit.is_own() && !early {
+            let position = self.position();
+            self.settled = self.handle(entered.exit, out);
+            if self.mmu.as_ref().is_some_and(|mmu| mmu.is_open()) {
+                self.opened.get_or_insert(position);
+            }
         }
         assert!(
             self.position() <= stop,
@@ -239,6 +265,11 @@ impl Guest {
             self.fire_due();
         }
         entered.exit
+    }
+
+    /// Whether the delivery of an event was interrupted, which may belong to a tick that has been counted.
+    fn is_delivering(&self) -> bool {
+        !self.settled && self.vcpu.has_undelivered()
     }
 
     /// Fires the timers that are due at the current position. Called on arrival at it, and when an entry has moved time.
@@ -336,6 +367,19 @@ impl Guest {
     /// Hash of CPU, platform and position.
     pub fn hash(&mut self) -> u64 {
         state::hash(&mut MachineState::of(self))
+    }
+
+    /// What tells most about where it is.
+    #[must_use]
+    pub fn outline(&self) -> Outline {
+        let registers = self.vcpu.registers();
+        Outline {
+            rip: registers.rip,
+            rsp: registers.gpr[gpr::RSP],
+            rflags: registers.rflags,
+            interrupt: self.platform.pending_interrupt(),
+            translations: self.paging_history(),
+        }
     }
 
     /// Starts the guest anew from its image, as after a reset: memory zeroed, devices and CPU in their first state.

@@ -10,7 +10,6 @@ use crate::cpu::{Exception, Mode};
 use crate::emulate::control::{self, Control};
 use crate::emulate::walk::{Access, AccessKind, Paging, WalkError, error_code};
 use crate::emulate::{Emulated, Fault};
-use crate::memory::PAGE_SIZE;
 use crate::mmu::{Mmu, TABLES};
 use crate::platform::{CpuidContext, Platform};
 
@@ -34,6 +33,15 @@ fn allowed_cr4(platform: &Platform) -> u64 {
     offered
         .flat_map(|(register, bits)| bits.iter().filter(move |&&(_, feature)| register >> feature & 1 != 0))
         .fold(0, |mask, &(bit, _)| mask | 1 << bit)
+}
+
+/// An access that faulted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Attempt {
+    position: u64,
+    rip: u64,
+    linear: u64,
+    code: u32,
 }
 
 /// A write to a control register raises #GP(0).
@@ -88,6 +96,7 @@ impl Guest {
         if let Some(mmu) = &mut self.mmu {
             mmu.reset();
         }
+        self.opened = None;
         self.reload_paging();
     }
 
@@ -126,7 +135,13 @@ impl Guest {
             (false, true) => AccessKind::Fetch,
             (false, false) => AccessKind::Read,
         };
-        let smap_off = self.vcpu.registers().rflags & RFLAGS_AC != 0;
+        let mode = self.vcpu.mode();
+        let attempt = Attempt { position: self.position(), rip: self.vcpu.registers().rip, linear, code };
+        // What the CPU refuses although our tables allow it, and it has just forgotten all others, is no access of the
+        // instruction's own, but one to a table of the system's: RFLAGS.AC means nothing to that. Code with user rights
+        // has no other accesses with the system's. See: SDM volume 3, 5.6.
+        let implicit = mode.segments.ss.dpl() == 3 || self.attempt.replace(attempt) == Some(attempt);
+        let smap_off = !implicit && self.vcpu.registers().rflags & RFLAGS_AC != 0;
         let access = Access { kind, user: has(error_code::USER), smap_off };
         let Some(mmu) = &mut self.mmu else {
             return Done::Crash("a page fault exits, and no paging is tracked".into());
@@ -137,10 +152,8 @@ impl Guest {
             false => mmu.fault(&mut self.memory, linear, access),
         };
         match filled {
-            Ok(None) => Done::Again,
             Ok(root) => {
-                let paging = Paging::from(&self.vcpu.mode());
-                self.vcpu.set_paging(&paging, root);
+                self.walk_anew(&mode, root);
                 Done::Again
             }
             Err(WalkError::PageFault(fault)) => self.deliver_fault(fault.address, fault.error_code),
@@ -148,19 +161,25 @@ impl Guest {
         }
     }
 
-    /// What the page of the next instruction, at a linear address, holds of it, as the CPU will find it; nothing if it cannot
-    /// be fetched. `None` if paging is not tracked.
-    pub(super) fn first_bytes(&mut self, linear: u64) -> Option<Option<heapless::Vec<u8, 15>>> {
-        let mode = self.vcpu.mode();
-        let access = Access { kind: AccessKind::Fetch, user: mode.segments.ss.dpl() == 3, smap_off: false };
-        let translated = self.mmu.as_mut()?.translate(&mut self.memory, linear, access);
-        let Ok((gpa, root)) = translated else { return Some(None) };
+    /// Has the CPU forget what it has cached and walk from `root`, if there is one.
+    pub(super) fn walk_anew(&mut self, mode: &Mode, root: Option<u64>) {
         if root.is_some() {
-            self.vcpu.set_paging(&Paging::from(&mode), root);
+            self.vcpu.set_paging(&Paging::from(mode), root);
         }
-        let length = (PAGE_SIZE - linear % PAGE_SIZE).min(15);
-        let bytes = self.memory.slice(gpa, length).ok();
-        Some(bytes.and_then(|bytes| heapless::Vec::from_slice(bytes).ok()))
+    }
+
+    /// As long as pages are open to one instruction, the guest stops behind it: closes them when it has run, and says where
+    /// that is.
+    pub(super) fn close_pages(&mut self) -> Option<u64> {
+        let opened = self.opened?;
+        if self.position() == opened {
+            return Some(opened + 1);
+        }
+        self.opened = None;
+        let root = self.mmu.as_mut().and_then(|mmu| mmu.close());
+        let mode = self.vcpu.mode();
+        self.walk_anew(&mode, root);
+        None
     }
 
     /// The guest gets the page fault, or what it makes of an exception that was being delivered. See: APM volume 2, 8.2.9.
@@ -205,8 +224,7 @@ impl Guest {
 
     fn invalidate(&mut self, mode: &Mode, linear: u64) {
         let Some(mmu) = &mut self.mmu else { return };
-        if let Some(root) = mmu.invalidate(&self.memory, linear) {
-            self.vcpu.set_paging(&Paging::from(mode), Some(root));
-        }
+        let root = mmu.invalidate(&self.memory, linear);
+        self.walk_anew(mode, root);
     }
 }

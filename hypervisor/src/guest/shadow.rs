@@ -65,7 +65,9 @@ impl Guest {
             return self.enter_once(stop);
         };
         let delivered = steps.deliver();
-        if delivered.exit != Exit::Interrupted {
+        // The end of a delivery that an exit had interrupted.
+        (0..delivered.ticks).for_each(|_| self.progress.emulated());
+        if delivered.exit != Exit::Interrupted || self.position() == stop {
             return delivered;
         }
         if self.begin_shadow().is_some() {
@@ -83,21 +85,15 @@ impl Guest {
     /// Carries out the next instruction if it begins an interrupt shadow.
     fn begin_shadow(&mut self) -> Option<()> {
         let mode = self.vcpu.mode();
-        let registers = *self.vcpu.registers();
         let steps = self.vcpu.shadow_steps()?;
-        let view =
-            ShadowView { registers: &registers, mode: &mode, gdtr: steps.gdtr(), after_mov_ss: steps.after_mov_ss() };
-        let breaks = steps.breaks_at(view.linear_rip());
-        let begun = match self.first_bytes(view.linear_rip()) {
-            None => shadow::begin(&view, &mut self.memory),
-            // The CPU would not walk the guest's tables for it.
-            Some(bytes) => match shadow::may_begin(&bytes?, view.is_64_bit()) {
-                None => shadow::begin_by_sti(&view),
-                Some(true) => shadow::begin(&view, &mut self.memory),
-                Some(false) => None,
-            },
-        };
-        let begun = begun.filter(|_| !breaks)?;
+        let (gdtr, after_mov_ss) = (steps.gdtr(), steps.after_mov_ss());
+        let linear = shadow::linear_rip(&mode, self.vcpu.registers().rip);
+        if self.vcpu.shadow_steps()?.breaks_at(linear) {
+            return None;
+        }
+        let begun = self.examine(&mode, |registers, bus| {
+            shadow::begin(&ShadowView { registers, mode: &mode, gdtr, after_mov_ss }, bus)
+        })?;
         *self.vcpu.registers_mut() = begun.registers;
         self.vcpu.shadow_steps()?.begin_shadow(begun.stack);
         Some(())

@@ -29,6 +29,7 @@ struct Script {
     extended: MadeUp,
     mode: Mode,
     lent: Lent,
+    injected: bool,
 }
 
 /// What the guest was lent of its TSC, entry by entry.
@@ -54,7 +55,13 @@ impl Vcpu for Script {
             Limit::Step(_) => (Exit::Stepped, 1),
         };
         // What exits has not run yet: it counts when it was emulated.
-        let (exit, ticks) = self.exits.pop_front().map_or(end, |exit| (exit, 0));
+        let (exit, ticks) = self.exits.pop_front().map_or(end, |exit| match exit {
+            // Missed for the instruction behind the last one.
+            Exit::PageFault { .. } => (exit, end.1),
+            exit => (exit, 0),
+        });
+        // Delivered, unless a translation was missed for that.
+        self.injected &= matches!(exit, Exit::PageFault { .. });
         Entered { exit, ticks, interrupt_taken: false, exception_taken: false }
     }
 
@@ -72,7 +79,13 @@ impl Vcpu for Script {
 
     fn offer_interrupt(&mut self, _: Option<u8>) {}
 
-    fn inject(&mut self, _: Exception) {}
+    fn inject(&mut self, _: Exception) {
+        self.injected = true;
+    }
+
+    fn has_undelivered(&self) -> bool {
+        self.injected
+    }
 
     fn clear_interrupt_shadow(&mut self) {}
 
@@ -124,6 +137,7 @@ fn guest(exits: &[Exit], host: bool) -> Guest {
         extended: MadeUp::default(),
         mode: Mode::default(),
         lent: Lent::default(),
+        injected: false,
     });
     let counter = Chosen { counter: counter(0), figures: Figures::default(), why: "a test".into(), lends_tsc: false };
     let memory = GuestMemory::for_test(MEMORY);
@@ -145,6 +159,13 @@ fn guest(exits: &[Exit], host: bool) -> Guest {
 
 fn out(port: u16) -> Exit {
     Exit::Io(IoExit { port, size: 2, input: false, string: false, next_rip: 0 })
+}
+
+#[test]
+fn a_translation_that_is_missed_at_a_stop_belongs_to_the_next_run() {
+    let mut guest = guest(&[Exit::PageFault { linear: 0, error_code: 0 }], false);
+    assert_eq!(guest.run(100, &mut Nothing), Stop::Target);
+    assert!(guest.is_settled() && guest.crash().is_none());
 }
 
 #[test]
@@ -184,7 +205,7 @@ fn the_clock_is_lent_as_the_position_says_and_only_while_it_goes_on_by_ticks() {
     let lent = Lent::default();
     let (exits, registers) = ([out(0x80), out(0x80)].into(), Registers::default());
     let (extended, mode) = (MadeUp::default(), Mode::default());
-    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent: Rc::clone(&lent) });
+    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent: Rc::clone(&lent), injected: false });
     guest.run(10, &mut Nothing);
     assert!(lent.take().is_empty(), "a CPU whose reads are not exact");
     guest.counter.lends_tsc = true;
@@ -232,7 +253,14 @@ fn with_xsetbv(layout: Layout, level: u16, cr4: u64, register: u64, value: u64) 
     mode.segments.ss = Segment::flat(0x10, 0xC93 | level << 5);
     guest.memory.slice_mut(Gpa(0x1000), 3).unwrap().copy_from_slice(&[0x0F, 0x01, 0xD1]);
     let exits = [Exit::Xsetbv].into();
-    guest.vcpu = Box::new(Script { exits, registers, extended: MadeUp::new(layout), mode, lent: Lent::default() });
+    guest.vcpu = Box::new(Script {
+        exits,
+        registers,
+        extended: MadeUp::new(layout),
+        mode,
+        lent: Lent::default(),
+        injected: false,
+    });
     guest
 }
 
@@ -272,6 +300,7 @@ fn what_is_sent_is_loaded_by_the_sender_too() {
         extended,
         mode: Mode::default(),
         lent: Lent::default(),
+        injected: false,
     });
     let hash = guest.hash();
     assert_eq!(loads.get(), 0);
@@ -289,4 +318,16 @@ fn a_state_with_other_registers_is_refused_with_the_reason() {
     assert_eq!(error, StateError::OtherComponents { state: 7, cpu: 3 });
     assert!(rich.load(&saved).is_ok());
     assert_eq!(rich.vcpu.extended().xcr0(), 7);
+}
+
+#[test]
+fn a_delivery_at_the_target_comes_to_its_end_before_the_host_is_served() {
+    let missed = Exit::PageFault { linear: 0, error_code: 0 };
+    // A fault is missed behind the last tick while another is delivered: the delivery goes on, without a tick.
+    let mut guest = guest(&[missed], true);
+    guest.vcpu.inject(Exception::UNDEFINED);
+    let mmu = Mmu::new(4, 40);
+    guest.mmu = Some(Box::new(mmu));
+    assert_eq!(guest.run(100, &mut Nothing), Stop::Target);
+    assert!(guest.is_settled() && guest.position() == 100);
 }

@@ -23,6 +23,8 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
+use alloc::vec::Vec;
+
 use self::tables::{Key, Number, Tables};
 use crate::cpu::registers::{CR0_PG, EFER_LMA};
 use crate::emulate::walk::{
@@ -73,6 +75,8 @@ pub struct Mmu {
     unlinked: bool,
     /// The CPU may have cached what is no more.
     stale: bool,
+    /// Entries that are there for one instruction.
+    open: Vec<(Number, u64)>,
     history: u64,
     beyond: u64,
 }
@@ -94,6 +98,7 @@ impl Mmu {
             now: 1,
             unlinked: false,
             stale: false,
+            open: Vec::new(),
             history: 0,
             beyond: ADDRESS & !((1 << physical_bits) - 1),
         }
@@ -114,6 +119,7 @@ impl Mmu {
     /// Forgets everything, as when the guest's state comes or goes.
     pub fn reset(&mut self) {
         self.tables.clear();
+        self.open.clear();
         (self.paging, self.root, self.now, self.history) = (None, 0, 1, 0);
     }
 
@@ -209,8 +215,25 @@ impl Mmu {
         self.settle()
     }
 
+    /// Whether something is open to the next instruction that must be [closed](Self::close) behind it.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// Ends what was open to one instruction. Returns the root if the CPU must forget what it has cached, and walk from there.
+    pub fn close(&mut self) -> Option<u64> {
+        let format = Format::of(&self.paging?).ok()?;
+        for (at, index) in core::mem::take(&mut self.open) {
+            self.tables.remove(format, at, index);
+            self.stale = true;
+        }
+        self.settle()
+    }
+
     fn forget_all(&mut self) {
         self.tables.clear();
+        self.open.clear();
         self.note(u64::MAX);
     }
 
@@ -261,14 +284,25 @@ impl Mmu {
         if !self.tables.begin_check(at, self.now) {
             return;
         }
+        let Key { table, level, .. } = self.tables.key(at);
         let mut from = 0;
-        while let Some(index) = self.tables.next_present(at, from) {
+        // What is not memory reads as what nothing was made from, or never changes.
+        while let Some(index) = memory
+            .slice(Gpa(table), format.entries(level) * format.entry_size())
+            .ok()
+            .and_then(|guests| self.tables.next_changed(format, at, guests, from))
+        {
             from = index + 1;
-            if !self.compare(format, memory, at, index) {
-                let entry = self.tables.get(format, at, index);
-                if let Some(child) = self.below(at, entry) {
-                    self.check(format, memory, child);
-                }
+            self.compare(format, memory, at, index);
+        }
+        from = 0;
+        while level > 1
+            && let Some(index) = self.tables.next_present(at, from)
+        {
+            from = index + 1;
+            let entry = self.tables.get(format, at, index);
+            if let Some(child) = self.below(at, entry) {
+                self.check(format, memory, child);
             }
         }
     }
@@ -349,6 +383,9 @@ impl Mmu {
             self.unlinked |= self.below(at, old).is_some();
         }
         self.tables.set(format, at, step.index, entry, step.entry);
+        if access.is_some_and(|access| lends(paging, access, &key, step.entry)) && paging.cr4 & CR4_SMAP != 0 {
+            self.open.push((at, step.index));
+        }
     }
 
     /// Enters what lies near and could be walked without setting a bit.
@@ -366,6 +403,14 @@ impl Mmu {
     }
 }
 
+/// Whether a page of the user's becomes the system's. Without CR0.WP the system may write to pages that are read-only. The
+/// CPU runs with it, to see the first write to each: the page is then the system's until the user comes back to it; with
+/// SMAP, which would not protect it any more, for one instruction.
+fn lends(paging: &Paging, access: Access, key: &Key, entry: u64) -> bool {
+    let rights = key.rights & entry & (WRITABLE | USER);
+    paging.cr0 & CR0_WP == 0 && rights == USER && !access.user && access.kind == AccessKind::Write
+}
+
 /// Our entry for a page: `entry` is the guest's, in a table reached as `key` says.
 fn page(format: Format, paging: &Paging, key: &Key, entry: u64, access: Option<Access>) -> u64 {
     let rights = key.rights & entry;
@@ -373,10 +418,8 @@ fn page(format: Format, paging: &Paging, key: &Key, entry: u64, access: Option<A
     let mut no_execute = key.no_execute || entry & NO_EXECUTE != 0;
     let dirty = entry & DIRTY != 0;
     let mut flags = PRESENT | ACCESSED | DIRTY;
-    // Without CR0.WP the system may write to pages that are read-only. The CPU runs with it, to see the first write to
-    // each: a page of the user's is then the system's until the user comes back to it.
-    let lends = |access: Access| !access.user && access.kind == AccessKind::Write;
-    let system_writes = paging.cr0 & CR0_WP == 0 && !writable && (!user || access.is_some_and(lends));
+    let lent = access.is_some_and(|access| lends(paging, access, key, entry));
+    let system_writes = paging.cr0 & CR0_WP == 0 && !writable && (!user || lent);
     if dirty && (writable || system_writes) {
         flags |= WRITABLE;
     }

@@ -142,6 +142,28 @@ impl Tables {
         self.about[at].present[index as usize / 64] &= !(1 << (index % 64));
     }
 
+    /// The first entry from `from` on that is present and was made from another than the guest's table, whose bytes these
+    /// are, has now.
+    pub(super) fn next_changed(&self, format: Format, number: Number, guests: &[u8], from: u64) -> Option<u64> {
+        let sources = &self.sources[usize::from(number)];
+        let mut next = self.next_present(number, from);
+        while let Some(index) = next {
+            let at = index as usize;
+            let same = match format {
+                Format::Legacy => {
+                    let entry = guests[4 * at..].first_chunk().map(|bytes| u64::from(u32::from_le_bytes(*bytes)));
+                    entry == Some(sources.get(format, index))
+                }
+                _ => guests[8 * at..].first_chunk().map(|bytes| u64::from_le_bytes(*bytes)) == Some(sources.0[at]),
+            };
+            if !same {
+                break;
+            }
+            next = self.next_present(number, index + 1);
+        }
+        next
+    }
+
     /// The first entry from `from` on that is present.
     pub(super) fn next_present(&self, number: Number, from: u64) -> Option<u64> {
         let present = &self.about[usize::from(number)].present;

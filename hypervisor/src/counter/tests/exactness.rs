@@ -57,7 +57,7 @@ fn round<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
 
 /// Machines whose counter is regular: whatever an event costs, it costs always.
 pub fn honest() -> impl Strategy<Value = Nature> {
-    let costs = prop::array::uniform15(0..=1_u8);
+    let costs = prop::array::uniform16(0..=1_u8);
     let events = (0..=1_u8, 0..=1_u8, 0..=1_u8);
     let interrupts = (0..2_u64, 0..3_u64, 0..3_u64, 1..3_u64);
     (0..=120_u64, costs, events, interrupts, prop::sample::select(vec![32_u8, 40, 48])).prop_map(

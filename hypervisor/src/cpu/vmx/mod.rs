@@ -67,6 +67,8 @@ pub struct VmxVcpu {
     primary: u32,
     /// The event that is to be injected at the next entry.
     event: Option<Event>,
+    /// Ticks that the end of its delivery counts.
+    owed: u64,
     offered: Option<u8>,
     /// What the guest's TSC reads by its next instruction, where RDTSC does not exit.
     tsc: Option<LentTsc>,

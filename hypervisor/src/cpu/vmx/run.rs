@@ -20,7 +20,7 @@ impl Bound {
     /// What is left of it after `ran`.
     fn after(self, ran: u64) -> Self {
         match self {
-            Self::Ticks(end) => Self::Ticks(end - ran),
+            Self::Ticks(end) => Self::Ticks(end.saturating_sub(ran)),
             Self::Overflow(counts) => Self::Overflow(counts - ran),
             Self::Step(meter) => Self::Step(meter),
         }
@@ -82,7 +82,9 @@ impl VmxVcpu {
         };
         event = event.or(interrupt);
         self.set_primary(self.offered.is_some() && interrupt.is_none(), matches!(bound, Bound::Step(_)));
-        let timer = self.arm(bound);
+        // The tick of a delivery that was interrupted belongs to the end of it.
+        let owed = if bound.meter() == Meter::Tsc { self.owed } else { 0 };
+        let timer = self.arm(if owed > 0 { bound.after(owed) } else { bound });
         let (reason, raw) = self.switch(event, timer);
         if reason & ENTRY_FAILED != 0 {
             log::warn!("VM entry: {}", exit::entry_failure(reason as u16, read(fields::EXIT_QUALIFICATION)));
@@ -93,10 +95,14 @@ impl VmxVcpu {
         let interrupted = self.interrupted_delivery();
         let exception_taken = injects_exception && interrupted.is_none();
         let mut once = Once { exit, ticks, interrupt_taken: false, exception_taken };
-        if let Some(delivery) = interrupted {
-            // Delivery that the CPU began by itself has cost a tick that it did not count.
-            once.ticks += u64::from(event.is_none() && delivery.counts() && bound.meter() == Meter::Tsc);
-            once.exit = self.after_interrupted_delivery(once.exit, delivery);
+        match interrupted {
+            Some(delivery) => {
+                // Delivery that the CPU began by itself costs a tick, which it has not counted.
+                let begun = event.is_none() && delivery.counts() && bound.meter() == Meter::Tsc;
+                self.owed = if begun { 1 } else { owed };
+                once.exit = self.after_interrupted_delivery(once.exit, delivery);
+            }
+            None => once.ticks += core::mem::take(&mut self.owed),
         }
         once.interrupt_taken = interrupt.is_some() && !interrupted.is_some_and(Event::is_interrupt);
         if once.interrupt_taken {

@@ -102,6 +102,7 @@ impl VmxVcpu {
             launched: false,
             primary: capabilities.controls.primary,
             event: None,
+            owed: 0,
             offered: None,
             tsc: None,
             tsc_aux: None,

@@ -151,7 +151,7 @@ impl VmxVcpu {
         self.extended.load(&state.extended);
         write(fields::ACTIVITY, 0);
         self.write_shadow(state.interrupt_shadow);
-        self.event = None;
+        (self.event, self.owed) = (None, 0);
         self.offered = None;
         if self.capabilities.vpid {
             instructions::invalidate_vpid(GUEST_VPID);
@@ -206,7 +206,7 @@ impl ShadowSteps for VmxVcpu {
     fn deliver(&mut self) -> Entered {
         let mut delivered =
             Entered { exit: Exit::Interrupted, ticks: 0, interrupt_taken: false, exception_taken: false };
-        while delivered.exit == Exit::Interrupted && self.has_event() {
+        while delivered.exit == Exit::Interrupted && delivered.ticks == 0 && self.has_event() {
             let next = self.enter_within(Bound::Ticks(0));
             delivered = Entered {
                 interrupt_taken: delivered.interrupt_taken || next.interrupt_taken,

@@ -316,13 +316,13 @@ fn lengths() {
         rig.map_small(0, 0xA000 | 7);
         rig.put(0xB000 - code.len() as u64, code);
         rig.registers.rip = SMALL + 0x1000 - code.len() as u64;
-        let length = decode::instruction_length(&rig.mode, &rig.registers, &mut rig.bus.memory);
+        let length = decode::instruction_length(&rig.mode, &rig.registers, &mut rig.bus);
         assert_eq!(length, Ok(code.len() as u8), "{code:02x?}");
     }
     // The same bytes have another length in another mode: mov eax, imm32 and mov ax, imm16.
     for (mut rig, want) in [(Rig::flat(), 5), (Rig::real(), 3)] {
         rig.put(CODE, &[0xB8, 0, 0, 0, 0]);
-        assert_eq!(decode::instruction_length(&rig.mode, &rig.registers, &mut rig.bus.memory), Ok(want));
+        assert_eq!(decode::instruction_length(&rig.mode, &rig.registers, &mut rig.bus), Ok(want));
     }
 }
 
@@ -363,7 +363,7 @@ fn cr8_moves() {
     let mut rig = Rig::long();
     let mut decoded = |code: &[u8]| {
         rig.put(CODE, code);
-        decode::mov_cr8(&rig.mode, &rig.registers, &mut rig.bus.memory)
+        decode::mov_cr8(&rig.mode, &rig.registers, &mut rig.bus)
     };
     let access = |write, register| Ok(decode::Cr8Access { write, register, length: 4 });
     assert_eq!(decoded(&[0x44, 0x0F, 0x20, 0xC3]), access(false, gpr::RBX));

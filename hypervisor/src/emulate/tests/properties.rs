@@ -102,8 +102,8 @@ proptest! {
     fn lengths_agree(mode in 0_u8..4, code in code()) {
         let mut rig = rig(mode);
         rig.put(CODE, &code);
-        let fast = decode::instruction_length(&rig.mode, &rig.registers, &mut rig.bus.memory);
-        let slow = decode::decode(&rig.mode, &rig.registers, &mut rig.bus.memory).map(|(found, _)| found.len() as u8);
+        let fast = decode::instruction_length(&rig.mode, &rig.registers, &mut rig.bus);
+        let slow = decode::decode(&rig.mode, &rig.registers, &mut rig.bus).map(|(found, _)| found.len() as u8);
         prop_assert_eq!(fast, slow);
     }
 

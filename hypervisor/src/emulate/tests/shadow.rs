@@ -2,7 +2,7 @@
 
 use super::{CODE, DATA, Rig};
 use crate::cpu::registers::{RFLAGS_FIXED, RFLAGS_IF, Segment, Table, gpr};
-use crate::emulate::shadow::{Begun, ShadowView, begin, may_begin};
+use crate::emulate::shadow::{Begun, ShadowView, begin};
 
 const GDT: u64 = 0x7000;
 const STI: [u8; 1] = [0xFB];
@@ -31,7 +31,7 @@ impl Rig {
         self.put(self.registers.rip, code);
         let gdtr = Table { base: GDT, limit: 0x2F };
         let view = ShadowView { registers: &self.registers, mode: &self.mode, gdtr, after_mov_ss };
-        begin(&view, &mut self.bus.memory)
+        begin(&view, &mut self.bus)
     }
 }
 
@@ -116,21 +116,5 @@ fn other_instructions_are_not_touched() {
     let mut rig = Rig::long();
     for code in [&[0x90][..], &[0xFA], &[0x8E, 0xD8], &[0xF4], &[0x0F, 0x0B]] {
         assert_eq!(rig.begin(code), None);
-    }
-}
-
-#[test]
-fn the_first_bytes_tell_what_may_begin_a_shadow() {
-    for (bytes, long, may) in [
-        (&[0xFB, 0x90][..], true, None),
-        (&[0x66, 0xFB], true, Some(true)),
-        (&[0x48, 0x8E, 0xD0], true, Some(true)),
-        (&[0x48, 0x8E, 0xD0], false, Some(false)),
-        (&[0x8E, 0xD8], true, Some(false)),
-        (&[0x17], false, Some(true)),
-        (&[0x48], true, Some(true)),
-        (&[0x90], true, Some(false)),
-    ] {
-        assert_eq!(may_begin(bytes, long), may, "{bytes:x?}");
     }
 }

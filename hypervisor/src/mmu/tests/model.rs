@@ -151,6 +151,9 @@ impl Translator for Tlb {
         let format = Format::of(&self.paging)?;
         let gva = format.linear(gva);
         let hardware = Paging { cr0: self.paging.cr0 | CR0_WP, ..self.paging };
+        // Behind the instruction before this one.
+        let root = self.mmu.close();
+        self.walk_from(root);
         for _ in 0..4 {
             self.happens();
             let found = match self.cached.get(&(gva / PAGE_SIZE)) {
