@@ -60,7 +60,7 @@ fn with_a_seed_that_is_never_the_same() -> Result<()> {
 /// Events whose tables are not translated yet, SMAP, 32-bit paging and PAE.
 #[test]
 fn in_the_corners_of_paging() -> Result<()> {
-    stops_are_exact("paging", stops()? / 16, seed::random().u64(3..1 << 32), "")
+    stops_are_exact("paging", stops()? / 40, seed::random().u64(3..1 << 32), "")
 }
 
 /// It leaves for the hypervisor every few instructions.

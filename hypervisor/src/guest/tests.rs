@@ -7,11 +7,12 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
+use super::exits::Done;
 use super::shadow::STEPS_AT_ONCE;
 use super::*;
 use crate::counter::choose::Figures;
 use crate::counter::{Counter, Ticks};
-use crate::cpu::registers::{CR4_OSXSAVE, CpuMsrs, Registers, Segment, gpr};
+use crate::cpu::registers::{CR0_PE, CR0_PG, CR4_OSXSAVE, CR4_PAE, CpuMsrs, EFER_LMA, Registers, Segment, gpr};
 use crate::cpu::{Entered, Exception, InstructionCounter, IoExit, LentTsc, Limit, Mode};
 use crate::extended::testing::MadeUp;
 use crate::extended::{ExtendedRegisters, Layout};
@@ -330,4 +331,27 @@ fn a_delivery_at_the_target_comes_to_its_end_before_the_host_is_served() {
     guest.mmu = Some(Box::new(mmu));
     assert_eq!(guest.run(100, &mut Nothing), Stop::Target);
     assert!(guest.is_settled() && guest.position() == 100);
+}
+
+#[test]
+fn what_the_cpu_refuses_twice_is_no_access_of_the_instructions_own() {
+    let mut guest = guest(&[], false);
+    let (smap, alignment_check) = (1 << 21, 1 << 18);
+    let mode =
+        Mode { cr0: CR0_PG | CR0_PE | 1 << 16, cr3: 0x1000, cr4: CR4_PAE | smap, efer: EFER_LMA, ..Mode::default() };
+    let registers = Registers { rflags: alignment_check, ..Registers::default() };
+    let (exits, extended, lent) = (VecDeque::new(), MadeUp::default(), Lent::default());
+    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false });
+    // A page of the user's at 0.
+    for table in [0x1000, 0x2000, 0x3000, 0x4000_u64] {
+        guest.memory.write(Gpa(table), &(table + 0x1007).to_le_bytes()).unwrap();
+    }
+    guest.mmu = Some(Box::new(Mmu::new(8, 40)));
+    guest.reload_paging();
+    let present = 1;
+    for code in [0, present, 0, present] {
+        assert!(matches!(guest.page_fault(8, code), Done::Again), "filled, or forgotten by the CPU");
+    }
+    let Done::Fault(exception) = guest.page_fault(8, present) else { panic!("SMAP forbids it") };
+    assert_eq!((exception.vector, exception.error_code, exception.cr2), (14, Some(present), Some(8)));
 }

@@ -220,6 +220,7 @@ mod tests {
         assert_eq!((Bound::Ticks(5).after(2), Bound::Ticks(5).end(4)), (Bound::Ticks(3), None));
         assert_eq!(Bound::Ticks(5).end(5), Some(Exit::Interrupted));
         assert_eq!(Bound::Ticks(0).end(0), Some(Exit::Interrupted));
+        assert_eq!(Bound::Ticks(0).after(1), Bound::Ticks(0), "the end of a delivery");
         assert_eq!((Bound::Overflow(5).after(4), Bound::Overflow(5).end(4)), (Bound::Overflow(1), None));
         assert_eq!(Bound::Overflow(5).end(9), Some(Exit::Overflow));
         assert_eq!((Bound::Overflow(5).slice(6), Bound::Overflow(6).slice(6)), (SLICE, LONG_SLICE));
