@@ -4,7 +4,7 @@ use super::access::{Outputs, Size};
 use super::clock::GuestTime;
 use super::power::Power;
 use super::virtio::transport::Io;
-use super::{DISK_SLOT, NET_SLOT, Platform, ioapic, pci, uart};
+use super::{NET_SLOT, Platform, disk, ioapic, pci, uart};
 use crate::memory::{Gpa, GuestMemory};
 
 impl Platform {
@@ -69,7 +69,7 @@ impl Platform {
                 self.update_net();
                 value
             }
-            (Some((DISK_SLOT, at)), Some(disk)) => {
+            (Some((disk::SLOT, at)), Some(disk)) => {
                 let value = disk.config_read(at, size);
                 self.update_disk(now);
                 value
@@ -95,7 +95,7 @@ impl Platform {
                 self.net.config_write(at, size, value, &mut io);
                 self.update_net();
             }
-            (Some((DISK_SLOT, at)), Some(disk)) => {
+            (Some((disk::SLOT, at)), Some(disk)) => {
                 disk.config_write(at, size, value, &mut io);
                 self.update_disk(now);
             }

@@ -16,6 +16,7 @@ mod aml;
 mod bus;
 pub mod clock;
 pub mod cpuid;
+mod disk;
 mod entropy;
 pub mod ioapic;
 pub mod kvm;
@@ -52,8 +53,7 @@ use pit::Pit;
 use power::Power;
 use rtc::Rtc;
 use uart::Uart;
-use virtio::Device;
-use virtio::block::{Block, DiskStats, Ram, SECTOR};
+use virtio::block::{Block, Ram, SECTOR};
 use virtio::net::{Net, NetStats};
 use virtio::transport::{BAR_LEN, Transport};
 
@@ -63,12 +63,6 @@ const NET_SLOT: u8 = 1;
 const NET_PIN: u8 = acpi::PCI_PIN;
 /// Where firmware would have placed the network function's BAR.
 const NET_BAR: u32 = 0xFE00_0000;
-/// The same of the disk.
-const DISK_SLOT: u8 = NET_SLOT + 1;
-const DISK_PIN: u8 = NET_PIN + 1;
-const DISK_BAR: u32 = NET_BAR + BAR_LEN;
-/// Guest time after which the disk goes on with what was too much to be done at once, in nanoseconds.
-const DISK_PAUSE_NS: u64 = 100_000;
 
 /// Largest guest memory in bytes: RAM ends where the PCI window begins.
 pub const MAX_MEMORY: u64 = pci::WINDOW_START;
@@ -174,7 +168,7 @@ impl Platform {
             config_address: ConfigAddress::default(),
             bridge: pci::host_bridge(),
             net: Transport::new(Net::new(config.mac), NET_BAR, NET_PIN),
-            disk: disk.map(|disk| Transport::new(disk, DISK_BAR, DISK_PIN)),
+            disk: disk.map(disk::plug),
             disk_due: None,
             entropy: Entropy::new(config.entropy),
             memory_bytes: bytes,
@@ -194,12 +188,7 @@ impl Platform {
         self.config_address = ConfigAddress::default();
         self.bridge = pci::host_bridge();
         self.net = Transport::new(Net::new(self.net.device.mac()), NET_BAR, NET_PIN);
-        self.disk_due = None;
-        self.disk = self.disk.take().map(|disk| {
-            let mut device = disk.device;
-            device.reset();
-            Transport::new(device, DISK_BAR, DISK_PIN)
-        });
+        self.reset_disk();
     }
 
     /// The guest is born at `unix_seconds` since 1970: that is the date at guest time 0. For a guest that has not run.
@@ -275,12 +264,6 @@ impl Platform {
     #[must_use]
     pub fn net_backlog(&self) -> usize {
         self.net.device.backlog()
-    }
-
-    /// Size of the disk in bytes, and what was done with it; `None` when there is none.
-    #[must_use]
-    pub fn disk(&self) -> Option<(u64, DiskStats)> {
-        self.disk.as_ref().map(|disk| (disk.device.bytes(), disk.device.stats()))
     }
 
     /// How often the guest broke a virtqueue.
@@ -366,15 +349,6 @@ impl Platform {
         }
     }
 
-    fn resume_disk(&mut self, now: GuestTime, memory: &mut GuestMemory) {
-        self.disk_due = None;
-        let Some(disk) = &mut self.disk else { return };
-        if !disk.work(memory, &mut self.lapic, |block, queues, memory| block.resume(queues, memory)) {
-            disk.device.give_up();
-        }
-        self.update_disk(now);
-    }
-
     /// The vector that the CPU should take, if its flags allow.
     #[must_use]
     pub fn pending_interrupt(&self) -> Option<u8> {
@@ -452,14 +426,6 @@ impl Platform {
     fn update_net(&mut self) {
         self.ioapic.set_line(NET_PIN, self.net.line(), &mut self.lapic);
     }
-
-    fn update_disk(&mut self, now: GuestTime) {
-        let Some(disk) = &self.disk else { return };
-        self.ioapic.set_line(DISK_PIN, disk.line(), &mut self.lapic);
-        if disk.device.is_unfinished() {
-            self.disk_due.get_or_insert(now.after(DISK_PAUSE_NS));
-        }
-    }
 }
 
 impl State for Platform {
@@ -488,17 +454,7 @@ impl State for Platform {
         self.config_address.visit(v)?;
         self.bridge.visit(v)?;
         self.net.visit(v)?;
-        // Whether there is one is part of what the machine is made of, too.
-        let mut has_disk = self.disk.is_some();
-        v.bool(&mut has_disk)?;
-        match &mut self.disk {
-            Some(disk) if has_disk => disk.visit(v)?,
-            None if !has_disk => {}
-            _ => return Err(StateError::BadValue("the presence of a disk")),
-        }
-        let mut due = self.disk_due.map(|time| time.0);
-        v.option_u64(&mut due)?;
-        self.disk_due = due.map(GuestTime);
+        self.visit_disk(v)?;
         self.entropy.visit(v)
     }
 }
