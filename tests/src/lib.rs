@@ -4,6 +4,7 @@
 //! They are run by `cargo xtask test rig`.
 
 pub mod capture;
+pub mod debian;
 pub mod history;
 pub mod load;
 pub mod resp;

@@ -27,6 +27,14 @@ pub const END_LIMIT: Duration = Duration::from_secs(15);
 /// What xtask calls the guest that it makes of Debian's packages.
 pub const DEBIAN: &str = "debian";
 
+/// How often a test kills the primary: `usual` unless `POLLUX_KILLS` says otherwise.
+///
+/// # Errors
+/// When that is no number.
+pub fn kills(usual: usize) -> Result<usize> {
+    Ok(std::env::var("POLLUX_KILLS").ok().map_or(Ok(usual), |text| text.parse())?)
+}
+
 /// What plays the machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Platform {
@@ -85,12 +93,24 @@ pub struct RigFile {
     pub service: String,
     /// The same for its UDP port 7.
     pub udp: Option<String>,
+    /// All ports that lead to the guest.
+    #[serde(default)]
+    pub forwards: Vec<Forward>,
     /// The machines.
     pub machines: Vec<Entry>,
     /// Whether a backup follows the primary.
     pub protected: bool,
     /// The control socket.
     pub control: Option<PathBuf>,
+}
+
+/// A port in it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Forward {
+    /// Where clients come.
+    pub address: String,
+    /// Where it leads.
+    pub guest_port: u16,
 }
 
 /// A machine in it.
@@ -105,6 +125,15 @@ pub struct Entry {
 }
 
 impl RigFile {
+    /// Where clients reach a port of the guest.
+    ///
+    /// # Errors
+    /// When none leads there.
+    pub fn address(&self, guest_port: u16) -> Result<&str> {
+        let forward = self.forwards.iter().find(|forward| forward.guest_port == guest_port);
+        Ok(&forward.with_context(|| format!("no port leads to {guest_port}: {self:?}"))?.address)
+    }
+
     /// The machine in `role`, or with that name.
     ///
     /// # Errors

@@ -8,24 +8,19 @@ use anyhow::{Context, Result, ensure};
 use nix::unistd::geteuid;
 use pollux_tests::load::{Load, judge, wait_answers};
 use pollux_tests::resp::{Client, Reply};
-use pollux_tests::rig::{Platform, Rig, TAKEOVER_LIMIT};
+use pollux_tests::rig::{Platform, Rig, TAKEOVER_LIMIT, kills};
 use pollux_tests::{history, seed, skip};
 
 /// No reply takes so long as this when a backup dies or is replaced; it takes far less on an idle desk.
 const UNNOTICED: Duration = Duration::from_secs(6);
 
-/// Kills of the primary; `POLLUX_KILLS` says otherwise. In Bochs each takes a quarter of a minute.
-fn kills() -> Result<usize> {
-    let usual = match Platform::get() {
-        Platform::Qemu => 6,
-        Platform::Bochs => 2,
-    };
-    Ok(std::env::var("POLLUX_KILLS").ok().map_or(Ok(usual), |text| text.parse())?)
-}
-
 #[test]
 fn one_connection_survives_kill_after_kill() -> Result<()> {
-    let kills = kills()?;
+    // In Bochs each takes a quarter of a minute.
+    let kills = kills(match Platform::get() {
+        Platform::Qemu => 6,
+        Platform::Bochs => 2,
+    })?;
     let mut random = seed::random();
     let mut rig = Rig::protected("kills", "counter", &[])?;
     let load = Load::start(&rig.service()?, "x", Instant::now())?;

@@ -1,58 +1,47 @@
-//! Debian's own kernel and Redis, from Debian's packages, as a protected guest.
+//! Debian's own kernels and Redis, from Debian's packages, as a protected guest.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use pollux_tests::debian::{self, BOOT_LIMIT};
 use pollux_tests::load::{Load, judge, wait_answers};
-use pollux_tests::rig::{DEBIAN, Platform, Rig, TAKEOVER_LIMIT};
-use pollux_tests::xtask;
+use pollux_tests::rig::{Rig, TAKEOVER_LIMIT, kills};
 
-/// From the start until Redis answers; on an idle desk it takes a tenth of that.
-const BOOT_LIMIT: Duration = Duration::from_secs(180);
-/// A desk that is busy must not be taken for a dead twin.
-const PATIENT: &str = "suspect=3s";
-/// What an unreachable registry makes xtask say.
-const UNREACHABLE: &str = "`apt-get update";
+const REDIS: [&str; 2] = ["--packages", "redis-server"];
 
-/// A protected Debian whose Redis has answered; none where it cannot be had.
-fn protected_debian(name: &str, arguments: &[&str]) -> Result<Option<Rig>> {
-    if Platform::get() == Platform::Bochs {
-        println!("SKIPPED: Linux takes minutes to boot in Bochs");
-        return Ok(None);
-    }
-    let built = xtask::run(&["guest", "debian", "--packages", "redis-server"])?;
-    let said = String::from_utf8_lossy(&built.stderr);
-    if !built.status.success() && (said.contains(UNREACHABLE) || said.contains("is missing")) {
-        println!("SKIPPED: Debian's packages cannot be fetched here: {said}");
-        return Ok(None);
-    }
-    ensure!(built.status.success(), "xtask guest debian: {said}");
-
-    let mut rig = Rig::start(name, DEBIAN, &[&["--hypervisor-option", PATIENT], arguments].concat())?;
-    rig.wait("Redis answers", BOOT_LIMIT, |rig| Ok(rig.read("xtask.log").contains("the guest answers").then_some(())))?;
-    rig.wait_protected()?;
-    Ok(Some(rig))
-}
-
-#[test]
-fn debians_redis_survives_kills_under_one_connection() -> Result<()> {
-    let Some(mut rig) = protected_debian("linux", &[])? else { return Ok(()) };
+fn redis_survives_kills_under_one_connection(name: &str, suite: &str) -> Result<()> {
+    let kills = kills(2)?;
+    let guest = [&REDIS[..], &["--suite", suite]].concat();
+    let Some(mut rig) = debian::protected(name, &guest, &[])? else { return Ok(()) };
     let load = Load::start(&rig.service()?, "x", Instant::now())?;
-    for _ in 0..2 {
+    for _ in 0..kills {
         wait_answers(&mut rig, &load, 20)?;
-        let backup = rig.file()?.machine("backup")?.name.clone();
-        rig.kill("primary")?;
-        rig.wait_role(&backup, "primary", TAKEOVER_LIMIT)?;
-        wait_answers(&mut rig, &load, 20)?;
-        rig.start_backup()?;
+        debian::kill_and_replace(&mut rig, |rig| wait_answers(rig, &load, 20))?;
     }
     wait_answers(&mut rig, &load, 20)?;
     let summary = judge(load)?;
     ensure!(summary.last == i64::try_from(summary.answered).ok());
-    let status = rig.status()?;
-    ensure!(status.takeovers.len() == 2, "{} takeovers after 2 kills", status.takeovers.len());
-    ensure!(status.notice("diverged").is_none(), "{:?}", status.notice("diverged"));
+    debian::ensure_equal(&rig, kills)?;
     rig.stop()
+}
+
+#[test]
+fn debians_redis_survives_kills_under_one_connection() -> Result<()> {
+    redis_survives_kills_under_one_connection("linux", "bookworm")
+}
+
+/// Linux 6.12, and the user land of Debian 13.
+#[test]
+#[ignore = "takes minutes: cargo xtask test rig NAME --long"]
+fn redis_of_debian_13_survives_kills() -> Result<()> {
+    redis_survives_kills_under_one_connection("linux-trixie", "trixie")
+}
+
+/// The newest Linux that Debian has, with 1000 ticks a second.
+#[test]
+#[ignore = "takes minutes: cargo xtask test rig NAME --long"]
+fn redis_of_debian_unstable_survives_kills() -> Result<()> {
+    redis_survives_kills_under_one_connection("linux-sid", "sid")
 }
 
 /// How often the guest's console has said `text`.
@@ -73,7 +62,7 @@ fn give(rig: &mut Rig, boots: usize, command: &str) -> Result<()> {
 #[test]
 fn debian_boots_again_after_a_reset_and_a_panic_and_powers_off() -> Result<()> {
     let arguments = ["--guest-args", "console=ttyS0 no_timer_check panic=1"];
-    let Some(mut rig) = protected_debian("linux-ends", &arguments)? else { return Ok(()) };
+    let Some(mut rig) = debian::protected("linux-ends", &REDIS, &arguments)? else { return Ok(()) };
     give(&mut rig, 1, "reboot -f")?;
     give(&mut rig, 2, "echo c > /proc/sysrq-trigger")?;
     give(&mut rig, 3, "tr ' ' '\\n' < /proc/cpuinfo | grep -cx -e avx2 -e fma -e f16c")?;
@@ -101,7 +90,7 @@ fn debian_boots_again_after_a_reset_and_a_panic_and_powers_off() -> Result<()> {
 #[test]
 fn debians_file_system_survives_kills() -> Result<()> {
     const FILES: usize = 120;
-    let Some(mut rig) = protected_debian("linux-disk", &["--disk", "64M"])? else { return Ok(()) };
+    let Some(mut rig) = debian::protected("linux-disk", &REDIS, &["--disk", "64M"])? else { return Ok(()) };
     give(&mut rig, 1, "mkfs.ext4 -q /dev/vda && mkdir /disk && mount /dev/vda /disk && echo mounted: $((6*7))")?;
     rig.wait("the disk is mounted", BOOT_LIMIT, |rig| Ok((said(rig, "mounted: 42") == 1).then_some(())))?;
     let write = "dd if=/dev/urandom of=/disk/$i bs=8k count=8 2>/dev/null; md5sum /disk/$i >>/disk/sums; sync";

@@ -29,6 +29,9 @@ pub struct TestArgs {
     /// End-to-end tests on this emulator only
     #[arg(long, value_name = "EMULATOR")]
     on: Option<Platform>,
+    /// Also the end-to-end tests that take minutes each
+    #[arg(long)]
+    long: bool,
     /// Install what is missing
     #[arg(long)]
     yes: bool,
@@ -99,7 +102,7 @@ pub fn run(arguments: &TestArgs) -> Result<()> {
             Platform::value_variants().iter().filter(|platform| arguments.on.is_none_or(|only| only == **platform))
         {
             required.extend(platform.needs());
-            steps.push(rig_step(*platform, filter)?);
+            steps.push(rig_step(*platform, filter, arguments.long)?);
         }
     }
     needs::ensure_present(&required, arguments.yes)?;
@@ -156,12 +159,15 @@ fn host_steps(filter: Option<&str>) -> Vec<Step> {
 }
 
 /// The tests start rigs by this very program. One at a time: two emulators fill two cores.
-fn rig_step(platform: Platform, filter: Option<&str>) -> Result<Step> {
+fn rig_step(platform: Platform, filter: Option<&str>, long: bool) -> Result<Step> {
     let mut command = artefacts::cargo();
     command
         .args(["test", "-p", END_TO_END, "--no-fail-fast", "--"])
         .args(filter)
         .args(["--test-threads=1", "--show-output"]);
+    if long {
+        command.arg("--include-ignored");
+    }
     let selection = (platform == Platform::Bochs && filter.is_none()).then_some(WHY_SELECTED);
     if selection.is_some() {
         command.arg("--exact").args(IN_BOCHS);

@@ -1,8 +1,7 @@
 //! Debian's kernel and Redis: what exits and protection cost a whole operating system, beside the same on plain QEMU.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -19,13 +18,13 @@ use crate::process::Process;
 use crate::rig::emulator::plain_machine;
 use crate::rig::monitor::Status;
 use crate::rig::options::{GUEST_ADDRESS, GUEST_PORT};
+use crate::rig::probe;
+use crate::rig::software::COUNTER;
 
 /// What a rig is told.
 const GUEST: [&str; 2] = ["--guest", debian::NAME];
 /// A guest that has not answered by then never will.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
-/// An answer that takes longer was lost.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What clients saw.
 struct Seen {
@@ -216,7 +215,7 @@ fn on_plain_qemu() -> Result<Served> {
     command.arg("-kernel").arg(&guest.kernel).arg("-initrd").arg(&guest.initrd);
     let started = Instant::now();
     let _qemu = Process::spawn(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))?;
-    while !answers(address) {
+    while !probe::answers(address, &COUNTER).unwrap_or(false) {
         ensure!(started.elapsed() < BOOT_LIMIT, "the guest does not answer on plain QEMU");
         pause(Duration::from_millis(50))?;
     }
@@ -227,18 +226,6 @@ fn on_plain_qemu() -> Result<Served> {
     let one = Seen::of(&service, 1)?;
     load(&service, CLIENTS, SETTLE)?;
     Ok(Served { boot, one, many: Seen::of(&service, CLIENTS)? })
-}
-
-fn answers(service: SocketAddr) -> bool {
-    let attempt = || -> std::io::Result<bool> {
-        let mut stream = TcpStream::connect_timeout(&service, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b"PING\r\n")?;
-        let mut answer = [0; 5];
-        stream.read_exact(&mut answer)?;
-        Ok(&answer == b"+PONG")
-    };
-    attempt().unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! contain becomes an initial ramdisk. The packages' installation scripts do not run. What they would do for a service stands
 //! in `services.rs`; packages that it does not know are files without more.
 
+mod key;
 mod packages;
 mod ramdisk;
 mod services;
@@ -16,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::{kernel, write};
+use super::{Probe, kernel, write};
 use crate::artefacts;
 use crate::needs::{self, Need};
 use crate::output::say;
@@ -34,8 +35,10 @@ const WORKING_MEMORY: u64 = 256 << 20;
 const LEAST_MEMORY: u64 = 384 << 20;
 
 /// What guests are made by: one that others made is built anew.
-const RECIPE: [&str; 6] = [
+const RECIPE: [&str; 8] = [
     include_str!("debian.rs"),
+    include_str!("debian/inittab"),
+    include_str!("debian/setup"),
     include_str!("debian/packages.rs"),
     include_str!("debian/ramdisk.rs"),
     include_str!("debian/services.rs"),
@@ -51,13 +54,15 @@ enum Distribution {
 }
 
 /// A release of Debian.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Suite {
     /// Debian 12 with Linux 6.1
     Bookworm,
     /// Debian 13 with Linux 6.12
     Trixie,
+    /// Debian's unstable, with the newest Linux that it has
+    Sid,
 }
 
 impl Suite {
@@ -65,6 +70,7 @@ impl Suite {
         match self {
             Self::Bookworm => "bookworm",
             Self::Trixie => "trixie",
+            Self::Sid => "sid",
         }
     }
 
@@ -73,7 +79,7 @@ impl Suite {
         match self {
             // Otherwise the package that merges /usr comes, with all of Perl.
             Self::Bookworm => &["busybox-static", "base-passwd", "e2fsprogs", "netbase", "usr-is-merged"],
-            Self::Trixie => &["busybox-static", "base-passwd", "e2fsprogs", "netbase"],
+            Self::Trixie | Self::Sid => &["busybox-static", "base-passwd", "e2fsprogs", "netbase"],
         }
     }
 }
@@ -90,6 +96,9 @@ pub struct GuestArgs {
     /// The release
     #[arg(long, value_enum, default_value_t = Suite::Bookworm)]
     suite: Suite,
+    /// A public key of OpenSSH's: whoever has it logs in as root over SSH, and nobody without
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Option<PathBuf>,
     /// Build it anew with the newest packages, even if it is there
     #[arg(long)]
     again: bool,
@@ -98,11 +107,21 @@ pub struct GuestArgs {
     yes: bool,
 }
 
+/// What is asked of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+struct Wanted {
+    suite: Suite,
+    packages: Vec<String>,
+    /// The line of a public key.
+    #[serde(default)]
+    ssh_key: Option<String>,
+}
+
 /// A guest that was built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Built {
-    suite: Suite,
-    packages: Vec<String>,
+    #[serde(flatten)]
+    wanted: Wanted,
     /// The kernel's version.
     version: String,
     /// A hash of the recipe.
@@ -118,8 +137,6 @@ pub struct Built {
     pub memory: u64,
     /// The kernel's command line.
     pub arguments: String,
-    /// Whether it answers `PING` at its usual port.
-    pub answers: bool,
 }
 
 /// Builds the guest, if it is not there.
@@ -132,34 +149,69 @@ pub fn run(arguments: &GuestArgs) -> Result<()> {
             "`{name}` is no name of a package"
         );
     }
-    let wanted = |built: &Built| built.suite == arguments.suite && built.packages == arguments.packages;
+    let ssh_key = arguments.ssh_key.as_deref().map(key::read).transpose()?;
+    let wanted = Wanted { suite: arguments.suite, packages: arguments.packages.clone(), ssh_key };
     let _lock = lock()?;
-    let built = match load().filter(|built| wanted(built) && built.is_current() && !arguments.again) {
+    let there = load(&wanted.place()).filter(|built| built.wanted == wanted && built.is_current() && !arguments.again);
+    let built = match there {
         Some(built) => built,
-        None => build(arguments.suite, &arguments.packages, arguments.yes)?,
+        None => build(wanted, arguments.yes)?,
     };
+    built.wanted.choose()?;
     say!("kernel      {} (Linux {})", built.kernel.display(), built.version);
     say!("initrd      {}", built.initrd.display());
-    say!("packages    {} and what they need, of {}", built.packages.join(", "), built.suite.name());
+    say!("packages    {} and what they need, of {}", built.wanted.packages.join(", "), built.wanted.suite.name());
     say!("memory      {}", format_size(built.memory));
-    for service in services::of(&built.packages) {
-        say!("service     {} at port {}", service.package, service.port);
+    for Probe { name, port, .. } in built.probes() {
+        say!("service     {name} at port {port}");
     }
     say!("run it with cargo xtask qemu --guest {NAME}");
     Ok(())
 }
 
-/// The guest that was built last, or the usual one, which is then built.
+/// The guest that was asked for last, or the usual one, which is then built.
 pub fn ensure_built(yes: bool) -> Result<Built> {
     let _lock = lock()?;
-    match load() {
-        Some(built) if built.is_current() => Ok(built),
-        Some(old) => build(old.suite, &old.packages, yes),
-        None => build(Suite::Bookworm, &[DEFAULT_PACKAGES.to_owned()], yes),
+    let wanted = match load(&chosen()) {
+        Some(built) if built.is_current() => return Ok(built),
+        Some(old) => old.wanted,
+        None => Wanted { suite: Suite::Bookworm, packages: vec![DEFAULT_PACKAGES.to_owned()], ssh_key: None },
+    };
+    let built = build(wanted, yes)?;
+    built.wanted.choose()?;
+    Ok(built)
+}
+
+impl Wanted {
+    /// Where it is kept.
+    fn place(&self) -> PathBuf {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        parent().join(format!("{NAME}-{}-{:016x}", self.suite.name(), hasher.finish()))
+    }
+
+    /// Makes it the one that runs.
+    fn choose(&self) -> Result<()> {
+        let (link, place) = (chosen(), self.place());
+        let attempt = || -> std::io::Result<()> {
+            match link.symlink_metadata() {
+                // As it was when there was one guest only.
+                Ok(old) if old.is_dir() => fs::remove_dir_all(&link)?,
+                Ok(_) => fs::remove_file(&link)?,
+                Err(_) => {}
+            }
+            std::os::unix::fs::symlink(&place, &link)
+        };
+        attempt().with_context(|| format!("cannot write {}", link.display()))
     }
 }
 
 impl Built {
+    /// Its services.
+    pub fn probes(&self) -> impl Iterator<Item = Probe> {
+        services::of(&self.wanted.packages).map(|service| service.probe)
+    }
+
     /// Whether this xtask would build it the same way.
     fn is_current(&self) -> bool {
         self.recipe == recipe()
@@ -177,6 +229,11 @@ fn parent() -> PathBuf {
     artefacts::target_directory().join("guests")
 }
 
+/// The guest that was asked for last.
+fn chosen() -> PathBuf {
+    parent().join(NAME)
+}
+
 /// Keeps others from building at the same time.
 fn lock() -> Result<File> {
     let parent = parent();
@@ -189,24 +246,25 @@ fn lock() -> Result<File> {
     attempt().with_context(|| format!("cannot lock {}", parent.display()))
 }
 
-/// The guest that is there, if one is and it is whole.
-fn load() -> Option<Built> {
-    let directory = parent().join(NAME);
+/// The guest that is in a directory, if one is and it is whole.
+fn load(directory: &Path) -> Option<Built> {
     let text = fs::read(directory.join("guest.json")).ok()?;
     let mut built: Built = serde_json::from_slice(&text).ok()?;
     (built.kernel, built.initrd) = (directory.join("kernel"), directory.join("initrd"));
     (built.kernel.is_file() && built.initrd.is_file()).then_some(built)
 }
 
-fn build(suite: Suite, names: &[String], yes: bool) -> Result<Built> {
+fn build(wanted: Wanted, yes: bool) -> Result<Built> {
+    let Wanted { suite, packages: names, .. } = &wanted;
     needs::ensure_present(&[Need::Apt], yes)?;
     let progress = Progress::start(format!("building a guest of Debian's {}", suite.name()));
     let apt = packages::Apt::open(&parent().join("apt").join(suite.name()), suite.name())?;
     progress.detail("looking for packages");
     apt.update()?;
-    let wanted: Vec<&str> = suite.base().iter().copied().chain(names.iter().map(String::as_str)).collect();
+    let services: Vec<_> = services::of(names).collect();
     progress.detail("fetching packages");
-    let files = apt.fetch(&wanted)?;
+    let all: Vec<&str> = suite.base().iter().copied().chain(names.iter().map(String::as_str)).collect();
+    let files = without_luxuries(apt.fetch(&all)?, &apt, &all, &services)?;
     let kernel_package = apt.fetch_kernel()?;
 
     let mut ramdisk = ramdisk::Ramdisk::new();
@@ -216,34 +274,51 @@ fn build(suite: Suite, names: &[String], yes: bool) -> Result<Built> {
     }
     progress.detail("unpacking the kernel");
     let linux = ramdisk.add_kernel(&kernel_package)?;
-    let services: Vec<_> = services::of(names).collect();
-    ramdisk.add_system(&services)?;
+    ramdisk.add_system(&services, wanted.ssh_key.as_deref())?;
 
     let scratch = tempfile::Builder::new().prefix(".new-").tempdir_in(parent()).context("cannot create a directory")?;
     let packed = &linux.vmlinuz;
     write(&scratch.path().join("kernel"), kernel::unpack(packed)?.as_deref().unwrap_or(packed))?;
     let len = ramdisk.write(&scratch.path().join("initrd"))?;
     let memory = (WORKING_MEMORY + 3 * len).max(LEAST_MEMORY).next_multiple_of(2 << 20);
+    let place = wanted.place();
     let built = Built {
-        suite,
-        packages: names.to_owned(),
+        wanted,
         version: linux.version,
         recipe: recipe(),
         kernel: PathBuf::new(),
         initrd: PathBuf::new(),
         memory,
         arguments: ARGUMENTS.to_owned(),
-        answers: services.iter().any(|service| service.answers),
     };
     let text = serde_json::to_string_pretty(&built)? + "\n";
     write(&scratch.path().join("guest.json"), text.as_bytes())?;
-    let place = parent().join(NAME);
     if place.exists() {
         fs::remove_dir_all(&place).with_context(|| format!("cannot remove {}", place.display()))?;
     }
     fs::rename(scratch.keep(), &place).with_context(|| format!("cannot write {}", place.display()))?;
     progress.done();
-    load().context("the guest that was just built is not there")
+    load(&place).context("the guest that was just built is not there")
+}
+
+/// The packages but those that services can do without and nobody else has asked for.
+fn without_luxuries(
+    mut files: Vec<PathBuf>,
+    apt: &packages::Apt,
+    all: &[&str],
+    services: &[&services::Service],
+) -> Result<Vec<PathBuf>> {
+    let prefixes: Vec<&str> = services.iter().flat_map(|service| service.without).copied().collect();
+    if !prefixes.is_empty() {
+        let frugal = |name| services.iter().any(|service| service.probe.name == name && !service.without.is_empty());
+        let others: Vec<&str> = all.iter().copied().filter(|name| !frugal(*name)).collect();
+        let needed = apt.listed(&others)?;
+        files.retain(|file| {
+            let name = file_name(file);
+            needed.contains(&name) || !prefixes.iter().any(|prefix| name.starts_with(prefix))
+        });
+    }
+    Ok(files)
 }
 
 fn file_name(path: &Path) -> String {
@@ -256,10 +331,24 @@ mod tests {
 
     #[test]
     fn a_guest_of_another_recipe_is_built_anew() {
-        let text = r#"{"suite":"bookworm","packages":["nginx-light"],"version":"6.1","memory":1,"arguments":"","answers":false}"#;
+        let text = r#"{"suite":"bookworm","packages":["nginx-light"],"version":"6.1","memory":1,"arguments":""}"#;
         let mut built: Built = serde_json::from_str(text).unwrap();
         assert!(!built.is_current(), "it is older than the recipe's hash");
         built.recipe = recipe();
         assert!(built.is_current());
+    }
+
+    #[test]
+    fn guests_that_differ_are_kept_apart() {
+        let usual = Wanted { suite: Suite::Bookworm, packages: vec!["redis-server".to_owned()], ssh_key: None };
+        let others = [
+            Wanted { suite: Suite::Trixie, ..usual.clone() },
+            Wanted { packages: vec!["redis-server".to_owned(), "python3".to_owned()], ..usual.clone() },
+            Wanted { ssh_key: Some("ssh-ed25519 AAAA".to_owned()), ..usual.clone() },
+        ];
+        for other in others {
+            assert_ne!(other.place(), usual.place(), "{other:?}");
+        }
+        assert_eq!(usual.place(), usual.clone().place());
     }
 }

@@ -18,6 +18,19 @@ pub const LINUX_ARGUMENTS: &str = "console=ttyS0";
 /// Linux's memory unless `--guest-memory` says otherwise.
 pub const LINUX_MEMORY: u64 = 512 << 20;
 
+/// How one finds out that a service of a guest serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// What the service is called.
+    pub name: &'static str,
+    /// Its TCP port.
+    pub port: u16,
+    /// What is sent to it.
+    pub question: &'static [u8],
+    /// How its answer begins.
+    pub answer: &'static [u8],
+}
+
 /// The files that a guest starts from.
 #[derive(Debug)]
 pub struct GuestFiles {

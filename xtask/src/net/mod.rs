@@ -170,6 +170,11 @@ impl Forward {
     pub fn new(protocol: Protocol, port: u16, guest_port: u16) -> Self {
         Self { protocol, local: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port), guest_port }
     }
+
+    /// Whether it leads to this TCP port of the guest.
+    pub fn leads_to(&self, port: u16) -> bool {
+        self.protocol == Protocol::Tcp && self.guest_port == port
+    }
 }
 
 /// What the forwarder listens to and where it leads.

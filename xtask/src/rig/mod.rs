@@ -14,7 +14,7 @@ pub mod machine;
 pub mod monitor;
 pub mod network;
 pub mod options;
-mod probe;
+pub mod probe;
 pub mod rates;
 pub mod roles;
 pub mod run;
@@ -33,7 +33,7 @@ pub use logs::tail;
 use monitor::Line;
 pub use state::Rig;
 
-use crate::guest::GuestFiles;
+use crate::guest::{GuestFiles, Probe};
 use crate::net::Forward;
 
 /// The place of a machine in the rig. The machine that runs there may change, its name and addresses do not.
@@ -80,8 +80,8 @@ pub struct Config {
     pub seed: u64,
     /// How long a machine stays dead before it is started again as a backup; for ever if not given.
     pub revive: Option<Duration>,
-    /// Whether to look when the guest answers for the first time.
-    pub probe: bool,
+    /// The services that are asked until all have answered for the first time.
+    pub services: Vec<Probe>,
     /// Options of the hypervisors.
     pub options: options::Common,
 }

@@ -157,6 +157,14 @@ impl Networks {
         first.unwrap_or_else(|| SocketAddr::from((GUEST_ADDRESS, GUEST_PORT)))
     }
 
+    /// Where clients reach a TCP port of the guest, if they do.
+    pub fn address(&self, port: u16) -> Option<SocketAddr> {
+        if self.forwards().is_empty() {
+            return Some(SocketAddr::from((GUEST_ADDRESS, port)));
+        }
+        Some(self.forwards().iter().find(|forward| forward.leads_to(port))?.local.into())
+    }
+
     /// The local ports that lead to the guest.
     pub fn forwards(&self) -> &[Forward] {
         self.fabric.as_ref().map_or(&[], Fabric::forwards)

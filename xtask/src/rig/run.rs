@@ -13,9 +13,10 @@ use super::arbiter::Choice;
 use super::directory::{Directory, UDP_PORT, default_parent};
 use super::emulator::{Emulator, NicModel};
 use super::options::{GUEST_PORT, parse_forward};
-use super::software::{Software, SoftwareArgs};
+use super::software::{COUNTER, Software, SoftwareArgs};
 use super::{Config, Rig};
-use crate::net::{Forward, Protocol};
+use crate::guest::Probe;
+use crate::net::{Forward, MAX_FORWARDS, Protocol};
 use crate::output::say;
 use crate::units::parse_duration;
 use crate::view::{Key, View, live::Live, plain::Plain};
@@ -44,7 +45,7 @@ pub struct QemuArgs {
 enum BackupStart {
     /// With the primary
     Now,
-    /// When the guest answers `PING` at its usual port
+    /// When the guest's services answer; of a guest that is not known, when it answers `PING` at port 6379
     Answering,
 }
 
@@ -54,7 +55,7 @@ pub struct RunArgs {
     /// Run the guest on one machine, without replication
     #[arg(long)]
     solo: bool,
-    /// When the backup starts [default: now; answering for a guest debian with a service that answers]
+    /// When the backup starts [default: now; answering for a guest debian with a known service]
     #[arg(long, value_enum, value_name = "now|answering", conflicts_with = "solo")]
     backup: Option<BackupStart>,
     /// Print plain lines instead of the live view
@@ -107,14 +108,19 @@ pub fn bochs(arguments: RunArgs) -> Result<()> {
 
 fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
     let directory = Directory::take(arguments.dir.as_deref())?;
-    let forwards = forwards(&arguments);
+    let mut forwards = forwards(&arguments);
     check_ports(&arguments, &forwards)?;
     needs::ensure_present(emulator.needs(), arguments.software.yes)?;
     interrupt::check()?;
-    let Software { hypervisor, guest, options, answers, boots_long } = arguments.software.build()?;
+    let Software { hypervisor, guest, options, mut services, boots_long } = arguments.software.build()?;
     // A kernel patches its own code while it boots, which not every emulator counts exactly.
-    let usual = if boots_long && answers { BackupStart::Answering } else { BackupStart::Now };
+    let usual = if boots_long && !services.is_empty() { BackupStart::Answering } else { BackupStart::Now };
     let backup = arguments.backup.unwrap_or(usual);
+    if services.is_empty() && backup == BackupStart::Answering {
+        services.push(COUNTER);
+    }
+    add_services(&mut forwards, &services);
+    let names: Vec<_> = services.iter().map(|service| (service.port, service.name)).collect();
     let limit = arguments.limit;
     let live = !arguments.headless && std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
 
@@ -133,7 +139,7 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
         arbiter: arguments.arbiter,
         seed: arguments.seed,
         revive: arguments.revive,
-        probe: answers || backup == BackupStart::Answering,
+        services,
         late_backup: backup == BackupStart::Answering,
         guest,
         options,
@@ -144,8 +150,10 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
     let host = if address == "127.0.0.1" { String::new() } else { format!(" -h {address}") };
     say!("service: {service} (try: redis-cli{host} -p {port} INCR x)");
 
-    for Forward { protocol, local, guest_port } in rig.forwards().iter().skip(1) {
-        say!("forwarded: {local} ({}) to the guest's port {guest_port}", protocol.name());
+    for forward @ Forward { protocol, local, guest_port } in rig.forwards().iter().skip(1) {
+        let service = names.iter().find(|(port, _)| forward.leads_to(*port));
+        let name = service.map_or_else(String::new, |(_, name)| format!(", {name}"));
+        say!("forwarded: {local} ({}) to the guest's port {guest_port}{name}", protocol.name());
     }
     if arguments.software.is_default() {
         say!("guest: `counter`, a small one of our own; a whole Linux: cargo xtask qemu --guest debian");
@@ -193,6 +201,15 @@ fn forwards(arguments: &RunArgs) -> Vec<Forward> {
     let service = Forward::new(Protocol::Tcp, arguments.port, GUEST_PORT);
     let echo = arguments.udp.map(|port| Forward::new(Protocol::Udp, port, UDP_PORT));
     [service].into_iter().chain(echo).chain(arguments.forward.iter().copied()).collect()
+}
+
+/// Adds a free port for each service that none leads to yet, as far as there are any left.
+fn add_services(forwards: &mut Vec<Forward>, services: &[Probe]) {
+    for service in services {
+        if !forwards.iter().any(|forward| forward.leads_to(service.port)) && forwards.len() < MAX_FORWARDS {
+            forwards.push(Forward::new(Protocol::Tcp, 0, service.port));
+        }
+    }
 }
 
 /// Refuses ports in use before anything is built or started.

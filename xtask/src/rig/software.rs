@@ -6,10 +6,11 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use super::options::{
-    Common, Disk, GUEST_ARGUMENTS, GUEST_MEMORY, GivenOption, HYPERVISOR_MEMORY, draw_seed, parse_guest_arguments,
+    Common, Disk, GUEST_ARGUMENTS, GUEST_MEMORY, GUEST_PORT, GivenOption, HYPERVISOR_MEMORY, draw_seed,
+    parse_guest_arguments,
 };
 use crate::artefacts;
-use crate::guest::{GuestFiles, LINUX_ARGUMENTS, LINUX_MEMORY, debian};
+use crate::guest::{GuestFiles, LINUX_ARGUMENTS, LINUX_MEMORY, Probe, debian};
 use crate::units::{format_size, parse_size};
 
 /// The guest unless another one is named. It speaks the protocol that a rig can probe.
@@ -20,6 +21,9 @@ const USUAL_MEMORY: u64 = 64 << 20;
 const MACHINE_MEMORY: u64 = 3 << 30;
 /// What a disk's size is a multiple of.
 const SECTOR: u64 = 512;
+
+/// The service of the small guest, and what is looked for in one that nothing is known of.
+pub const COUNTER: Probe = Probe { name: DEFAULT_GUEST, port: GUEST_PORT, question: b"PING\r\n", answer: b"+PONG" };
 
 /// What is to run.
 #[derive(Debug, Args)]
@@ -66,8 +70,8 @@ pub struct Software {
     pub guest: GuestFiles,
     /// The options of the hypervisors.
     pub options: Common,
-    /// Whether the guest answers `PING` at its usual port once it is up.
-    pub answers: bool,
+    /// What the guest serves once it is up.
+    pub services: Vec<Probe>,
     /// Whether it is a whole operating system, which takes a while until it does.
     pub boots_long: bool,
 }
@@ -76,7 +80,7 @@ impl SoftwareArgs {
     /// Builds what is ours.
     pub fn build(&self) -> Result<Software> {
         // The guest first: a wrong name should not have to wait for the hypervisor's build.
-        let (guest, memory, arguments, answers) = self.build_guest()?;
+        let (guest, memory, arguments, services) = self.build_guest()?;
         let boots_long = guest.has_initrd();
         let (guest, disk) = self.add_disk(guest, memory)?;
         let hypervisor = match &self.hypervisor {
@@ -90,7 +94,7 @@ impl SoftwareArgs {
             guest_seed: draw_seed().context("no random numbers for the guest")?,
             given: self.hypervisor_option.clone(),
         };
-        Ok(Software { hypervisor, guest, options, answers, boots_long })
+        Ok(Software { hypervisor, guest, options, services, boots_long })
     }
 
     /// Whether it is the small guest that nobody asked for by name.
@@ -119,22 +123,24 @@ impl SoftwareArgs {
         Ok((guest, Some(disk)))
     }
 
-    /// The guest's files, its memory, its usual command line, and whether it answers `PING`.
-    fn build_guest(&self) -> Result<(GuestFiles, u64, String, bool)> {
+    /// The guest's files, its memory, its usual command line, and its services.
+    fn build_guest(&self) -> Result<(GuestFiles, u64, String, Vec<Probe>)> {
         if let Some(kernel) = &self.kernel {
             let memory = self.guest_memory.unwrap_or(LINUX_MEMORY);
             let files = GuestFiles::linux(kernel, self.initrd.as_deref(), memory)?;
-            return Ok((files, memory, LINUX_ARGUMENTS.to_owned(), false));
+            return Ok((files, memory, LINUX_ARGUMENTS.to_owned(), Vec::new()));
         }
         if self.guest == debian::NAME && !Path::new(&self.guest).is_file() {
             let built = debian::ensure_built(self.yes)?;
             let memory = self.guest_memory.unwrap_or(built.memory);
             let files = GuestFiles::linux(&built.kernel, Some(&built.initrd), memory)?;
-            return Ok((files, memory, built.arguments, built.answers));
+            let services = built.probes().collect();
+            return Ok((files, memory, built.arguments, services));
         }
         let memory = self.guest_memory.unwrap_or(USUAL_MEMORY);
         let files = GuestFiles::image(artefacts::guest(&self.guest, memory)?);
-        Ok((files, memory, GUEST_ARGUMENTS.to_owned(), self.guest == DEFAULT_GUEST))
+        let services = if self.guest == DEFAULT_GUEST { vec![COUNTER] } else { Vec::new() };
+        Ok((files, memory, GUEST_ARGUMENTS.to_owned(), services))
     }
 }
 

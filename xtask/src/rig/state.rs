@@ -136,8 +136,11 @@ impl Rig {
             rig.start_machine(index, part)?;
         }
         rig.update()?;
-        if rig.config.probe {
-            probe::start(service, rig.sender.clone());
+        let services = rig.config.services.iter();
+        let services: Vec<_> =
+            services.filter_map(|service| Some((rig.networks.address(service.port)?, *service))).collect();
+        if !services.is_empty() {
+            probe::start(services, rig.sender.clone());
         }
         Ok(rig)
     }

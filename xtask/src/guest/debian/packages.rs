@@ -14,8 +14,13 @@ use crate::process::{self, Process};
 
 /// Fetching that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(900);
+/// How packages with all that they depend on are asked for.
+const INSTALL: [&str; 3] = ["install", "-y", "-qq"];
 /// The package that depends on the newest kernel.
 const KERNEL: &str = "linux-image-cloud-amd64";
+
+/// The suite that never becomes a release.
+const UNSTABLE: &str = "sid";
 
 /// A directory with lists of packages, and the packages themselves.
 #[derive(Debug)]
@@ -44,12 +49,17 @@ impl Apt {
         self.run("apt-get", &["update", "--error-on=any"])
     }
 
+    /// The names of the files that `names` and all that they depend on are in.
+    pub fn listed(&self, names: &[&str]) -> Result<Vec<String>> {
+        let listed = self.output("apt-get", &[&INSTALL[..], &["--print-uris"], names].concat())?;
+        Ok(files(&listed).map(str::to_owned).collect())
+    }
+
     /// Fetches `names` and all that they depend on; the files.
     pub fn fetch(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
-        let install = ["install", "-y", "-qq"];
-        let listed = self.output("apt-get", &[&install[..], &["--print-uris"], names].concat())?;
-        self.run("apt-get", &[&install[..], &["--download-only"], names].concat())?;
-        files(&listed).map(|name| self.fetched(name)).collect()
+        let listed = self.listed(names)?;
+        self.run("apt-get", &[&INSTALL[..], &["--download-only"], names].concat())?;
+        listed.iter().map(|name| self.fetched(name)).collect()
     }
 
     /// Fetches the newest kernel, without what it depends on.
@@ -108,7 +118,10 @@ impl Apt {
 fn sources(suite: &str) -> String {
     let source =
         |path: &str, suite: &str| format!("deb [signed-by={DEBIAN_KEYS}] http://deb.debian.org/{path} {suite} main\n");
-    source("debian", suite) + &source("debian-security", &format!("{suite}-security"))
+    // What is unstable gets its corrections where it gets all else.
+    let security =
+        if suite == UNSTABLE { String::new() } else { source("debian-security", &format!("{suite}-security")) };
+    source("debian", suite) + &security
 }
 
 fn configuration(directory: &Path) -> String {

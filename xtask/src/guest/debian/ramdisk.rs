@@ -27,6 +27,8 @@ const LEFT_OUT: [&str; 8] = [
     "usr/share/bash-completion/",
     "usr/share/i18n/",
 ];
+/// Parts of functions, for a compiler of PostgreSQL's queries that is not there.
+const BITCODE: &str = "/lib/bitcode/";
 /// Directories that are links into `/usr`. See: file-hierarchy(7), "Compatibility symlinks".
 const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 /// The modules that a guest needs: the rest stays on the desk.
@@ -84,7 +86,7 @@ impl Ramdisk {
     /// Adds what a package contains.
     pub fn add_package(&mut self, package: &Path) -> Result<()> {
         for_each_file(package, |path, entry| {
-            if LEFT_OUT.iter().all(|prefix| !path.starts_with(prefix)) {
+            if LEFT_OUT.iter().all(|prefix| !path.starts_with(prefix)) && !path.contains(BITCODE) {
                 self.insert(path, entry)?;
             }
             Ok(())
@@ -148,8 +150,8 @@ impl Ramdisk {
         Ok(())
     }
 
-    /// Adds what makes a system of it: the first process, users, services.
-    pub fn add_system(&mut self, services: &[&Service]) -> Result<()> {
+    /// Adds what makes a system of it: the first process, users, services. Whoever has the key, a line of OpenSSH's, is root.
+    pub fn add_system(&mut self, services: &[&Service], key: Option<&str>) -> Result<()> {
         ensure!(self.files.contains_key("usr/bin/busybox"), "there is no busybox");
         self.put("init", SYMLINK | 0o777, b"usr/bin/busybox");
         self.put("etc/pollux/setup", REGULAR | 0o755, SETUP.as_bytes());
@@ -157,13 +159,17 @@ impl Ramdisk {
         self.put("etc/hosts", REGULAR | 0o644, b"127.0.0.1 localhost\n10.0.2.15 pollux\n");
         let mut inittab = INITTAB.to_owned();
         for service in services {
-            let (name, script) = (service.package, service.script);
+            let (name, script) = (service.probe.name, service.script);
             let path = format!("etc/pollux/services/{name}");
             inittab += &format!("::respawn:/{path}\n");
             let text = format!("#!/bin/sh\nexec >>/var/log/{name}.log 2>&1\n{script}");
             self.put(&path, REGULAR | 0o755, text.as_bytes());
         }
         self.put("etc/inittab", REGULAR | 0o644, inittab.as_bytes());
+        if let Some(key) = key {
+            self.put("root/.ssh", DIRECTORY | 0o700, b"");
+            self.put("root/.ssh/authorized_keys", REGULAR | 0o600, format!("{key}\n").as_bytes());
+        }
         self.add_users(services)
     }
 

@@ -1,16 +1,16 @@
 //! Services that a guest starts, and what their packages' installation scripts would have prepared.
 
+use crate::guest::Probe;
+
 /// A service.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Service {
-    /// The package that is asked for by name.
-    pub package: &'static str,
-    /// Its TCP port.
-    pub port: u16,
-    /// Whether it answers `PING` there as our own small guest does.
-    pub answers: bool,
+    /// The package that is asked for by name, and how one finds out that it serves.
+    pub probe: Probe,
     /// Users that it needs beyond Debian's usual ones: name, number, home.
     pub users: &'static [(&'static str, u32, &'static str)],
+    /// Beginnings of the names of packages that it depends on and does without.
+    pub without: &'static [&'static str],
     /// Lines of shell that prepare it and become it; they run as root, and again when it has ended.
     pub script: &'static str,
 }
@@ -18,48 +18,55 @@ pub struct Service {
 /// All that are known.
 const SERVICES: [Service; 4] = [
     Service {
-        package: "redis-server",
-        port: 6379,
-        answers: true,
+        probe: Probe { name: "redis-server", port: 6379, question: b"PING\r\n", answer: b"+PONG" },
         users: &[("redis", 900, "/var/lib/redis")],
+        without: &[],
         script: "exec busybox su -s /bin/sh redis -c 'exec redis-server --bind 0.0.0.0 --protected-mode no --save \"\" \\\
                  --dir /var/lib/redis'\n",
     },
     Service {
-        package: "nginx-light",
-        port: 80,
-        answers: false,
+        probe: Probe { name: "nginx-light", port: 80, question: b"HEAD / HTTP/1.0\r\n\r\n", answer: b"HTTP/1.1 200" },
         users: &[],
+        without: &[],
         script: "mkdir -p /var/log/nginx /var/lib/nginx /var/www/html\n\
                  [ -e /var/www/html/index.html ] || cp /usr/share/nginx/html/index.html /var/www/html/\n\
                  ln -sf /etc/nginx/sites-available/default /etc/nginx/sites-enabled/default\n\
                  exec nginx -g 'daemon off;'\n",
     },
     Service {
-        package: "openssh-server",
-        port: 22,
-        answers: false,
+        probe: Probe { name: "openssh-server", port: 22, question: b"", answer: b"SSH-2.0-" },
         users: &[("sshd", 901, "/run/sshd")],
-        // For a rig on this desk: root has no password.
-        script: "mkdir -p /run/sshd && ssh-keygen -A\n\
-                 exec /usr/sbin/sshd -D -e -o UsePAM=no -o PermitRootLogin=yes -o PermitEmptyPasswords=yes\n",
+        without: &[],
+        // For a rig on this desk: unless a key was given, root has no password. A key of a kind that is found quickly.
+        script: "key=/etc/ssh/ssh_host_ed25519_key empty=yes\n\
+                 mkdir -p /run/sshd\n\
+                 [ -e $key ] || ssh-keygen -q -t ed25519 -N '' -f $key\n\
+                 [ -e /root/.ssh/authorized_keys ] && empty=no\n\
+                 exec /usr/sbin/sshd -D -e -f /usr/share/openssh/sshd_config -h $key \\\
+                 -o UsePAM=no -o PermitRootLogin=yes -o PermitEmptyPasswords=$empty\n",
     },
     Service {
-        package: "postgresql",
-        port: 5432,
-        answers: false,
+        // The start of a session. See: PostgreSQL, "Message Formats", StartupMessage and AuthenticationOk.
+        probe: Probe {
+            name: "postgresql",
+            port: 5432,
+            question: b"\x00\x00\x00\x17\x00\x03\x00\x00user\x00postgres\x00\x00",
+            answer: b"R\x00\x00\x00\x08\x00\x00\x00\x00",
+        },
         users: &[("postgres", 902, "/var/lib/postgresql")],
+        // Queries are not compiled: the compiler is larger than all the rest.
+        without: &["libllvm", "libz3"],
         script: "bin=$(echo /usr/lib/postgresql/*/bin) data=/var/lib/postgresql/data\n\
                  mkdir -p /var/run/postgresql && chown postgres /var/run/postgresql\n\
                  if [ ! -e $data/PG_VERSION ]; then\n\
-                 busybox su -s /bin/sh postgres -c \"$bin/initdb -D $data --no-locale -E UTF8 -A trust\"\n\
+                 busybox su -s /bin/sh postgres -c \"$bin/initdb -D $data --no-locale -E UTF8 -A trust --no-sync\"\n\
                  echo 'host all all 10.0.2.0/24 trust' >> $data/pg_hba.conf\n\
                  fi\n\
-                 exec busybox su -s /bin/sh postgres -c \"exec $bin/postgres -D $data -c listen_addresses='*'\"\n",
+                 exec busybox su -s /bin/sh postgres -c \"exec $bin/postgres -D $data -c jit=off -c listen_addresses='*'\"\n",
     },
 ];
 
 /// Those among `packages`.
 pub fn of(packages: &[String]) -> impl Iterator<Item = &'static Service> {
-    SERVICES.iter().filter(|service| packages.iter().any(|name| name == service.package))
+    SERVICES.iter().filter(|service| packages.iter().any(|name| name == service.probe.name))
 }

@@ -1,0 +1,85 @@
+//! Debian's own kernels and services as guests.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::rig::{DEBIAN, Platform, Rig, TAKEOVER_LIMIT};
+use crate::{skip, xtask};
+
+/// From the start until services answer, and until a guest of that size is protected. On an idle desk it takes a tenth.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(300);
+/// A desk that is busy must not be taken for a dead twin.
+const PATIENT: &str = "suspect=3s";
+/// What an unreachable registry makes xtask say.
+const UNREACHABLE: &str = "`apt-get update";
+
+/// A protected Debian whose services have answered, built with the arguments `guest` of `xtask guest debian`; none where it
+/// cannot be had.
+///
+/// # Errors
+/// When it cannot be built, or does not become protected.
+pub fn protected(name: &str, guest: &[&str], arguments: &[&str]) -> Result<Option<Rig>> {
+    if Platform::get() == Platform::Bochs {
+        return skip("Linux takes minutes to boot in Bochs").map(|()| None);
+    }
+    let built = xtask::run(&[&["guest", "debian"], guest].concat())?;
+    let said = String::from_utf8_lossy(&built.stderr);
+    if !built.status.success() && (said.contains(UNREACHABLE) || said.contains("is missing")) {
+        return skip(&format!("Debian's packages cannot be fetched here: {said}")).map(|()| None);
+    }
+    ensure!(built.status.success(), "xtask guest debian: {said}");
+
+    let mut rig = Rig::start(name, DEBIAN, &[&["--hypervisor-option", PATIENT], arguments].concat())?;
+    rig.wait("the guest's services answer", BOOT_LIMIT, |rig| {
+        Ok(rig.read("xtask.log").contains("the guest answers").then_some(()))
+    })?;
+    rig.wait_file("protected", BOOT_LIMIT, |file| file.protected)?;
+    Ok(Some(rig))
+}
+
+/// Kills the primary, waits until its twin goes on; `meanwhile` happens then, and at its end there is a new backup.
+///
+/// # Errors
+/// When one of that does not happen.
+pub fn kill_and_replace(rig: &mut Rig, meanwhile: impl FnOnce(&mut Rig) -> Result<()>) -> Result<()> {
+    let backup = rig.file()?.machine("backup")?.name.clone();
+    rig.kill("primary")?;
+    rig.wait_role(&backup, "primary", TAKEOVER_LIMIT)?;
+    meanwhile(rig)?;
+    rig.ask(&["start", "backup"])?;
+    rig.wait_file("protected again", BOOT_LIMIT, |file| file.protected).map(drop)
+}
+
+/// That so many takeovers have happened, and that the twins were equal all along.
+///
+/// # Errors
+/// When it is not so.
+pub fn ensure_equal(rig: &Rig, takeovers: usize) -> Result<()> {
+    let status = rig.status()?;
+    ensure!(status.takeovers.len() == takeovers, "{} takeovers instead of {takeovers}", status.takeovers.len());
+    ensure!(status.notice("diverged").is_none(), "{:?}", status.notice("diverged"));
+    Ok(())
+}
+
+/// A key for the guests of all tests, so that they need not be built anew: the private one; the public one is beside it.
+/// None where there is no OpenSSH.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn ssh_key() -> Result<Option<PathBuf>> {
+    if Command::new("ssh").arg("-V").output().is_err() {
+        return skip("ssh is not installed (Debian: openssh-client)").map(|()| None);
+    }
+    let path = xtask::rig_parent().join("ssh-key");
+    if !path.is_file() {
+        std::fs::create_dir_all(xtask::rig_parent())?;
+        let mut command = Command::new("ssh-keygen");
+        let output = command.args(["-q", "-t", "ed25519", "-N", "", "-C", "tests", "-f"]).arg(&path).output();
+        let output = output.context("ssh-keygen")?;
+        ensure!(output.status.success(), "ssh-keygen: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(Some(path))
+}
