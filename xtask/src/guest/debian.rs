@@ -265,7 +265,7 @@ fn build(wanted: Wanted, yes: bool) -> Result<Built> {
     progress.detail("fetching packages");
     let all: Vec<&str> = suite.base().iter().copied().chain(names.iter().map(String::as_str)).collect();
     let files = without_luxuries(apt.fetch(&all)?, &apt, &all, &services)?;
-    let kernel_package = apt.fetch_kernel()?;
+    let kernel_packages = apt.fetch_kernel()?;
 
     let mut ramdisk = ramdisk::Ramdisk::new();
     for file in &files {
@@ -273,7 +273,7 @@ fn build(wanted: Wanted, yes: bool) -> Result<Built> {
         ramdisk.add_package(file)?;
     }
     progress.detail("unpacking the kernel");
-    let linux = ramdisk.add_kernel(&kernel_package)?;
+    let linux = ramdisk.add_kernel(&kernel_packages)?;
     ramdisk.add_system(&services, wanted.ssh_key.as_deref())?;
 
     let scratch = tempfile::Builder::new().prefix(".new-").tempdir_in(parent()).context("cannot create a directory")?;

@@ -19,6 +19,8 @@ const INSTALL: [&str; 3] = ["install", "-y", "-qq"];
 /// The package that depends on the newest kernel.
 const KERNEL: &str = "linux-image-cloud-amd64";
 
+/// How a kernel's package is called, before its version.
+const IMAGE: &str = "linux-image-";
 /// The suite that never becomes a release.
 const UNSTABLE: &str = "sid";
 
@@ -62,18 +64,26 @@ impl Apt {
         listed.iter().map(|name| self.fetched(name)).collect()
     }
 
-    /// Fetches the newest kernel, without what it depends on.
-    pub fn fetch_kernel(&self) -> Result<PathBuf> {
+    /// Fetches the newest kernel: its package, and those of its version that this depends on. Nothing else that it
+    /// depends on is needed by a guest.
+    pub fn fetch_kernel(&self) -> Result<Vec<PathBuf>> {
         let listed = self.output("apt-cache", &["depends", KERNEL])?;
-        let depends = |line: &str| Some(line.trim().strip_prefix("Depends: ")?.to_owned());
-        let name = listed.lines().find_map(depends).filter(|name| name.starts_with("linux-image-"));
-        let name = name.with_context(|| format!("{KERNEL} names no kernel"))?;
-        let listed = self.output("apt-get", &["download", "-qq", "--print-uris", &name])?;
+        let image = dependencies(&listed).find(|name| name.starts_with(IMAGE));
+        let image = image.with_context(|| format!("{KERNEL} names no kernel"))?;
+        let listed = self.output("apt-cache", &["depends", image])?;
+        let version = image.trim_start_matches(IMAGE);
+        let parts = dependencies(&listed).filter(|name| name.ends_with(version));
+        [image].into_iter().chain(parts).map(|name| self.fetch_alone(name)).collect()
+    }
+
+    /// Fetches a package without what it depends on.
+    fn fetch_alone(&self, name: &str) -> Result<PathBuf> {
+        let listed = self.output("apt-get", &["download", "-qq", "--print-uris", name])?;
         let file = files(&listed).next().with_context(|| format!("there is no package {name}"))?;
         if let Ok(path) = self.fetched(file) {
             return Ok(path);
         }
-        self.run("apt-get", &["download", "-qq", &name])?;
+        self.run("apt-get", &["download", "-qq", name])?;
         self.fetched(file)
     }
 
@@ -145,6 +155,11 @@ fn configuration(directory: &Path) -> String {
     )
 }
 
+/// The packages in lines such as `  Depends: NAME`, of which one, if there are alternatives, has a `|` in front.
+fn dependencies(listed: &str) -> impl Iterator<Item = &str> {
+    listed.lines().filter_map(|line| line.trim().strip_prefix("Depends: "))
+}
+
 /// The names of the files in lines such as `'http://…' NAME LENGTH HASH`.
 fn files(listed: &str) -> impl Iterator<Item = &str> {
     let lines = listed.lines().filter(|line| line.starts_with('\''));
@@ -154,6 +169,13 @@ fn files(listed: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dependencies_are_found_in_what_apt_lists() {
+        let listed = "linux-image-7-cloud\n  PreDepends: linux-base\n |Depends: dracut\n  Depends: <initramfs>\n    dracut\n\
+                      \x20 Depends: linux-binary-7-cloud\n  Breaks: fwupdate\n";
+        assert_eq!(dependencies(listed).collect::<Vec<_>>(), ["<initramfs>", "linux-binary-7-cloud"]);
+    }
 
     #[test]
     fn files_are_found_in_what_apt_lists() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -93,11 +93,11 @@ impl Ramdisk {
         })
     }
 
-    /// Adds the modules of a kernel's package that a guest needs; gives the kernel.
-    pub fn add_kernel(&mut self, package: &Path) -> Result<Linux> {
+    /// Adds the modules of a kernel's packages that a guest needs; gives the kernel.
+    pub fn add_kernel(&mut self, packages: &[PathBuf]) -> Result<Linux> {
         let (mut kernel, mut modules, mut builtin) = (None, BTreeMap::new(), String::new());
-        for_each_file(package, |path, entry| {
-            if let Some(version) = path.strip_prefix("boot/vmlinuz-") {
+        let mut take = |path: String, entry: Entry| {
+            if let Some(version) = kernel_version(&path) {
                 kernel = Some(Linux { version: version.to_owned(), vmlinuz: entry.content });
             } else if path.ends_with("/modules.builtin") {
                 builtin = String::from_utf8_lossy(&entry.content).into_owned();
@@ -105,8 +105,9 @@ impl Ramdisk {
                 modules.insert(name, (path, entry.content));
             }
             Ok(())
-        })?;
-        let kernel = kernel.with_context(|| format!("{} holds no kernel", package.display()))?;
+        };
+        packages.iter().try_for_each(|package| for_each_file(package, &mut take))?;
+        let kernel = kernel.with_context(|| format!("no kernel is in {packages:?}"))?;
         let builtin: Vec<String> = builtin.lines().filter_map(module_name).collect();
         let (mut order, mut listed) = (Vec::new(), 0);
         for (list, names) in [("modules", &MODULES[..]), ("disk-modules", &DISK_MODULES)] {
@@ -303,6 +304,12 @@ fn merged(path: &str) -> Result<Option<String>> {
     Ok(Some(if is_merged { format!("usr/{path}") } else { path.to_owned() }))
 }
 
+/// The version of the kernel that lies at `path`: in `/boot`, or, in newer packages, beside its modules.
+fn kernel_version(path: &str) -> Option<&str> {
+    let beside = || path.strip_prefix("usr/lib/modules/")?.strip_suffix("/vmlinuz");
+    path.strip_prefix("boot/vmlinuz-").or_else(beside)
+}
+
 /// The name of the module in a file, as other modules call it.
 fn module_name(path: &str) -> Option<String> {
     let file = path.rsplit('/').next()?;
@@ -335,6 +342,13 @@ mod tests {
         assert_eq!(merged("./bin/").as_deref(), None);
         assert_eq!(merged("./").as_deref(), None);
         assert!(super::merged("./../etc/passwd").is_err());
+    }
+
+    #[test]
+    fn kernels_are_found_where_they_are() {
+        assert_eq!(kernel_version("boot/vmlinuz-6.1.0-57-cloud-amd64"), Some("6.1.0-57-cloud-amd64"));
+        assert_eq!(kernel_version("usr/lib/modules/7.2.13-amd64/vmlinuz"), Some("7.2.13-amd64"));
+        assert_eq!(kernel_version("usr/lib/modules/7.2.13-amd64/modules.order"), None);
     }
 
     #[test]
