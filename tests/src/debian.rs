@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::rig::{DEBIAN, Platform, Rig, TAKEOVER_LIMIT};
+use crate::rig::{Platform, Rig, TAKEOVER_LIMIT};
 use crate::{skip, xtask};
 
 /// From the start until services answer, and until a guest of that size is protected. On an idle desk it takes a tenth.
@@ -25,14 +25,17 @@ pub fn protected(name: &str, guest: &[&str], arguments: &[&str]) -> Result<Optio
     if Platform::get() == Platform::Bochs {
         return skip("Linux takes minutes to boot in Bochs").map(|()| None);
     }
-    let built = xtask::run(&[&["guest", "debian"], guest].concat())?;
+    // The user's own choice stays as it is.
+    let built = xtask::run(&[&["guest", "debian", "--aside"], guest].concat())?;
     let said = String::from_utf8_lossy(&built.stderr);
     if !built.status.success() && (said.contains(UNREACHABLE) || said.contains("is missing")) {
         return skip(&format!("Debian's packages cannot be fetched here: {said}")).map(|()| None);
     }
     ensure!(built.status.success(), "xtask guest debian: {said}");
+    let told = String::from_utf8_lossy(&built.stdout);
+    let place = told.lines().find_map(|line| line.strip_prefix("place ")).context("xtask guest names no place")?;
 
-    let mut rig = Rig::start(name, DEBIAN, &[&["--hypervisor-option", PATIENT], arguments].concat())?;
+    let mut rig = Rig::start(name, place.trim(), &[&["--hypervisor-option", PATIENT], arguments].concat())?;
     rig.wait("the guest's services answer", BOOT_LIMIT, |rig| {
         Ok(rig.read("xtask.log").contains("the guest answers").then_some(()))
     })?;

@@ -24,9 +24,6 @@ pub const TAKEOVER_LIMIT: Duration = Duration::from_secs(20);
 /// From a signal to the end.
 pub const END_LIMIT: Duration = Duration::from_secs(15);
 
-/// What xtask calls the guest that it makes of Debian's packages.
-pub const DEBIAN: &str = "debian";
-
 /// How often a test kills the primary: `usual` unless `POLLUX_KILLS` says otherwise.
 ///
 /// # Errors
@@ -152,7 +149,7 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Starts `guest`, one of ours, a path, or [`DEBIAN`], with further arguments of the rig, in the directory of test `name`.
+    /// Starts `guest`, one of ours or a path, with further arguments of the rig, in the directory of test `name`.
     ///
     /// # Errors
     /// When `xtask` cannot be started. What it does then is awaited by other calls.
@@ -166,7 +163,7 @@ impl Rig {
     /// See [`start`](Self::start).
     pub fn start_in(directory: &Path, guest: &str, arguments: &[&str]) -> Result<Self> {
         let artefacts = Artefacts::get();
-        let is_path = guest.contains('/') || guest == DEBIAN;
+        let is_path = guest.contains('/');
         let image = if is_path { Path::new(guest) } else { artefacts.path(guest)? };
         let mut command = xtask::command();
         command.args([Platform::get().verb(), "--headless", "--for", LIFE]);

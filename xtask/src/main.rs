@@ -138,6 +138,8 @@ mod tests {
             "qemu --guest debian --backup answering",
             "guest debian",
             "guest debian --packages redis-server,python3 --suite trixie",
+            "guest debian --packages openssh-server --ssh-key key.pub --suite sid --aside",
+            "test rig services --long --on qemu",
             "rig --dir D status --json",
             "rig --dir D kill primary",
             "rig --dir D start backup",

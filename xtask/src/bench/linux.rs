@@ -12,7 +12,7 @@ use super::client::load;
 use super::figures::{CLIENTS, SETTLE, WINDOW, wait_for_answer};
 use super::report::{Figure, Wanted, quantile};
 use super::rig::{BenchRig, pause};
-use crate::guest::debian;
+use crate::guest::debian::{self, Built};
 use crate::platform::Platform;
 use crate::process::Process;
 use crate::rig::emulator::plain_machine;
@@ -21,8 +21,6 @@ use crate::rig::options::{GUEST_ADDRESS, GUEST_PORT};
 use crate::rig::probe;
 use crate::rig::software::COUNTER;
 
-/// What a rig is told.
-const GUEST: [&str; 2] = ["--guest", debian::NAME];
 /// A guest that has not answered by then never will.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
@@ -54,10 +52,12 @@ struct Served {
 
 /// Ratios and counts of Debian's Redis: alone on plain QEMU, under one machine, under a pair.
 pub fn linux(bench: &Bench) -> Result<Vec<Figure>> {
-    let plain = if bench.platform == Platform::Qemu { Some(on_plain_qemu()?) } else { None };
+    let (guest, place) = debian::ensure_usual(false)?;
+    let place = place.to_str().context("the guest's place is not UTF-8")?;
+    let plain = if bench.platform == Platform::Qemu { Some(on_plain_qemu(&guest)?) } else { None };
     let mut figures = Vec::new();
-    let solo = solo(bench, &mut figures)?;
-    let pair = pair(bench, &mut figures)?;
+    let solo = solo(bench, place, &mut figures)?;
+    let pair = pair(bench, place, &mut figures)?;
     if let Some(plain) = &plain {
         figures.extend(beside("plain QEMU", plain, "solo", &solo, [Wanted::AtLeast(0.6), Wanted::Anything]));
         let note = format!("{:.1} s against {:.1} s to the first answer", solo.boot, plain.boot);
@@ -79,8 +79,8 @@ fn beside(base_name: &str, base: &Served, name: &str, served: &Served, wanted: [
     ]
 }
 
-fn solo(bench: &Bench, figures: &mut Vec<Figure>) -> Result<Served> {
-    let mut rig = bench.start(&[&GUEST[..], &["--solo"]].concat())?;
+fn solo(bench: &Bench, guest: &str, figures: &mut Vec<Figure>) -> Result<Served> {
+    let mut rig = bench.start(&["--guest", guest, "--solo"])?;
     let boot = wait_for_answer(&mut rig)?;
     let booted = fresh(&mut rig)?;
     pause(SETTLE)?;
@@ -105,8 +105,8 @@ fn solo(bench: &Bench, figures: &mut Vec<Figure>) -> Result<Served> {
     Ok(Served { boot, one, many })
 }
 
-fn pair(bench: &Bench, figures: &mut Vec<Figure>) -> Result<Served> {
-    let mut rig = bench.pair(&GUEST)?;
+fn pair(bench: &Bench, guest: &str, figures: &mut Vec<Figure>) -> Result<Served> {
+    let mut rig = bench.pair(&["--guest", guest])?;
     let boot = wait_for_answer(&mut rig)?;
     pause(SETTLE)?;
     let (first, last) = (fresh(&mut rig)?, {
@@ -201,8 +201,7 @@ impl std::fmt::Display for BootExits<'_> {
 }
 
 /// The same guest as a machine of its own in QEMU, with the CPU and the clock of a rig's machine.
-fn on_plain_qemu() -> Result<Served> {
-    let guest = debian::ensure_built(false)?;
+fn on_plain_qemu(guest: &Built) -> Result<Served> {
     // Free when QEMU wants it, in all likelihood.
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
     let address = free.context("no free port")?;

@@ -99,6 +99,9 @@ pub struct GuestArgs {
     /// A public key of OpenSSH's: whoever has it logs in as root over SSH, and nobody without
     #[arg(long, value_name = "FILE")]
     ssh_key: Option<PathBuf>,
+    /// Leave the guest that `--guest debian` runs as it is: this one runs by `--guest` and its place
+    #[arg(long)]
+    aside: bool,
     /// Build it anew with the newest packages, even if it is there
     #[arg(long)]
     again: bool,
@@ -157,7 +160,12 @@ pub fn run(arguments: &GuestArgs) -> Result<()> {
         Some(built) => built,
         None => build(wanted, arguments.yes)?,
     };
-    built.wanted.choose()?;
+    let place = built.wanted.place();
+    let name = if arguments.aside { place.display().to_string() } else { NAME.to_owned() };
+    if !arguments.aside {
+        built.wanted.choose()?;
+    }
+    say!("place       {}", place.display());
     say!("kernel      {} (Linux {})", built.kernel.display(), built.version);
     say!("initrd      {}", built.initrd.display());
     say!("packages    {} and what they need, of {}", built.wanted.packages.join(", "), built.wanted.suite.name());
@@ -165,8 +173,24 @@ pub fn run(arguments: &GuestArgs) -> Result<()> {
     for Probe { name, port, .. } in built.probes() {
         say!("service     {name} at port {port}");
     }
-    say!("run it with cargo xtask qemu --guest {NAME}");
+    say!("run it with cargo xtask qemu --guest {name}");
     Ok(())
+}
+
+/// The guest that was built in a directory, if that is one.
+pub fn in_place(directory: &Path) -> Option<Built> {
+    load(directory)
+}
+
+/// The usual guest, whatever was asked for last, and where it is.
+pub fn ensure_usual(yes: bool) -> Result<(Built, PathBuf)> {
+    let _lock = lock()?;
+    let (wanted, place) = (Wanted::usual(), Wanted::usual().place());
+    let built = match load(&place).filter(Built::is_current) {
+        Some(built) => built,
+        None => build(wanted, yes)?,
+    };
+    Ok((built, place))
 }
 
 /// The guest that was asked for last, or the usual one, which is then built.
@@ -175,7 +199,7 @@ pub fn ensure_built(yes: bool) -> Result<Built> {
     let wanted = match load(&chosen()) {
         Some(built) if built.is_current() => return Ok(built),
         Some(old) => old.wanted,
-        None => Wanted { suite: Suite::Bookworm, packages: vec![DEFAULT_PACKAGES.to_owned()], ssh_key: None },
+        None => Wanted::usual(),
     };
     let built = build(wanted, yes)?;
     built.wanted.choose()?;
@@ -183,6 +207,11 @@ pub fn ensure_built(yes: bool) -> Result<Built> {
 }
 
 impl Wanted {
+    /// Who asks for nothing gets this.
+    fn usual() -> Self {
+        Self { suite: Suite::Bookworm, packages: vec![DEFAULT_PACKAGES.to_owned()], ssh_key: None }
+    }
+
     /// Where it is kept.
     fn place(&self) -> PathBuf {
         let mut hasher = DefaultHasher::new();
@@ -340,7 +369,7 @@ mod tests {
 
     #[test]
     fn guests_that_differ_are_kept_apart() {
-        let usual = Wanted { suite: Suite::Bookworm, packages: vec!["redis-server".to_owned()], ssh_key: None };
+        let usual = Wanted::usual();
         let others = [
             Wanted { suite: Suite::Trixie, ..usual.clone() },
             Wanted { packages: vec!["redis-server".to_owned(), "python3".to_owned()], ..usual.clone() },

@@ -28,7 +28,7 @@ pub const COUNTER: Probe = Probe { name: DEFAULT_GUEST, port: GUEST_PORT, questi
 /// What is to run.
 #[derive(Debug, Args)]
 pub struct SoftwareArgs {
-    /// One of our guests, the path of an image, or `debian` (see `cargo xtask guest`)
+    /// One of our guests, the path of an image, `debian`, or the place of a guest of that kind (see `cargo xtask guest`)
     #[arg(long, default_value = DEFAULT_GUEST, value_name = "NAME|PATH")]
     guest: String,
     /// A Linux kernel as the guest: a vmlinuz as it lies in /boot, or an ELF file
@@ -130,8 +130,13 @@ impl SoftwareArgs {
             let files = GuestFiles::linux(kernel, self.initrd.as_deref(), memory)?;
             return Ok((files, memory, LINUX_ARGUMENTS.to_owned(), Vec::new()));
         }
-        if self.guest == debian::NAME && !Path::new(&self.guest).is_file() {
-            let built = debian::ensure_built(self.yes)?;
+        let built = match debian::in_place(Path::new(&self.guest)) {
+            None if self.guest == debian::NAME && !Path::new(&self.guest).is_file() => {
+                Some(debian::ensure_built(self.yes)?)
+            }
+            there => there,
+        };
+        if let Some(built) = built {
             let memory = self.guest_memory.unwrap_or(built.memory);
             let files = GuestFiles::linux(&built.kernel, Some(&built.initrd), memory)?;
             let services = built.probes().collect();
