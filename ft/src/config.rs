@@ -1,5 +1,6 @@
 //! What can be tuned.
 
+use crate::key::Protection;
 use crate::mutation::Mutation;
 use crate::seal::MAX_SEALED;
 use crate::types::{Span, Term};
@@ -33,6 +34,8 @@ pub struct Config {
     pub arbiter: bool,
     /// The term that a machine started as primary bids for. Default 1; higher where the arbiter remembers more.
     pub first_term: Term,
+    /// What protects the machines' words. Default: a checksum.
+    pub protection: Protection,
     /// The rule to break.
     #[cfg(feature = "mutations")]
     pub mutation: Option<Mutation>,
@@ -53,6 +56,7 @@ impl Default for Config {
             max_entries: 65536,
             arbiter: false,
             first_term: Term(1),
+            protection: Protection::default(),
             #[cfg(feature = "mutations")]
             mutation: None,
         }

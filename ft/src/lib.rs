@@ -11,6 +11,7 @@
 //! | [`entry`], [`batch`] | the log and how it looks on the wire |
 //! | [`seal`], [`message`] | messages on the stream, and how they are protected |
 //! | [`heartbeat`] | signs of life, sent as datagrams |
+//! | [`key`] | the pair's key, and how it protects datagrams |
 //! | [`pairing`] | may these two machines be twins? |
 //! | [`flow`] | how much a lagging backup slows the primary down |
 //! | [`arbiter`] | asking for a term: request and response, without the connection |
@@ -39,6 +40,7 @@ pub mod decide;
 pub mod entry;
 pub mod flow;
 pub mod heartbeat;
+pub mod key;
 mod link;
 pub mod message;
 mod mutation;
@@ -54,6 +56,7 @@ pub mod wire;
 pub use config::Config;
 pub use decide::Verdict;
 pub use entry::{Control, Entry, EntryRef, Kind, Record};
+pub use key::{PairKey, Protection};
 pub use mutation::Mutation;
 pub use node::{Action, AppendError, HaltReason, LossReason, Node, NotLive, Start, TakenOver};
 pub use pairing::Identity;

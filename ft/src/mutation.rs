@@ -71,11 +71,15 @@ pub enum Mutation {
     BidBeforeDrained,
     /// A primary takes a joiner of a newer reign.
     NewerJoinerAccepted,
+    /// A heartbeat counts that does not say that its sender heard us: one of a former life.
+    EchoNotCompared,
+    /// A heartbeat counts that was made without the key.
+    TagNotChecked,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 35] = [
         Self::AckBeforeBuffering,
         Self::ReleaseBeforeAck,
         Self::LiveBeforeDrained,
@@ -109,5 +113,7 @@ impl Mutation {
         Self::OldSessionDrops,
         Self::BidBeforeDrained,
         Self::NewerJoinerAccepted,
+        Self::EchoNotCompared,
+        Self::TagNotChecked,
     ];
 }

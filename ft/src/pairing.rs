@@ -101,6 +101,8 @@ pub struct Settings {
     pub suspect: Span,
     /// Bytes of log or state that wait at a backup.
     pub log_buffer: u64,
+    /// Fingerprint of the pair's key; 0 is none.
+    pub key: u64,
 }
 
 impl Settings {
@@ -110,6 +112,7 @@ impl Settings {
             heartbeat: config.heartbeat_interval,
             suspect: config.suspect_after,
             log_buffer: config.receive_buffer_bytes as u64,
+            key: config.protection.fingerprint(),
         }
     }
 
@@ -118,6 +121,7 @@ impl Settings {
         for number in [self.heartbeat.0, self.suspect.0, self.log_buffer] {
             put_varint(out, number);
         }
+        out.extend_from_slice(&self.key.to_le_bytes());
     }
 
     pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -126,6 +130,7 @@ impl Settings {
             heartbeat: Span(reader.varint()?),
             suspect: Span(reader.varint()?),
             log_buffer: reader.varint()?,
+            key: reader.u64()?,
         })
     }
 }
@@ -181,6 +186,8 @@ pub enum Mismatch {
     Image(String, String),
     /// An option that must be the same: its name.
     Option(&'static str, String, String),
+    /// The pair's keys: their fingerprints, 0 for none.
+    Key(u64, u64),
     /// The arbiters: one would grant a term that the other has granted, too.
     Arbiter(ArbiterId, ArbiterId),
 }
@@ -201,6 +208,9 @@ impl fmt::Display for Mismatch {
             Self::Memory(a, b) => write!(f, "guest memory differs: {a} and {b} bytes"),
             Self::Image(a, b) => write!(f, "guest images differ: {a} and {b}"),
             Self::Option(name, a, b) => write!(f, "options '{name}' differ: {a} and {b}"),
+            Self::Key(0, b) => write!(f, "keys differ: none ('insecure=on') and {b:016x}"),
+            Self::Key(a, 0) => write!(f, "keys differ: {a:016x} and none ('insecure=on')"),
+            Self::Key(a, b) => write!(f, "keys differ: their fingerprints are {a:016x} and {b:016x}"),
             Self::Arbiter(a, b) => {
                 write!(f, "arbiters differ: etcd clusters {a} and {b}: both machines could win the same term")
             }
@@ -214,6 +224,9 @@ impl fmt::Display for Mismatch {
 /// The first difference that forbids pairing.
 pub fn check(ours: &Claim, theirs: &Claim) -> Result<(), Mismatch> {
     check_identities(&ours.identity, &theirs.identity)?;
+    if ours.settings.key != theirs.settings.key {
+        return Err(Mismatch::Key(ours.settings.key, theirs.settings.key));
+    }
     check_options(ours, theirs)?;
     check_arbiters(ours.arbiter, theirs.arbiter)
 }
@@ -288,6 +301,7 @@ fn check_identities(ours: &Identity, theirs: &Identity) -> Result<(), Mismatch> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::{PairKey, Protection};
     use alloc::string::ToString;
 
     fn identity(node: u64) -> Identity {
@@ -360,6 +374,22 @@ mod tests {
             let text = check(&ours, &theirs).unwrap_err().to_string();
             assert!(text.contains(want), "{text}");
         }
+    }
+
+    #[test]
+    fn keys_must_be_one() {
+        let with = |secret: Option<u8>| {
+            let key = secret.map(|byte| Protection::Key(PairKey::new(&[byte; 32])));
+            Settings::of(&Config { protection: key.unwrap_or_default(), ..Config::default() })
+        };
+        let text = |ours, theirs| {
+            let claim = |node, secret| Claim { settings: with(secret), ..claim(identity(node)) };
+            check(&claim(1, ours), &claim(2, theirs)).map_err(|mismatch| mismatch.to_string())
+        };
+        assert_eq!((text(None, None), text(Some(1), Some(1))), (Ok(()), Ok(())));
+        assert!(text(Some(1), Some(2)).unwrap_err().contains("fingerprints are"));
+        assert!(text(None, Some(2)).unwrap_err().starts_with("keys differ: none ('insecure=on') and "));
+        assert!(text(Some(1), None).unwrap_err().ends_with(" and none ('insecure=on')"));
     }
 
     #[test]

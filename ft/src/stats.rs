@@ -44,9 +44,13 @@ pub struct Stats {
     pub heartbeats_sent: u64,
     /// Heartbeats of the twin taken.
     pub heartbeats_received: u64,
-    /// Datagrams that are no valid heartbeat.
+    /// Datagrams that are no heartbeat of anybody with the key.
     pub heartbeats_malformed: u64,
-    /// Heartbeats of another pair, doubled or late ones, and our own come back.
+    /// Heartbeats that do not name this machine: of old, or of a machine that has not heard it yet.
+    pub heartbeats_unanswered: u64,
+    /// Heartbeats that came before, or too late.
+    pub heartbeats_late: u64,
+    /// Heartbeats of another pair or of a machine that is not the twin, and our own come back.
     pub heartbeats_ignored: u64,
     /// Messages refused by the check: damaged, lost, doubled, out of order.
     pub refused_seal: u64,

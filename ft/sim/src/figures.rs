@@ -14,6 +14,8 @@ pub struct Figures {
     pub events: u64,
     /// Faults by kind.
     pub faults: BTreeMap<Kind, u64>,
+    /// Datagrams of attackers.
+    pub attacks: u64,
     /// Times that a backup went live because its primary was lost.
     pub takeovers: u64,
     /// Takeovers that were called off.
@@ -53,6 +55,7 @@ impl Figures {
         for (kind, count) in &other.faults {
             *self.faults.entry(*kind).or_default() += count;
         }
+        self.attacks += other.attacks;
         self.takeovers += other.takeovers;
         self.cancelled += other.cancelled;
         self.switch_overs += other.switch_overs;

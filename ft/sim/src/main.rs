@@ -241,4 +241,5 @@ fn print_figures(figures: &Figures) {
         println!("            {:>7} {kind}", figures.faults.get(&kind).copied().unwrap_or_default());
     }
     println!("            {:>7} flipped bits found", figures.flips_found);
+    println!("            {:>7} datagrams of attackers", figures.attacks);
 }

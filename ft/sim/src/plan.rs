@@ -2,10 +2,13 @@
 
 use crate::net::Quality;
 use crate::rng::Rng;
-use pollux_ft::{Config, Span};
+use pollux_ft::{Config, Protection, Span};
 
 /// Events of a run at most: some hundred times those of a usual one.
 const MOST_EVENTS: u64 = 5_000_000;
+
+/// What the machines protect their words with: a number that no attacker here looks at, which costs less than a cipher.
+pub(crate) const PROTECTION: Protection = Protection::Checksum(0x6765_6D69_6E69);
 
 /// How faults come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +67,7 @@ impl Plan {
             send_buffer_bytes: 200 * 1024,
             receive_buffer_bytes: rng.pick(&[8, 64, 512]) * 1024,
             max_entries: rng.pick(&[64, 400, 4000]),
+            protection: PROTECTION,
             ..Config::default()
         };
         let storm = rng.chance(500);

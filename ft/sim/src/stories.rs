@@ -6,7 +6,8 @@ use pollux_ft::heartbeat::{Heartbeat, pair_digest};
 use pollux_ft::message::Message;
 use pollux_ft::seal::Sealer;
 use pollux_ft::{
-    Config, EntryRef, Identity, Mutation, Node, NodeId, Position, Role, Seq, SessionId, Start, Term, Time, Verdict,
+    Config, EntryRef, Identity, Mutation, Node, NodeId, Position, Protection, Role, Seq, SessionId, Start, Term, Time,
+    Verdict,
 };
 
 /// A story: whether the rule that it is about holds, with `Some` broken rule in all nodes.
@@ -113,6 +114,7 @@ fn beat(node: NodeId, peer: NodeId, counter: u64, role: Role, term: u64, session
         node,
         peer,
         counter,
+        heard: [PRIMARY, BACKUP, NodeId(0), NodeId(0)],
         echo: 0,
         term: Term(term),
         role,
@@ -226,13 +228,13 @@ fn a_machine_with_another_memory_joins(mutation: Option<Mutation>) -> Result<(),
 fn a_stranger_claims_the_next_term_in_a_hand_over(mutation: Option<Mutation>) -> Result<(), &'static str> {
     let (mut primary, _) = protected(mutation);
     primary.switch_over(ms(0), START).expect("there is a backup");
-    primary.heartbeat_received(ms(0), &beat(STRANGER, NodeId(0), 5, Role::Alone, 2, 0).encode());
+    primary.heartbeat_received(ms(0), &beat(STRANGER, NodeId(0), 5, Role::Alone, 2, 0).encode(&Protection::default()));
     holds(primary.role() == Role::Halted, "a stranger is said to have taken the guest over")
 }
 
 fn a_heartbeat_of_the_session_before(mutation: Option<Mutation>) -> Result<(), &'static str> {
     let (_, mut backup) = protected(mutation);
-    backup.heartbeat_received(ms(0), &beat(PRIMARY, BACKUP, 100, Role::Alone, 1, 0).encode());
+    backup.heartbeat_received(ms(0), &beat(PRIMARY, BACKUP, 100, Role::Alone, 1, 0).encode(&Protection::default()));
     holds(backup.role() == Role::Backup, "a backup throws its guest away for a heartbeat from before its session")
 }
 

@@ -9,6 +9,7 @@ fn beat(role: Role, term: u64, session: u64, peer: u64) -> Heartbeat {
         node: NodeId(1),
         peer: NodeId(peer),
         counter: 1,
+        heard: [NodeId(0); crate::heartbeat::HEARD],
         term: Term(term),
         role,
         session: SessionId(session),

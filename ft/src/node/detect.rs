@@ -1,5 +1,6 @@
 //! Heartbeats, silence and everything else that time brings.
 
+use super::lives::Freshness;
 use super::{Action, HaltReason, LossReason, Node};
 use crate::decide::{self, Bid, Claim, LastWord, OnClaim, Standing};
 use crate::heartbeat::{Datagram, Heartbeat};
@@ -46,20 +47,34 @@ impl Beats {
 }
 
 impl Node {
-    /// A datagram arrived. Anything but a heartbeat of this pair is counted and forgotten.
+    /// A datagram arrived. Anything but a heartbeat that a machine of this pair made just now is counted and forgotten.
     pub fn heartbeat_received(&mut self, now: Time, datagram: &[u8]) {
         self.hear(now, datagram);
         self.check();
     }
 
     fn hear(&mut self, now: Time, datagram: &[u8]) {
-        let Ok(beat) = Heartbeat::decode(datagram) else {
+        let open = |sender, counter, head: &[u8], body: &mut [u8], tag: &_| {
+            self.config.protection.open(sender, counter, head, body, tag) || self.config.broken(Mutation::TagNotChecked)
+        };
+        let Ok(beat) = Heartbeat::read(datagram, open) else {
             self.stats.heartbeats_malformed += 1;
             return;
         };
         if beat.pair != self.pair || beat.node == self.identity.node || self.role() == Role::Halted {
             self.stats.heartbeats_ignored += 1;
             return;
+        }
+        match self.freshness(&beat) {
+            Freshness::Fresh => {}
+            Freshness::Unanswered => {
+                self.stats.heartbeats_unanswered += 1;
+                return;
+            }
+            Freshness::Late => {
+                self.stats.heartbeats_late += 1;
+                return;
+            }
         }
         if self.hear_claim(now, &beat) {
             return;
@@ -84,6 +99,12 @@ impl Node {
         } else {
             self.primary_said(now, &beat);
         }
+    }
+
+    fn freshness(&mut self, beat: &Heartbeat) -> Freshness {
+        let [any_names, any_number] =
+            [Mutation::EchoNotCompared, Mutation::OldHeartbeatCounts].map(|rule| self.config.broken(rule));
+        self.lives.hear(beat, self.identity.node, any_names, any_number)
     }
 
     /// Whether our reign is over, as another one has begun.
@@ -157,6 +178,7 @@ impl Node {
             node: self.identity.node,
             peer: self.peer().unwrap_or(NodeId(0)),
             counter: self.beats.counter,
+            heard: self.lives.names(),
             echo: self.peer.map_or(0, |peer| peer.counter),
             term: self.term,
             role: self.role(),
@@ -166,7 +188,7 @@ impl Node {
             position: self.position,
             time: now,
         };
-        Some(beat.encode())
+        Some(beat.encode(&self.config.protection))
     }
 
     /// Time has passed. To be called at [`Node::next_timeout`]; a node that is not ticked for long takes itself, not

@@ -9,6 +9,7 @@ mod action;
 mod arbiter;
 mod backup;
 mod detect;
+mod lives;
 mod primary;
 mod side;
 mod stream;
@@ -17,6 +18,7 @@ mod term;
 
 pub use action::{Action, AppendError, HaltReason, LossReason, NotLive, TakenOver};
 
+use self::lives::Lives;
 use crate::arbiter::ArbiterId;
 use crate::config::Config;
 use crate::decide::{self, Bid};
@@ -71,6 +73,8 @@ pub struct Node {
     last_tick: Time,
     last_heard: Time,
     beats: Beats,
+    /// Whose heartbeats are made now, and which of them were taken.
+    lives: Lives,
     /// Bytes of state in `actions`.
     load_bytes: usize,
     actions: VecDeque<Action>,
@@ -80,7 +84,8 @@ pub struct Node {
 impl Node {
     /// A node that was just started at `now`.
     ///
-    /// `identity.node` must be different at every start of a machine: it tells a machine from its former life.
+    /// `identity.node` must be another one at every start of a machine, and none that can be guessed: it tells a machine from
+    /// its former life, and what is said to it from what was said to that one.
     ///
     /// # Errors
     /// When the configuration makes no sense, see [`Config::check`], or a name is too long.
@@ -106,6 +111,7 @@ impl Node {
             last_tick: now,
             last_heard: now,
             beats: Beats::new(now),
+            lives: Lives::default(),
             load_bytes: 0,
             actions: VecDeque::new(),
             stats: Stats::default(),

@@ -165,10 +165,10 @@ impl Node {
         }
     }
 
-    /// A session begins with this twin. Of one that was here before, what we heard already says nothing again.
+    /// A session begins with this twin. What we heard of it already says nothing again.
     fn meet(&mut self, twin: Peer) {
-        let heard = self.peer.filter(|known| known.node == twin.node).map_or(0, |known| known.counter);
-        self.peer = Some(Peer { counter: twin.counter.max(heard), ..twin });
+        let counter = self.lives.meet(twin.node, twin.counter);
+        self.peer = Some(Peer { counter, ..twin });
     }
 
     fn take_joiner(&mut self, now: Time, term: Term, joiner: Peer) {

@@ -2,7 +2,7 @@
 
 use crate::{actions, protected, pump};
 use pollux_ft::heartbeat::{Heartbeat, pair_digest};
-use pollux_ft::{Action, EntryRef, Node, NodeId, Position, Role, Seq, SessionId, Term, Time};
+use pollux_ft::{Action, EntryRef, Node, NodeId, Position, Protection, Role, Seq, SessionId, Term, Time};
 
 fn ms(ms: u64) -> Time {
     Time(ms * 1000)
@@ -110,6 +110,7 @@ fn a_stale_heartbeat_does_not_stand_in_the_way_of_a_takeover() {
         node: NodeId(1),
         peer: NodeId(2),
         counter: 50,
+        heard: [NodeId(2), NodeId(0), NodeId(0), NodeId(0)],
         echo: 0,
         term: Term(1),
         role: Role::Alone,
@@ -119,7 +120,7 @@ fn a_stale_heartbeat_does_not_stand_in_the_way_of_a_takeover() {
         position: Position(0),
         time: Time(0),
     };
-    backup.heartbeat_received(ms(1001), &stale.encode());
+    backup.heartbeat_received(ms(1001), &stale.encode(&Protection::default()));
     assert_eq!(backup.last_heard(), ms(0));
     assert_eq!(backup.go_live(ms(1001), Position(1000)).map(|taken| taken.term), Ok(Term(2)));
 }

@@ -6,7 +6,8 @@ use pollux_ft::heartbeat::{Datagram, Heartbeat, pair_digest};
 use pollux_ft::message::Message;
 use pollux_ft::seal::{MAX_PAYLOAD, Sealer};
 use pollux_ft::{
-    Action, Config, EntryRef, Identity, Node, NodeId, Position, Role, Seq, SessionId, Span, Start, Term, Time, Verdict,
+    Action, Config, EntryRef, Identity, Node, NodeId, Position, Protection, Role, Seq, SessionId, Span, Start, Term,
+    Time, Verdict,
 };
 
 const PAIR: &str = "gemini";
@@ -79,6 +80,8 @@ struct Beat {
     linked: bool,
     seq: u16,
     position: u32,
+    /// It names the machine, which is node 1.
+    answers: bool,
 }
 
 impl Beat {
@@ -88,6 +91,7 @@ impl Beat {
             node: NodeId(u64::from(self.node)),
             peer: NodeId(u64::from(self.peer)),
             counter: u64::from(self.counter),
+            heard: [NodeId(u64::from(self.answers)), NodeId(0), NodeId(0), NodeId(0)],
             echo: u64::from(self.echo),
             term: Term(u64::from(self.term)),
             role: Role::ALL[usize::from(self.role) % Role::ALL.len()],
@@ -97,7 +101,7 @@ impl Beat {
             position: Position(u64::from(self.position)),
             time: Time(0),
         }
-        .encode()
+        .encode(&Protection::default())
     }
 }
 
@@ -283,8 +287,9 @@ pub(crate) fn stream(data: &[u8]) {
 
 /// One datagram. What is understood is written again as it was.
 pub(crate) fn heartbeat(data: &[u8]) {
-    if let Ok(beat) = Heartbeat::decode(data) {
-        assert_eq!(beat.encode(), *data);
+    let protection = Protection::default();
+    if let Ok(beat) = Heartbeat::decode(data, &protection) {
+        assert_eq!(beat.encode(&protection), *data);
     }
     for start in [Start::Primary, Start::Backup] {
         let mut machine = Machine::new(1, start);

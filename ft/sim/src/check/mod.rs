@@ -47,6 +47,8 @@ pub enum Check {
     GivesWay,
     /// Only what its twin says is a sign of the twin's life to a machine.
     SignOfLife,
+    /// Only a heartbeat that was made with the key, since this machine started, and after all before it, changes anything.
+    Genuine,
     /// A backup never runs beyond the newest entry it holds.
     Horizon,
     /// A guest with a backup does not run on when the backup lags by more than the bound.
@@ -71,7 +73,7 @@ pub enum Check {
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::OutputRule,
         Self::AloneRule,
         Self::OneLive,
@@ -86,6 +88,7 @@ impl Check {
         Self::NeededTakeover,
         Self::GivesWay,
         Self::SignOfLife,
+        Self::Genuine,
         Self::Horizon,
         Self::Lag,
         Self::Memory,
@@ -116,6 +119,7 @@ impl Check {
             Self::NeededTakeover => "needed-takeover",
             Self::GivesWay => "gives-way",
             Self::SignOfLife => "sign-of-life",
+            Self::Genuine => "genuine",
             Self::Horizon => "horizon",
             Self::Lag => "lag",
             Self::Memory => "memory",

@@ -22,6 +22,7 @@ fn objections(check: Check) -> Vec<Option<Violation>> {
         Check::NeededTakeover => [worlds::needed_takeover(), audit::needed_takeover()].concat(),
         Check::GivesWay => worlds::gives_way(),
         Check::SignOfLife => worlds::sign_of_life(),
+        Check::Genuine => worlds::genuine(),
         Check::Horizon => audit::horizon(),
         Check::Lag => audit::lag(),
         Check::Memory => worlds::memory(),

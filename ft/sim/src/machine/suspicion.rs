@@ -3,17 +3,19 @@
 use super::Machine;
 use super::devices::InWorld;
 use crate::check::Check;
+use crate::plan::PROTECTION;
 use crate::world::Env;
 use pollux_driver::Clock;
 use pollux_ft::decide::{Standing, standing};
 use pollux_ft::heartbeat::Heartbeat;
-use pollux_ft::{Node, NodeId, Role, Term};
+use pollux_ft::{Node, NodeId, Role, Term, Time};
+use std::collections::BTreeMap;
 
 /// What this machine heard of its primary.
 #[derive(Debug, Default)]
 pub(super) struct Suspicion {
-    /// Whose newest heartbeat was heard, and its counter: late and doubled ones say nothing.
-    newest: (NodeId, u64),
+    /// The newest heartbeat that was heard of each machine: late and doubled ones say nothing.
+    newest: BTreeMap<NodeId, u64>,
     /// The takeover under way is for silence alone.
     silence: bool,
     /// The primary was heard since.
@@ -26,19 +28,20 @@ impl Machine {
     /// A datagram arrived.
     pub(crate) fn hear(&mut self, env: &mut Env, datagram: &[u8]) {
         let now = self.local(env.now);
-        let Ok(beat) = Heartbeat::decode(datagram) else {
-            return self.driver.node_mut().heartbeat_received(now, datagram);
+        let before = self.heard_so_far();
+        let index = self.devices.index;
+        let Some(beat) = self.genuine(datagram) else {
+            self.driver.node_mut().heartbeat_received(now, datagram);
+            if self.heard_so_far() != before {
+                let text = format!("machine {index} acts on a heartbeat that nobody made just now");
+                env.audit.broken(Check::Genuine, text);
+            }
+            return;
         };
         let node = self.driver.node();
-        let (suspicion, index) = (&mut self.devices.suspicion, self.devices.index);
-        if let Some(peer) = node.peer().filter(|peer| *peer != suspicion.newest.0) {
-            suspicion.newest = (peer, 0);
-        }
-        let old = suspicion.newest.0 == beat.node && beat.counter <= suspicion.newest.1;
-        if node.peer() == Some(beat.node) && (suspicion.newest.0 != beat.node || beat.counter > suspicion.newest.1) {
-            suspicion.newest = (beat.node, beat.counter);
+        if node.peer() == Some(beat.node) {
             let standing = standing(&beat, self.devices.id, node.term(), node.session());
-            suspicion.heard |= standing == Standing::Wanted;
+            self.devices.suspicion.heard |= standing == Standing::Wanted;
         }
         let (term, last_heard) = (node.term(), node.last_heard());
         self.driver.node_mut().heartbeat_received(now, datagram);
@@ -52,10 +55,24 @@ impl Machine {
             let text = format!("machine {index} takes the life of node {} for its twin's", beat.node);
             env.audit.broken(Check::SignOfLife, text);
         }
-        if node.last_heard() > last_heard && old {
-            let text = format!("machine {index} takes a heartbeat that is late, or came before, for a sign of life");
-            env.audit.broken(Check::SignOfLife, text);
+    }
+
+    /// The heartbeat, if one with the key made it since this machine started, and none that it made later was here before.
+    fn genuine(&mut self, datagram: &[u8]) -> Option<Heartbeat> {
+        let beat = Heartbeat::decode(datagram, &PROTECTION).ok()?;
+        if !beat.heard.contains(&self.devices.id) {
+            return None;
         }
+        let newest = self.devices.suspicion.newest.entry(beat.node).or_default();
+        let rises = beat.counter > *newest;
+        *newest = beat.counter.max(*newest);
+        rises.then_some(beat)
+    }
+
+    /// All that heartbeats change.
+    fn heard_so_far(&self) -> (Role, Term, Option<NodeId>, Time) {
+        let node = self.node();
+        (node.role(), node.term(), node.peer(), node.last_heard())
     }
 }
 

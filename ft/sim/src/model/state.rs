@@ -1,7 +1,7 @@
 //! What the model's machines, networks and arbiter are at a moment.
 
 use pollux_ft::decide::{BackupView, Bid};
-use pollux_ft::heartbeat::Heartbeat;
+use pollux_ft::heartbeat::{HEARD, Heartbeat};
 use pollux_ft::{NodeId, Position, Role, Seq, SessionId, Term, Time};
 use std::collections::{BTreeSet, VecDeque};
 
@@ -64,7 +64,8 @@ impl Beat {
     pub(super) fn heartbeat(self) -> Heartbeat {
         let Self { node, peer, term, role, session, linked, before_hello: _ } = self;
         let (pair, counter, echo, seq, position, time) = (0, 0, 0, Seq(0), Position(0), Time(0));
-        Heartbeat { pair, node, peer, counter, echo, term, role, session, linked, seq, position, time }
+        let heard = [NodeId(0); HEARD];
+        Heartbeat { pair, node, peer, counter, heard, echo, term, role, session, linked, seq, position, time }
     }
 }
 

@@ -18,7 +18,11 @@ impl World {
                 }
             }
             Event::Nudge { machine } => self.turn(machine),
-            Event::Datagram { to, bytes } => self.datagram(to, bytes),
+            Event::Datagram { to, bytes } => {
+                self.env.attacker.see(to, &bytes);
+                self.datagram(to, bytes);
+            }
+            Event::Forgery { to, bytes } => self.datagram(to, bytes),
             Event::Bytes { stream, end } => self.bytes(stream, end),
             Event::Connected { stream, machine } => self.connected(stream, machine),
             Event::Reset { stream, machine } => self.reset(stream, machine),
@@ -34,6 +38,7 @@ impl World {
             }
             Event::ClientTimer { client, timer } => self.client_timer(client, timer),
             Event::Fault => self.fault(),
+            Event::Attack => self.attack(),
             Event::Over(lasting) => self.over(lasting),
             Event::Restart { machine } => self.restart(machine),
             Event::Thaw { machine } => self.thaw(machine),

@@ -1,5 +1,6 @@
 //! What lies around the machines: networks, clients, the arbiter, and the one who sees everything.
 
+use super::attacker::Attacker;
 use super::event::{Event, Queue};
 use crate::arbiter::Arbiter;
 use crate::check::{Audit, Leave};
@@ -25,6 +26,7 @@ pub(crate) struct Env {
     pub(crate) audit: Audit,
     pub(crate) trace: Trace,
     pub(crate) figures: Figures,
+    pub(crate) attacker: Attacker,
     /// The machine that the switch of the client network sends frames for the guest to.
     pub(crate) port: Option<usize>,
     /// Machines whose client card takes no frames at the moment.
@@ -44,6 +46,7 @@ impl Env {
             audit: Audit::new(plan.arbiter),
             trace: Trace::new(keep),
             figures: Figures::default(),
+            attacker: Attacker::new(Rng::new(seed, 7)),
             port: None,
             stuck: [false; MACHINES],
             nodes: 0,

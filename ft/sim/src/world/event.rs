@@ -62,6 +62,13 @@ pub(crate) enum Event {
     },
     /// The next fault.
     Fault,
+    /// The attacker's turn.
+    Attack,
+    /// A datagram of his.
+    Forgery {
+        to: usize,
+        bytes: Vec<u8>,
+    },
     /// A fault that lasts is over.
     Over(Lasting),
     Restart {
@@ -104,6 +111,8 @@ impl Event {
             Self::Restart { machine } => (Who::Machine(*machine), 15),
             Self::Thaw { machine } => (Who::Machine(*machine), 16),
             Self::Look => (Who::World, 17),
+            Self::Attack => (Who::World, 18),
+            Self::Forgery { to, .. } => (Who::Machine(*to), 19),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Machines, networks, clients and an arbiter in memory. The same seed gives the same run.
 
+mod attacker;
 mod deliver;
 mod env;
 pub(crate) mod event;

@@ -78,6 +78,7 @@ impl World {
             Stage::Starting if self.is_protected() => {
                 self.enter(Stage::Faults);
                 self.env.queue.push(self.env.now + 1_000, Event::Fault);
+                self.env.queue.push(self.env.now, Event::Attack);
             }
             Stage::Starting if late => self.late("the first protection"),
             Stage::Faults if self.env.now > self.env.plan.duration => self.end_faults(),

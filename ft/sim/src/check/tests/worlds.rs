@@ -1,15 +1,15 @@
 //! Worlds in which something goes wrong that nobody may survive unnoticed.
 
 use crate::check::Violation;
-use crate::plan::{Faults, Plan};
+use crate::plan::{Faults, PROTECTION, Plan};
 use crate::rng::Rng;
 use crate::run::report;
 use crate::trace::Keep;
 use crate::world::World;
 use crate::world::event::Event;
 use pollux_driver::Outlet;
-use pollux_ft::heartbeat::{Heartbeat, pair_digest};
-use pollux_ft::{Mutation, NodeId, Position, Role, Seq, Term, Time};
+use pollux_ft::heartbeat::{HEARD, Heartbeat, pair_digest};
+use pollux_ft::{Mutation, NodeId, Position, Role, Seq, SessionId, Term, Time};
 use pollux_nic::gate::RESERVED_FRAMES;
 use pollux_nic::{Gate, GateMode};
 
@@ -65,22 +65,28 @@ pub(crate) fn is_fault(event: &Event) -> bool {
 /// What machine `to` makes of a heartbeat of `node` to it, in the role and term given.
 pub(crate) fn hears(world: &mut World, to: usize, node: NodeId, role: Role, term: Term) -> Option<Violation> {
     let machine = world.slots[to].machine.as_mut().expect("it runs");
-    let beat = Heartbeat {
+    let beat = Heartbeat { session: machine.node().session(), ..beat_to(machine.devices.id, node, role, term) };
+    machine.hear(&mut world.env, &beat.encode(&PROTECTION));
+    world.env.audit.violation().cloned()
+}
+
+/// A heartbeat of `node` to machine `to`.
+fn beat_to(to: NodeId, node: NodeId, role: Role, term: Term) -> Heartbeat {
+    Heartbeat {
         pair: pair_digest("gemini"),
         node,
-        peer: machine.devices.id,
+        peer: to,
         counter: u64::MAX,
+        heard: [to; HEARD],
         echo: 0,
         term,
         role,
-        session: machine.node().session(),
+        session: SessionId(0),
         linked: true,
         seq: Seq(0),
         position: Position(0),
         time: Time(0),
-    };
-    machine.hear(&mut world.env, &beat.encode());
-    world.env.audit.violation().cloned()
+    }
 }
 
 fn term(world: &World) -> Term {
@@ -125,6 +131,20 @@ pub(super) fn sign_of_life() -> Vec<Option<Violation>> {
     };
     assert_eq!(judge(None), None);
     vec![judge(Some(Mutation::AnyHeartbeatCounts))]
+}
+
+/// A claim that names somebody else than those who live: of a former life.
+pub(super) fn genuine() -> Vec<Option<Violation>> {
+    let judge = |mutation| {
+        let mut world = protected(mutation);
+        let newer = Term(term(&world).0 + 1);
+        let beat = beat_to(STRANGER, STRANGER, Role::Alone, newer);
+        let machine = world.slots[PRIMARY].machine.as_mut().expect("it runs");
+        machine.hear(&mut world.env, &beat.encode(&PROTECTION));
+        world.env.audit.violation().cloned()
+    };
+    assert_eq!(judge(None), None);
+    vec![judge(Some(Mutation::EchoNotCompared))]
 }
 
 /// A backup has more entries to apply than the plan allows, or keeps more frames.

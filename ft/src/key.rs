@@ -1,0 +1,195 @@
+//! The pair's key, and how it protects datagrams.
+//!
+//! Each use has a key of its own, derived from the pair's by HKDF-SHA-256 (RFC 5869) under a name: what is learnt or broken
+//! in one place says nothing about another. Datagrams are sealed by XChaCha20-Poly1305, whose nonce of 24 bytes has room
+//! for the sender's id, another one at each start, and the datagram's number: no pair of them comes twice under one key.
+//! See: RFC 8439; draft-irtf-cfrg-xchacha-03.
+
+use chacha20poly1305::aead::{AeadInOut, KeyInit};
+use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
+use core::fmt;
+use hkdf::Hkdf;
+use sha2::Sha256;
+use xxhash_rust::xxh64::xxh64;
+
+/// Bytes of a pair's key.
+pub const KEY_BYTES: usize = 32;
+/// Bytes by which a datagram is known to be genuine.
+pub const TAG_BYTES: usize = 16;
+/// Sets our uses of a key apart from everybody else's.
+const SALT: &[u8] = b"Pollux pair key, 1";
+
+/// The secret that the two machines of a pair share, as far as it is used.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PairKey {
+    heartbeat: [u8; KEY_BYTES],
+    fingerprint: u64,
+}
+
+impl PairKey {
+    /// The pair's key; `secret` is drawn at random, once for a pair.
+    #[must_use]
+    pub fn new(secret: &[u8; KEY_BYTES]) -> Self {
+        let root = Hkdf::<Sha256>::new(Some(SALT), secret);
+        Self { heartbeat: derive(&root, "heartbeat"), fingerprint: u64::from_le_bytes(derive(&root, "fingerprint")) }
+    }
+}
+
+fn derive<const N: usize>(root: &Hkdf<Sha256>, name: &str) -> [u8; N] {
+    let mut out = [0; N];
+    root.expand(name.as_bytes(), &mut out).expect("shorter than 255 hashes");
+    out
+}
+
+/// A secret is never shown.
+impl fmt::Debug for PairKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PairKey({:016x})", self.fingerprint)
+    }
+}
+
+/// What protects that which one machine says to the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Protection {
+    /// The pair's key: nobody else can say it, nor read it.
+    Key(PairKey),
+    /// A checksum that begins with this number: against damage, and against nobody who knows the number. For pairs that
+    /// want no key, and for simulations, whose attackers do not look.
+    Checksum(u64),
+}
+
+impl Default for Protection {
+    fn default() -> Self {
+        Self::Checksum(0)
+    }
+}
+
+impl Protection {
+    /// Whether it is one against people.
+    #[must_use]
+    pub fn is_secure(&self) -> bool {
+        matches!(self, Self::Key(_))
+    }
+
+    /// What tells two keys apart, and may be known to everybody; 0 is no key.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        match self {
+            Self::Key(key) => key.fingerprint.max(1),
+            Self::Checksum(_) => 0,
+        }
+    }
+
+    /// Seals `body`, datagram number `counter` of `sender`, and returns its tag, which also covers `head`.
+    ///
+    /// The same `sender` must never say two things by the same `counter`.
+    pub(crate) fn seal(&self, sender: u64, counter: u64, head: &[u8], body: &mut [u8]) -> [u8; TAG_BYTES] {
+        match self {
+            Self::Key(key) => {
+                let sealed = cipher(key).encrypt_inout_detached(&nonce(sender, counter), head, body.into());
+                sealed.expect("shorter than 256 GiB").into()
+            }
+            Self::Checksum(start) => checksum(*start, head, body),
+        }
+    }
+
+    /// Opens what [`seal`](Self::seal) sealed; false, and `body` of no use, when somebody else did.
+    pub(crate) fn open(&self, sender: u64, counter: u64, head: &[u8], body: &mut [u8], tag: &[u8; TAG_BYTES]) -> bool {
+        match self {
+            Self::Key(key) => {
+                let opened =
+                    cipher(key).decrypt_inout_detached(&nonce(sender, counter), head, body.into(), &Tag::from(*tag));
+                opened.is_ok()
+            }
+            Self::Checksum(start) => checksum(*start, head, body) == *tag,
+        }
+    }
+}
+
+fn cipher(key: &PairKey) -> XChaCha20Poly1305 {
+    XChaCha20Poly1305::new(&key.heartbeat.into())
+}
+
+fn nonce(sender: u64, counter: u64) -> XNonce {
+    let mut nonce = XNonce::default();
+    nonce[..8].copy_from_slice(&sender.to_le_bytes());
+    nonce[8..16].copy_from_slice(&counter.to_le_bytes());
+    nonce
+}
+
+fn checksum(start: u64, head: &[u8], body: &[u8]) -> [u8; TAG_BYTES] {
+    let mut tag = [0; TAG_BYTES];
+    tag[..8].copy_from_slice(&xxh64(body, xxh64(head, start)).to_le_bytes());
+    tag
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        let digits: Vec<_> = hex.bytes().filter(u8::is_ascii_hexdigit).collect();
+        digits.chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+    }
+
+    /// See: draft-irtf-cfrg-xchacha-03, A.3.1.
+    #[test]
+    fn the_cipher_gives_the_published_answer() {
+        let key: [u8; 32] = core::array::from_fn(|index| 0x80 + index as u8);
+        let nonce: [u8; 24] = core::array::from_fn(|index| 0x40 + index as u8);
+        let mut text = *b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, \
+                          sunscreen would be it.";
+        let head = bytes("50515253c0c1c2c3c4c5c6c7");
+        let tag = XChaCha20Poly1305::new(&key.into())
+            .encrypt_inout_detached(&nonce.into(), &head, (&mut text[..]).into())
+            .unwrap();
+        let want = bytes(
+            "bd6d179d3e83d43b9576579493c0e939572a1700252bfaccbed2902c21396cbb731c7f1b0b4aa6440bf3a82f4eda7e39\
+             ae64c6708c54c216cb96b72e1213b4522f8c9ba40db5d945b11b69b982c1bb9e3f3fac2bc369488f76b2383565d3fff9\
+             21f9664c97637da9768812f615c68b13b52e",
+        );
+        assert_eq!(text[..], want);
+        assert_eq!(tag[..], bytes("c0875924c1c7987947deafd8780acf49"));
+    }
+
+    /// See: RFC 5869, A.1.
+    #[test]
+    fn the_derivation_gives_the_published_answer() {
+        let root = Hkdf::<Sha256>::new(Some(&bytes("000102030405060708090a0b0c")), &[0x0b; 22]);
+        let mut out = [0; 42];
+        root.expand(&bytes("f0f1f2f3f4f5f6f7f8f9"), &mut out).unwrap();
+        let want = "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865";
+        assert_eq!(out[..], bytes(want));
+    }
+
+    #[test]
+    fn each_key_seals_for_itself_alone() {
+        let all = [
+            Protection::Key(PairKey::new(&[1; 32])),
+            Protection::Key(PairKey::new(&[2; 32])),
+            Protection::Checksum(0),
+            Protection::Checksum(1),
+        ];
+        for ours in &all {
+            let mut body = *b"what nobody else says";
+            let tag = ours.seal(7, 8, b"head", &mut body);
+            assert_eq!(ours.is_secure(), body != *b"what nobody else says");
+            for theirs in &all {
+                let mut copy = body;
+                assert_eq!(theirs.open(7, 8, b"head", &mut copy, &tag), ours == theirs, "{ours:?} {theirs:?}");
+            }
+            for (sender, counter, head) in [(6, 8, &b"head"[..]), (7, 9, b"head"), (7, 8, b"Head")] {
+                let taken = ours.open(sender, counter, head, &mut body.clone(), &tag);
+                assert!(!taken || !ours.is_secure() && head == b"head", "{sender} {counter} {head:?}");
+            }
+        }
+        assert!(all[0].fingerprint() != all[1].fingerprint() && all[2].fingerprint() == 0);
+    }
+
+    #[test]
+    fn a_secret_is_not_shown() {
+        let key = Protection::Key(PairKey::new(&[0x5a; 32]));
+        assert!(!alloc::format!("{key:?}").to_lowercase().contains("5a5a"));
+    }
+}
