@@ -1,12 +1,15 @@
-//! The guest's files, as the boot loader passed them: which module is what.
+//! The files that the boot loader passed: which module is what.
 //!
-//! The first word of a module's command line says what it is: `kernel` (or `guest`), `initrd`, or `disk`. A module without a name is
+//! The first word of a module's command line says what it is: `kernel` (or `guest`), `initrd`, `disk`, `key` or `seed`. A module
+//! without a name is
 //! the kernel, or, since some loaders can pass but one file (QEMU's PVH loader), an archive that holds the others under
 //! these names, in the format of initial ramdisks.
 //!
 //! See: Linux, "initramfs buffer format" (Documentation/driver-api/early-userspace/buffer-format.rst): `newc`.
 
 use core::fmt;
+
+use pollux_ft::key::KEY_BYTES;
 
 /// How an archive begins.
 const MAGIC: &[u8] = b"070701";
@@ -15,10 +18,12 @@ const HEAD: usize = 110;
 /// Which of them are the lengths of a file and of its name.
 const FILE_LEN: usize = 6;
 const NAME_LEN: usize = 11;
+/// A seed has at least so many bytes.
+pub const SEED_BYTES: usize = 32;
 /// The name of what ends an archive.
 const TRAILER: &[u8] = b"TRAILER!!!\0";
 
-/// The guest's files.
+/// The files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BootFiles<'a> {
     /// The kernel.
@@ -27,6 +32,10 @@ pub struct BootFiles<'a> {
     pub initrd: Option<&'a [u8]>,
     /// What is on the guest's disk at first.
     pub disk: Option<&'a [u8]>,
+    /// The pair's key.
+    pub key: Option<&'a [u8; KEY_BYTES]>,
+    /// Random bytes for this machine.
+    pub seed: Option<&'a [u8]>,
 }
 
 /// Why there is no guest to run.
@@ -42,6 +51,10 @@ pub enum FileError<'a> {
     UnknownName(&'a str),
     /// This file is empty.
     Empty(&'static str),
+    /// The pair's key has so many bytes.
+    KeyLength(usize),
+    /// The seed has so few bytes.
+    SeedLength(usize),
     /// The archive is damaged at this byte.
     BadArchive(usize),
 }
@@ -55,10 +68,22 @@ impl fmt::Display for FileError<'_> {
             Self::UnknownName(name) => {
                 write!(
                     f,
-                    "the boot loader's module '{name}' is unknown: modules are called 'kernel', 'initrd' and 'disk'"
+                    "the boot loader's module '{name}' is unknown: modules are called 'kernel', 'initrd', 'disk', 'key' and 'seed'"
                 )
             }
             Self::Empty(what) => write!(f, "the boot loader's module '{what}' is empty"),
+            Self::KeyLength(bytes) => {
+                write!(
+                    f,
+                    "the boot loader's module 'key' has {bytes} bytes: a pair's key has {KEY_BYTES} ('cargo xtask key new')"
+                )
+            }
+            Self::SeedLength(bytes) => {
+                write!(
+                    f,
+                    "the boot loader's module 'seed' has {bytes} bytes: at least {SEED_BYTES} random ones are needed"
+                )
+            }
             Self::BadArchive(at) => write!(f, "the archive of the guest's files is damaged at byte {at}"),
         }
     }
@@ -85,7 +110,13 @@ impl<'a> BootFiles<'a> {
         }
         match found {
             _ if !any => Err(FileError::NoModule),
-            Found { kernel: Some(kernel), initrd, disk } => Ok(Self { kernel, initrd, disk }),
+            Found { kernel: Some(kernel), initrd, disk, key, seed } => {
+                let key = key.map(|key| key.try_into().map_err(|_| FileError::KeyLength(key.len()))).transpose()?;
+                match seed.map(<[u8]>::len) {
+                    Some(len) if len < SEED_BYTES => Err(FileError::SeedLength(len)),
+                    _ => Ok(Self { kernel, initrd, disk, key, seed }),
+                }
+            }
             Found { kernel: None, .. } => Err(FileError::NoKernel),
         }
     }
@@ -96,6 +127,8 @@ struct Found<'a> {
     kernel: Option<&'a [u8]>,
     initrd: Option<&'a [u8]>,
     disk: Option<&'a [u8]>,
+    key: Option<&'a [u8]>,
+    seed: Option<&'a [u8]>,
 }
 
 impl<'a> Found<'a> {
@@ -104,6 +137,8 @@ impl<'a> Found<'a> {
             "" | "kernel" | "guest" => (&mut self.kernel, "kernel"),
             "initrd" => (&mut self.initrd, "initrd"),
             "disk" => (&mut self.disk, "disk"),
+            "key" => (&mut self.key, "key"),
+            "seed" => (&mut self.seed, "seed"),
             _ => return Err(FileError::UnknownName(name)),
         };
         if bytes.is_empty() {
@@ -171,15 +206,19 @@ mod tests {
 
     #[test]
     fn files_are_told_apart_by_name() {
-        let both = Ok(BootFiles { kernel: b"k", initrd: Some(b"i"), disk: None });
-        assert_eq!(find(&[("", b"k")]), Ok(BootFiles { kernel: b"k", initrd: None, disk: None }));
+        let kernel = BootFiles { kernel: b"k", initrd: None, disk: None, key: None, seed: None };
+        let both = Ok(BootFiles { initrd: Some(b"i"), ..kernel });
+        assert_eq!(find(&[("", b"k")]), Ok(kernel));
         let with_disk = [("kernel", &b"k"[..]), ("disk", b"d")];
-        assert_eq!(find(&with_disk), Ok(BootFiles { kernel: b"k", initrd: None, disk: Some(b"d") }));
+        assert_eq!(find(&with_disk), Ok(BootFiles { disk: Some(b"d"), ..kernel }));
         assert_eq!(find(&[("", &archive(&with_disk))]), find(&with_disk));
         assert_eq!(find(&[("guest", b"k"), ("initrd /boot/initrd.img", b"i")]), both);
         assert_eq!(find(&[("initrd", b"i"), ("kernel", b"k")]), both);
         let archive = archive(&[("kernel", b"k"), ("initrd", b"i")]);
         assert_eq!(find(&[("", &archive)]), both);
+        let secrets = Ok(BootFiles { key: Some(&[7; 32]), seed: Some(&[8; 40]), ..kernel });
+        assert_eq!(find(&[("key", &[7; 32]), ("", b"k"), ("seed", &[8; 40])]), secrets);
+        assert_eq!(find(&[("", &self::archive(&[("key", &[7; 32]), ("seed", &[8; 40]), ("kernel", b"k")]))]), secrets);
         // An initial ramdisk is an archive, too: its name tells.
         assert_eq!(find(&[("", b"k"), ("initrd", &archive)]).unwrap().initrd, Some(&archive[..]));
     }
@@ -198,6 +237,11 @@ mod tests {
         error(&[("disk", b"i")], "no 'kernel'");
         error(&[("", b"k"), ("ramdisk", b"i")], "'ramdisk' is unknown");
         error(&[("", b"k"), ("initrd", b"")], "'initrd' is empty");
+        error(&[("key", &[1; 32]), ("seed", &[1; 32])], "no 'kernel'");
+        error(&[("", b"k"), ("key", &[1; 32]), ("key", &[1; 32])], "two modules that are the 'key'");
+        error(&[("", b"k"), ("key", &[1; 33])], "has 33 bytes: a pair's key has 32");
+        error(&[("", b"k"), ("key", b"")], "'key' is empty");
+        error(&[("", b"k"), ("seed", &[1; 31])], "has 31 bytes: at least 32");
         let good = archive(&[("kernel", b"k")]);
         for len in [6, 109, 110, 120, good.len() - 120] {
             assert!(matches!(find(&[("", &good[..len])]), Err(FileError::BadArchive(_))), "{len}");

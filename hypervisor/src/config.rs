@@ -12,7 +12,8 @@ use core::fmt;
 use core::net::Ipv4Addr;
 
 use pollux_boot::command_line::{CommandOption, options};
-use pollux_ft::{Span, Term};
+use pollux_ft::key::KEY_BYTES;
+use pollux_ft::{PairKey, Protection, Span, Term};
 
 pub use self::arbiter::{ArbiterOptions, Routes};
 pub use self::values::Cidr;
@@ -93,6 +94,8 @@ pub struct Config {
     pub guest_args: String,
     /// `guest-seed=HEX`: 32 bytes that the guest's random numbers rest on, too; without it they come from this machine alone.
     pub guest_seed: Option<[u8; 32]>,
+    /// `insecure=on|off`: this pair needs no key.
+    pub insecure: bool,
     /// `heartbeat=100ms`: time between heartbeats, in microseconds.
     pub heartbeat_us: u64,
     /// `suspect=1000ms`: silence after which the twin is given up, in microseconds.
@@ -135,6 +138,7 @@ impl Default for Config {
             guest_mac: [0x52, 0x54, 0x00, 0x12, 0x34, 0x56],
             guest_args: String::new(),
             guest_seed: None,
+            insecure: false,
             heartbeat_us: 100_000,
             suspect_us: 1_000_000,
             log_buffer: 4 << 20,
@@ -161,9 +165,11 @@ impl fmt::Display for ConfigError {
     }
 }
 
+const ON_OFF: &[(&str, bool)] = &[("on", true), ("off", false)];
+
 /// All option names, for the message about an unknown one.
 const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, guest-memory, disk, guest-mac, guest-args, \
-                     guest-seed, heartbeat, suspect, log-buffer, transfer, counter, vectors, mmu, clock, monitor, break, test-commands, stops, seed";
+                     guest-seed, insecure, heartbeat, suspect, log-buffer, transfer, counter, vectors, mmu, clock, monitor, break, test-commands, stops, seed";
 
 impl Config {
     /// Reads a command line.
@@ -219,6 +225,7 @@ impl Config {
             "guest-mac" => self.guest_mac = mac(value).map_err(bad)?,
             "guest-args" => self.guest_args = value.to_owned(),
             "guest-seed" => self.guest_seed = Some(bytes_of_hex(value).ok_or_else(|| bad("64 hexadecimal digits"))?),
+            "insecure" => self.insecure = one_of(value, ON_OFF).map_err(|text| bad(&text))?,
             "heartbeat" => self.heartbeat_us = duration(value).map_err(bad)?,
             "suspect" => self.suspect_us = duration(value).map_err(bad)?,
             "log-buffer" => self.log_buffer = size(value).map_err(bad)?,
@@ -253,9 +260,7 @@ impl Config {
             "monitor" => self.monitor = one_of(value, &[("com2", true), ("none", false)]).map_err(|text| bad(&text))?,
             "break" if value == "output-rule" => self.broken_rule = Some(BrokenRule::OutputRule),
             "break" => return Err(bad("the only rule that can be broken is output-rule")),
-            "test-commands" => {
-                self.test_commands = one_of(value, &[("on", true), ("off", false)]).map_err(|text| bad(&text))?
-            }
+            "test-commands" => self.test_commands = one_of(value, ON_OFF).map_err(|text| bad(&text))?,
             "stops" => self.stops = number(value).map_err(bad)?,
             "seed" => self.seed = number(value).map_err(bad)?,
             _ => match self.arbiter.set(key, value) {
@@ -319,8 +324,39 @@ impl Config {
         }
     }
 
+    /// What protects the words of this machine and its twin; `key` is the pair's, and `good_random` says that this machine
+    /// has random numbers that nobody can guess.
+    ///
+    /// # Errors
+    /// When a machine of a pair has no key and was not told to do without, or both, or cannot use it safely.
+    pub fn protection(&self, key: Option<&[u8; KEY_BYTES]>, good_random: bool) -> Result<Protection, ConfigError> {
+        let fail = |text: &str| Err(ConfigError(text.to_owned()));
+        if !self.is_of_a_pair() {
+            return Ok(Protection::default());
+        }
+        match key {
+            None if self.insecure => Ok(Protection::default()),
+            None => fail(
+                "a machine of a pair needs the pair's key as a module called 'key' ('cargo xtask key new' makes one); to do \
+                 without, and let everybody on the log network decide who runs the guest, say insecure=on",
+            ),
+            Some(_) if self.insecure => {
+                fail("option 'insecure=on' and the module 'key' contradict: one of them must go")
+            }
+            Some(_) if !good_random => fail(
+                "the pair's key is of no use without random numbers, and this processor has neither RDSEED nor RDRAND: pass \
+                 a module called 'seed' with 32 random bytes or more, other ones for each machine",
+            ),
+            Some(key) => Ok(Protection::Key(PairKey::new(key))),
+        }
+    }
+
+    fn is_of_a_pair(&self) -> bool {
+        matches!(self.role, StartRole::Primary | StartRole::Backup)
+    }
+
     fn check_pair(&self) -> Result<(), ConfigError> {
-        if !matches!(self.role, StartRole::Primary | StartRole::Backup) {
+        if !self.is_of_a_pair() {
             return Ok(());
         }
         let missing = [

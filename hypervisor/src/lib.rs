@@ -34,6 +34,7 @@ pub mod host;
 pub mod memory;
 pub mod mmu;
 pub mod platform;
+pub mod random;
 pub mod replica;
 pub mod state;
 pub mod stops;

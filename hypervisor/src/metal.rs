@@ -23,6 +23,7 @@ use pollux_hypervisor::memory::GuestMemory;
 use pollux_hypervisor::mmu;
 use pollux_hypervisor::platform::virtio::block::{Ram, SECTOR};
 use pollux_hypervisor::platform::{Platform, PlatformConfig, clock::RATE_ONE, cpuid, loader::GuestImage};
+use pollux_hypervisor::random::Random;
 use pollux_hypervisor::replica::{MachinePlace, Parts, Replica, monitor};
 use pollux_hypervisor::stops;
 use pollux_nic::MacAddress;
@@ -54,7 +55,10 @@ fn main(info: &'static BootInfo) -> ! {
     let config = Config::parse(info.command_line).unwrap_or_else(|error| refuse(&error));
     // SAFETY: first and only call; the boot code maps the first 4 GiB one to one.
     let apic = unsafe { interrupts::start() }.unwrap_or_else(|error| refuse(&error));
-    let mut guest = make_guest(info, &config, &apic, &mut memory);
+    let files = find_files(info);
+    let (mut random, is_good) = gather_random(&config, files.seed);
+    let protection = config.protection(files.key, is_good).unwrap_or_else(|error| refuse(&error));
+    let mut guest = make_guest(&files, &config, &mut random, &apic, &mut memory);
     let clock = WallClock::start(&apic).unwrap_or_else(|error| refuse(&error));
     log::info!("ticks per microsecond asleep: {:?}", clock.speeds());
     if config.role == StartRole::Stops {
@@ -82,7 +86,7 @@ fn main(info: &'static BootInfo) -> ! {
     };
     // The guest's time begins now, and not when its machine was made.
     guest.platform.set_birth(clock::unix_time());
-    Replica::new(Parts { config, apic, clock, guest, client, log, machine }).run()
+    Replica::new(Parts { config, apic, clock, random, protection, guest, client, log, machine }).run()
 }
 
 /// What this machine is known by on the client network.
@@ -130,9 +134,14 @@ fn start_memory(info: &BootInfo) -> HostMemory {
 }
 
 /// Makes CPU, memory and platform; checks the counter; loads the guest image unless the state will come from the twin.
-fn make_guest(info: &'static BootInfo, config: &Config, apic: &Apic, memory: &mut HostMemory) -> Guest {
-    let files = find_files(info);
-    let disk_bytes = disk_bytes(config, &files);
+fn make_guest(
+    files: &BootFiles<'static>,
+    config: &Config,
+    random: &mut Random,
+    apic: &Apic,
+    memory: &mut HostMemory,
+) -> Guest {
+    let disk_bytes = disk_bytes(config, files);
     let mut guest_memory = take_guest_memory(config, disk_bytes, memory);
     if let (Disk::Image, Some(image)) = (config.disk, files.disk) {
         guest_memory.disk_mut(0, disk_bytes).copy_from_slice(image);
@@ -143,8 +152,8 @@ fn make_guest(info: &'static BootInfo, config: &Config, apic: &Apic, memory: &mu
         unsafe { cpu::open(base, config.guest_memory, apic, config.vectors) }.unwrap_or_else(|error| refuse(&error));
     log::info!("virtual CPU: {kind}");
     let (counter, tracked) = choose_counter(config, apic, &mut *vcpu, &mut guest_memory);
-    let platform = make_platform(config, disk_bytes, vcpu.extended().layout(), tracked);
-    let image = guest_image(&files, config);
+    let platform = make_platform(config, random, disk_bytes, vcpu.extended().layout(), tracked);
+    let image = guest_image(files, config);
     let mut guest = Guest::new(vcpu, counter, guest_memory, platform, image, interrupts::let_in);
     if tracked && !guest.track_paging() {
         refuse(&"option 'mmu': this CPU can only walk the guest's own page tables");
@@ -210,7 +219,7 @@ fn choose_counter(config: &Config, apic: &Apic, vcpu: &mut dyn Vcpu, memory: &mu
     (chosen, tracked)
 }
 
-fn make_platform(config: &Config, disk_bytes: u64, extended: Layout, tracked: bool) -> Platform {
+fn make_platform(config: &Config, random: &mut Random, disk_bytes: u64, extended: Layout, tracked: bool) -> Platform {
     let host_cpuid = |leaf, subleaf| {
         let result = core::arch::x86_64::__cpuid_count(leaf, subleaf);
         let registers = [result.eax, result.ebx, result.ecx, result.edx];
@@ -219,7 +228,7 @@ fn make_platform(config: &Config, disk_bytes: u64, extended: Layout, tracked: bo
     let rdtscp = raw_cpuid::CpuId::new()
         .get_extended_processor_and_feature_identifiers()
         .is_some_and(|features| features.has_rdtscp());
-    let (start_unix_seconds, entropy) = birth(config);
+    let (start_unix_seconds, entropy) = birth(config, random);
     let platform = PlatformConfig {
         memory_bytes: config.guest_memory,
         disk_bytes,
@@ -235,18 +244,27 @@ fn make_platform(config: &Config, disk_bytes: u64, extended: Layout, tracked: bo
 }
 
 /// The guest's date of birth, in seconds since 1970, and the random bytes that it is born with.
-fn birth(config: &Config) -> (u64, [u8; 32]) {
+fn birth(config: &Config, random: &mut Random) -> (u64, [u8; 32]) {
     if config.role == StartRole::Stops {
         // The year 2000: this test's digests are to be the same every time.
         return (946_684_800, config.guest_seed.unwrap_or_default());
     }
-    let entropy = entropy::gather(config.guest_seed.as_ref());
-    let level = if entropy.good { log::Level::Info } else { log::Level::Warn };
-    log::log!(level, "the guest's random numbers come from {}", entropy.source);
-    (clock::unix_time(), entropy.bytes)
+    let mut guests = random.fork();
+    if let Some(seed) = &config.guest_seed {
+        guests.add(seed);
+    }
+    (clock::unix_time(), guests.draw())
 }
 
-/// The guest's files, which the boot loader passed as modules.
+/// This machine's random numbers, and whether nobody can guess them.
+fn gather_random(config: &Config, seed: Option<&[u8]>) -> (Random, bool) {
+    let gathered = entropy::gather(seed, &[config.pair.as_bytes(), config.name.as_bytes()]);
+    let level = if gathered.good { log::Level::Info } else { log::Level::Warn };
+    log::log!(level, "random numbers come from {}", gathered.source);
+    (Random::new(gathered.bytes), gathered.good)
+}
+
+/// The files that the boot loader passed as modules.
 fn find_files(info: &'static BootInfo) -> BootFiles<'static> {
     let modules = info.modules.iter().map(|module| {
         // SAFETY: the loader put the module into memory that the memory map does not call usable.

@@ -1,6 +1,6 @@
 //! Boot media: an ISO image with GRUB, hypervisor and guest, for optical drives and USB sticks, BIOS and UEFI.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use crate::output::say;
 use crate::process::Process;
 use crate::rig::options::CommandLine;
 use crate::rig::software::{Software, SoftwareArgs};
+use crate::secret::{self, Secret};
 use crate::units::format_size;
 
 /// GRUB's modules on the medium: what reads our configuration and boots, and those partition tables that GRUB's start-up
@@ -37,11 +38,13 @@ pub struct ImageArgs {
 pub fn run(arguments: &ImageArgs) -> Result<()> {
     let mut options = CommandLine::given(&arguments.software.hypervisor_option).map_err(anyhow::Error::msg)?;
     needs::ensure_present(&[Need::Target, Need::Grub], arguments.software.yes)?;
-    let Software { hypervisor, guest, options: common, .. } = arguments.software.build()?;
+    let Software { hypervisor, guest, options: common, .. } = arguments.software.build(|| Ok(None))?;
     options.complete(&[("guest-memory", &format_size(common.guest_memory)), ("guest-args", &common.guest_arguments)]);
     options.set_disk(&common);
-    Image { hypervisor: &hypervisor, guest: &guest, options: &options }.write(&arguments.out)?;
-    say!("image       {}", arguments.out.display());
+    let secrets: Vec<_> = common.key.map(|key| ("key", key)).into_iter().collect();
+    Image { hypervisor: &hypervisor, guest: &guest, options: &options, secrets: &secrets }.write(&arguments.out)?;
+    let kept = if secrets.is_empty() { "" } else { " (with the pair's key: keep it as such)" };
+    say!("image       {}{kept}", arguments.out.display());
     say!("options     {options}");
     Ok(())
 }
@@ -55,6 +58,8 @@ pub struct Image<'a> {
     pub guest: &'a GuestFiles,
     /// The hypervisor's command line.
     pub options: &'a CommandLine,
+    /// Secrets, by the names that the hypervisor knows them by. The medium is for its owner alone if there are any.
+    pub secrets: &'a [(&'static str, Secret)],
 }
 
 impl Image<'_> {
@@ -68,10 +73,15 @@ impl Image<'_> {
         fs::create_dir_all(boot.join("grub"))?;
         let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
         let write = |name, bytes| fs::write(boot.join(name), bytes).context("cannot write a temporary file");
-        let modules = self.guest.modules().map(|(name, _)| name);
+        let modules = self.guest.modules().map(|(name, _)| name).chain(self.secrets.iter().map(|(name, _)| *name));
         write("grub/grub.cfg", configuration(self.options, modules)?.into())?;
         write("pollux", without_sections(read(self.hypervisor)?))?;
         self.guest.modules().try_for_each(|(name, path)| write(name, read(path)?))?;
+        self.secrets.iter().try_for_each(|(name, secret)| write(name, secret.bytes().to_vec()))?;
+        if !self.secrets.is_empty() {
+            secret::private(OpenOptions::new().create(true).truncate(true), out)
+                .with_context(|| format!("cannot make the image {}", out.display()))?;
+        }
         let mut command = Command::new(needs::MKRESCUE);
         command.arg("-o").arg(out).arg(tree.path());
         command.arg(format!("--install-modules={MODULES}")).args(["--locales=", "--fonts=", "--themes="]);

@@ -17,6 +17,7 @@ mod platform;
 mod process;
 mod progress;
 mod rig;
+mod secret;
 mod sim;
 mod transcript;
 mod units;
@@ -46,6 +47,11 @@ enum Task {
     Bochs(Box<rig::run::RunArgs>),
     /// Make a boot medium with hypervisor and guest, for real machines too
     Image(image::ImageArgs),
+    /// Make the key of a pair
+    Key {
+        #[command(subcommand)]
+        command: secret::KeyCommand,
+    },
     /// Make a guest of a distribution's packages
     Guest(guest::debian::GuestArgs),
     /// Look at a running rig, and make faults in it
@@ -90,6 +96,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Task::Qemu(arguments) => rig::run::qemu(*arguments),
         Task::Bochs(arguments) => rig::run::bochs(*arguments),
         Task::Image(arguments) => image::run(&arguments),
+        Task::Key { command } => secret::run(&command),
         Task::Guest(arguments) => guest::debian::run(&arguments),
         Task::Rig(arguments) => rig::command::run(arguments),
         Task::Arbiter(arguments) => arbiter::run(&arguments),
@@ -137,6 +144,10 @@ mod tests {
             "image --out F --kernel vmlinuz --initrd initrd.img --append quiet",
             "qemu --guest debian --backup answering",
             "guest debian",
+            "key new F",
+            "qemu --key F",
+            "bochs --key none",
+            "image --out F --key F --hypervisor-option role=primary",
             "guest debian --packages redis-server,python3 --suite trixie",
             "guest debian --packages openssh-server --ssh-key key.pub --suite sid --aside",
             "test rig services --long --on qemu",

@@ -152,6 +152,12 @@ impl Node {
         self.peer.map(|peer| peer.node)
     }
 
+    /// Whether what the machines say is protected against people.
+    #[must_use]
+    pub fn is_secure(&self) -> bool {
+        self.config.protection.is_secure()
+    }
+
     /// The newest log entry that this node appended (primary) or holds (backup).
     #[must_use]
     pub fn newest(&self) -> Seq {

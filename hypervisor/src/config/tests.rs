@@ -24,6 +24,24 @@ fn a_pair_is_understood() {
 }
 
 #[test]
+fn a_pair_has_a_key_or_says_that_it_needs_none() {
+    let key = Some(&[7; 32]);
+    let of = |options: &str, key, good| {
+        let config = Config::parse(options).unwrap();
+        config.protection(key, good).map(|protection| protection.is_secure()).map_err(|error| error.0)
+    };
+    assert_eq!(of(PAIR, key, true), Ok(true));
+    assert!(of(PAIR, None, true).unwrap_err().contains("say insecure=on"));
+    assert!(of(PAIR, key, false).unwrap_err().contains("module called 'seed'"));
+    let insecure = format!("{PAIR} insecure=on");
+    assert_eq!(of(&insecure, None, false), Ok(false));
+    assert!(of(&insecure, key, true).unwrap_err().contains("contradict"));
+    assert!(of(&format!("{PAIR} insecure=off"), None, true).is_err());
+    assert_eq!(of("role=solo", None, false), Ok(false));
+    assert!(Config::parse("role=solo insecure=yes").unwrap_err().0.contains("one of on, off"));
+}
+
+#[test]
 fn a_card_has_one_task_in_every_role() {
     let error = Config::parse("role=solo client-nic=0:4.0 log-nic=0:4.0").unwrap_err();
     assert!(error.0.contains("'client-nic' and 'log-nic' name the same device"), "{error}");

@@ -1,4 +1,5 @@
-//! Random bytes from this machine: its processor's generator, if it has one, beside all that differs from start to start.
+//! Random bytes from this machine: its processor's generator, if it has one, a seed that the boot loader passed, and all that
+//! differs from start to start.
 #![allow(unsafe_code)]
 
 use core::arch::x86_64::{_rdrand64_step, _rdseed64_step};
@@ -23,9 +24,10 @@ pub struct Gathered {
     pub good: bool,
 }
 
-/// Gathers random bytes from the processor, the clocks, and what the user `gave`.
+/// Gathers random bytes from the processor, the clocks, a `seed` that nobody knows, and what is `known` and tells this
+/// machine from others.
 #[must_use]
-pub fn gather(gave: Option<&[u8; 32]>) -> Gathered {
+pub fn gather(seed: Option<&[u8]>, known: &[&[u8]]) -> Gathered {
     let mut pool = Sha256::new();
     pool.update(clock::cycles().to_le_bytes());
     // Waits for the RTC, so that the cycles behind it are other ones each time.
@@ -38,24 +40,29 @@ pub fn gather(gave: Option<&[u8; 32]>) -> Gathered {
     let seeded = rdseed && draw(&mut pool, || unsafe { rdseed_step() });
     // SAFETY: the same.
     let drawn = rdrand && draw(&mut pool, || unsafe { rdrand_step() });
-    if let Some(bytes) = gave {
+    for bytes in seed.iter().chain(known) {
+        pool.update((bytes.len() as u64).to_le_bytes());
         pool.update(bytes);
     }
     let (source, good) = match () {
         () if seeded => ("RDSEED", true),
         () if drawn => ("RDRAND", true),
-        () if gave.is_some() => ("option 'guest-seed'", true),
+        () if seed.is_some() => ("module 'seed'", true),
         () => ("clocks alone", false),
     };
     Gathered { bytes: pool.finalize().into(), source, good }
 }
 
-/// Adds numbers to the pool; says whether the generator gave them all.
+/// Adds numbers to the pool; says whether the generator gave them all, and different ones: there are processors whose
+/// generator breaks and gives the same number for ever.
 fn draw(pool: &mut Sha256, mut step: impl FnMut() -> Option<u64>) -> bool {
+    let mut last = None;
     (0..DRAWS).all(|_| {
         let number = (0..TRIES).find_map(|_| step());
         pool.update(number.unwrap_or(0).to_le_bytes());
-        number.is_some()
+        let is_another = number != last;
+        last = number;
+        is_another && number.is_some()
     })
 }
 
@@ -81,9 +88,10 @@ mod tests {
         let mut calls = 0;
         let slow = || {
             calls += 1;
-            (calls % 50 == 0).then_some(7)
+            (calls % 50 == 0).then_some(calls)
         };
         assert!(draw(&mut pool, slow));
+        assert!(!draw(&mut pool, || Some(u64::MAX)));
         assert!(!draw(&mut pool, || None));
     }
 }

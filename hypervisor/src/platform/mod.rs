@@ -17,7 +17,6 @@ mod bus;
 pub mod clock;
 pub mod cpuid;
 mod disk;
-mod entropy;
 pub mod ioapic;
 pub mod kvm;
 pub mod lapic;
@@ -39,10 +38,10 @@ pub use cpuid::{CpuidContext, HostCpuid};
 
 use crate::extended::Layout;
 use crate::memory::GuestMemory;
+use crate::random::{self, Random};
 use crate::state::{State, StateError, Visitor};
 use core::fmt;
 use cpuid::Cpuid;
-use entropy::Entropy;
 use ioapic::Ioapic;
 use kvm::Kvm;
 use lapic::Lapic;
@@ -86,7 +85,7 @@ pub struct PlatformConfig<'a> {
     /// What of the processor's extended state the guest may have.
     pub extended: Layout,
     /// Random bytes, no two guests' the same: all that is random for the guest comes from them.
-    pub entropy: [u8; entropy::BYTES],
+    pub entropy: [u8; random::BYTES],
     /// The guest clock's rate at first, in 32.32 fixed point nanoseconds per tick.
     pub rate: u64,
 }
@@ -132,7 +131,7 @@ pub struct Platform {
     disk: Option<Transport<Block<Ram>>>,
     /// When the disk goes on by itself.
     disk_due: Option<GuestTime>,
-    entropy: Entropy,
+    random: Random,
     memory_bytes: u64,
 }
 
@@ -170,7 +169,7 @@ impl Platform {
             net: Transport::new(Net::new(config.mac), NET_BAR, NET_PIN),
             disk: disk.map(disk::plug),
             disk_due: None,
-            entropy: Entropy::new(config.entropy),
+            random: Random::new(config.entropy),
             memory_bytes: bytes,
         })
     }
@@ -197,8 +196,8 @@ impl Platform {
     }
 
     /// Random bytes for a guest that starts, other ones at each call.
-    pub fn draw_seed(&mut self) -> [u8; entropy::BYTES] {
-        self.entropy.draw()
+    pub fn draw_seed(&mut self) -> [u8; random::BYTES] {
+        self.random.draw()
     }
 
     /// Size of the guest's RAM in bytes.
@@ -455,6 +454,6 @@ impl State for Platform {
         self.bridge.visit(v)?;
         self.net.visit(v)?;
         self.visit_disk(v)?;
-        self.entropy.visit(v)
+        self.random.visit(v)
     }
 }

@@ -15,6 +15,7 @@ use super::stack::Stack;
 use crate::config::Cidr;
 use crate::host::interrupts::Fired;
 use crate::host::nic::Route;
+use crate::random::Random;
 
 /// TCP port of the log, the same on both machines.
 const LOG_PORT: u16 = 7001;
@@ -34,8 +35,6 @@ const ACK_DELAY_MS: u64 = 20;
 const OPENING_US: u64 = 3_000_000;
 /// How long the last words on a connection that we ended may take to arrive, in microseconds.
 const LINGER_US: u64 = 1_000_000;
-/// First of the ports that connections are made from.
-const FIRST_LOCAL_PORT: u16 = 49_152;
 
 /// Which end of the connection this machine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +83,6 @@ pub struct Link {
     opening_since_us: Option<u64>,
     /// We ended the connection, and wait until then for the twin to have all that was sent on it.
     lingers_until_us: Option<u64>,
-    local_port: u16,
     heartbeats_sent: u64,
     heartbeats_received: u64,
     // Set by anything that gives the network stack work.
@@ -98,13 +96,12 @@ const UDP_HEADERS: u64 = 14 + 20 + 8;
 impl Link {
     /// Starts the network stack on `nic`.
     #[must_use]
-    pub fn new(nic: E1000, route: Route, own: Cidr, peer: Ipv4Addr, end: End, seed: u64) -> Self {
+    pub fn new(nic: E1000, route: Route, own: Cidr, peer: Ipv4Addr, end: End, random: Random) -> Self {
         let mut nic = nic;
-        let mut stack = Stack::new(nic.mac(), own, None, seed, &mut nic);
+        let mut stack = Stack::new(nic.mac(), own, None, random, &mut nic);
         stack.keep_in_reach(peer);
         let stream = stack.add(stream_socket());
         let datagrams = stack.add(datagram_socket());
-        let local_port = FIRST_LOCAL_PORT + (seed % 10_000) as u16;
         Self {
             nic,
             route,
@@ -118,7 +115,6 @@ impl Link {
             retry_at_us: 0,
             opening_since_us: None,
             lingers_until_us: None,
-            local_port,
             heartbeats_sent: 0,
             heartbeats_received: 0,
             dirty: true,
@@ -266,9 +262,8 @@ impl Link {
                 End::Listen => drop(socket.listen(IpListenEndpoint::from(LOG_PORT))),
                 End::Connect if now_us >= self.retry_at_us => {
                     self.retry_at_us = now_us + RETRY_US;
-                    self.local_port = if self.local_port == u16::MAX { FIRST_LOCAL_PORT } else { self.local_port + 1 };
                     // Connecting fails only on an open socket or a port 0.
-                    let _ = self.stack.connect(self.stream, peer, self.local_port);
+                    let _ = self.stack.connect(self.stream, peer);
                     self.dirty = true;
                 }
                 End::Connect => {}

@@ -20,7 +20,7 @@ use alloc::format;
 use alloc::string::String;
 
 use pollux_driver::{Clock, Driver, Duty, Next, Tuning};
-use pollux_ft::{Identity, Node, NodeId, Start, Time};
+use pollux_ft::{Identity, Node, NodeId, Protection, Start, Time};
 use pollux_nic::MacAddress;
 use pollux_nic::e1000::E1000;
 use xxhash_rust::xxh64::xxh64;
@@ -39,6 +39,7 @@ use crate::host::clock::{self, WallClock};
 use crate::host::interrupts;
 use crate::host::nic::Route;
 use crate::platform::clock::RATE_ONE;
+use crate::random::Random;
 
 /// Longest time that the machine sleeps without looking around, in microseconds.
 const LONGEST_SLEEP_US: u64 = 1_000_000;
@@ -51,6 +52,10 @@ pub struct Parts {
     pub apic: Apic,
     /// The wall clock.
     pub clock: WallClock,
+    /// This machine's random numbers.
+    pub random: Random,
+    /// What protects the words of this machine and its twin.
+    pub protection: Protection,
     /// The guest; loaded, or empty on a machine that starts as backup.
     pub guest: Guest,
     /// The card that clients are on.
@@ -83,13 +88,14 @@ impl Replica {
     /// When the configuration passed its checks but the protocol refuses it (a bug of ours).
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { config, apic, mut clock, guest, client, log, machine } = parts;
+        let Parts { config, apic, mut clock, mut random, protection, guest, client, log, machine } = parts;
         let now_us = clock.now_us();
         let mut client = client.map(|(nic, route)| Client::new(nic, route, MacAddress(config.guest_mac)));
-        let id = make_id(now_us, log.as_ref().map(|(nic, _)| nic.mac()));
-        let node = make_node(&config, &guest, id, now_us);
-        let mut link = log.and_then(|(nic, route)| make_link(&config, id, nic, route));
-        let arbiter = link.as_mut().and_then(|link| make_arbiter(&config, id, link, machine, client.as_mut()));
+        let id = make_id(&mut random);
+        let node = make_node(&config, protection, &guest, id, now_us);
+        let mut link = log.and_then(|(nic, route)| make_link(&config, random.fork(), nic, route));
+        let arbiter =
+            link.as_mut().and_then(|link| make_arbiter(&config, id, random.fork(), link, machine, client.as_mut()));
         let mut tuning = Tuning { transfer_stops: config.transfer_stops, ..Tuning::default() };
         if guest.counter().lends_tsc {
             // At any other rate the guest's clock reads would exit.
@@ -110,6 +116,9 @@ impl Replica {
         {
             log::warn!("the output rule is switched off: clients may see replies that get lost");
             client.nic().break_output_rule(true);
+        }
+        if self.machine.link.is_some() && !self.driver.node().is_secure() {
+            log::warn!("INSECURE: this pair has no key: everybody on the log network can decide who runs the guest");
         }
         self.driver.start(&mut self.machine);
         loop {
@@ -196,20 +205,19 @@ impl Replica {
     }
 }
 
-/// A name for this start of this machine: one that starts again is another one, its card stays, the moment differs.
-fn make_id(now_us: u64, mac: Option<MacAddress>) -> NodeId {
-    let moment = clock::unix_time() << 32 ^ clock::cycles() ^ now_us << 8;
-    let card = mac.map_or(0, |mac| mac.0.iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte)));
-    NodeId(moment.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ card)
+/// A name for this start of this machine: one that starts again is another one. 0 is nobody.
+fn make_id(random: &mut Random) -> NodeId {
+    NodeId(random.number().max(1))
 }
 
 /// The node; a machine alone is a primary that nobody can join.
-fn make_node(config: &Config, guest: &Guest, id: NodeId, now_us: u64) -> Node {
+fn make_node(config: &Config, protection: Protection, guest: &Guest, id: NodeId, now_us: u64) -> Node {
     let (start, protocol) = match config.role {
         StartRole::Primary => (Start::Primary, config.protocol()),
         StartRole::Backup => (Start::Backup, config.protocol()),
         StartRole::Solo | StartRole::Stops => (Start::Primary, pollux_ft::Config::default()),
     };
+    let protocol = pollux_ft::Config { protection, ..protocol };
     let identity = Identity {
         node: id,
         pair: config.pair.clone(),
@@ -226,18 +234,19 @@ fn make_node(config: &Config, guest: &Guest, id: NodeId, now_us: u64) -> Node {
     Node::new(Time(now_us), start, protocol, identity).expect("options were checked")
 }
 
-fn make_link(config: &Config, id: NodeId, nic: E1000, route: Route) -> Option<Link> {
+fn make_link(config: &Config, random: Random, nic: E1000, route: Route) -> Option<Link> {
     let end = match config.role {
         StartRole::Primary => End::Listen,
         StartRole::Backup => End::Connect,
         StartRole::Solo | StartRole::Stops => return None,
     };
-    Some(Link::new(nic, route, config.log_address?, config.log_peer?, end, id.0))
+    Some(Link::new(nic, route, config.log_address?, config.log_peer?, end, random))
 }
 
 fn make_arbiter(
     config: &Config,
     id: NodeId,
+    random: Random,
     link: &mut Link,
     machine: Option<MachinePlace>,
     client: Option<&mut Client>,
@@ -251,7 +260,7 @@ fn make_arbiter(
         if let (None, Some(client)) = (&place.card, client) {
             client.nic().add_machine_address(place.mac).expect("the machine's address was checked");
         }
-        (MachineStation::new(place.mac, own, options.machine_gateway, id.0), place.card)
+        (MachineStation::new(place.mac, own, options.machine_gateway, random), place.card)
     });
     let name = (config.pair.as_str(), config.name.as_str(), id);
     Some(Arbiter::new(name, options, routes, link, station))

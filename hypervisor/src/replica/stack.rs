@@ -20,10 +20,17 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 
 use self::neighbours::{Ear, Neighbours};
 use crate::config::Cidr;
+use crate::random::Random;
 
 /// So many received frames are looked at in one turn, a card's ring: more wait for the next turn, so that a flood takes
 /// neither the guest's time nor that of other networks.
 pub const FRAMES_A_TURN: usize = 256;
+
+/// First of the ports that connections are made from, and how many there are: those that are meant for it.
+const FIRST_PORT: u16 = 49_152;
+const PORTS: u16 = 16_384;
+/// By how many the next port is higher at most.
+const PORT_STEP: u64 = 500;
 
 /// The stack.
 pub struct Stack {
@@ -34,6 +41,9 @@ pub struct Stack {
     neighbours: Neighbours,
     /// Those that are always to be reached, whatever sockets there are.
     peers: Vec<Ipv4Addr>,
+    /// The last port that a connection was made from, counted from the first one.
+    port: u16,
+    random: Random,
 }
 
 impl Stack {
@@ -45,11 +55,11 @@ impl Stack {
         mac: MacAddress,
         own: Cidr,
         gateway: Option<Ipv4Addr>,
-        seed: u64,
+        mut random: Random,
         device: &mut (impl Device + ?Sized),
     ) -> Self {
         let mut config = Config::new(HardwareAddress::Ethernet(mac));
-        config.random_seed = seed;
+        config.random_seed = random.number();
         let mut interface = Interface::new(config, device, Instant::ZERO);
         interface.update_ip_addrs(|addresses| {
             addresses
@@ -66,6 +76,8 @@ impl Stack {
             sockets: SocketSet::new(Vec::new()),
             neighbours: Neighbours::new(mac, own.address),
             peers: Vec::new(),
+            port: (random.number() % u64::from(PORTS)) as u16,
+            random,
         }
     }
 
@@ -87,11 +99,15 @@ impl Stack {
         self.sockets.get_mut(handle)
     }
 
-    /// Begins a connection. Its neighbour is asked for at once, whatever was asked before and may have been lost.
+    /// Begins a connection. Its neighbour is asked for at once, whatever was asked before and may have been lost. Nobody can
+    /// guess its port, and it is not used again soon. See: RFC 6056, 3.3.5.
     ///
     /// # Errors
     /// When the socket is open, or an address or a port is 0.
-    pub fn connect(&mut self, handle: SocketHandle, server: IpEndpoint, port: u16) -> Result<(), tcp::ConnectError> {
+    pub fn connect(&mut self, handle: SocketHandle, server: IpEndpoint) -> Result<(), tcp::ConnectError> {
+        let step = 1 + (self.random.number() % PORT_STEP) as u16;
+        self.port = (self.port + step) % PORTS;
+        let port = FIRST_PORT + self.port;
         self.sockets.get_mut::<tcp::Socket<'_>>(handle).connect(self.interface.context(), server, port)?;
         let IpAddress::Ipv4(server) = server.addr;
         if let Some(hop) = next_hop(self.own, self.gateway, server) {

@@ -137,7 +137,10 @@ impl Machine {
         let Some(link) = &self.link else { return };
         let node = driver.node();
         let (stats, lag) = (node.stats(), node.lag(Time(self.now_us)));
-        json.number("term", node.term().0)
+        let security = if node.is_secure() { "key" } else { "insecure" };
+        json.text("security", security)
+            .number("heartbeats_unanswered", stats.heartbeats_unanswered)
+            .number("term", node.term().0)
             .number("lag_entries", lag.entries)
             .number("lag_ticks", lag.ticks)
             .number("lag_us", lag.time.0);
@@ -201,6 +204,7 @@ impl Machine {
                     .number("log_refused_order", stats.refused_order)
                     .number("log_refused_unexpected", stats.refused_unexpected)
                     .number("heartbeats_malformed", stats.heartbeats_malformed)
+                    .number("heartbeats_late", stats.heartbeats_late)
                     .number("pairings_refused", stats.refused_pairings)
                     .number("log_full", stats.log_full)
                     .number("own_pauses", stats.own_pauses);

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
+use crate::secret::{self, Secret};
 use crate::units::format_size;
 use kernel::Kind;
 
@@ -38,8 +39,6 @@ pub struct GuestFiles {
     initrd: Option<PathBuf>,
     /// What is on the disk at first.
     disk: Option<PathBuf>,
-    /// All in one, for loaders that can pass but one file.
-    archive: Option<PathBuf>,
     /// Where those are that were made for this run.
     scratch: Option<TempDir>,
 }
@@ -47,7 +46,7 @@ pub struct GuestFiles {
 impl GuestFiles {
     /// A guest that is one image.
     pub fn image(path: PathBuf) -> Self {
-        Self { kernel: path, initrd: None, disk: None, archive: None, scratch: None }
+        Self { kernel: path, initrd: None, disk: None, scratch: None }
     }
 
     /// A Linux kernel, as it lies in `/boot` or unpacked, with an initial ramdisk, for a guest with `memory` bytes.
@@ -77,16 +76,8 @@ impl GuestFiles {
             "kernel and initrd ({total} bytes) do not fit into the guest's memory of {}; see --guest-memory",
             format_size(memory)
         );
-        let archive = match &ramdisk {
-            None => None,
-            Some(ramdisk) => {
-                let path = scratch.path().join("guest.cpio");
-                write_archive(&path, &[("kernel", &bytes), ("initrd", ramdisk)])?;
-                Some(path)
-            }
-        };
         let initrd = initrd.map(Path::canonicalize).transpose().context("initrd")?;
-        Ok(Self { kernel: path, initrd, disk: None, archive, scratch: Some(scratch) })
+        Ok(Self { kernel: path, initrd, disk: None, scratch: Some(scratch) })
     }
 
     /// The same with a disk that is filled from `image` at first; its length.
@@ -108,12 +99,7 @@ impl GuestFiles {
         // What machines start with later must be what the first one started with.
         let copy = scratch.path().join("disk");
         write(&copy, &disk)?;
-        let files = self.modules().map(|(name, path)| Ok((name, read(path, name)?))).collect::<Result<Vec<_>>>()?;
-        let mut parts: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (*name, &bytes[..])).collect();
-        parts.push(("disk", &disk));
-        let archive = scratch.path().join("guest.cpio");
-        write_archive(&archive, &parts)?;
-        (self.disk, self.archive, self.scratch) = (Some(copy), Some(archive), Some(scratch));
+        (self.disk, self.scratch) = (Some(copy), Some(scratch));
         Ok((self, len))
     }
 
@@ -129,18 +115,34 @@ impl GuestFiles {
         [("kernel", self.kernel.as_path())].into_iter().chain(initrd).chain(disk)
     }
 
-    /// All of it as one file.
-    pub fn single(&self) -> &Path {
-        self.archive.as_deref().unwrap_or(&self.kernel)
+    /// Writes all of it, and `secrets`, into one file for its owner alone: for loaders that can pass but one.
+    ///
+    /// # Errors
+    /// When files cannot be read or written.
+    pub fn write_archive(&self, path: &Path, secrets: &[(&str, Secret)]) -> Result<()> {
+        let files = self.modules().map(|(name, path)| Ok((name, read(path, name)?))).collect::<Result<Vec<_>>>()?;
+        let all = files.iter().map(|(name, content)| (*name, content.as_slice()));
+        let all = all.chain(secrets.iter().map(|(name, secret)| (*name, secret.bytes())));
+        let attempt = |mut all: Box<dyn Iterator<Item = (&str, &[u8])>>| -> std::io::Result<()> {
+            let file = secret::private(fs::OpenOptions::new().create(true).truncate(true), path)?;
+            let mut archive = cpio::Writer::new(std::io::BufWriter::new(file));
+            let meta = cpio::Meta { mode: cpio::REGULAR | 0o600, ..cpio::Meta::default() };
+            all.try_for_each(|(name, content)| archive.add(name, meta, content))?;
+            archive.finish().map(drop)
+        };
+        attempt(Box::new(all)).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// How many bytes a boot loader puts into memory beside the guest's.
+    /// How many bytes a boot loader puts into memory beside the guest's; heads of files and secrets find room in the
+    /// hypervisor's share.
     ///
     /// # Errors
     /// When the files are gone.
     pub fn len(&self) -> Result<u64> {
-        let path = self.single();
-        Ok(path.metadata().with_context(|| format!("guest image {}", path.display()))?.len())
+        let len = |(_, path): (_, &Path)| {
+            Ok(path.metadata().with_context(|| format!("guest image {}", path.display()))?.len())
+        };
+        self.modules().map(len).sum()
     }
 }
 
@@ -158,18 +160,10 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn write_archive(path: &Path, files: &[(&str, &[u8])]) -> Result<()> {
-    let attempt = || -> std::io::Result<()> {
-        let mut archive = cpio::Writer::new(std::io::BufWriter::new(fs::File::create(path)?));
-        let meta = cpio::Meta { mode: cpio::REGULAR | 0o644, ..cpio::Meta::default() };
-        files.iter().try_for_each(|(name, content)| archive.add(name, meta, content))?;
-        archive.finish().map(drop)
-    };
-    attempt().with_context(|| format!("cannot write {}", path.display()))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -191,8 +185,15 @@ mod tests {
         assert!(error(&elf, Some(&initrd), 113).contains("do not fit"));
         let files = GuestFiles::linux(&elf, Some(&initrd), 114).unwrap();
         assert_eq!(files.modules().map(|(name, _)| name).collect::<Vec<_>>(), ["kernel", "initrd"]);
-        assert!(fs::read(files.single()).unwrap().starts_with(b"070701"));
-        assert_eq!(GuestFiles::image(elf.clone()).single(), elf);
+        let archive = directory.path().join("archive");
+        let secret = Secret::draw().unwrap();
+        files.write_archive(&archive, &[("key", secret.clone())]).unwrap();
+        let bytes = fs::read(&archive).unwrap();
+        assert!(bytes.starts_with(b"070701"));
+        for content in [&b"\x7fELF and more"[..], &[7; 100], secret.bytes()] {
+            assert!(bytes.windows(content.len()).any(|window| window == content));
+        }
+        assert_eq!(fs::metadata(&archive).unwrap().permissions().mode() & 0o777, 0o600);
 
         let (odd, image) = (file("odd", &[7; 513]), file("disk", &[7; 1024]));
         let error = |path: &Path| GuestFiles::image(elf.clone()).with_disk(path).map(|_| ()).unwrap_err().to_string();
@@ -204,7 +205,6 @@ mod tests {
         {
             let (guest, len) = guest.with_disk(&image).unwrap();
             assert_eq!((len, guest.modules().map(|(name, _)| name).collect::<Vec<_>>()), (1024, names.to_vec()));
-            assert!(fs::read(guest.single()).unwrap().starts_with(b"070701"));
             assert!(guest.len().unwrap() > 1024);
             // Whoever changes the file now changes nothing for this rig.
             fs::write(&image, [8; 1024]).unwrap();

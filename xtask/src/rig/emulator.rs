@@ -16,6 +16,7 @@ use super::options::CommandLine;
 use crate::guest::GuestFiles;
 use crate::needs::Need;
 use crate::net::{Network, Plug, Transport};
+use crate::secret::Secret;
 
 pub use qemu::plain as plain_machine;
 
@@ -106,10 +107,14 @@ pub struct MachineSpec<'a> {
     pub hypervisor: &'a Path,
     /// The guest's files.
     pub guest: &'a GuestFiles,
+    /// Secrets for the machine, by the names that the hypervisor knows them by.
+    pub secrets: Vec<(&'static str, Secret)>,
     /// The hypervisor's command line.
     pub options: CommandLine,
     /// The rig's directory, where files of the emulator may go that begin with the machine's name.
     pub directory: &'a Path,
+    /// A directory for its owner alone, for what has secrets in it.
+    pub private: &'a Path,
     /// What COM1 is connected to: the path of a file that is appended to or, if the emulator cannot do that
     /// ([`Emulator::appends`]), a listener's address.
     pub log: String,
@@ -217,7 +222,7 @@ fn lookup(name: &str, machine: &MachineSpec<'_>) -> Result<String> {
         "name" => machine.name.to_owned(),
         "memory-mib" => machine.memory_mib.to_string(),
         "hypervisor" => utf8(machine.hypervisor)?,
-        "guest" => utf8(machine.guest.single())?,
+        "modules" => utf8(&modules_file(machine))?,
         "options" => machine.options.to_string(),
         "log" => machine.log.clone(),
         "monitor" => machine.monitor.clone(),
@@ -238,6 +243,11 @@ fn lookup(name: &str, machine: &MachineSpec<'_>) -> Result<String> {
 
 fn utf8(path: &Path) -> Result<String> {
     path.to_str().map(str::to_owned).with_context(|| format!("the path {} is not UTF-8", path.display()))
+}
+
+/// Guest and secrets in one file.
+fn modules_file(machine: &MachineSpec<'_>) -> PathBuf {
+    machine.private.join(format!("{}.modules", machine.name))
 }
 
 /// The file of the machine's emulator called `what`.

@@ -176,6 +176,8 @@ pub struct Status {
     pub host_ticks: u64,
     /// Instructions of the guest.
     pub guest_ticks: u64,
+    /// What protects its words and its twin's: `key`, or `insecure`; nothing for a machine alone.
+    pub security: String,
     /// The term that it is in; 0 before the first.
     pub term: u64,
     /// What it asks the arbiter.

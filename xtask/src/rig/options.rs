@@ -1,8 +1,6 @@
 //! The hypervisor's command line for each machine of a rig.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -11,6 +9,7 @@ use super::emulator::{Emulator, Purpose};
 use super::network::{Network, arbiter_address};
 use super::{SLOTS, Slot};
 use crate::net::{Forward, Protocol};
+use crate::secret::Secret;
 use crate::units::{format_size, parse_size};
 
 /// The guest's address on the client network.
@@ -77,6 +76,13 @@ const STOPS: &str = "stops";
 /// The name of a pair whose options give it none, as in the hypervisor.
 const DEFAULT_PAIR: &str = "pollux";
 
+impl GivenOption {
+    /// Whether all machines shall do without a key.
+    pub fn is_insecure(&self) -> bool {
+        self.slot.is_none() && self.key == "insecure" && self.value.as_deref() == Some("on")
+    }
+}
+
 impl FromStr for GivenOption {
     type Err = String;
 
@@ -141,21 +147,12 @@ pub struct Common {
     pub disk: Option<Disk>,
     /// The guest's command line.
     pub guest_arguments: String,
-    /// What the guest's random numbers rest on, see [`draw_seed`].
+    /// What the guest's random numbers rest on, as `guest-seed=` wants it.
     pub guest_seed: String,
+    /// The pair's key.
+    pub key: Option<Secret>,
     /// What the user gave; wins over ours.
     pub given: Vec<GivenOption>,
-}
-
-/// A seed for one guest's random numbers, as `guest-seed=` wants it: another one at each call. Machines in emulators have
-/// nothing to draw it from.
-///
-/// # Errors
-/// When the system has no random numbers.
-pub fn draw_seed() -> io::Result<String> {
-    let mut seed = [0; 32];
-    File::open("/dev/urandom")?.read_exact(&mut seed)?;
-    Ok(seed.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 impl Common {
@@ -185,6 +182,9 @@ impl CommandLine {
             line.set("log-peer", Some(slot.twin().log_address()));
             line.set("heartbeat", Some(patience.heartbeat));
             line.set("suspect", Some(patience.suspect));
+            if common.key.is_none() {
+                line.set("insecure", Some("on"));
+            }
             line.set_arbiter(slot, part, emulator, first_term);
         }
         line.set("guest-memory", Some(&format_size(common.guest_memory)));
@@ -349,6 +349,7 @@ mod tests {
             disk: None,
             guest_arguments: GUEST_ARGUMENTS.into(),
             guest_seed: "5eed".into(),
+            key: Some(Secret::draw().unwrap()),
             given,
         }
     }
@@ -357,6 +358,18 @@ mod tests {
         let given = given.iter().map(|text| text.parse().unwrap()).collect();
         let common = common(given);
         CommandLine::new(slot, part, emulator, first_term, &common).to_string()
+    }
+
+    #[test]
+    fn a_pair_without_a_key_says_so() {
+        let line = |part, key| {
+            let common = Common { key, ..common(Vec::new()) };
+            CommandLine::new(Slot::Castor, part, QEMU, None, &common).to_string()
+        };
+        assert!(line(Part::Primary, None).contains(" insecure=on "));
+        for secure in [line(Part::Backup, Some(Secret::draw().unwrap())), line(Part::Solo, None)] {
+            assert!(!secure.contains("insecure"), "{secure}");
+        }
     }
 
     fn line_with(slot: Slot, part: Part, first_term: Option<u64>, given: &[&str]) -> String {
@@ -473,8 +486,6 @@ mod tests {
         assert!(!line(Slot::Castor, Part::Solo, &["role=stops"]).contains("guest-seed"));
         let given = line(Slot::Castor, Part::Solo, &["role=stops", "guest-seed=0123"]);
         assert!(given.contains("guest-seed=0123"), "{given}");
-        let seeds = [draw_seed().unwrap(), draw_seed().unwrap()];
-        assert!(seeds[0] != seeds[1] && seeds.iter().all(|seed| seed.len() == 64), "{seeds:?}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::{Config, Rig};
 use crate::guest::Probe;
 use crate::net::{Forward, MAX_FORWARDS, Protocol};
 use crate::output::say;
+use crate::secret::Secret;
 use crate::units::parse_duration;
 use crate::view::{Key, View, live::Live, plain::Plain};
 use crate::{interrupt, needs};
@@ -112,7 +113,8 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
     check_ports(&arguments, &forwards)?;
     needs::ensure_present(emulator.needs(), arguments.software.yes)?;
     interrupt::check()?;
-    let Software { hypervisor, guest, options, mut services, boots_long } = arguments.software.build()?;
+    let Software { hypervisor, guest, options, mut services, boots_long } =
+        arguments.software.build(|| Secret::draw().map(Some))?;
     // A kernel patches its own code while it boots, which not every emulator counts exactly.
     let usual = if boots_long && !services.is_empty() { BackupStart::Answering } else { BackupStart::Now };
     let backup = arguments.backup.unwrap_or(usual);

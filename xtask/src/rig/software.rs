@@ -6,11 +6,11 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use super::options::{
-    Common, Disk, GUEST_ARGUMENTS, GUEST_MEMORY, GUEST_PORT, GivenOption, HYPERVISOR_MEMORY, draw_seed,
-    parse_guest_arguments,
+    Common, Disk, GUEST_ARGUMENTS, GUEST_MEMORY, GUEST_PORT, GivenOption, HYPERVISOR_MEMORY, parse_guest_arguments,
 };
 use crate::artefacts;
 use crate::guest::{GuestFiles, LINUX_ARGUMENTS, LINUX_MEMORY, Probe, debian};
+use crate::secret::{KeyChoice, Secret};
 use crate::units::{format_size, parse_size};
 
 /// The guest unless another one is named. It speaks the protocol that a rig can probe.
@@ -53,6 +53,9 @@ pub struct SoftwareArgs {
     #[arg(long, value_name = "OPTION", num_args = 1..)]
     #[arg(help = "An option of the hypervisors, or of one: [MACHINE:]KEY=VALUE (repeatable)")]
     pub hypervisor_option: Vec<GivenOption>,
+    /// The pair's key (see `cargo xtask key`), or `none`: a pair without one [default: for rigs a fresh one; none for an image]
+    #[arg(long, value_name = "FILE|none")]
+    key: Option<KeyChoice>,
     /// Use this hypervisor instead of building one
     #[arg(long, value_name = "PATH")]
     hypervisor: Option<PathBuf>,
@@ -77,8 +80,14 @@ pub struct Software {
 }
 
 impl SoftwareArgs {
-    /// Builds what is ours.
-    pub fn build(&self) -> Result<Software> {
+    /// Builds what is ours. A pair gets a key: the one that the user named, else what `usual` draws.
+    pub fn build(&self, usual: impl FnOnce() -> Result<Option<Secret>>) -> Result<Software> {
+        let key = match &self.key {
+            Some(KeyChoice::File(path)) => Some(Secret::read(path)?),
+            Some(KeyChoice::Without) => None,
+            None if self.hypervisor_option.iter().any(GivenOption::is_insecure) => None,
+            None => usual()?,
+        };
         // The guest first: a wrong name should not have to wait for the hypervisor's build.
         let (guest, memory, arguments, services) = self.build_guest()?;
         let boots_long = guest.has_initrd();
@@ -91,7 +100,8 @@ impl SoftwareArgs {
             guest_memory: memory,
             disk,
             guest_arguments: self.guest_args.clone().unwrap_or(arguments),
-            guest_seed: draw_seed().context("no random numbers for the guest")?,
+            guest_seed: Secret::draw()?.hex(),
+            key,
             given: self.hypervisor_option.clone(),
         };
         Ok(Software { hypervisor, guest, options, services, boots_long })

@@ -26,6 +26,7 @@ use super::snapshot::{Notice, TakeoverEntry};
 use super::{Config, Event, SLOTS, Slot, probe};
 use crate::net::Forward;
 use crate::output::complain;
+use crate::secret::Secret;
 use crate::view::text;
 
 /// Events that may wait for the main loop before their senders have to.
@@ -259,14 +260,18 @@ impl Rig {
             Ok(Card { purpose, plug: self.networks.plug(network, slot)?, mac: mac.to_owned() })
         };
         let cards = emulator.cards().iter().map(card).collect::<Result<_>>()?;
+        let key = self.config.options.key.clone().filter(|_| part != Part::Solo);
+        let secrets = key.map(|key| ("key", key)).into_iter().chain([("seed", Secret::draw()?)]).collect();
         let lines = Lines::open(emulator, self.private.path(), name, &place.serial)?;
         let command = emulator.command(&MachineSpec {
             name,
             memory_mib: self.machine_memory_mib(&options)?,
             hypervisor: &self.config.hypervisor,
             guest: &self.config.guest,
+            secrets,
             options,
             directory: self.directory.path(),
+            private: self.private.path(),
             log: lines.log_address()?,
             monitor: lines.monitor_address(),
             cards,

@@ -38,6 +38,8 @@ pub fn rows(machine: &MachineSnapshot) -> Vec<Row> {
         rows.extend(has_guest.then(|| ("guest", guest(status, &rates))));
         let trouble = &status.arbiter.trouble;
         rows.extend((!trouble.is_empty()).then(|| ("ARBITER", format!("would give no term now: {trouble}"))));
+        let insecure = "no key: everybody on the log network can decide who runs the guest".to_owned();
+        rows.extend((status.security == "insecure").then_some(("INSECURE", insecure)));
         rows.extend(errors(status));
         rows.extend(lag(machine.role, status));
         rows.extend(gate(machine.role, status));
@@ -241,6 +243,16 @@ mod tests {
     fn a_machine_without_a_guest_shows_nothing_of_one() {
         let names = names(&rows_in(Role::Joining, false));
         assert!(!["guest", "gate", "exits", "overhead"].iter().any(|name| names.contains(name)), "{names:?}");
+    }
+
+    #[test]
+    fn a_pair_without_a_key_is_shown_as_such() {
+        let shown = |security: &str| {
+            let mut machine = example().machine(Role::Primary).unwrap().clone();
+            machine.status.as_mut().unwrap().security = security.to_owned();
+            names(&rows(&machine)).contains(&"INSECURE")
+        };
+        assert_eq!([shown("insecure"), shown("key"), shown("")], [true, false, false]);
     }
 
     #[test]

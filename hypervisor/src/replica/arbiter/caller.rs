@@ -16,9 +16,6 @@ use crate::replica::stack::Stack;
 
 /// Bytes that TCP buffers in each direction; question and answer have less than a thousand.
 const BUFFER: usize = 4 << 10;
-/// First of the ports that connections are made from, and how many there are.
-const FIRST_PORT: u16 = 40_000;
-const PORTS: u16 = 8_000;
 
 /// Why a try came to nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,13 +81,12 @@ pub struct Caller {
     times: Times,
     socket: SocketHandle,
     phase: Phase,
-    port: u16,
     counts: Counts,
 }
 
 impl Caller {
     /// A caller with a socket on `stack`.
-    pub fn new(server: SocketAddrV4, times: Times, seed: u64, stack: &mut Stack) -> Self {
+    pub fn new(server: SocketAddrV4, times: Times, stack: &mut Stack) -> Self {
         let buffer = || SocketBuffer::new(vec![0; BUFFER]);
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(false);
@@ -100,7 +96,6 @@ impl Caller {
             times,
             socket: stack.add(socket),
             phase: Phase::Idle,
-            port: (seed % u64::from(PORTS)) as u16,
             counts: Counts::default(),
         }
     }
@@ -184,9 +179,8 @@ impl Caller {
 
     fn connect<A: Ask>(&mut self, now_us: u64, ask: &A, stack: &mut Stack) -> Result<Step<A::Answer>, Trouble> {
         self.counts.tries += 1;
-        self.port = (self.port + 1) % PORTS;
         let server = IpEndpoint::new(IpAddress::Ipv4(*self.server.ip()), self.server.port());
-        stack.connect(self.socket, server, FIRST_PORT + self.port).map_err(|_| Trouble::Refused)?;
+        stack.connect(self.socket, server).map_err(|_| Trouble::Refused)?;
         self.phase = Phase::Trying(Exchange {
             until_us: now_us.saturating_add(self.times.timeout_us),
             unsent: ask.request(&self.host),

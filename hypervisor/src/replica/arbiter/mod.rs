@@ -90,11 +90,10 @@ impl Arbiter {
         link: &mut Link,
         station: Option<(Station, Option<(E1000, Route)>)>,
     ) -> Self {
-        let log =
-            routes.log.map(|server| link.with_stack(|stack| (Way::new("log", server, options, node.0, stack), false)));
+        let log = routes.log.map(|server| link.with_stack(|stack| (Way::new("log", server, options, stack), false)));
         let own = routes.machine.zip(station).map(|(server, (mut station, card))| {
             station.talk_to(*server.ip());
-            let way = Way::new("client", server, options, node.0, &mut station.stack);
+            let way = Way::new("client", server, options, &mut station.stack);
             Own { station, way, card }
         });
         Self {

@@ -14,6 +14,7 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetFrame, EthernetProtocol, Ipv4Packet};
 
 use crate::config::Cidr;
+use crate::random::Random;
 use crate::replica::stack::Stack;
 
 /// Frames that wait in each direction at most; more are lost, as on any network.
@@ -46,9 +47,9 @@ pub struct Station {
 
 impl Station {
     /// A place at `own`, asleep. What lies outside of its network is reached by `gateway`.
-    pub fn new(mac: MacAddress, own: Cidr, gateway: Option<Ipv4Addr>, seed: u64) -> Self {
+    pub fn new(mac: MacAddress, own: Cidr, gateway: Option<Ipv4Addr>, random: Random) -> Self {
         let mut frames = Frames::default();
-        let stack = Stack::new(mac, own, gateway, seed, &mut frames);
+        let stack = Stack::new(mac, own, gateway, random, &mut frames);
         Self { mac, address: own.address, gateway, server: None, frames, stack, awake: false, urgent: false }
     }
 

@@ -12,6 +12,7 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use super::station::For;
 use super::*;
 use crate::config::Cidr;
+use crate::random::Random;
 
 const MACHINE: MacAddress = MacAddress([0x52, 0x54, 0, 0x10, 0, 1]);
 const SERVER: MacAddress = MacAddress([0x52, 0x54, 0, 0, 2, 3]);
@@ -55,11 +56,11 @@ struct Desk {
 
 impl Desk {
     fn new(replies: &[Reply]) -> Self {
-        let mut station = Station::new(MACHINE, cidr("10.0.2.21/24"), None, 1);
+        let mut station = Station::new(MACHINE, cidr("10.0.2.21/24"), None, Random::new([1; 32]));
         station.talk_to(Ipv4Addr::new(10, 0, 2, 3));
         let options = ArbiterOptions::default();
-        let way = Way::new("client", "10.0.2.3:2379".parse().unwrap(), &options, 7, &mut station.stack);
-        let mut server = Station::new(SERVER, cidr("10.0.2.3/24"), None, 2);
+        let way = Way::new("client", "10.0.2.3:2379".parse().unwrap(), &options, &mut station.stack);
+        let mut server = Station::new(SERVER, cidr("10.0.2.3/24"), None, Random::new([2; 32]));
         server.wake(true);
         let listeners = [(); 2].map(|()| {
             let buffer = || SocketBuffer::new(vec![0; 4096]);
@@ -279,11 +280,11 @@ fn a_withdrawn_question_ends_the_connection() {
 #[test]
 fn an_idle_station_is_deaf_and_mute() {
     let mut desk = Desk::new(&[]);
-    let mut other = Station::new(SERVER, cidr("10.0.2.3/24"), None, 3);
+    let mut other = Station::new(SERVER, cidr("10.0.2.3/24"), None, Random::new([3; 32]));
     other.wake(true);
     let buffer = || SocketBuffer::new(vec![0; 1024]);
     let handle = other.stack.add(Socket::new(buffer(), buffer()));
-    other.stack.connect(handle, (smoltcp::wire::IpAddress::v4(10, 0, 2, 21), 22).into(), 50_000).unwrap();
+    other.stack.connect(handle, (smoltcp::wire::IpAddress::v4(10, 0, 2, 21), 22).into()).unwrap();
     for ms in 0..3000 {
         other.poll(ms * 1000);
         while let Some(frame) = other.next_frame() {
@@ -297,7 +298,7 @@ fn an_idle_station_is_deaf_and_mute() {
 
 #[test]
 fn frames_are_told_apart() {
-    let mut station = Station::new(MACHINE, cidr("10.0.2.21/24"), None, 1);
+    let mut station = Station::new(MACHINE, cidr("10.0.2.21/24"), None, Random::new([1; 32]));
     let mut frame = pollux_nic::frame::announcement(SERVER, Some(Ipv4Addr::new(10, 0, 2, 21)));
     assert_eq!(station.whose(&frame), For::Both);
     frame[21] = 2;
@@ -316,7 +317,8 @@ fn frames_are_told_apart() {
 /// What others send to the machine takes no place from the arbiter's answer, and teaches the machine nothing.
 #[test]
 fn junk_crowds_out_nobody() {
-    let mut station = Station::new(MACHINE, cidr("10.0.2.21/24"), Some(Ipv4Addr::new(10, 0, 2, 1)), 1);
+    let mut station =
+        Station::new(MACHINE, cidr("10.0.2.21/24"), Some(Ipv4Addr::new(10, 0, 2, 1)), Random::new([1; 32]));
     station.talk_to(Ipv4Addr::new(10, 1, 0, 3));
     station.wake(true);
     let request = |from: [u8; 4]| {

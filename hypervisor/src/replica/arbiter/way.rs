@@ -46,18 +46,10 @@ pub struct Way {
 
 impl Way {
     /// The way to `server` over the network of `stack`.
-    pub fn new(
-        network: &'static str,
-        server: SocketAddrV4,
-        options: &ArbiterOptions,
-        seed: u64,
-        stack: &mut Stack,
-    ) -> Self {
+    pub fn new(network: &'static str, server: SocketAddrV4, options: &ArbiterOptions, stack: &mut Stack) -> Self {
         let times = Times { timeout_us: options.timeout_us, retry_us: options.retry_us };
-        let caller = Caller::new(server, times, seed, stack);
-        // Half of the ports away, lest both use one.
-        let seed = seed ^ 1 << 12;
-        let looker = Caller::new(server, Times { retry_us: options.retry_us.max(RETRY_US), ..times }, seed, stack);
+        let caller = Caller::new(server, times, stack);
+        let looker = Caller::new(server, Times { retry_us: options.retry_us.max(RETRY_US), ..times }, stack);
         Self { network, caller, watch: Watch::new(looker, options.watch_us), trouble: None, news: None }
     }
 

@@ -10,6 +10,7 @@ use smoltcp::socket::tcp::{Socket as Tcp, SocketBuffer, State};
 use smoltcp::socket::udp;
 
 use super::*;
+use crate::random::Random;
 
 const OWN: MacAddress = MacAddress([0x52, 0x54, 0, 0, 0, 1]);
 const PORT: u16 = 2379;
@@ -82,7 +83,7 @@ impl Network {
     fn new(servers: u8) -> Self {
         let cidr = |n: u8| Cidr { address: address(n), prefix: 24 };
         let mut cable = Cable::default();
-        let mut stack = Stack::new(OWN, cidr(1), None, 1, &mut cable);
+        let mut stack = Stack::new(OWN, cidr(1), None, Random::new([1; 32]), &mut cable);
         let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 8], vec![0; 512]);
         let mut socket = udp::Socket::new(buffer(), buffer());
         socket.bind(7002).unwrap();
@@ -90,7 +91,7 @@ impl Network {
         let server = |n: u8| {
             let mut cable = Cable::default();
             let mac = MacAddress([0x52, 0x54, 0, 0, 0, n]);
-            let mut stack = Stack::new(mac, cidr(n), None, u64::from(n), &mut cable);
+            let mut stack = Stack::new(mac, cidr(n), None, Random::new([n; 32]), &mut cable);
             let socket = stack.add(self::socket());
             stack.socket::<Tcp<'_>>(socket).listen(PORT).unwrap();
             (stack, cable)
@@ -102,7 +103,7 @@ impl Network {
     fn connect(&mut self, n: u8) -> SocketHandle {
         let handle = self.stack.add(socket());
         let server = IpEndpoint::new(IpAddress::Ipv4(address(n)), PORT);
-        self.stack.connect(handle, server, 50_000 + u16::from(n)).unwrap();
+        self.stack.connect(handle, server).unwrap();
         handle
     }
 

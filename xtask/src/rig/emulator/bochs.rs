@@ -27,7 +27,8 @@ pub const PATIENCE: Patience = Patience { heartbeat: "200ms", suspect: "2500ms" 
 
 /// Writes the machine's settings and its disc; the command that starts it.
 pub fn command(machine: &MachineSpec<'_>) -> Result<Command> {
-    let image = Image { hypervisor: machine.hypervisor, guest: machine.guest, options: &machine.options };
+    let MachineSpec { hypervisor, guest, options, secrets, .. } = machine;
+    let image = Image { hypervisor, guest, options, secrets };
     image.write(&own_file(machine, "iso"))?;
     write(machine, "bochsrc", &settings(machine)?)?;
     let mut command = Command::new(needs::BOCHS);
@@ -72,7 +73,9 @@ mod tests {
             hypervisor: Path::new("/b/hypervisor"),
             guest: &GuestFiles::image("/b/guest".into()),
             options: CommandLine::given(&[]).unwrap(),
+            secrets: Vec::new(),
             directory: Path::new("/d, with a comma"),
+            private: Path::new("/p"),
             log: "localhost:1".into(),
             monitor: "localhost:2".into(),
             cards: vec![

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{MachineSpec, NicModel, Purpose, fill, lookup};
+use super::{MachineSpec, NicModel, Purpose, fill, lookup, modules_file};
 use crate::needs;
 use crate::rig::accelerator::Accelerator;
 
@@ -20,8 +20,14 @@ pub const FIRST_SLOT: usize = 4;
 /// The NICs in that file.
 pub const CARDS: [Purpose; 2] = [Purpose::Client, Purpose::Log];
 
-/// The command that starts `machine` with NICs of model `nic`.
+/// Writes the machine's modules; the command that starts `machine` with NICs of model `nic`.
 pub fn command(machine: &MachineSpec<'_>, accelerator: Accelerator, nic: NicModel) -> Result<Command> {
+    machine.guest.write_archive(&modules_file(machine), &machine.secrets)?;
+    invocation(machine, accelerator, nic)
+}
+
+/// The command alone.
+fn invocation(machine: &MachineSpec<'_>, accelerator: Accelerator, nic: NicModel) -> Result<Command> {
     let cpu = match accelerator {
         Accelerator::Tcg => arguments(TCG, machine, nic)?,
         Accelerator::Kvm(vendor) => arguments(&KVM.replace("{virtualization}", vendor.feature()), machine, nic)?,
@@ -93,12 +99,14 @@ mod tests {
             hypervisor: Path::new("/b/hyper,visor"),
             guest: &GuestFiles::image("/b/guest".into()),
             options: CommandLine::given(&["role=primary".parse().unwrap(), "name=castor".parse().unwrap()]).unwrap(),
+            secrets: Vec::new(),
             directory: Path::new("/d"),
+            private: Path::new("/p"),
             log: log.into(),
             monitor: "/t/monitor".into(),
             cards: vec![card(Purpose::Client, "52:54:00:10:00:01"), card(Purpose::Log, "52:54:00:20:00:01")],
         };
-        let command = command(&machine, accelerator, NicModel::E1000).unwrap();
+        let command = invocation(&machine, accelerator, NicModel::E1000).unwrap();
         command.get_args().map(|argument| argument.to_str().unwrap().to_owned()).collect()
     }
 
@@ -123,6 +131,7 @@ mod tests {
         let arguments = rendered(Accelerator::Tcg, "/d/castor.log");
         let after = |flag| values(&arguments, flag);
         assert_eq!(after("-m"), ["160"]);
+        assert_eq!(after("-initrd"), ["/p/castor.modules"]);
         assert_eq!(after("-append"), ["role=primary name=castor"]);
         assert_eq!(after("-icount"), ["shift=0,sleep=on"]);
         assert_eq!(after("-serial"), ["chardev:log", "chardev:monitor"]);

@@ -1,4 +1,5 @@
-//! The guest's random bytes, as state: whoever follows the guest draws the same ones.
+//! Random bytes from a seed. The guest's generator is state: whoever follows the guest draws the same ones. The machine's is
+//! its own.
 
 use sha2::{Digest, Sha256};
 
@@ -9,24 +10,41 @@ pub const BYTES: usize = 32;
 
 /// A generator that cannot be run backwards: a seed that was drawn tells nothing of the next or the last one.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Entropy([u8; BYTES]);
+pub struct Random([u8; BYTES]);
 
-impl Entropy {
+impl Random {
     /// The generator that begins with random `bytes`.
     pub const fn new(bytes: [u8; BYTES]) -> Self {
         Self(bytes)
     }
 
-    /// The next seed.
+    /// The next bytes.
     pub fn draw(&mut self) -> [u8; BYTES] {
         let derive = |purpose: &[u8]| Sha256::new().chain_update(self.0).chain_update(purpose).finalize().into();
         let (seed, next) = (derive(b"seed"), derive(b"next"));
         self.0 = next;
         seed
     }
+
+    /// The next number.
+    pub fn number(&mut self) -> u64 {
+        let bytes = self.draw();
+        u64::from_le_bytes(*bytes.first_chunk().expect("there are 32"))
+    }
+
+    /// From now on these bytes count, too.
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.0 = Sha256::new().chain_update(self.0).chain_update(b"add").chain_update(bytes).finalize().into();
+    }
+
+    /// A generator that tells nothing about this one.
+    #[must_use]
+    pub fn fork(&mut self) -> Self {
+        Self(self.draw())
+    }
 }
 
-impl State for Entropy {
+impl State for Random {
     fn visit(&mut self, v: &mut dyn Visitor) -> Result<(), StateError> {
         v.bytes(&mut self.0)
     }
@@ -39,10 +57,13 @@ mod tests {
 
     #[test]
     fn twins_draw_the_same_and_never_twice() {
-        let (mut one, mut other) = (Entropy::new([1; BYTES]), Entropy::new([2; BYTES]));
+        let (mut one, mut other) = (Random::new([1; BYTES]), Random::new([2; BYTES]));
         let drawn = [one.draw(), one.draw(), other.draw()];
         assert!(drawn[0] != drawn[1] && drawn[1] != drawn[2] && drawn[0] != drawn[2]);
         load(&mut other, &save(&mut one)).unwrap();
         assert_eq!(one.draw(), other.draw());
+        assert!(one.fork().draw() == other.fork().draw() && one.draw() == other.draw());
+        other.add(b"");
+        assert_ne!(one.draw(), other.draw());
     }
 }
