@@ -18,6 +18,7 @@ fn node(id: u64, start: Start) -> Node {
         guest_image: text(),
         disk: text(),
         guest_mac: [2, 0, 0, 0, 0, 1],
+        guest_bridges: false,
         broken_rule: String::new(),
     };
     Node::new(Time(0), start, Config::default(), identity).expect("the defaults make sense")

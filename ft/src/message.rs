@@ -315,6 +315,7 @@ mod tests {
             guest_image: "guest".into(),
             disk: "none".into(),
             guest_mac: [2, 0, 0, 0, 0, 9],
+            guest_bridges: false,
             broken_rule: "output-rule".into(),
         };
         let claim = Claim { identity, settings: Settings::of(&Config::default()), arbiter: Some(ArbiterId(8)) };

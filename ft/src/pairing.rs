@@ -40,6 +40,8 @@ pub struct Identity {
     pub disk: String,
     /// The guest's MAC address, by which clients reach it on whichever machine it runs.
     pub guest_mac: [u8; 6],
+    /// Whether the guest may send frames with another source than its own address.
+    pub guest_bridges: bool,
     /// The rule that this machine breaks on purpose; usually none, an empty text.
     pub broken_rule: String,
 }
@@ -56,6 +58,7 @@ impl Identity {
         put_text(out, &self.guest_image, MAX_TEXT);
         put_text(out, &self.disk, MAX_TEXT);
         out.extend_from_slice(&self.guest_mac);
+        out.push(u8::from(self.guest_bridges));
         put_text(out, &self.broken_rule, MAX_NAME);
     }
 
@@ -71,6 +74,7 @@ impl Identity {
             guest_image: reader.text(MAX_TEXT)?,
             disk: reader.text(MAX_TEXT)?,
             guest_mac: reader.array()?,
+            guest_bridges: reader.bool()?,
             broken_rule: reader.text(MAX_NAME)?,
         })
     }
@@ -245,11 +249,16 @@ pub fn check_arbiters(ours: Option<ArbiterId>, theirs: Option<ArbiterId>) -> Res
 fn check_options(ours: &Claim, theirs: &Claim) -> Result<(), Mismatch> {
     let time = |span: Span| format!("{} us", span.0);
     let values = |claim: &Claim| {
-        let Claim { identity: Identity { guest_mac: mac, broken_rule: rule, .. }, settings, .. } = claim;
+        let Claim {
+            identity: Identity { guest_mac: mac, guest_bridges: bridges, broken_rule: rule, .. },
+            settings,
+            ..
+        } = claim;
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
         [
             ("arbiter", if settings.arbiter { "one" } else { "none" }.to_string()),
             ("guest-mac", mac),
+            ("guest-sources", if *bridges { "any" } else { "own" }.to_string()),
             ("heartbeat", time(settings.heartbeat)),
             ("suspect", time(settings.suspect)),
             ("log-buffer", format!("{} bytes", settings.log_buffer)),
@@ -316,6 +325,7 @@ mod tests {
             guest_image: "g1".into(),
             disk: "none".into(),
             guest_mac: [0x52, 0x54, 0, 0, 0, 1],
+            guest_bridges: false,
             broken_rule: String::new(),
         }
     }
@@ -351,6 +361,7 @@ mod tests {
                 Identity { disk: "ram, 512 bytes".into(), guest_memory: 5, ..identity(2) },
                 "'disk' differ: none and ram, 512 bytes",
             ),
+            (Identity { guest_bridges: true, ..identity(2) }, "options 'guest-sources' differ: own and any"),
             (Identity { broken_rule: "output-rule".into(), ..identity(2) }, "'break' differ: none and output-rule"),
         ];
         for (theirs, want) in cases {

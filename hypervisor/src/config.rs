@@ -90,6 +90,8 @@ pub struct Config {
     pub disk: Disk,
     /// `guest-mac=52:54:00:12:34:56`: the guest's own MAC address.
     pub guest_mac: [u8; 6],
+    /// `guest-sources=own|any`: whether the guest may send in the name of other hosts, as one that bridges does.
+    pub guest_bridges: bool,
     /// `guest-args="…"`: the guest's command line.
     pub guest_args: String,
     /// `guest-seed=HEX`: 32 bytes that the guest's random numbers rest on, too; without it they come from this machine alone.
@@ -136,6 +138,7 @@ impl Default for Config {
             guest_memory: 64 << 20,
             disk: Disk::None,
             guest_mac: [0x52, 0x54, 0x00, 0x12, 0x34, 0x56],
+            guest_bridges: false,
             guest_args: String::new(),
             guest_seed: None,
             insecure: false,
@@ -168,7 +171,7 @@ impl fmt::Display for ConfigError {
 const ON_OFF: &[(&str, bool)] = &[("on", true), ("off", false)];
 
 /// All option names, for the message about an unknown one.
-const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, guest-memory, disk, guest-mac, guest-args, \
+const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, guest-memory, disk, guest-mac, guest-sources, guest-args, \
                      guest-seed, insecure, heartbeat, suspect, log-buffer, transfer, counter, vectors, mmu, clock, monitor, break, test-commands, stops, seed";
 
 impl Config {
@@ -223,6 +226,9 @@ impl Config {
             "guest-memory" => self.guest_memory = size(value).map_err(bad)?,
             "disk" => self.disk = disk(value).map_err(|text| bad(&text))?,
             "guest-mac" => self.guest_mac = mac(value).map_err(bad)?,
+            "guest-sources" => {
+                self.guest_bridges = one_of(value, &[("own", false), ("any", true)]).map_err(|text| bad(&text))?
+            }
             "guest-args" => self.guest_args = value.to_owned(),
             "guest-seed" => self.guest_seed = Some(bytes_of_hex(value).ok_or_else(|| bad("64 hexadecimal digits"))?),
             "insecure" => self.insecure = one_of(value, ON_OFF).map_err(|text| bad(&text))?,

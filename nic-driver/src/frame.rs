@@ -112,6 +112,15 @@ pub fn request_for(target: Ipv4Addr, mac: MacAddress, own: Ipv4Addr) -> [u8; MIN
     address_resolution((ETHERTYPE_ARP, REQUEST), (mac, own), (MacAddress([0; 6]), target))
 }
 
+/// Whether a frame of the guest with the address `guest` speaks for somebody else: by its source, or by ARP that says where
+/// one of `others` is, in a question as well as in an answer. Hosts learn from both. See: RFC 826.
+pub fn is_foreign(frame: &[u8], guest: MacAddress, others: &[Ipv4Addr]) -> bool {
+    let own = frame.get(6..12).is_some_and(|source| source == guest.as_bytes());
+    let claims = frame.get(12..14) == Some(&ETHERTYPE_ARP.to_be_bytes())
+        && frame.get(28..32).is_some_and(|sender| others.iter().any(|other| sender == other.octets()));
+    !own || claims
+}
+
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_RARP: u16 = 0x8035;
 const REQUEST: u16 = 1;
@@ -171,6 +180,24 @@ mod tests {
                 target_protocol_addr: ip,
             }
         );
+    }
+
+    #[test]
+    fn a_guest_speaks_for_itself() {
+        let (own, other, arbiter) = (Ipv4Addr::new(10, 0, 2, 15), MacAddress([2; 6]), Ipv4Addr::new(10, 0, 2, 3));
+        let foreign = |frame: &[u8]| is_foreign(frame, MAC, &[Ipv4Addr::new(10, 0, 2, 21), arbiter]);
+        assert!(!foreign(&request_for(arbiter, MAC, own)) && !foreign(&announcement(MAC, None)));
+        assert!(foreign(&request_for(own, other, own)), "another source");
+        assert!(foreign(&request_for(own, MAC, arbiter)), "a question says where the arbiter is");
+        let mut answer = request_for(own, MAC, arbiter);
+        answer[21] = 2;
+        assert!(foreign(&answer));
+        // The same bytes are no ARP in a frame of another kind.
+        answer[12..14].copy_from_slice(&[8, 0]);
+        assert!(!foreign(&answer));
+        for len in 0..14 {
+            assert_eq!(foreign(&announcement(MAC, None)[..len]), len < 12, "{len}");
+        }
     }
 
     #[test]

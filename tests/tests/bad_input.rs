@@ -67,6 +67,24 @@ fn an_unknown_hypervisor_option_is_named() -> Result<()> {
 }
 
 #[test]
+fn a_pair_with_a_key_does_not_do_without() -> Result<()> {
+    let key = fresh_directory("keys")?.join("key");
+    fs::write(&key, [7; 32])?;
+    let given = ["--key", key.to_str().context("path")?, "--hypervisor-option", "insecure=on"];
+    refused(Rig::start("key", "idle", &given)?, &["'key'", "contradict"])
+}
+
+#[test]
+fn a_pair_without_a_key_says_that_it_is_insecure() -> Result<()> {
+    let mut rig = Rig::start("insecure", "counter", &["--key", "none"])?;
+    rig.wait("both machines warn", START_LIMIT, |rig| {
+        let warned = ["castor.log", "pollux.log"].iter().all(|log| rig.read(log).contains("INSECURE"));
+        Ok(warned.then_some(()))
+    })?;
+    rig.stop()
+}
+
+#[test]
 fn contradictory_and_malformed_hypervisor_options_are_named() -> Result<()> {
     refused(Rig::start("option-value", "idle", &["--hypervisor-option", "heartbeat=soon"])?, &["heartbeat"])?;
     refused(Rig::start("option-memory", "idle", &["--hypervisor-option", "guest-memory=7"])?, &["guest-memory"])?;

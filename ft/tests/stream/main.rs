@@ -26,6 +26,7 @@ fn identity(node: u64) -> Identity {
         guest_image: "guest".into(),
         disk: "none".into(),
         guest_mac: [0x52, 0x54, 0, 0x12, 0x34, 0x56],
+        guest_bridges: false,
         broken_rule: String::new(),
     }
 }

@@ -65,6 +65,7 @@ fn what_is_refused_is_named() {
     refused("heartbeat=1s", "contradict");
     refused("heartbeat=10ms suspect=50ms", "'suspect' (50000 us): suspicion must take longer");
     refused("machine-address=10.0.2.3/24 arbiter-nic=0:5.0", "'log-nic' and 'arbiter-nic'");
+    refused("guest-sources=all", "one of own, any");
     refused("suspect=fast", "suspect");
     refused("disk=nvme", "one of none, image, ram:64M");
     for size in ["0", "1000", "", "99999999999G"] {

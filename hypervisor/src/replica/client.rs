@@ -2,8 +2,10 @@
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::net::Ipv4Addr;
 
 use pollux_nic::e1000::E1000;
+use pollux_nic::frame::is_foreign;
 use pollux_nic::{ClientNic, Gate, GateMode, MacAddress};
 
 use super::arbiter::MachineStation;
@@ -23,15 +25,28 @@ const INGRESS_FRAMES: usize = 256;
 pub struct ClientErrors {
     /// Frames of the guest that are no Ethernet frames or found the gate overfull.
     pub refused: u64,
+    /// Frames of the guest that speak for somebody else.
+    pub foreign: u64,
     /// Frames for the guest that found no room, as the machine could not leave them in the card's ring.
     pub overrun: u64,
+}
+
+/// For whom the guest may speak.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Speaker {
+    /// Its own address.
+    pub mac: MacAddress,
+    /// It may speak for whom it likes.
+    pub bridges: bool,
+    /// Whose places it may not claim: what this machine needs to reach its arbiter.
+    pub others: Vec<Ipv4Addr>,
 }
 
 /// The client NIC, if this machine has one.
 pub struct Client {
     nic: ClientNic<E1000>,
     route: Route,
-    mac: MacAddress,
+    guest: Speaker,
     ingress: VecDeque<Vec<u8>>,
     /// Buffers to be used again: allocation is slow.
     spare: Vec<Vec<u8>>,
@@ -39,13 +54,13 @@ pub struct Client {
 }
 
 impl Client {
-    /// Puts the gate, closed, before the card that receives for the guest's `mac`.
+    /// Puts the gate, closed, before the card that receives for the `guest`.
     #[must_use]
-    pub fn new(nic: E1000, route: Route, mac: MacAddress) -> Self {
+    pub fn new(nic: E1000, route: Route, guest: Speaker) -> Self {
         Self {
             nic: ClientNic::new(nic, Gate::new(GATE_FRAMES, GATE_BYTES)),
             route,
-            mac,
+            guest,
             ingress: VecDeque::with_capacity(INGRESS_FRAMES),
             spare: Vec::new(),
             errors: ClientErrors::default(),
@@ -144,8 +159,12 @@ impl Client {
         self.spare.push(frame);
     }
 
-    /// A frame of the guest: to the gate.
+    /// A frame of the guest: to the gate, unless it speaks for somebody else.
     pub fn transmit(&mut self, frame: &[u8], now_us: u64) {
+        if !self.guest.bridges && is_foreign(frame, self.guest.mac, &self.guest.others) {
+            self.errors.foreign += 1;
+            return;
+        }
         match self.nic.guest_transmit(frame, now_us) {
             Ok(_) => {}
             Err(_) => self.errors.refused += 1,
@@ -176,7 +195,7 @@ impl Client {
 
     /// Tells the switch where the guest is.
     pub fn announce(&mut self) {
-        if let Err(error) = self.nic.announce(self.mac, None) {
+        if let Err(error) = self.nic.announce(self.guest.mac, None) {
             log::warn!("the guest's address was not announced: {error}");
         }
     }

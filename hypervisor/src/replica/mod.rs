@@ -26,7 +26,7 @@ use pollux_nic::e1000::E1000;
 use xxhash_rust::xxh64::xxh64;
 
 use self::arbiter::{Arbiter, MachineStation};
-use self::client::Client;
+use self::client::{Client, Speaker};
 use self::cut::Cut;
 use self::link::{End, Link};
 use self::machine::Machine;
@@ -90,7 +90,7 @@ impl Replica {
     pub fn new(parts: Parts) -> Self {
         let Parts { config, apic, mut clock, mut random, protection, guest, client, log, machine } = parts;
         let now_us = clock.now_us();
-        let mut client = client.map(|(nic, route)| Client::new(nic, route, MacAddress(config.guest_mac)));
+        let mut client = client.map(|(nic, route)| Client::new(nic, route, speaker(&config)));
         let id = make_id(&mut random);
         let node = make_node(&config, protection, &guest, id, now_us);
         let mut link = log.and_then(|(nic, route)| make_link(&config, random.fork(), nic, route));
@@ -205,6 +205,15 @@ impl Replica {
     }
 }
 
+/// For whom the guest may speak on the client network.
+fn speaker(config: &Config) -> Speaker {
+    let options = &config.arbiter;
+    let machine = options.machine_address.map(|own| own.address);
+    let servers = options.servers.iter().flatten().map(|server| *server.ip());
+    let others = servers.chain(machine).chain(options.machine_gateway).collect();
+    Speaker { mac: MacAddress(config.guest_mac), bridges: config.guest_bridges, others }
+}
+
 /// A name for this start of this machine: one that starts again is another one. 0 is nobody.
 fn make_id(random: &mut Random) -> NodeId {
     NodeId(random.number().max(1))
@@ -229,6 +238,7 @@ fn make_node(config: &Config, protection: Protection, guest: &Guest, id: NodeId,
         guest_image: guest.image_name(),
         disk: disk_name(config, guest),
         guest_mac: config.guest_mac,
+        guest_bridges: config.guest_bridges,
         broken_rule: config.broken_rule.map_or("", BrokenRule::name).into(),
     };
     Node::new(Time(now_us), start, protocol, identity).expect("options were checked")

@@ -190,7 +190,9 @@ impl Machine {
             }
             if let Some(client) = &mut self.client {
                 let errors = client.errors();
-                json.number("guest_frames_refused", errors.refused).number("guest_frames_overrun", errors.overrun);
+                json.number("guest_frames_refused", errors.refused)
+                    .number("guest_frames_foreign", errors.foreign)
+                    .number("guest_frames_overrun", errors.overrun);
                 let card = client.nic().nic_statistics();
                 json.number("client_rx_too_long", card.rx.too_long + card.rx.fragmented + card.rx_oversize)
                     .number("client_rx_too_short", card.rx.too_short)

@@ -24,6 +24,7 @@ fn identity(node: u64) -> Identity {
         guest_image: "guest".into(),
         disk: "none".into(),
         guest_mac: [2, 0, 0, 0, 0, 1],
+        guest_bridges: false,
         broken_rule: String::new(),
     }
 }

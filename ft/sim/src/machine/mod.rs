@@ -65,6 +65,7 @@ pub(crate) fn identity(node: NodeId) -> Identity {
         guest_image: "model".into(),
         disk: "none".into(),
         guest_mac: [0x52, 0x54, 0, 0x12, 0x34, 0x56],
+        guest_bridges: false,
         broken_rule: String::new(),
     }
 }
