@@ -383,7 +383,8 @@ impl Mmu {
             self.unlinked |= self.below(at, old).is_some();
         }
         self.tables.set(format, at, step.index, entry, step.entry);
-        if access.is_some_and(|access| lends(paging, access, &key, step.entry)) && paging.cr4 & CR4_SMAP != 0 {
+        let protects = paging.cr4 & (CR4_SMAP | CR4_SMEP) != 0;
+        if protects && access.is_some_and(|access| lends(paging, access, &key, step.entry)) {
             self.open.push((at, step.index));
         }
     }
@@ -405,7 +406,7 @@ impl Mmu {
 
 /// Whether a page of the user's becomes the system's. Without CR0.WP the system may write to pages that are read-only. The
 /// CPU runs with it, to see the first write to each: the page is then the system's until the user comes back to it; with
-/// SMAP, which would not protect it any more, for one instruction.
+/// SMAP or SMEP, which would not protect it any more, for one instruction.
 fn lends(paging: &Paging, access: Access, key: &Key, entry: u64) -> bool {
     let rights = key.rights & entry & (WRITABLE | USER);
     paging.cr0 & CR0_WP == 0 && rights == USER && !access.user && access.kind == AccessKind::Write
@@ -415,7 +416,7 @@ fn lends(paging: &Paging, access: Access, key: &Key, entry: u64) -> bool {
 fn page(format: Format, paging: &Paging, key: &Key, entry: u64, access: Option<Access>) -> u64 {
     let rights = key.rights & entry;
     let (user, writable) = (rights & USER != 0, rights & WRITABLE != 0);
-    let mut no_execute = key.no_execute || entry & NO_EXECUTE != 0;
+    let no_execute = key.no_execute || entry & NO_EXECUTE != 0;
     let dirty = entry & DIRTY != 0;
     let mut flags = PRESENT | ACCESSED | DIRTY;
     let lent = access.is_some_and(|access| lends(paging, access, key, entry));
@@ -423,9 +424,7 @@ fn page(format: Format, paging: &Paging, key: &Key, entry: u64, access: Option<A
     if dirty && (writable || system_writes) {
         flags |= WRITABLE;
     }
-    if user && system_writes {
-        no_execute |= paging.cr4 & CR4_SMEP != 0 && paging.efer & EFER_NXE != 0;
-    } else if user {
+    if user && !system_writes {
         flags |= USER;
     }
     if no_execute {

@@ -139,6 +139,28 @@ proptest! {
     }
 }
 
+/// Without CR0.WP the system writes to a read-only page of the user's; SMEP and SMAP protect that page all the same.
+#[test]
+fn a_page_lent_to_the_system_stays_the_users() {
+    let touch = |kind, smap_off| {
+        let access = Access { kind, user: false, smap_off };
+        Op::Touch(Touch { page: 33, offset: 0, access, value: 0x67 })
+    };
+    for (format, protection) in FORMATS.into_iter().flat_map(|format| [2, 4, 6].map(|bits| (format, bits | 1))) {
+        for kind in [AccessKind::Read, AccessKind::Fetch] {
+            let program = [
+                Op::Edit { page: 10, index: 3, entry: 0x65 },
+                Op::Switch(5),
+                Op::Protect(protection),
+                touch(AccessKind::Write, true),
+                touch(kind, false),
+            ];
+            let (seen, ..) = tracked(format, &program, true, 0);
+            assert_eq!(seen, run(&mut World::new(format, NoTlb::default()), &program, true), "{format:?} {protection}");
+        }
+    }
+}
+
 const READ: Access = Access { kind: AccessKind::Read, user: false, smap_off: false };
 const WRITE: Access = Access { kind: AccessKind::Write, ..READ };
 
