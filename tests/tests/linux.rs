@@ -88,6 +88,7 @@ fn debian_boots_again_after_a_reset_and_a_panic_and_powers_off() -> Result<()> {
 
 /// ext4 on a disk: what is written while machines die is there afterwards, and the file system is whole.
 #[test]
+#[ignore = "takes minutes: cargo xtask test rig NAME --long"]
 fn debians_file_system_survives_kills() -> Result<()> {
     const FILES: usize = 120;
     let Some(mut rig) = debian::protected("linux-disk", &REDIS, &["--disk", "64M"])? else { return Ok(()) };
