@@ -104,12 +104,11 @@ impl SvmVcpu {
         let mut registers = vmcb::INTERCEPT_CR8 | vmcb::intercept_write(0);
         if tracked || flat {
             registers |= vmcb::intercept_read(3) | vmcb::intercept_write(3) | vmcb::intercept_write(4);
+            // Also where the guest may see CR0 as it is: QEMU 10 looks at this bit alone for reads of all of them.
+            registers |= vmcb::intercept_read(0);
         }
         if flat {
             registers |= vmcb::intercept_read(4);
-        }
-        if flat || tracked && paging.cr0 & CR0_WP == 0 {
-            registers |= vmcb::intercept_read(0);
         }
         let control = &mut self.guest.control;
         control.intercept_cr = registers;
