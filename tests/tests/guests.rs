@@ -136,22 +136,27 @@ fn protect_again(rig: &mut Rig) -> Result<()> {
     })
 }
 
+/// Kills primaries: what the guest says of its observations goes on each time, and digests stay equal.
+fn observe_through_kills(rig: &mut Rig, kills: usize) -> Result<()> {
+    let (_, mut count) = hash(rig)?;
+    for _ in 0..kills {
+        wait_digests(rig, 1)?;
+        kill_primary(rig)?;
+        let (_, later) = hash(rig)?;
+        ensure!(later > count, "the guest's observations went back from {count} to {later}");
+        count = later;
+        protect_again(rig)?;
+    }
+    wait_digests(rig, 2)
+}
+
 /// The guest looks after itself: it fills x87 and vector registers, is left, interrupted, transferred and taken over, and
 /// compares. What XSAVE and FNSTENV show it, digests and the hash of its observations compare.
 #[test]
 fn vector_registers_keep_what_they_hold() -> Result<()> {
     let port = Udp::free_port()?;
     let mut rig = Rig::protected("vectors", "vectors", &["--udp", &port])?;
-    let (_, mut count) = hash(&rig)?;
-    for _ in 0..2 {
-        wait_digests(&mut rig, 2)?;
-        kill_primary(&mut rig)?;
-        let (_, later) = hash(&rig)?;
-        ensure!(later > count, "the guest's observations went back from {count} to {later}");
-        count = later;
-        protect_again(&mut rig)?;
-    }
-    wait_digests(&mut rig, 2)?;
+    observe_through_kills(&mut rig, 2)?;
     let console = rig.read("console.log");
     ensure!(!console.contains("WRONG"), "{console}");
     let last = console.lines().rfind(|line| line.contains(" signals")).context("the guest says nothing")?;
@@ -173,16 +178,7 @@ fn a_disk_holds_what_was_written_through_kills() -> Result<()> {
         Platform::Bochs => ("128K", "disk: 256 sectors", 1),
     };
     let mut rig = Rig::protected("disk", "disk", &["--udp", &port, "--disk", size])?;
-    let (_, mut count) = hash(&rig)?;
-    for _ in 0..kills {
-        wait_digests(&mut rig, 1)?;
-        kill_primary(&mut rig)?;
-        let (_, later) = hash(&rig)?;
-        ensure!(later > count, "the guest's observations went back from {count} to {later}");
-        count = later;
-        protect_again(&mut rig)?;
-    }
-    wait_digests(&mut rig, 2)?;
+    observe_through_kills(&mut rig, kills)?;
     let console = rig.read("console.log");
     ensure!(console.contains(sectors) && !console.contains("WRONG"), "{console}");
     let status = rig.fresh("primary")?;

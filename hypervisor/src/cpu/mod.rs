@@ -303,7 +303,7 @@ pub trait Vcpu {
     }
 
     /// The guest's CR0, CR3, CR4 and EFER are these, and the CPU walks the tables that begin at `root`, CR3 notwithstanding,
-    /// having forgotten what it has cached; `None` without paging.
+    /// having forgotten what it has cached; `None` without paging, and where the guest's tables are walked.
     fn set_paging(&mut self, _: &Paging, _: Option<u64>) {}
 
     /// Whether an event will be delivered at the next entry that is neither offered nor state.

@@ -1,6 +1,6 @@
 //! The parts of the CPU's state that decide how it understands what it finds.
 
-use super::registers::Segments;
+use super::registers::{CR0_PG, Segments};
 
 /// The part of the CPU's state that decides how instructions and addresses are understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,6 +31,14 @@ pub struct Paging {
     /// Address bits that the CPU does not have: reserved in long entries. Those of a CPU that walks itself are its own
     /// business.
     pub beyond: u64,
+}
+
+impl Paging {
+    /// Whether addresses are translated at all.
+    #[must_use]
+    pub const fn is_on(&self) -> bool {
+        self.cr0 & CR0_PG != 0
+    }
 }
 
 impl From<&Mode> for Paging {

@@ -40,8 +40,12 @@ pub const CR0_PG: u64 = 1 << 31;
 pub const CR4_PSE: u64 = 1 << 4;
 /// CR4.PAE: long page-table entries, without which there is no 64-bit mode.
 pub const CR4_PAE: u64 = 1 << 5;
+/// CR4.PGE: translations of global pages outlive a load of CR3.
+pub const CR4_PGE: u64 = 1 << 7;
 /// CR4.LA57: five levels of page tables.
 pub const CR4_LA57: u64 = 1 << 12;
+/// CR4.PCIDE: address spaces have identifiers.
+pub const CR4_PCIDE: u64 = 1 << 17;
 /// CR4.OSXSAVE: XSAVE, XGETBV and their like are enabled.
 pub const CR4_OSXSAVE: u64 = 1 << 18;
 /// CR4.SMEP: the system does not execute the user's pages.

@@ -6,8 +6,8 @@
 
 pub use crate::cpu::Paging;
 pub(crate) use crate::cpu::nested::ADDRESS;
-use crate::cpu::registers::{CR0_PG, CR4_LA57, EFER_LMA};
 pub(crate) use crate::cpu::registers::{CR0_WP, CR4_PAE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_NXE};
+use crate::cpu::registers::{CR4_LA57, EFER_LMA};
 use crate::memory::{Gpa, GuestMemory};
 
 pub(crate) const PRESENT: u64 = 1 << 0;
@@ -99,7 +99,7 @@ pub struct Walk {
 /// # Errors
 /// A page fault when the page is absent, the access is not allowed or a table entry has a reserved bit set.
 pub fn translate(paging: &Paging, memory: &mut GuestMemory, gva: u64, access: Access) -> Result<Gpa, WalkError> {
-    if paging.cr0 & CR0_PG == 0 {
+    if !paging.is_on() {
         return Ok(Gpa(gva & 0xFFFF_FFFF));
     }
     walk(paging, memory, gva, access).map(|walk| walk.gpa)

@@ -26,7 +26,7 @@ mod tests;
 use alloc::vec::Vec;
 
 use self::tables::{Key, Number, Tables};
-use crate::cpu::registers::{CR0_PG, EFER_LMA};
+use crate::cpu::registers::EFER_LMA;
 use crate::emulate::walk::{
     self, ACCESSED, ADDRESS, Access, AccessKind, CR0_WP, CR4_PAE, CR4_PSE, CR4_SMAP, CR4_SMEP, DIRTY, EFER_NXE, Format,
     LARGE, NO_EXECUTE, PRESENT, Paging, Step, USER, WRITABLE, Walk, WalkError,
@@ -130,7 +130,7 @@ impl Mmu {
     /// Five-level paging, which is not implemented.
     pub fn load(&mut self, memory: &GuestMemory, paging: &Paging) -> Result<Option<u64>, WalkError> {
         let paging = Paging { beyond: self.beyond, ..*paging };
-        if paging.cr0 & CR0_PG == 0 {
+        if !paging.is_on() {
             self.paging = None;
             return Ok(None);
         }

@@ -10,7 +10,7 @@ use super::vmcb::{self, intercept1};
 use super::{EFER_SVME, SvmVcpu};
 use crate::cpu::Paging;
 use crate::cpu::nested::{NestedPaging, WindowNumber};
-use crate::cpu::registers::{CR0_PG, CR0_WP, CR4_PAE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LME};
+use crate::cpu::registers::{CR0_PG, CR0_WP, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LME};
 use crate::memory::PAGE_SIZE;
 use crate::mmu::{NOWHERE_LEGACY, WINDOW};
 
@@ -53,7 +53,7 @@ impl Others {
 }
 
 /// Bits of CR4 with a meaning for the flat table, which the guest does not mean.
-const FOR_PAGES: u64 = CR4_PAE | CR4_SMEP | CR4_SMAP | 1 << 7 | 1 << 17;
+const FOR_PAGES: u64 = CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP;
 
 impl SvmVcpu {
     pub(super) fn begin_tracking(&mut self, (base, len): (u64, u64)) {
@@ -63,7 +63,7 @@ impl SvmVcpu {
     /// The guest's registers hold this, and the CPU walks from `root`; without one it walks the guest's tables, or flat ones
     /// if the guest has no paging.
     pub(super) fn walk_from(&mut self, paging: &Paging, root: Option<u64>) {
-        let flat = paging.cr0 & CR0_PG == 0;
+        let flat = !paging.is_on();
         debug_assert!(root.is_none() || !flat);
         self.others.hidden = (root.is_some() || flat).then_some(*paging);
         let (window, real) = match root {
@@ -92,7 +92,7 @@ impl SvmVcpu {
         let real = match &mut self.others.hidden {
             Some(hidden) => {
                 hidden.efer = efer;
-                if hidden.cr0 & CR0_PG == 0 { flat_registers(hidden).efer } else { efer }
+                if hidden.is_on() { efer } else { flat_registers(hidden).efer }
             }
             None => efer,
         };
@@ -100,7 +100,7 @@ impl SvmVcpu {
     }
 
     fn intercept(&mut self, paging: &Paging, tracked: bool) {
-        let flat = paging.cr0 & CR0_PG == 0;
+        let flat = !paging.is_on();
         let mut registers = vmcb::INTERCEPT_CR8 | vmcb::intercept_write(0);
         if tracked || flat {
             registers |= vmcb::intercept_read(3) | vmcb::intercept_write(3) | vmcb::intercept_write(4);

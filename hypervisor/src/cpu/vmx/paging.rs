@@ -8,7 +8,7 @@ use super::instructions::{self, write};
 use super::setup::GUEST_VPID;
 use crate::cpu::Paging;
 use crate::cpu::nested::WindowNumber;
-use crate::cpu::registers::{CR0_PG, CR0_WP, CR4_PAE, EFER_LMA};
+use crate::cpu::registers::{CR0_WP, CR4_PAE, EFER_LMA};
 use crate::memory::PAGE_SIZE;
 use crate::mmu::WINDOW;
 
@@ -73,7 +73,7 @@ impl VmxVcpu {
         if capabilities.vpid {
             instructions::invalidate_vpid(GUEST_VPID);
         }
-        debug_assert!(root.is_none() || paging.cr0 & CR0_PG != 0);
+        debug_assert!(root.is_none() || paging.is_on());
     }
 
     /// Whether other tables are walked than the guest's.

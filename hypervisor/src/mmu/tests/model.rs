@@ -4,7 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use super::super::*;
-use crate::cpu::registers::{CR0_PE, EFER_LME};
+use crate::cpu::registers::{CR0_PE, CR0_PG, EFER_LME};
 use crate::emulate::walk::PageFault;
 
 /// Pages of guest memory: tables and data alike.
