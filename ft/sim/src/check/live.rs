@@ -46,9 +46,10 @@ impl Audit {
         }
     }
 
-    /// Machine `index` goes live, after a `silence` or without one: a primary that was not silent must have let go of it.
-    pub(crate) fn check_need(&mut self, index: usize, silence: bool) {
-        let Some(me) = self.views[index].filter(|_| !silence) else { return };
+    /// Machine `index` goes live. Unless it is `excused`, by its primary's silence or by a term that was won when they
+    /// could not agree on another, the primary must have let go of it.
+    pub(crate) fn check_need(&mut self, index: usize, excused: bool) {
+        let Some(me) = self.views[index].filter(|_| !excused) else { return };
         let wants = |view: &&View| {
             let ours = Some(view.node) == me.peer && view.session == me.session && view.peer == Some(me.node);
             ours && matches!(view.role, Role::Transferring | Role::Protected)

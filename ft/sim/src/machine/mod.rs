@@ -160,6 +160,7 @@ impl Machine {
     /// The arbiter's answer.
     pub(crate) fn arbiter_answered(&mut self, now: u64, term: Term, granted: bool) {
         self.devices.answered(term);
+        self.devices.suspicion.answered(self.devices.stream.is_some());
         let verdict = if granted { Verdict::Granted } else { Verdict::Taken };
         let now = self.local(now);
         self.driver.node_mut().arbiter_answered(now, term, verdict);

@@ -20,6 +20,8 @@ pub(super) struct Suspicion {
     silence: bool,
     /// The primary was heard since.
     heard: bool,
+    /// The newest answer came when no stream was there on which to agree that its term is nobody's.
+    apart: bool,
     /// The term that the node asked for when it was last looked at.
     pub(super) asks: Option<Term>,
 }
@@ -76,6 +78,13 @@ impl Machine {
     }
 }
 
+impl Suspicion {
+    /// The arbiter answered, and the stream is there or not.
+    pub(super) fn answered(&mut self, linked: bool) {
+        self.apart = !linked;
+    }
+}
+
 impl InWorld<'_> {
     /// The node gave its primary up.
     pub(super) fn suspect(&mut self, node: &Node) {
@@ -95,7 +104,7 @@ impl InWorld<'_> {
 
     /// It goes live.
     pub(crate) fn check_need(&mut self) {
-        let (silence, index) = (self.own.suspicion.silence, self.own.index);
-        self.env.audit.check_need(index, silence);
+        let Suspicion { silence, apart, .. } = self.own.suspicion;
+        self.env.audit.check_need(self.own.index, silence || apart);
     }
 }

@@ -3,6 +3,7 @@
 use super::pair::{Story, tell};
 use super::{SECOND, role};
 use crate::arbiter::Mood;
+use crate::check::tests::worlds::hears;
 use crate::world::World;
 use crate::world::event::{Event, Lasting};
 use pollux_ft::{Role, Start, Term};
@@ -138,6 +139,32 @@ fn a_late_answer_takes_nothing_over() {
         story.run(5 * SECOND);
         assert_eq!((story.world.primary(), story.world.env.figures.takeovers), (Some(0), 0));
         story.world.crash(0);
+        story.takes_over(1);
+        story.serves();
+    });
+}
+
+/// The same, and the stream broke meanwhile, which only the backup knows, for the primary stands still. The two cannot
+/// agree to burn the term, and the primary will want it when it finds out: whoever was granted it goes live.
+#[test]
+fn a_late_answer_to_a_broken_pair_counts() {
+    tell(20, true, |story| {
+        story.protect();
+        story.world.env.arbiter.cut = [true; 3];
+        story.stay_off = true;
+        story.world.freeze(0, 60 * SECOND);
+        assert!(story.until(8 * SECOND, |world| asks(world, 1)), "{:?}", story.role(1));
+        let machine = story.world.slots[1].machine.as_ref().expect("it runs");
+        let stream = machine.devices.stream.expect("there is one");
+        story.world.env.network.break_off(stream);
+        let now = story.world.env.now;
+        story.world.happen(now, Event::Reset { stream, machine: 1 });
+        // A sign of life that was long under way.
+        let primary = story.world.slots[0].machine.as_ref().expect("it runs").devices.id;
+        hears(&mut story.world, 1, primary, Role::Protected, Term(1));
+        assert_eq!(story.role(1), Some(Role::Backup));
+        assert_eq!(story.role(0), Some(Role::Protected));
+        story.world.env.arbiter.cut = [false; 3];
         story.takes_over(1);
         story.serves();
     });
