@@ -18,6 +18,8 @@ use crate::{interrupt, rig};
 const END_TO_END: &str = "pollux-tests";
 /// A step that takes longer hangs.
 const STEP_LIMIT: Duration = Duration::from_secs(5400);
+/// How many tests are named for the time that they took.
+const LONGEST: usize = 12;
 
 /// Which checks.
 #[derive(Debug, Args)]
@@ -71,6 +73,8 @@ struct Step {
     command: Command,
     /// Why it leaves tests out that exist, if it does.
     selection: Option<&'static str>,
+    /// Its tests run one at a time.
+    alone: bool,
 }
 
 /// How a step went.
@@ -80,6 +84,7 @@ struct Outcome {
     failure: Option<String>,
     transcript: Transcript,
     selection: Option<&'static str>,
+    alone: bool,
     duration: Duration,
 }
 
@@ -122,7 +127,7 @@ fn host_steps(filter: Option<&str>) -> Vec<Step> {
     let step = |name, arguments: &[&str]| {
         let mut command = artefacts::cargo();
         command.args(arguments);
-        Step { name, command, selection: None }
+        Step { name, command, selection: None, alone: false }
     };
     let document = |name, arguments: &[&str]| {
         let mut documented = step(name, arguments);
@@ -179,7 +184,7 @@ fn rig_step(platform: Platform, filter: Option<&str>, long: bool) -> Result<Step
         Platform::Qemu => "end to end, QEMU",
         Platform::Bochs => "end to end, Bochs",
     };
-    Ok(Step { name, command, selection })
+    Ok(Step { name, command, selection, alone: true })
 }
 
 fn run_step(mut step: Step) -> Result<Outcome> {
@@ -197,15 +202,21 @@ fn run_step(mut step: Step) -> Result<Outcome> {
         Ok(status) => Some(status.to_string()),
         Err(error) => Some(format!("{error:#}")),
     };
-    Ok(Outcome { name: step.name, failure, transcript, selection: step.selection, duration: started.elapsed() })
+    let Step { name, selection, alone, .. } = step;
+    Ok(Outcome { name, failure, transcript, selection, alone, duration: started.elapsed() })
 }
 
 /// What failed is said again here: in the output of a whole run it is hard to find.
 fn summary(outcomes: &[Outcome]) -> Vec<String> {
     let mut lines = vec![String::new()];
-    for outcome in outcomes.iter().filter(|outcome| !outcome.transcript.failures.is_empty()) {
-        lines.push(format!("== {}: failed tests", outcome.name));
-        lines.extend_from_slice(&outcome.transcript.failures);
+    for outcome in outcomes.iter().filter(|outcome| outcome.failure.is_some()) {
+        lines.push(format!("== {}: what failed", outcome.name));
+        lines.extend(outcome.transcript.of_failure().cloned());
+    }
+    for outcome in outcomes.iter().filter(|outcome| outcome.alone) {
+        lines.push(format!("== {}: the tests that took longest", outcome.name));
+        let longest = outcome.transcript.longest(LONGEST);
+        lines.extend(longest.iter().map(|(took, name)| format!("{:>7.1} s  {name}", took.as_secs_f64())));
     }
     lines.push("== summary".to_owned());
     lines.extend(outcomes.iter().map(|outcome| {
@@ -247,7 +258,8 @@ mod tests {
     }
 
     fn outcome(name: &'static str, transcript: Transcript) -> Outcome {
-        Outcome { name, failure: None, transcript, selection: None, duration: Duration::from_millis(1500) }
+        let duration = Duration::from_millis(1500);
+        Outcome { name, failure: None, transcript, selection: None, alone: false, duration }
     }
 
     #[test]
@@ -283,7 +295,7 @@ mod tests {
         assert!(text.contains("format                   1.5 s  ok"), "{text}");
         assert!(text.contains("FAILED (exit status: 101)"), "{text}");
         assert!(text.contains("total                    3.0 s"), "{text}");
-        assert!(text.contains("== guests: failed tests\n---- it stdout ----\n== summary"), "{text}");
+        assert!(text.contains("== guests: what failed\n---- it stdout ----\n== summary"), "{text}");
     }
 
     #[test]

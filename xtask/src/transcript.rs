@@ -1,19 +1,21 @@
-//! What the output of `cargo test` says that must not be lost in a long run: what failed tests said, and what was not
-//! tested. Read as it passes by.
+//! What the output of a step says that must not be lost in a long run: what failed tests said, what was not tested, and
+//! how long tests took. Read as it passes by.
 //!
 //! A test that cannot run here prints a line that begins with [`SKIPPED`], whatever crate it is in, and returns. With
 //! `--show-output`, libtest shows that line below the test's name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::ChildStdout;
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a test prints, and behind it why, before it returns without having tested anything.
 const SKIPPED: &str = "SKIPPED: ";
 /// Lines of one failed test that are repeated.
 const LINES: usize = 40;
+/// The last lines of a step that are kept.
+const LAST: usize = 60;
 /// How long what a step wrote last may take to be read once the step has ended.
 const REST: Duration = Duration::from_secs(5);
 
@@ -43,10 +45,11 @@ fn pass_on(input: impl Read, output: &mut impl Write) -> Transcript {
     let mut input = BufReader::new(input);
     let mut reader = Reader::default();
     let mut line = Vec::new();
+    let started = Instant::now();
     while matches!(input.read_until(b'\n', &mut line), Ok(1..)) {
         // A reader that has gone away does not end the tests.
         let _ = output.write_all(&line).and_then(|()| output.flush());
-        reader.line(String::from_utf8_lossy(&line).trim_end());
+        reader.line(String::from_utf8_lossy(&line).trim_end(), started.elapsed());
         line.clear();
     }
     reader.kept
@@ -61,6 +64,26 @@ pub struct Transcript {
     pub skipped: BTreeSet<String>,
     /// Tests that no filter chose.
     pub filtered: usize,
+    /// How long each test took that ran alone: with `--test-threads=1`.
+    pub took: Vec<(Duration, String)>,
+    /// The last lines.
+    pub last: VecDeque<String>,
+}
+
+impl Transcript {
+    /// What there is to say about a failure: what failed tests said, or the last lines of a step that has no tests.
+    pub fn of_failure(&self) -> impl Iterator<Item = &String> {
+        let last = self.last.iter().filter(|_| self.failures.is_empty());
+        self.failures.iter().chain(last)
+    }
+
+    /// The `count` tests that took longest, the longest first.
+    pub fn longest(&self, count: usize) -> Vec<&(Duration, String)> {
+        let mut tests: Vec<_> = self.took.iter().collect();
+        tests.sort_by(|a, b| b.cmp(a));
+        tests.truncate(count);
+        tests
+    }
 }
 
 /// The part of libtest's output that a line is in.
@@ -82,16 +105,24 @@ struct Reader {
     test: String,
     /// Its lines so far.
     seen: usize,
+    /// When the line before came.
+    before: Duration,
 }
 
 impl Reader {
-    fn line(&mut self, line: &str) {
+    /// A line that came `at` this time since the start.
+    fn line(&mut self, line: &str, at: Duration) {
+        if self.kept.last.len() == LAST {
+            self.kept.last.pop_front();
+        }
+        self.kept.last.push_back(line.to_owned());
+        let took = at.saturating_sub(core::mem::replace(&mut self.before, at));
         let toggled = |section| if self.section == section { Section::Other } else { section };
         match line {
             "successes:" => self.section = toggled(Section::Successes),
             "failures:" => self.section = toggled(Section::Failures),
             "" => {}
-            _ if self.section == Section::Other => self.verdict(line),
+            _ if self.section == Section::Other => self.verdict(line, took),
             _ => self.said(line),
         }
     }
@@ -115,8 +146,9 @@ impl Reader {
         }
     }
 
-    /// A line of libtest itself: `test a ... ignored, takes a day`, `test result: ok. 3 passed; … 2 filtered out; …`.
-    fn verdict(&mut self, line: &str) {
+    /// A line of libtest itself: `test a ... ignored, takes a day`, `test result: ok. 3 passed; … 2 filtered out; …`. It
+    /// comes when the test has ended, and libtest wrote nothing since the one before had.
+    fn verdict(&mut self, line: &str, took: Duration) {
         let Some(rest) = line.strip_prefix("test ") else { return };
         if let Some(counts) = rest.strip_prefix("result: ") {
             let filtered = counts.split("; ").find_map(|part| part.strip_suffix(" filtered out"));
@@ -124,6 +156,8 @@ impl Reader {
         } else if let Some((name, why)) = rest.split_once(" ... ignored") {
             let why = why.strip_prefix(", ").unwrap_or("ignored");
             self.kept.skipped.insert(format!("{name}: {why}"));
+        } else if let Some((name, _)) = rest.split_once(" ... ") {
+            self.kept.took.push((took, name.to_owned()));
         }
     }
 }
@@ -173,7 +207,34 @@ mod tests {
     }
 
     #[test]
-    fn without_tests_nothing_is_kept() {
-        assert_eq!(pass_on(&b"test a ... ok\nwithout an end \xff"[..], &mut Vec::new()), Transcript::default());
+    fn without_tests_the_last_lines_are_kept() {
+        let kept = pass_on(&b"from seed 7\n\nwithout an end \xff"[..], &mut Vec::new());
+        let lines = ["from seed 7", "", "without an end \u{fffd}"];
+        assert_eq!(kept, Transcript { last: lines.map(str::to_owned).into(), ..Transcript::default() });
+        assert!(kept.of_failure().eq(lines.iter()));
+        let kept = read(&"line\n".repeat(LAST + 3));
+        assert_eq!(kept.of_failure().count(), LAST);
+        let kept = read("failures:\n---- b stdout ----\nwrong\n");
+        assert!(kept.of_failure().eq(["---- b stdout ----", "wrong"].iter()));
+    }
+
+    #[test]
+    fn tests_that_ran_alone_have_their_times() {
+        let mut reader = Reader::default();
+        let lines = [
+            (1, "running 3 tests"),
+            (3, "test a ... ok"),
+            (7, "test b::c ... FAILED"),
+            (7, "test d ... ignored, a day"),
+            (8, "test e ... ok"),
+            (9, "test result: FAILED. 2 passed; 1 failed"),
+        ];
+        for (at, line) in lines {
+            reader.line(line, Duration::from_secs(at));
+        }
+        let kept = reader.kept;
+        let longest: Vec<_> = kept.longest(2).iter().map(|(took, name)| (took.as_secs(), name.as_str())).collect();
+        assert_eq!(longest, [(4, "b::c"), (2, "a")]);
+        assert_eq!(kept.took.len(), 3);
     }
 }
