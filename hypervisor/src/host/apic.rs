@@ -1,5 +1,8 @@
 //! The local APIC by MMIO, its timer used as an instruction counter's overflow interrupt.
 //! See: SDM volume 3, chapter 11.
+//!
+//! The output of the legacy controllers is an interrupt like others, at [`LEGACY_VECTOR`], not an external one as of old: QEMU
+//! loses virtual interrupts of the guest otherwise. See: docs/determinism.md, "Interrupts that an emulator forgets".
 #![allow(unsafe_code)]
 
 use core::ptr;
@@ -10,6 +13,8 @@ use x86_64::registers::model_specific::Msr;
 pub const TIMER_VECTOR: u8 = 0x40;
 /// Vector for message-signalled interrupts.
 pub const MSI_VECTOR: u8 = 0x50;
+/// Vector of the legacy controllers' output, which says that one of their lines waits.
+pub const LEGACY_VECTOR: u8 = 0x60;
 /// Vector of spurious interrupts.
 pub const SPURIOUS_VECTOR: u8 = 0xFF;
 
@@ -44,7 +49,7 @@ pub struct Apic {
 }
 
 impl Apic {
-    /// Enables the APIC in xAPIC mode: timer one-shot by 1 at [`TIMER_VECTOR`], legacy interrupts through LINT0.
+    /// Enables the APIC in xAPIC mode: timer one-shot by 1 at [`TIMER_VECTOR`], LINT0 at [`LEGACY_VECTOR`].
     ///
     /// # Safety
     /// Called once, on the only CPU, with the first 4 GiB identity-mapped and a handler for every vector.
@@ -65,13 +70,19 @@ impl Apic {
         let apic = Self { base: (value & APIC_BASE_ADDRESS) as usize };
         apic.write(SPURIOUS, SOFTWARE_ENABLE | u32::from(SPURIOUS_VECTOR));
         apic.write(TPR, 0);
-        apic.write(LVT_LINT0, DELIVERY_EXTINT);
+        apic.write(LVT_LINT0, u32::from(LEGACY_VECTOR));
         apic.write(LVT_LINT1, DELIVERY_NMI);
         apic.write(LVT_PERFORMANCE, MASKED);
         apic.write(LVT_ERROR, MASKED);
         apic.write(TIMER_DIVIDE, DIVIDE_BY_1);
         apic.write(LVT_TIMER, u32::from(TIMER_VECTOR));
         Ok(apic)
+    }
+
+    /// From here on the CPU acknowledges interrupts of the legacy controllers itself, and takes their vectors: for machines
+    /// in which LINT0 brings no other ones, such as KVM's.
+    pub fn acknowledge_legacy(&self) {
+        self.write(LVT_LINT0, DELIVERY_EXTINT);
     }
 
     /// This CPU's APIC id, for message-signalled interrupts.

@@ -21,6 +21,8 @@ pub const RTC_LINE: u8 = 8;
 /// Periodic interrupts a second: rate select 8. See: MC146818A, table 5.
 const TICKS_PER_SECOND: u64 = 256;
 const RATE_SELECT: u8 = 8;
+/// 8192 interrupts a second.
+const FASTEST: u8 = 3;
 const TICK_US: u64 = 1_000_000 / TICKS_PER_SECOND;
 
 const INDEX: u16 = 0x70;
@@ -155,17 +157,19 @@ pub struct Speeds {
 
 /// Ticks of the RTC over which speeds are measured: 62 ms.
 const MEASURED_TICKS: usize = 16;
+/// Ticks of the APIC timer that are enough for all of them: at 1 GHz half a second.
+const ENOUGH: u32 = 1 << 29;
 
 impl Speeds {
-    /// Sleeps from tick to tick of the RTC, which interrupts already.
+    /// Sleeps from tick to tick of the RTC, which interrupts already, for `patience` ticks of the timer at most.
     ///
     /// # Errors
     /// When the RTC gives no ticks.
-    fn measure(apic: &Apic) -> Result<Self, &'static str> {
+    fn measure(apic: &Apic, patience: u32) -> Result<Self, &'static str> {
         const NO_TICKS: &str = "the RTC does not interrupt: there is no wall clock";
         let (mut tsc, mut timer) = ([0; MEASURED_TICKS], [0; MEASURED_TICKS]);
-        // Long enough for all ticks on every machine; it ends the sleep if there are none.
-        apic.arm_timer(u32::MAX);
+        // It ends the sleep if there are none.
+        apic.arm_timer(patience);
         wait_tick(apic).ok_or(NO_TICKS)?;
         let mut before = (cycles(), apic.timer_left());
         for (tsc, timer) in tsc.iter_mut().zip(&mut timer) {
@@ -213,7 +217,10 @@ impl WallClock {
         write(REGISTER_B, read(REGISTER_B) | B_PERIODIC | B_UPDATE_ENDED);
         read(REGISTER_C);
         pic::unmask(RTC_LINE);
-        let speeds = Speeds::measure(apic)?;
+        let speeds = Speeds::measure(apic, ENOUGH).or_else(|_| {
+            apic.acknowledge_legacy();
+            Speeds::measure(apic, u32::MAX)
+        })?;
         Ok(Self { keeper: Timekeeper { tick_tsc: cycles(), ..Timekeeper::default() }, speeds })
     }
 
@@ -221,6 +228,11 @@ impl WallClock {
     #[must_use]
     pub fn speeds(&self) -> Speeds {
         self.speeds
+    }
+
+    /// From here on the RTC ticks as often as it can, and the time is wrong: to disturb whatever runs.
+    pub fn hurry(&mut self) {
+        write(REGISTER_A, (read(REGISTER_A) & 0x70) | FASTEST);
     }
 
     /// Takes in what the RTC reports. Called whenever an interrupt came.

@@ -123,18 +123,18 @@ extern "C" fn handle(vector: u64, error: u64, rip: u64) -> u64 {
     const LAST_LINE: u64 = FIRST_LINE + pic::LINES as u64 - 1;
     const TIMER: u64 = apic::TIMER_VECTOR as u64;
     const MSI: u64 = apic::MSI_VECTOR as u64;
+    const LEGACY: u64 = apic::LEGACY_VECTOR as u64;
     const NMI: u64 = 2;
     const GENERAL_PROTECTION: u64 = 13;
     const SPURIOUS: u64 = apic::SPURIOUS_VECTOR as u64;
     match vector {
-        FIRST_LINE..=LAST_LINE => {
-            let line = (vector - FIRST_LINE) as u8;
-            FIRED.fetch_or(1 << line, Ordering::Relaxed);
-            // A level-triggered line stays raised until its device is served; the device's owner unmasks it then.
-            if line != clock::RTC_LINE {
-                pic::mask(line);
+        FIRST_LINE..=LAST_LINE => end_line((vector - FIRST_LINE) as u8),
+        // The CPU may have acknowledged it before: QEMU's does.
+        LEGACY => {
+            end_apic(0);
+            while let Some(line) = pic::poll() {
+                end_line(line);
             }
-            pic::end_of_interrupt(line);
         }
         TIMER => end_apic(Fired::TIMER),
         MSI => end_apic(Fired::MSI),
@@ -145,6 +145,16 @@ extern "C" fn handle(vector: u64, error: u64, rip: u64) -> u64 {
         _ => exception(vector, error, rip),
     }
     rip
+}
+
+/// An interrupt of a legacy line is in service.
+fn end_line(line: u8) {
+    FIRED.fetch_or(1 << line, Ordering::Relaxed);
+    // A level-triggered line stays raised until its device is served; the device's owner unmasks it then.
+    if line != clock::RTC_LINE {
+        pic::mask(line);
+    }
+    pic::end_of_interrupt(line);
 }
 
 fn end_apic(flag: u32) {

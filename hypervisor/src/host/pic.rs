@@ -17,6 +17,9 @@ const DATA: [u16; 2] = [0x21, 0xA1];
 const ICW1_INIT_ICW4: u8 = 0x11;
 const ICW4_8086: u8 = 0x01;
 const OCW2_EOI: u8 = 0x20;
+const OCW3_POLL: u8 = 0x0C;
+/// What a poll reads: an interrupt was pending, which is in service now.
+const POLL_PENDING: u8 = 1 << 7;
 /// Line of the first controller at which the second is attached.
 const CASCADE: u8 = 2;
 
@@ -65,4 +68,17 @@ pub fn end_of_interrupt(line: u8) {
         write(COMMAND[1], OCW2_EOI);
     }
     write(COMMAND[0], OCW2_EOI);
+}
+
+/// Takes the interrupt that waits, if one does, in place of the CPU: its line, which is in service now.
+pub fn poll() -> Option<u8> {
+    let line = poll_one(0)?;
+    if line == CASCADE { Some(8 + poll_one(1).unwrap_or(7)) } else { Some(line) }
+}
+
+fn poll_one(index: usize) -> Option<u8> {
+    write(COMMAND[index], OCW3_POLL);
+    // SAFETY: only the 8259 pair answers at the ports of this module; reading ends the poll.
+    let answer: u8 = unsafe { Port::new(COMMAND[index]).read() };
+    (answer & POLL_PENDING != 0).then_some(answer & 7)
 }

@@ -68,8 +68,9 @@ struct State {
 
 type Step = fn(&mut State);
 
-const STEPS: [(&str, Step); 6] = [
+const STEPS: [(&str, Step); 7] = [
     ("delivery", delivery),
+    ("timer", timer),
     ("protection", protection),
     ("implicit", implicit),
     ("shadow", shadow),
@@ -120,8 +121,23 @@ fn handle(frame: &mut Frame) {
 /// In RSI: an instruction that may fault has three bytes.
 const SKIP_THREE: u64 = 0x5333;
 
-/// An event of a random kind whose gate, code segment and stack may have to be walked for.
+/// Kinds of events: INT, INT3, UD2, a division by zero, a page fault, the timer's interrupt.
+const EVENT_VECTORS: [u8; 6] = [SOFTWARE_VECTOR, 3, 6, 0, 14, lapic::TIMER_VECTOR];
+const TIMER: u64 = 5;
+
+/// An event of a random kind.
 fn delivery(state: &mut State) {
+    let kind = state.random.below(EVENT_VECTORS.len() as u64);
+    event(state, kind);
+}
+
+/// Nothing but interrupts, each of which comes when the guest can take it for three instructions in some ten.
+fn timer(state: &mut State) {
+    event(state, TIMER);
+}
+
+/// An event whose gate, code segment and stack may have to be walked for.
+fn event(state: &mut State, kind: u64) {
     let gates_at = address(GATES) + state.gates % 4096;
     // SAFETY: the window shows the tables in use; what is loaded again below means the same.
     unsafe { lidt(&DescriptorTablePointer { limit: 16 * 256 - 1, base: VirtAddr::new(gates_at) }) };
@@ -135,8 +151,7 @@ fn delivery(state: &mut State) {
     }
     let before = EVENTS.load(Ordering::Relaxed);
     let stack = address(STACK) + 4096 - 16 * state.random.below(64);
-    let kind = state.random.below(6);
-    let vector = [SOFTWARE_VECTOR, 3, 6, 0, 14, lapic::TIMER_VECTOR][kind as usize];
+    let vector = EVENT_VECTORS[kind as usize];
     macro_rules! on_stack {
         ($($code:literal),*) => {
             asm!("mov {old}, rsp", "mov rsp, {stack}", $($code,)* "mov rsp, {old}", old = out(reg) _, stack = in(reg) stack,
