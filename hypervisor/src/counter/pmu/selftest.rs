@@ -6,12 +6,12 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use super::{POLICY, Pmu};
-use crate::counter::Counter;
 use crate::counter::selftest::trial::{MAX_ENTRIES, REPEATS, per_event};
 use crate::counter::selftest::{
     Bench, Failed, HANDLER, HLT, NONSENSE, NOP, Report, Stand, Tested, Trial, VECTOR, Want, place, place_with_handler,
     rep,
 };
+use crate::counter::{Costs, Counter};
 use crate::cpu::registers::{RFLAGS_FIXED, RFLAGS_IF, gpr};
 use crate::cpu::{Entered, Exception, Exit, InstructionCounter, Meter};
 
@@ -46,6 +46,11 @@ const EXITING: [&[u8]; 16] = [
     &[0x0F, 0x09],       // wbinvd
     &[0x0F, 0x01, 0xC8], // monitor
 ];
+
+/// The counter before anything is known of it.
+pub(in crate::counter) fn untested(claimed: InstructionCounter) -> Counter {
+    Counter::new(Box::new(Pmu::new(claimed, Costs::default(), 0)), 0)
+}
 
 /// Measures and checks the counter of `stand`. The first check of the measurement that fails ends the test.
 ///

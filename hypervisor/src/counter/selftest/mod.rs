@@ -28,6 +28,9 @@ pub(super) use trial::{Failed, Trial};
 pub(super) const CODE: u64 = 0x1000;
 /// Handler of the test interrupt.
 pub(super) const HANDLER: u64 = 0x800;
+/// Top of the stack, in a page where no code is: pages that are written and executed by turns cost exits where executed
+/// ones are guarded.
+const STACK: u64 = 0x2F00;
 /// Vector of the test interrupt.
 pub(super) const VECTOR: u8 = 0x40;
 /// Guest memory that the tests use, zeroed afterwards.
@@ -163,6 +166,16 @@ impl Tested {
     }
 }
 
+/// Checks whether changed code is executed as it is, with a counter that need not count right. Leaves the memory that was
+/// used zeroed.
+pub(super) fn changed_code(stand: &mut dyn Stand, counter: &mut Counter) -> Report {
+    let mut report = Report::default();
+    let mut bench = Bench::new(stand, counter);
+    bench.changed_code(&mut report);
+    bench.clear();
+    report
+}
+
 /// Checks what stops must leave no trace of: code that changes itself, and interrupts. Leaves the memory that was used
 /// zeroed.
 pub(super) fn hazards(stand: &mut dyn Stand, counter: &mut Counter) -> Report {
@@ -194,6 +207,11 @@ pub fn translations(stand: &mut dyn Stand, counter: &mut Counter) -> Report {
     bench.clear();
     counter.forget_seen();
     report
+}
+
+/// The TSC before anything is known of it.
+pub(super) fn untested_ticks() -> Counter {
+    Counter::new(Box::new(Ticks), 0)
 }
 
 /// Measures and checks the TSC of `stand`, which is calibrated. The first check of the measurement that fails ends the test.
@@ -230,7 +248,7 @@ pub(super) fn place(stand: &mut dyn Stand, code: &[u8]) {
     let mut state = CpuState::real_mode(CODE);
     // Real-mode segments reach 64 KiB; the device access needs 4 GiB.
     state.segments.ds.limit = u32::MAX;
-    state.registers.gpr[gpr::RSP] = 0x700;
+    state.registers.gpr[gpr::RSP] = STACK;
     stand.vcpu().load(&state);
 }
 
