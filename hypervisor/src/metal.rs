@@ -210,12 +210,17 @@ fn choose_counter(config: &Config, apic: &Apic, vcpu: &mut dyn Vcpu, memory: &mu
         mmu::Wanted::Auto => !translations.passed(),
         wanted => wanted == mmu::Wanted::Tracked,
     };
+    let hidden = selftest::hidden_registers(&mut stand, &mut chosen.counter, tracked);
     apic.arm_timer(0);
     interrupts::open_window();
     log::info!("counter '{}': {}", chosen.counter.identity(), chosen.why);
     let who =
         if tracked { "the hypervisor walks the guest's page tables" } else { "the CPU walks the guest's page tables" };
     log::info!("{who}; what it would see otherwise:\n{translations}");
+    if let Some(check) = hidden.checks.iter().find(|check| !check.passed()) {
+        refuse(&format_args!("the guest would read control registers that are not its own: {check}"));
+    }
+    log::info!("control registers of the guest's:\n{hidden}");
     (chosen, tracked)
 }
 

@@ -6,6 +6,7 @@
 
 mod bench;
 mod clock;
+mod hidden;
 mod interrupts;
 mod patching;
 mod report;
@@ -212,6 +213,17 @@ pub fn translations(stand: &mut dyn Stand, counter: &mut Counter) -> Report {
 /// The TSC before anything is known of it.
 pub(super) fn untested_ticks() -> Counter {
     Counter::new(Box::new(Ticks), 0)
+}
+
+/// Checks what the guest reads of control registers in which the CPU has something else than the guest's; with a counter that
+/// passed. If its paging is to be `tracked`, the CPU is made ready for that. Leaves the memory that was used zeroed.
+pub fn hidden_registers(stand: &mut dyn Stand, counter: &mut Counter, tracked: bool) -> Report {
+    let mut report = Report::default();
+    let mut bench = Bench::new(stand, counter);
+    bench.hidden_registers(tracked, &mut report);
+    bench.clear();
+    counter.forget_seen();
+    report
 }
 
 /// Measures and checks the TSC of `stand`, which is calibrated. The first check of the measurement that fails ends the test.
