@@ -8,8 +8,10 @@ use crate::cpu::{Exit, Mode, Paging};
 use crate::memory::PAGE_SIZE;
 use crate::mmu::WINDOW;
 
-/// `mov eax, cr0`, `cr3` and `cr4`, with what the guest has there.
-const READS: [([u8; 3], fn(&Mode) -> u64); 3] = [
+/// What the guest has in a control register.
+type Own = fn(&Mode) -> u64;
+/// `mov eax, cr0`, `cr3` and `cr4`.
+const READS: [([u8; 3], Own); 3] = [
     ([0x0F, 0x20, 0xC0], |mode| mode.cr0),
     ([0x0F, 0x20, 0xD8], |mode| mode.cr3),
     ([0x0F, 0x20, 0xE0], |mode| mode.cr4),
@@ -72,7 +74,7 @@ impl Bench<'_> {
     }
 
     /// Whether the next instruction exits, or gives what the guest has there.
-    fn reads_own(&mut self, own: fn(&Mode) -> u64) -> bool {
+    fn reads_own(&mut self, own: Own) -> bool {
         let own = own(&self.stand.vcpu().mode());
         match self.run(ENOUGH).0 {
             Some(Exit::Control) => true,
