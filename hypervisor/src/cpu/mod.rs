@@ -269,6 +269,12 @@ pub trait Vcpu {
     /// Delivers an exception at the next entry.
     fn inject(&mut self, exception: Exception);
 
+    /// CR2: the guest's last page fault.
+    fn cr2(&self) -> u64;
+
+    /// Replaces CR2.
+    fn set_cr2(&mut self, cr2: u64);
+
     /// Ends an interrupt shadow, after an instruction was emulated.
     fn clear_interrupt_shadow(&mut self);
 

@@ -1,6 +1,7 @@
 //! Instructions that read or write CR0, CR3 and CR4, and INVLPG, for a guest whose paging is tracked.
 //!
-//! That the guest may execute them was checked by the CPU before it exited.
+//! That the guest may execute them was checked by the CPU before it exited. Where it exits for one control register, some
+//! exit for all of them (QEMU 10 does for reads), so that CR2 and CR8 are dealt with, too.
 
 use iced_x86::{Code, Register};
 
@@ -21,11 +22,13 @@ pub enum Control {
     Read,
     /// This control register shall have this value.
     Write {
-        /// 0, 3 or 4.
+        /// 0, 2, 3 or 4.
         register: usize,
         /// Unchecked.
         value: u64,
     },
+    /// It is a MOV of CR8, and nothing was carried out.
+    Priority,
     /// The translation of this linear address shall be forgotten.
     Invalidate {
         /// Unchecked.
@@ -33,14 +36,20 @@ pub enum Control {
     },
 }
 
-/// Carries out the instruction at CS:RIP up to its effect on paging. Returns this, and the registers behind the instruction.
+/// Carries out the instruction at CS:RIP up to its effect on control registers; `cr2` is what it finds in that. Returns the
+/// effect, and the registers behind the instruction.
 ///
 /// # Errors
 /// When it faults, or is another one.
-pub fn step(cpu: &mut CpuView<'_>, bus: &mut dyn Bus) -> Result<(Control, Registers), Fault> {
+pub fn step(cpu: &mut CpuView<'_>, cr2: u64, bus: &mut dyn Bus) -> Result<(Control, Registers), Fault> {
     let mut execution = Execution::fetch(cpu, bus)?;
     let cr0 = execution.mode.cr0;
     let control = match execution.instruction.code() {
+        Code::Mov_cr_r32 | Code::Mov_cr_r64 | Code::Mov_r32_cr | Code::Mov_r64_cr
+            if [0, 1].map(|operand| execution.instruction.op_register(operand)).contains(&Register::CR8) =>
+        {
+            Control::Priority
+        }
         Code::Mov_cr_r32 | Code::Mov_cr_r64 => {
             let register = execution.control_register(0)?;
             let source = execution.place(1, AccessKind::Read)?;
@@ -49,9 +58,13 @@ pub fn step(cpu: &mut CpuView<'_>, bus: &mut dyn Bus) -> Result<(Control, Regist
         Code::Mov_r32_cr | Code::Mov_r64_cr => {
             let register = execution.control_register(1)?;
             let destination = execution.place(0, AccessKind::Write)?;
-            let value =
-                [(0, cr0), (3, execution.mode.cr3), (4, execution.mode.cr4)].into_iter().find(|of| of.0 == register);
-            execution.store(destination, value.ok_or(execution.unsupported())?.1);
+            let value = match register {
+                0 => cr0,
+                2 => cr2,
+                3 => execution.mode.cr3,
+                _ => execution.mode.cr4,
+            };
+            execution.store(destination, value);
             Control::Read
         }
         Code::Smsw_rm16 | Code::Smsw_r32m16 | Code::Smsw_r64m16 => {
@@ -75,7 +88,7 @@ pub fn step(cpu: &mut CpuView<'_>, bus: &mut dyn Bus) -> Result<(Control, Regist
 impl Execution<'_> {
     fn control_register(&self, operand: u32) -> Result<usize, Fault> {
         match self.instruction.op_register(operand) {
-            register @ (Register::CR0 | Register::CR3 | Register::CR4) => Ok(register.number()),
+            register @ (Register::CR0 | Register::CR2 | Register::CR3 | Register::CR4) => Ok(register.number()),
             _ => Err(self.unsupported()),
         }
     }

@@ -220,7 +220,7 @@ impl Guest {
         self.by_length()
     }
 
-    fn access_cr8(&mut self) -> Done {
+    pub(super) fn access_cr8(&mut self) -> Done {
         let mode = self.vcpu.mode();
         match self.examine(&mode, |registers, bus| decode::mov_cr8(&mode, registers, bus)) {
             Ok(access) if access.write => {

@@ -198,14 +198,20 @@ impl Guest {
     /// An access to a control register, or INVLPG.
     pub(super) fn control(&mut self, out: &mut Noting<'_>) -> Done {
         let mode = self.vcpu.mode();
+        let cr2 = self.vcpu.cr2();
         let mut stepped = None;
         let done = self.emulate(out, |cpu, bus| {
-            stepped = Some(control::step(cpu, bus)?);
+            stepped = Some(control::step(cpu, cr2, bus)?);
             Ok(Emulated::Retired)
         });
         let Some((control, after)) = stepped else { return done };
         let written = match control {
+            Control::Priority => return self.access_cr8(),
             Control::Read => Ok(None),
+            Control::Write { register: 2, value } => {
+                self.vcpu.set_cr2(value);
+                Ok(None)
+            }
             Control::Invalidate { linear } => {
                 self.invalidate(&mode, linear);
                 Ok(None)

@@ -12,7 +12,9 @@ use super::shadow::STEPS_AT_ONCE;
 use super::*;
 use crate::counter::choose::Figures;
 use crate::counter::{Counter, Ticks};
-use crate::cpu::registers::{CR0_PE, CR0_PG, CR4_OSXSAVE, CR4_PAE, CpuMsrs, EFER_LMA, Registers, Segment, gpr};
+use crate::cpu::registers::{
+    CR0_PE, CR0_PG, CR4_OSXSAVE, CR4_PAE, CpuMsrs, EFER_LMA, Registers, Segment, Segments, gpr,
+};
 use crate::cpu::{Entered, Exception, InstructionCounter, IoExit, LentTsc, Limit, Mode};
 use crate::extended::testing::MadeUp;
 use crate::extended::{ExtendedRegisters, Layout};
@@ -31,6 +33,7 @@ struct Script {
     mode: Mode,
     lent: Lent,
     injected: bool,
+    cr2: u64,
 }
 
 /// What the guest was lent of its TSC, entry by entry.
@@ -88,6 +91,14 @@ impl Vcpu for Script {
         self.injected
     }
 
+    fn cr2(&self) -> u64 {
+        self.cr2
+    }
+
+    fn set_cr2(&mut self, cr2: u64) {
+        self.cr2 = cr2;
+    }
+
     fn clear_interrupt_shadow(&mut self) {}
 
     fn msrs(&self) -> CpuMsrs {
@@ -139,6 +150,7 @@ fn guest(exits: &[Exit], host: bool) -> Guest {
         mode: Mode::default(),
         lent: Lent::default(),
         injected: false,
+        cr2: 0,
     });
     let counter = Chosen { counter: counter(0), figures: Figures::default(), why: "a test".into(), lends_tsc: false };
     let memory = GuestMemory::for_test(MEMORY);
@@ -206,7 +218,7 @@ fn the_clock_is_lent_as_the_position_says_and_only_while_it_goes_on_by_ticks() {
     let lent = Lent::default();
     let (exits, registers) = ([out(0x80), out(0x80)].into(), Registers::default());
     let (extended, mode) = (MadeUp::default(), Mode::default());
-    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent: Rc::clone(&lent), injected: false });
+    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent: Rc::clone(&lent), injected: false, cr2: 0 });
     guest.run(10, &mut Nothing);
     assert!(lent.take().is_empty(), "a CPU whose reads are not exact");
     guest.counter.lends_tsc = true;
@@ -261,6 +273,7 @@ fn with_xsetbv(layout: Layout, level: u16, cr4: u64, register: u64, value: u64) 
         mode,
         lent: Lent::default(),
         injected: false,
+        cr2: 0,
     });
     guest
 }
@@ -302,6 +315,7 @@ fn what_is_sent_is_loaded_by_the_sender_too() {
         mode: Mode::default(),
         lent: Lent::default(),
         injected: false,
+        cr2: 0,
     });
     let hash = guest.hash();
     assert_eq!(loads.get(), 0);
@@ -341,7 +355,7 @@ fn what_the_cpu_refuses_twice_is_no_access_of_the_instructions_own() {
         Mode { cr0: CR0_PG | CR0_PE | 1 << 16, cr3: 0x1000, cr4: CR4_PAE | smap, efer: EFER_LMA, ..Mode::default() };
     let registers = Registers { rflags: alignment_check, ..Registers::default() };
     let (exits, extended, lent) = (VecDeque::new(), MadeUp::default(), Lent::default());
-    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false });
+    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false, cr2: 0 });
     // A page of the user's at 0.
     for table in [0x1000, 0x2000, 0x3000, 0x4000_u64] {
         guest.memory.write(Gpa(table), &(table + 0x1007).to_le_bytes()).unwrap();
@@ -354,4 +368,27 @@ fn what_the_cpu_refuses_twice_is_no_access_of_the_instructions_own() {
     }
     let Done::Fault(exception) = guest.page_fault(8, present) else { panic!("SMAP forbids it") };
     assert_eq!((exception.vector, exception.error_code, exception.cr2), (14, Some(present), Some(8)));
+}
+
+/// Some CPUs exit for all control registers when one is asked for.
+#[test]
+fn registers_that_are_nobodys_concern_are_the_guests_own() {
+    // mov rdi, cr2; mov cr2, rax; mov rbx, cr8; mov cr8, rcx
+    const CODE: [u8; 14] = [0x0F, 0x20, 0xD7, 0x0F, 0x22, 0xD0, 0x44, 0x0F, 0x20, 0xC3, 0x44, 0x0F, 0x22, 0xC1];
+    let mut guest = guest(&[Exit::Control; 4], false);
+    let long = Segment { attributes: Segment::LONG, ..Segment::default() };
+    let segments = Segments { cs: long, ..Segments::default() };
+    let mode = Mode { segments, cr0: CR0_PE, efer: EFER_LMA, ..Mode::default() };
+    let mut registers = Registers { rip: 0x1000, ..Registers::default() };
+    (registers.gpr[gpr::RAX], registers.gpr[gpr::RCX]) = (0x1234_5678_9ABC, 5);
+    let (exits, extended, lent) = (VecDeque::from([Exit::Control; 4]), MadeUp::default(), Lent::default());
+    let cr2 = 0xFFFF_8000_0000_1008;
+    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false, cr2 });
+    guest.memory.write(Gpa(0x1000), &CODE).unwrap();
+    guest.platform.set_cr8(7);
+    assert_eq!(guest.run(4, &mut Nothing), Stop::Target);
+    let registers = guest.vcpu.registers();
+    assert_eq!((registers.gpr[gpr::RDI], registers.gpr[gpr::RBX]), (cr2, 7));
+    assert_eq!((guest.vcpu.cr2(), guest.platform.cr8()), (0x1234_5678_9ABC, 5));
+    assert_eq!((registers.rip, guest.position()), (0x1000 + CODE.len() as u64, 4));
 }

@@ -342,6 +342,12 @@ impl Vcpu for Model {
         self.injected = Some(exception);
     }
 
+    fn cr2(&self) -> u64 {
+        0
+    }
+
+    fn set_cr2(&mut self, _: u64) {}
+
     fn clear_interrupt_shadow(&mut self) {
         self.core.shadow = false;
     }

@@ -338,6 +338,14 @@ impl Vcpu for SvmVcpu {
         self.guest.control.event_injection = event;
     }
 
+    fn cr2(&self) -> u64 {
+        self.guest.save.cr2
+    }
+
+    fn set_cr2(&mut self, cr2: u64) {
+        self.guest.save.cr2 = cr2;
+    }
+
     fn clear_interrupt_shadow(&mut self) {
         self.set_shadow(false);
     }

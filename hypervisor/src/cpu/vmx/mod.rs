@@ -297,6 +297,14 @@ impl Vcpu for VmxVcpu {
         self.clear_interrupt_shadow();
     }
 
+    fn cr2(&self) -> u64 {
+        lazy::cr2()
+    }
+
+    fn set_cr2(&mut self, cr2: u64) {
+        lazy::set_cr2(cr2);
+    }
+
     fn clear_interrupt_shadow(&mut self) {
         let interruptibility = read(fields::INTERRUPTIBILITY);
         if interruptibility & SHADOW != 0 {
