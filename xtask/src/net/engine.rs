@@ -182,11 +182,11 @@ impl Engine {
             self.armed = due;
         }
         let forwarder = match &self.lans[0].host {
-            HostEnd::Forwarder(forwarder) => forwarder.deadline(),
+            HostEnd::Forwarder(forwarder) => forwarder.stack.deadline(),
             _ => None,
         };
         let captures = self.lans.iter().any(|lan| lan.capture.is_some()).then_some(self.flush_at);
-        let relays = self.lans.iter().filter_map(|lan| lan.arbiter.as_ref()?.deadline());
+        let relays = self.lans.iter().filter_map(|lan| lan.arbiter.as_ref()?.stack.deadline());
         let ports = self.lans.iter().flat_map(|lan| lan.slots.iter().filter_map(Port::flush_at));
         let next = [forwarder, captures].into_iter().flatten().chain(relays).chain(ports).min();
         Ok(next.map(|next| next.saturating_sub(now)))
@@ -273,10 +273,10 @@ impl Engine {
         let mut way = Way { now: self.now, rng: &mut self.rng, queue: &mut self.queue, registry };
         loop {
             let HostEnd::Forwarder(forwarder) = &mut lan.host else { return };
-            let Some(frame) = forwarder.pop() else { return };
+            let Some(frame) = forwarder.stack.pop() else { return };
             lan.enter(HOST, &frame, &mut way);
             if let HostEnd::Forwarder(forwarder) = &mut lan.host {
-                forwarder.recycle(frame);
+                forwarder.stack.recycle(frame);
             }
         }
     }
@@ -289,10 +289,10 @@ impl Engine {
             if let Some(relay) = &mut lan.arbiter {
                 relay.poll(self.now, registry);
             }
-            while let Some(frame) = lan.arbiter.as_mut().and_then(|relay| relay.pop()) {
+            while let Some(frame) = lan.arbiter.as_mut().and_then(|relay| relay.stack.pop()) {
                 lan.enter(ARBITER, &frame, &mut way);
                 if let Some(relay) = &mut lan.arbiter {
-                    relay.recycle(frame);
+                    relay.stack.recycle(frame);
                 }
             }
         }

@@ -19,6 +19,7 @@ mod lan;
 mod link;
 mod port;
 mod relay;
+mod stack;
 mod switch;
 mod tap;
 #[cfg(test)]

@@ -4,19 +4,19 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, IpProtocol, Ipv4Packet, TcpPacket};
+use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket};
 
 use super::counters::RelayCounters;
 use super::forward::connection::{Connection, Standing};
-use super::forward::device::Queues;
 use super::frame::{Header, IPV4, MIN_FRAME, Mac, arp_reply};
+use super::stack::Stack;
 use super::{ARBITER_PORT, Network};
 
 /// Connections at a time; each machine has one.
@@ -42,15 +42,10 @@ pub fn address(network: Network) -> Ipv4Addr {
 pub struct Relay {
     target: SocketAddr,
     own: (Mac, Ipv4Addr),
-    interface: Interface,
-    sockets: SocketSet<'static>,
-    queues: Queues,
+    pub stack: Stack,
     places: [Place; MAX_CONNECTIONS],
     first_token: usize,
     counters: RelayCounters,
-    /// When the stack wants to be called without any event; none if never.
-    deadline: Option<Duration>,
-    dirty: bool,
 }
 
 /// A socket that listens or is connected, and its way to the target.
@@ -66,27 +61,10 @@ impl Relay {
         let [_, b, c, d] = address.octets();
         // Locally administered.
         let mac = Mac([0x52, 0x54, 0x00, b, c, d]);
-        let mut queues = Queues::default();
-        let mut config = Config::new(EthernetAddress(mac.0).into());
-        config.random_seed = seed;
-        let mut interface = Interface::new(config, &mut queues, Instant::ZERO);
-        let mut result = Ok(());
-        interface.update_ip_addrs(|addresses| result = addresses.push(IpCidr::new(IpAddress::Ipv4(address), 24)));
-        result.ok().context("the stack has no room for an address")?;
-        let mut sockets = SocketSet::new(Vec::new());
-        let places = [(); MAX_CONNECTIONS].map(|()| Place { socket: sockets.add(socket()), connection: None });
-        Ok(Self {
-            target,
-            own: (mac, address),
-            interface,
-            sockets,
-            queues,
-            places,
-            first_token,
-            counters: RelayCounters::default(),
-            deadline: None,
-            dirty: true,
-        })
+        let mut stack = Stack::new(mac, address, seed, Instant::ZERO)?;
+        let places = [(); MAX_CONNECTIONS].map(|()| Place { socket: stack.sockets.add(socket()), connection: None });
+        let counters = RelayCounters::default();
+        Ok(Self { target, own: (mac, address), stack, places, first_token, counters })
     }
 
     /// What was counted.
@@ -99,62 +77,40 @@ impl Relay {
         let index = event.token().0.checked_sub(self.first_token);
         let Some(place) = index.and_then(|index| self.places.get_mut(index)) else { return };
         let Some(connection) = &mut place.connection else { return };
-        self.dirty = true;
-        connection.readable |= event.is_readable();
-        connection.ending |= event.is_read_closed();
-        connection.writable |= event.is_writable();
-        if event.is_error() {
-            connection.fail();
-        }
+        connection.event(event);
+        self.stack.wake();
     }
 
     /// Takes a frame from the network; false if too many wait.
     pub fn receive(&mut self, frame: &[u8]) -> bool {
-        self.dirty = true;
         if let Some(machine) = opener(frame) {
-            self.queues.push(&arp_reply(machine, self.own));
+            self.stack.receive(&arp_reply(machine, self.own));
         }
-        self.queues.push(frame)
-    }
-
-    /// A frame for the network. Give it back to [`Self::recycle`].
-    pub fn pop(&mut self) -> Option<Vec<u8>> {
-        self.queues.pop()
-    }
-
-    /// Takes back a buffer.
-    pub fn recycle(&mut self, buffer: Vec<u8>) {
-        self.queues.recycle(buffer);
-    }
-
-    /// When [`Self::poll`] wants to be called without any event.
-    pub fn deadline(&self) -> Option<Duration> {
-        if self.dirty { Some(Duration::ZERO) } else { self.deadline }
+        self.stack.receive(frame)
     }
 
     /// Moves everything that can move.
     pub fn poll(&mut self, now: Duration, registry: &Registry) {
-        if !self.dirty && self.deadline.is_none_or(|deadline| deadline > now) {
+        if !self.stack.is_due(now) {
             return;
         }
-        self.dirty = true;
         let stack_now = Instant::from_micros(now.as_micros() as i64);
         for _ in 0..ROUNDS {
-            self.interface.poll(stack_now, &mut self.queues, &mut self.sockets);
+            self.stack.poll(stack_now);
             if !self.serve(now, registry) {
-                self.dirty = false;
+                self.stack.rest();
                 break;
             }
         }
-        let stack = self.interface.poll_at(stack_now, &self.sockets);
-        self.deadline = stack.map(|at| Duration::from_micros(at.total_micros().max(0) as u64));
+        let next = self.stack.poll_at(stack_now);
+        self.stack.sleep_until(next.map(|at| Duration::from_micros(at.total_micros().max(0) as u64)));
     }
 
     /// Lets every connection have its turn. True if another round may move more.
     fn serve(&mut self, now: Duration, registry: &Registry) -> bool {
-        let mut moved = self.queues.has_input();
+        let mut moved = self.stack.has_input();
         for (index, place) in self.places.iter_mut().enumerate() {
-            let socket = self.sockets.get_mut::<Socket<'_>>(place.socket);
+            let socket = self.stack.sockets.get_mut::<Socket<'_>>(place.socket);
             match &mut place.connection {
                 Some(connection) => {
                     moved |= connection.pump_to_guest(socket) | connection.pump_to_client(socket);
@@ -226,6 +182,7 @@ fn connect(
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use smoltcp::wire::IpAddress;
 
     use super::*;
 
@@ -234,32 +191,28 @@ mod tests {
     /// A machine's stack.
     struct Machine {
         address: (Mac, Ipv4Addr),
-        interface: Interface,
-        sockets: SocketSet<'static>,
-        queues: Queues,
+        stack: Stack,
     }
 
     impl Machine {
         fn new(n: u8) -> Self {
             let (mac, ip) = (Mac([2, 0, 0, 0, 0, n]), Ipv4Addr::new(10, 1, 0, n));
-            let mut queues = Queues::default();
-            let mut interface = Interface::new(Config::new(EthernetAddress(mac.0).into()), &mut queues, Instant::ZERO);
-            interface.update_ip_addrs(|list| list.push(IpCidr::new(IpAddress::Ipv4(ip), 24)).unwrap());
-            Self { address: (mac, ip), interface, sockets: SocketSet::new(Vec::new()), queues }
+            Self { address: (mac, ip), stack: Stack::new(mac, ip, 0, Instant::ZERO).unwrap() }
         }
 
         /// Begins a connection to the arbiter, whose MAC address is known here.
         fn dial(&mut self, relay: &Relay) -> SocketHandle {
-            self.queues.push(&arp_reply(relay.own, self.address));
-            let handle = self.sockets.add(socket());
-            let socket = self.sockets.get_mut::<Socket<'_>>(handle);
-            socket.connect(self.interface.context(), (IpAddress::Ipv4(relay.own.1), ARBITER_PORT), 50_000).unwrap();
+            self.stack.receive(&arp_reply(relay.own, self.address));
+            let handle = self.stack.sockets.add(socket());
+            let socket = self.stack.sockets.get_mut::<Socket<'_>>(handle);
+            socket
+                .connect(self.stack.interface.context(), (IpAddress::Ipv4(relay.own.1), ARBITER_PORT), 50_000)
+                .unwrap();
             handle
         }
 
         fn poll(&mut self, now: Duration) {
-            let now = Instant::from_micros(now.as_micros() as i64);
-            self.interface.poll(now, &mut self.queues, &mut self.sockets);
+            self.stack.poll(Instant::from_micros(now.as_micros() as i64));
         }
     }
 
@@ -273,7 +226,7 @@ mod tests {
         let mut dead = Machine::new(100);
         dead.dial(&relay);
         dead.poll(now);
-        while let Some(frame) = dead.queues.pop() {
+        while let Some(frame) = dead.stack.pop() {
             relay.receive(&frame);
         }
         relay.poll(now, poll.registry());
@@ -286,20 +239,20 @@ mod tests {
         for ms in 0.. {
             now += Duration::from_millis(1);
             living.poll(now);
-            while let Some(frame) = living.queues.pop() {
+            while let Some(frame) = living.stack.pop() {
                 relay.receive(&frame);
             }
             relay.poll(now, poll.registry());
-            while let Some(frame) = relay.pop() {
+            while let Some(frame) = relay.stack.pop() {
                 if frame[..6] == living.address.0.0 {
-                    living.queues.push(&frame);
+                    living.stack.receive(&frame);
                 }
             }
             // It died after a while of silence.
             if ms == 0 {
                 now += Duration::from_secs(2);
             }
-            if living.sockets.get::<Socket<'_>>(handle).state() == State::Established {
+            if living.stack.sockets.get::<Socket<'_>>(handle).state() == State::Established {
                 break;
             }
             assert!(ms < 2000, "no answer");

@@ -8,6 +8,7 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use mio::event::Event;
 use mio::net::TcpStream;
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -85,9 +86,13 @@ impl Connection {
         }
     }
 
-    /// The client's socket has failed, or was closed in both directions, while nobody read or wrote.
-    pub fn fail(&mut self) {
-        self.client_failed = true;
+    /// Notes an event at the client's socket. An error: it has failed, or was closed in both directions, while nobody
+    /// read or wrote.
+    pub fn event(&mut self, event: &Event) {
+        self.readable |= event.is_readable();
+        self.ending |= event.is_read_closed();
+        self.writable |= event.is_writable();
+        self.client_failed |= event.is_error();
     }
 
     /// Whether the client may have bytes that the stack has room for.

@@ -3,7 +3,6 @@
 
 mod announce;
 pub(super) mod connection;
-pub(super) mod device;
 mod recovery;
 mod udp;
 
@@ -16,16 +15,16 @@ use anyhow::{Context, Result, ensure};
 use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, State};
-use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, IpEndpoint};
+use smoltcp::wire::{IpAddress, IpEndpoint};
 
 use super::counters::ForwardCounters;
 use super::frame::{Header, Mac};
+use super::stack::Stack;
 use super::{Forward, ForwardConfig, HOST_ADDRESS, MAX_FORWARDS, Protocol};
 use announce::{Listener, News};
 use connection::{Connection, Standing, stack_socket};
-use device::Queues;
 use recovery::{Recovery, StackClock};
 use udp::UdpForward;
 
@@ -86,9 +85,7 @@ impl Door {
 
 /// The host in user space.
 pub struct Forwarder {
-    interface: Interface,
-    sockets: SocketSet<'static>,
-    queues: Queues,
+    pub stack: Stack,
     clock: StackClock,
     recovery: Recovery,
     ear: Listener,
@@ -102,9 +99,6 @@ pub struct Forwarder {
     next_port: u16,
     lingering: Vec<SocketHandle>,
     counters: ForwardCounters,
-    /// When the stack wants to be called without any event; none if never.
-    deadline: Option<Duration>,
-    dirty: bool,
 }
 
 impl Forwarder {
@@ -120,11 +114,9 @@ impl Forwarder {
                 Protocol::Udp => udp.push(UdpForward::bind(forward.local.into(), guest, udp.len(), registry, token)?),
             }
         }
-        let (clock, mut queues) = (StackClock::default(), Queues::default());
+        let clock = StackClock::default();
         Ok(Self {
-            interface: interface(seed, &clock, &mut queues)?,
-            sockets: SocketSet::new(Vec::new()),
-            queues,
+            stack: Stack::new(HOST_MAC, HOST_ADDRESS, seed, clock.at(Duration::ZERO))?,
             clock,
             recovery: Recovery::default(),
             ear: Listener::new(config.guest),
@@ -137,8 +129,6 @@ impl Forwarder {
             next_port: *LOCAL_PORTS.start(),
             lingering: Vec::new(),
             counters: ForwardCounters::default(),
-            deadline: None,
-            dirty: true,
         })
     }
 
@@ -168,19 +158,14 @@ impl Forwarder {
 
     /// Notes an event at one of the forwarder's sockets.
     pub fn event(&mut self, event: &Event) {
-        self.dirty = true;
+        self.stack.wake();
         let token = event.token();
         if let Some(door) = self.doors.iter_mut().find(|door| door.token == token) {
             door.acceptable = true;
         } else if let Some(udp) = self.udp.iter_mut().find(|udp| udp.token == token) {
             udp.readable = true;
         } else if let Some(connection) = self.connections.get_mut(&token.0) {
-            connection.readable |= event.is_readable();
-            connection.ending |= event.is_read_closed();
-            connection.writable |= event.is_writable();
-            if event.is_error() {
-                connection.fail();
-            }
+            connection.event(event);
         }
     }
 
@@ -191,63 +176,46 @@ impl Forwarder {
             Some(News::Announced) => self.recovery.announced(),
             None => {}
         }
-        self.dirty = true;
-        self.queues.push(frame)
-    }
-
-    /// A frame for the network. Give it back to [`Self::recycle`].
-    pub fn pop(&mut self) -> Option<Vec<u8>> {
-        self.queues.pop()
-    }
-
-    /// Takes back a buffer.
-    pub fn recycle(&mut self, buffer: Vec<u8>) {
-        self.queues.recycle(buffer);
-    }
-
-    /// When [`Self::poll`] wants to be called without any event.
-    pub fn deadline(&self) -> Option<Duration> {
-        if self.dirty { Some(Duration::ZERO) } else { self.deadline }
+        self.stack.receive(frame)
     }
 
     /// Moves everything that can move.
     pub fn poll(&mut self, now: Duration, registry: &Registry) {
-        if !self.dirty && self.deadline.is_none_or(|deadline| deadline > now) {
+        if !self.stack.is_due(now) {
             return;
         }
-        self.dirty = true;
         for _ in 0..ROUNDS {
             if !self.round(now, registry) {
-                self.dirty = false;
+                self.stack.rest();
                 break;
             }
         }
         self.recover(now);
-        let stack = self.interface.poll_at(self.clock.at(now), &self.sockets).map(|at| self.clock.when(at));
-        self.deadline = [stack, self.recovery.deadline()].into_iter().flatten().min();
+        let stack = self.stack.poll_at(self.clock.at(now)).map(|at| self.clock.when(at));
+        self.stack.sleep_until([stack, self.recovery.deadline()].into_iter().flatten().min());
     }
 
     /// One round: from the clients, through the stack, to the clients. True if another one may move more.
     fn round(&mut self, now: Duration, registry: &Registry) -> bool {
         let mut moved = self.accept(now, registry);
         for connection in self.connections.values_mut() {
-            moved |= connection.pump_to_guest(self.sockets.get_mut(connection.handle));
+            moved |= connection.pump_to_guest(self.stack.sockets.get_mut(connection.handle));
         }
         for udp in &mut self.udp {
-            udp.pump_to_guest(&mut self.sockets);
+            udp.pump_to_guest(&mut self.stack.sockets);
             moved |= udp.readable;
         }
-        self.interface.poll(self.clock.at(now), &mut self.queues, &mut self.sockets);
+        self.stack.poll(self.clock.at(now));
         for connection in self.connections.values_mut() {
-            let socket = self.sockets.get_mut(connection.handle);
+            let socket = self.stack.sockets.get_mut(connection.handle);
             moved |= connection.pump_to_client(socket);
             // The guest may just have answered the connection's first segment, or made room.
             moved |= connection.can_pump_to_guest(socket);
         }
         for udp in &mut self.udp {
-            udp.pump_to_clients(&mut self.sockets);
+            udp.pump_to_clients(&mut self.stack.sockets);
         }
-        moved | self.reap() | self.queues.has_input()
+        moved | self.reap() | self.stack.has_input()
     }
 
     fn accept(&mut self, now: Duration, registry: &Registry) -> bool {
@@ -257,7 +225,7 @@ impl Forwarder {
             let Some((mut stream, guest)) = next else { break };
             let mut socket = stack_socket();
             let port = self.local_port();
-            if socket.connect(self.interface.context(), guest, port).is_err() {
+            if socket.connect(self.stack.interface.context(), guest, port).is_err() {
                 // The guest's address was refused by the stack; dropping the stream tells the client.
                 continue;
             }
@@ -269,7 +237,7 @@ impl Forwarder {
             if registry.register(&mut stream, Token(token), Interest::READABLE | Interest::WRITABLE).is_err() {
                 continue;
             }
-            let handle = self.sockets.add(socket);
+            let handle = self.stack.sockets.add(socket);
             self.connections.insert(token, Connection::new(stream, handle, now));
             self.counters.accepted += 1;
             accepted = true;
@@ -284,7 +252,7 @@ impl Forwarder {
             .values()
             .map(|connection| connection.handle)
             .chain(self.lingering.iter().copied())
-            .filter_map(|handle| self.sockets.get::<Socket<'_>>(handle).local_endpoint())
+            .filter_map(|handle| self.stack.sockets.get::<Socket<'_>>(handle).local_endpoint())
             .map(|endpoint| endpoint.port)
             .collect();
         loop {
@@ -301,7 +269,7 @@ impl Forwarder {
         let ended: Vec<_> = self
             .connections
             .iter()
-            .map(|(&token, connection)| (token, connection.standing(self.sockets.get(connection.handle))))
+            .map(|(&token, connection)| (token, connection.standing(self.stack.sockets.get(connection.handle))))
             .filter(|(_, standing)| *standing != Standing::Open)
             .collect();
         for &(token, standing) in &ended {
@@ -314,13 +282,13 @@ impl Forwarder {
                 }
                 Standing::ResetByClient => {
                     self.counters.reset_by_client += 1;
-                    self.sockets.get_mut::<Socket<'_>>(handle).abort();
+                    self.stack.sockets.get_mut::<Socket<'_>>(handle).abort();
                 }
                 Standing::Finished | Standing::Open => {}
             }
             self.lingering.push(handle);
         }
-        let sockets = &mut self.sockets;
+        let sockets = &mut self.stack.sockets;
         // A closed socket keeps its remote end until its reset has gone out.
         self.lingering.retain(|&handle| {
             let socket = sockets.get::<Socket<'_>>(handle);
@@ -341,7 +309,7 @@ impl Forwarder {
     fn recover(&mut self, now: Duration) {
         let (mut in_flight, mut stalled) = (false, false);
         for connection in self.connections.values_mut() {
-            let (owed, late) = connection.owed(self.sockets.get(connection.handle), now);
+            let (owed, late) = connection.owed(self.stack.sockets.get(connection.handle), now);
             in_flight |= owed;
             stalled |= late;
         }
@@ -351,25 +319,13 @@ impl Forwarder {
         self.counters.nudges += 1;
         self.clock.jump();
         if let Some(frame) = self.ear.reminder(HOST_MAC, HOST_ADDRESS) {
-            self.queues.push(&frame);
+            self.stack.receive(&frame);
         }
-        self.interface.poll(self.clock.at(now), &mut self.queues, &mut self.sockets);
-        self.dirty = true;
+        self.stack.poll(self.clock.at(now));
+        self.stack.wake();
     }
 }
 
 fn endpoint(address: Ipv4Addr, port: u16) -> IpEndpoint {
     IpEndpoint::new(IpAddress::Ipv4(address), port)
-}
-
-fn interface(seed: u64, clock: &StackClock, queues: &mut Queues) -> Result<Interface> {
-    let mut config = Config::new(EthernetAddress(HOST_MAC.0).into());
-    config.random_seed = seed;
-    let mut interface = Interface::new(config, queues, clock.at(Duration::ZERO));
-    let mut result = Ok(());
-    interface.update_ip_addrs(|addresses| {
-        result = addresses.push(IpCidr::new(IpAddress::Ipv4(HOST_ADDRESS), 24));
-    });
-    result.ok().context("the stack has no room for an address")?;
-    Ok(interface)
 }
