@@ -1,21 +1,16 @@
 //! Boot media: an ISO image with GRUB, hypervisor and guest, for optical drives and USB sticks, BIOS and UEFI.
 
 use std::fs::{self, OpenOptions};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
 
 use crate::guest::GuestFiles;
-use crate::needs::{self, Need};
-use crate::output::say;
+use crate::needs;
 use crate::process::Process;
-use crate::rig::options::CommandLine;
-use crate::rig::software::{Software, SoftwareArgs};
 use crate::secret::{self, Secret};
-use crate::units::format_size;
 
 /// GRUB's modules on the medium: what reads our configuration and boots, and those partition tables that GRUB's start-up
 /// for UEFI asks for by name.
@@ -24,31 +19,6 @@ const MODULES: &str = "multiboot2 normal test mmap iso9660 part_acorn part_amiga
 /// An image takes a second; longer than this it hangs.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Which image.
-#[derive(Debug, Args)]
-pub struct ImageArgs {
-    /// Where the image goes
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
-    #[command(flatten)]
-    software: SoftwareArgs,
-}
-
-/// Makes an image.
-pub fn run(arguments: &ImageArgs) -> Result<()> {
-    let mut options = CommandLine::given(&arguments.software.hypervisor_option).map_err(anyhow::Error::msg)?;
-    needs::ensure_present(&[Need::Target, Need::Grub], arguments.software.yes)?;
-    let Software { hypervisor, guest, options: common, .. } = arguments.software.build(|| Ok(None))?;
-    options.complete(&[("guest-memory", &format_size(common.guest_memory)), ("guest-args", &common.guest_arguments)]);
-    options.set_disk(&common);
-    let secrets: Vec<_> = common.key.map(|key| ("key", key)).into_iter().collect();
-    Image { hypervisor: &hypervisor, guest: &guest, options: &options, secrets: &secrets }.write(&arguments.out)?;
-    let kept = if secrets.is_empty() { "" } else { " (with the pair's key: keep it as such)" };
-    say!("image       {}{kept}", arguments.out.display());
-    say!("options     {options}");
-    Ok(())
-}
-
 /// What is on a medium.
 #[derive(Debug)]
 pub struct Image<'a> {
@@ -56,8 +26,8 @@ pub struct Image<'a> {
     pub hypervisor: &'a Path,
     /// The guest's files.
     pub guest: &'a GuestFiles,
-    /// The hypervisor's command line.
-    pub options: &'a CommandLine,
+    /// The options on the hypervisor's command line, one by one, without quotes.
+    pub options: Vec<String>,
     /// Secrets, by the names that the hypervisor knows them by. The medium is for its owner alone if there are any.
     pub secrets: &'a [(&'static str, Secret)],
 }
@@ -74,7 +44,7 @@ impl Image<'_> {
         let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
         let write = |name, bytes| fs::write(boot.join(name), bytes).context("cannot write a temporary file");
         let modules = self.guest.modules().map(|(name, _)| name).chain(self.secrets.iter().map(|(name, _)| *name));
-        write("grub/grub.cfg", configuration(self.options, modules)?.into())?;
+        write("grub/grub.cfg", configuration(&self.options, modules)?.into())?;
         write("pollux", without_sections(read(self.hypervisor)?))?;
         self.guest.modules().try_for_each(|(name, path)| write(name, read(path)?))?;
         self.secrets.iter().try_for_each(|(name, secret)| write(name, secret.bytes().to_vec()))?;
@@ -94,11 +64,11 @@ impl Image<'_> {
 }
 
 /// GRUB's configuration: boot at once.
-fn configuration(options: &CommandLine, modules: impl Iterator<Item = &'static str>) -> Result<String> {
+fn configuration(options: &[String], modules: impl Iterator<Item = &'static str>) -> Result<String> {
     // GRUB passes on what stands behind the file's name.
     let modules: String = modules.map(|name| format!("    module2 /boot/{name} {name}\n")).collect();
     let mut words = String::new();
-    for word in options.words() {
+    for word in options {
         // Quoted thus GRUB takes all other characters as they are. It passes an option with spaces in double quotes, and
         // what it would escape our command line does not know how to read.
         if let Some(bad) = word.chars().find(|c| "'\"\\".contains(*c)) {
@@ -162,8 +132,8 @@ mod tests {
 
     const MODULES_OF_LINUX: [&str; 2] = ["kernel", "initrd"];
 
-    fn options(given: &[&str]) -> CommandLine {
-        CommandLine::given(&given.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>()).unwrap()
+    fn options(given: &[&str]) -> Vec<String> {
+        given.iter().map(|&word| word.to_owned()).collect()
     }
 
     #[test]

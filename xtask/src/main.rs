@@ -21,6 +21,7 @@ mod secret;
 mod sim;
 mod transcript;
 mod units;
+mod verbs;
 mod view;
 
 use std::process::ExitCode;
@@ -42,11 +43,11 @@ enum Task {
     /// Build everything for bare metal and say where it is
     Build,
     /// Run a guest on two machines in QEMU
-    Qemu(Box<rig::run::QemuArgs>),
+    Qemu(Box<verbs::run::QemuArgs>),
     /// Run a guest on two machines in Bochs
-    Bochs(Box<rig::run::RunArgs>),
+    Bochs(Box<verbs::run::RunArgs>),
     /// Make a boot medium with hypervisor and guest, for real machines too
-    Image(image::ImageArgs),
+    Image(verbs::image::ImageArgs),
     /// Make the key of a pair
     Key {
         #[command(subcommand)]
@@ -55,7 +56,7 @@ enum Task {
     /// Make a guest of a distribution's packages
     Guest(guest::debian::GuestArgs),
     /// Look at a running rig, and make faults in it
-    Rig(rig::command::RigArgs),
+    Rig(verbs::rig::RigArgs),
     /// Give terms to the machines of pairs: at most one machine for each
     Arbiter(arbiter::ArbiterArgs),
     /// Run the tests
@@ -93,12 +94,12 @@ fn run(arguments: Arguments) -> Result<()> {
     interrupt::install()?;
     match arguments.task {
         Task::Build => build(),
-        Task::Qemu(arguments) => rig::run::qemu(*arguments),
-        Task::Bochs(arguments) => rig::run::bochs(*arguments),
-        Task::Image(arguments) => image::run(&arguments),
+        Task::Qemu(arguments) => verbs::run::qemu(*arguments),
+        Task::Bochs(arguments) => verbs::run::bochs(*arguments),
+        Task::Image(arguments) => verbs::image::run(&arguments),
         Task::Key { command } => secret::run(&command),
         Task::Guest(arguments) => guest::debian::run(&arguments),
-        Task::Rig(arguments) => rig::command::run(arguments),
+        Task::Rig(arguments) => verbs::rig::run(arguments),
         Task::Arbiter(arguments) => arbiter::run(&arguments),
         Task::Test(arguments) => checks::run(&arguments),
         Task::Sim(arguments) => sim::run(&arguments),

@@ -10,7 +10,6 @@ use tempfile::TempDir;
 use crate::interrupt;
 use crate::platform::Platform;
 use crate::process::Process;
-use crate::rig::command::wait_for_protection;
 use crate::rig::control::{Client, Request};
 use crate::rig::directory;
 use crate::rig::monitor::Status;
@@ -60,7 +59,7 @@ impl BenchRig {
     /// A pair, once it is protected.
     pub fn pair(platform: Platform, arguments: &[&str]) -> Result<Self> {
         let mut rig = Self::start(platform, arguments)?;
-        wait_for_protection(&mut rig.client, PROTECTION_LIMIT).with_context(|| last_words(rig.directory.path()))?;
+        rig.client.wait_for_protection(PROTECTION_LIMIT).with_context(|| last_words(rig.directory.path()))?;
         Ok(rig)
     }
 
@@ -113,7 +112,7 @@ impl BenchRig {
     /// Brings up a new backup and waits until the pair is protected.
     pub fn protect_again(&mut self) -> Result<()> {
         self.ask(&Request::StartBackup)?;
-        wait_for_protection(&mut self.client, PROTECTION_LIMIT)
+        self.client.wait_for_protection(PROTECTION_LIMIT)
     }
 }
 

@@ -5,7 +5,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
@@ -13,11 +14,14 @@ use serde::{Deserialize, Serialize};
 use super::Event;
 use super::monitor::read_line;
 use super::snapshot::Snapshot;
+use crate::interrupt;
 
 /// The most connections at a time.
 const MAX_CONNECTIONS: usize = 32;
 /// The rig answers within milliseconds unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a rig is asked while waiting for it.
+pub const POLL: Duration = Duration::from_millis(100);
 
 /// What can be asked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,10 +95,10 @@ pub fn serve(path: &Path, events: SyncSender<Event>) -> Result<()> {
                 drop(connection);
             };
             // Without a thread the connection is closed.
-            let _ = std::thread::Builder::new().name("control".to_owned()).spawn(serve);
+            let _ = thread::Builder::new().name("control".to_owned()).spawn(serve);
         }
     };
-    std::thread::Builder::new().name("control".to_owned()).spawn(accept).context("cannot start a thread")?;
+    thread::Builder::new().name("control".to_owned()).spawn(accept).context("cannot start a thread")?;
     Ok(())
 }
 
@@ -155,6 +159,19 @@ impl Client {
         status.map(|status| *status).context("the rig's answer lacks the status")
     }
 
+    /// Waits until a backup follows.
+    pub fn wait_for_protection(&mut self, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        while !self.status()?.protected {
+            interrupt::check()?;
+            if Instant::now() >= deadline {
+                bail!("not protected after {} s", timeout.as_secs());
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
     /// Tells the rig to end, and waits until it has closed the connection: perhaps before it has said that it ends.
     pub fn stop(mut self) -> Result<()> {
         self.send(&Request::Stop)?;
@@ -194,7 +211,7 @@ mod tests {
         let path = directory.path().join("control");
         let (sender, events) = mpsc::sync_channel(4);
         serve(&path, sender).unwrap();
-        let main_loop = std::thread::spawn(move || {
+        let main_loop = thread::spawn(move || {
             let Ok(Event::Control { request, reply }) = events.recv() else { panic!() };
             reply.send(Response::from(Ok("done".to_owned()))).unwrap();
             request
@@ -215,7 +232,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control");
         let listener = UnixListener::bind(&path).unwrap();
-        let rig = std::thread::spawn(move || {
+        let rig = thread::spawn(move || {
             let mut line = String::new();
             BufReader::new(listener.accept().unwrap().0).read_line(&mut line).unwrap();
             line

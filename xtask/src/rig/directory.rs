@@ -143,6 +143,11 @@ pub fn default_parent() -> PathBuf {
     artefacts::target_directory().join("rig")
 }
 
+/// Where the newest rig in the default place is, for `cargo xtask rig` without `--dir`.
+pub fn latest_link() -> PathBuf {
+    default_parent().join("latest")
+}
+
 fn fresh() -> PathBuf {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     default_parent().join(format!("{}-{}", now.as_secs(), std::process::id()))

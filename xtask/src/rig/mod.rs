@@ -5,7 +5,6 @@
 
 pub mod accelerator;
 pub mod arbiter;
-pub mod command;
 pub mod control;
 pub mod directory;
 pub mod emulator;
@@ -17,7 +16,6 @@ pub mod options;
 pub mod probe;
 pub mod rates;
 pub mod roles;
-pub mod run;
 mod serial;
 pub mod snapshot;
 pub mod software;

@@ -3,6 +3,7 @@
 //! A machine may be of another version than we are, so that unknown keys are kept and missing ones read as zero.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, BufRead};
 
 use serde::{Deserialize, Serialize};
@@ -235,6 +236,18 @@ pub struct Takeover {
     pub total_ms: f64,
     /// Whether the old primary handed the guest over.
     pub planned: bool,
+}
+
+impl fmt::Display for Takeover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { detect_ms, drain_ms, arbiter_ms, announce_ms, total_ms, planned } = self;
+        let how = if *planned { "was handed the guest" } else { "took over" };
+        write!(
+            f,
+            "{how} in {total_ms:.0} ms \
+             (detection {detect_ms:.0}, drain {drain_ms:.1}, arbiter {arbiter_ms:.1}, announcement {announce_ms:.1})"
+        )
+    }
 }
 
 /// One line of a monitor.

@@ -1,33 +1,30 @@
 //! The rig itself.
 
 mod answer;
+mod news;
 mod revive;
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Map, Value};
 
 use super::arbiter::{Arbiter, Choice};
 use super::control;
-use super::directory::{Directory, ForwardEntry, MachineEntry, PrivateDirectory, RigFile};
+use super::directory::{Directory, PrivateDirectory};
 use super::emulator::{Card, MachineSpec, Purpose};
 use super::logs::tail;
 use super::machine::{Lines, Machine};
-use super::monitor::{Line, Takeover};
 use super::network::{NetworkConfig, Networks};
 use super::options::{CommandLine, Part};
-use super::roles::{self, Facts, Role};
+use super::roles::Role;
 use super::snapshot::{Notice, TakeoverEntry};
 use super::{Config, Event, SLOTS, Slot, probe};
 use crate::net::Forward;
 use crate::output::complain;
 use crate::secret::Secret;
-use crate::view::text;
 
 /// Events that may wait for the main loop before their senders have to.
 const QUEUE: usize = 1024;
@@ -35,12 +32,6 @@ const QUEUE: usize = 1024;
 const BATCH: usize = 256;
 /// How often the networks are asked whether they are still there.
 const NETWORK_CHECK: Duration = Duration::from_secs(1);
-/// Why a machine halts when its guest ends properly.
-const POWERED_OFF: &str = "the guest powered off";
-/// Things that happened, kept for those who ask.
-const MAX_NOTICES: usize = 200;
-/// The guest's console may fill a disk no further than this, in bytes.
-const MAX_CONSOLE: u64 = 16 << 20;
 
 /// A place for a machine.
 #[derive(Debug)]
@@ -354,90 +345,6 @@ impl Rig {
         place.last_end = Some(how);
         self.notice(text);
     }
-
-    fn note_line(&mut self, slot: Slot, line: Line) {
-        match line {
-            Line::Status(_) => {}
-            Line::Takeover(times) => {
-                self.notice(describe_takeover(slot, &times));
-                let entry =
-                    TakeoverEntry { at_s: self.started.elapsed().as_secs_f64(), name: slot.name().to_owned(), times };
-                self.takeovers.push(entry);
-            }
-            Line::Event(name, fields) => {
-                let reason = fields.get("reason").and_then(Value::as_str).unwrap_or_default();
-                self.powered_off |= name == "halt" && reason == POWERED_OFF;
-                self.notice(format!("{}: {name}{}", slot.name(), describe_fields(&fields)));
-            }
-            Line::Console(text) if self.roles[slot.index()] == Role::Primary => self.write_console(&text),
-            Line::Console(_) => {}
-        }
-    }
-
-    /// A console that cannot be written, or that floods the disk, is given up; the guest is not.
-    fn write_console(&mut self, text: &str) {
-        let Some(file) = &mut self.console else { return };
-        let length = file.metadata().map_or(0, |metadata| metadata.len());
-        if length > MAX_CONSOLE || file.write_all(text.as_bytes()).is_err() {
-            self.console = None;
-            self.notice("the guest's console is not written any more: too long, or the disk is full".to_owned());
-        }
-    }
-
-    /// Derives roles and protection anew, and tells whoever reads `rig.json`.
-    fn update(&mut self) -> Result<()> {
-        let facts = |place: &Place| place.machine.as_ref().map_or(Facts::default(), Machine::facts);
-        let (roles, protected) = roles::derive(&self.places.iter().map(facts).collect::<Vec<_>>());
-        let old = std::mem::replace(&mut self.roles, roles);
-        for (index, old) in old.into_iter().enumerate() {
-            let (place, role) = (&mut self.places[index], self.roles[index]);
-            if role != old {
-                place.dead_since = (role == Role::Dead).then(Instant::now);
-                let halted = place.machine.as_ref().is_some_and(Machine::has_halted);
-                let how = if halted { " (it has halted)" } else { "" };
-                let text = format!("{} is {}{how}", place.slot.name(), role.word());
-                self.notice(text);
-            }
-        }
-        if protected != self.protected {
-            let unprotected = self.protection_changed.elapsed();
-            (self.protected, self.protection_changed) = (protected, Instant::now());
-            let after = self.started.elapsed();
-            self.notice(match (protected, self.first_protected) {
-                (true, None) => format!("protected, {:.1} s after the start", after.as_secs_f64()),
-                (true, Some(_)) => format!("protected again, after {:.1} s", unprotected.as_secs_f64()),
-                (false, _) => "not protected".to_owned(),
-            });
-            if protected && self.first_protected.is_none() {
-                self.first_protected = Some(after);
-            }
-        }
-        let machines = self.places.iter().zip(&self.roles).map(|(place, &role)| MachineEntry {
-            name: place.slot.name().to_owned(),
-            role,
-            pid: place.machine.as_ref().map(Machine::pid),
-            serial: place.serial.clone(),
-        });
-        let forwards: Vec<_> = self.networks.forwards().iter().map(ForwardEntry::from).collect();
-        let file = RigFile {
-            service: self.service.clone(),
-            udp: forwards.iter().find(|entry| entry.is_udp_echo()).map(|entry| entry.address.clone()),
-            forwards,
-            machines: machines.collect(),
-            protected: self.protected,
-            control: Some(self.private.path().join("control")),
-            rig_pid: Some(std::process::id()),
-        };
-        self.directory.write(file)
-    }
-
-    fn notice(&mut self, text: String) {
-        if self.notices.len() >= MAX_NOTICES {
-            self.notices.remove(0);
-            self.shown_notices = self.shown_notices.saturating_sub(1);
-        }
-        self.notices.push(Notice { at_s: self.started.elapsed().as_secs_f64(), text });
-    }
 }
 
 impl Drop for Rig {
@@ -455,12 +362,4 @@ fn new_place(slot: Slot, directory: &Path) -> Result<Place> {
     let serial = directory.join(format!("{}.log", slot.name()));
     File::create(&serial).with_context(|| format!("cannot write {}", serial.display()))?;
     Ok(Place { slot, machine: None, serial, last_end: None, dead_since: None })
-}
-
-fn describe_takeover(slot: Slot, times: &Takeover) -> String {
-    format!("{} {}", slot.name(), text::takeover_times(times))
-}
-
-fn describe_fields(fields: &Map<String, Value>) -> String {
-    fields.iter().map(|(key, value)| format!(" {key}={value}")).collect()
 }

@@ -8,16 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::control::{Client, Request};
-use super::roles::Role;
-use super::run::latest_link;
 use crate::interrupt;
 use crate::output::{self, say};
+use crate::rig::control::{Client, POLL, Request};
+use crate::rig::directory::latest_link;
+use crate::rig::roles::Role;
 use crate::units::parse_duration;
 use crate::view::text;
-
-/// How often a rig is asked while waiting for it.
-const POLL: Duration = Duration::from_millis(100);
 
 /// Which rig, and what to do.
 #[derive(Debug, Args)]
@@ -124,7 +121,7 @@ pub fn run(arguments: RigArgs) -> Result<()> {
         Verb::Kill { target } => ask(&mut client, &Request::Kill { target }),
         Verb::Start { role: Startable::Backup, wait, timeout } => {
             ask(&mut client, &Request::StartBackup)?;
-            if wait { wait_for_protection(&mut client, timeout) } else { Ok(()) }
+            if wait { client.wait_for_protection(timeout) } else { Ok(()) }
         }
         Verb::Replace { timeout } => replace(&mut client, timeout),
         Verb::Switch { timeout } => switch(&mut client, timeout),
@@ -146,19 +143,6 @@ fn ask(client: &mut Client, request: &Request) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a backup follows.
-pub fn wait_for_protection(client: &mut Client, timeout: Duration) -> Result<()> {
-    let deadline = Instant::now() + timeout;
-    while !client.status()?.protected {
-        interrupt::check()?;
-        if Instant::now() >= deadline {
-            bail!("not protected after {} s", timeout.as_secs());
-        }
-        std::thread::sleep(POLL);
-    }
-    Ok(())
-}
-
 /// Takes the backup out of service in order, and starts a new one.
 fn replace(client: &mut Client, timeout: Duration) -> Result<()> {
     let deadline = Instant::now() + timeout;
@@ -172,7 +156,7 @@ fn replace(client: &mut Client, timeout: Duration) -> Result<()> {
         std::thread::sleep(POLL);
     }
     ask(client, &Request::StartBackup)?;
-    wait_for_protection(client, deadline.saturating_duration_since(Instant::now()))
+    client.wait_for_protection(deadline.saturating_duration_since(Instant::now()))
 }
 
 /// Asks for a planned change of roles, and waits until the guest runs, protected, on the other machine.
@@ -186,7 +170,7 @@ fn switch(client: &mut Client, timeout: Duration) -> Result<()> {
         if snapshot.protected
             && let Some(takeover) = snapshot.takeovers.get(before)
         {
-            say!("{} {}", takeover.name, text::takeover_times(&takeover.times));
+            say!("{} {}", takeover.name, takeover.times);
             return Ok(());
         }
         interrupt::check()?;

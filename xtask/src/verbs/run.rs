@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-use super::accelerator::{self, Wish};
-use super::arbiter::Choice;
-use super::directory::{Directory, UDP_PORT, default_parent};
-use super::emulator::{Emulator, NicModel};
-use super::options::{GUEST_PORT, parse_forward};
-use super::software::{COUNTER, Software, SoftwareArgs};
-use super::{Config, Rig};
 use crate::guest::Probe;
 use crate::net::{Forward, MAX_FORWARDS, Protocol};
 use crate::output::say;
+use crate::rig::accelerator::{self, Wish};
+use crate::rig::arbiter::Choice;
+use crate::rig::directory::{Directory, UDP_PORT, latest_link};
+use crate::rig::emulator::{Emulator, NicModel};
+use crate::rig::options::{GUEST_PORT, parse_forward};
+use crate::rig::software::{COUNTER, Software, SoftwareArgs};
+use crate::rig::{Config, Rig};
 use crate::secret::Secret;
 use crate::units::parse_duration;
 use crate::view::{Key, View, live::Live, plain::Plain};
@@ -237,11 +237,6 @@ fn check_ports(arguments: &RunArgs, forwards: &[Forward]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Where the newest rig in the default place is, for `cargo xtask rig` without `--dir`.
-pub fn latest_link() -> PathBuf {
-    default_parent().join("latest")
 }
 
 /// Only a convenience: its failure is none of the rig's.

@@ -1,7 +1,6 @@
 //! A rig in words: the plain lines, `rig status`, and the panels of the live view.
 
 use super::machine;
-use crate::rig::monitor::Takeover;
 use crate::rig::network::LinkSnapshot;
 use crate::rig::roles::Role;
 use crate::rig::snapshot::{MachineSnapshot, Notice, Snapshot, TakeoverEntry};
@@ -76,24 +75,14 @@ pub fn links(snapshot: &Snapshot) -> Vec<String> {
 
 /// A takeover in a line.
 pub fn takeover(entry: &TakeoverEntry) -> String {
-    format!("  at {:.1} s: {} {}", entry.at_s, entry.name, takeover_times(&entry.times))
-}
-
-/// How a machine came to run the guest, and how long it took.
-pub fn takeover_times(times: &Takeover) -> String {
-    let Takeover { detect_ms, drain_ms, arbiter_ms, announce_ms, total_ms, planned } = times;
-    let how = if *planned { "was handed the guest" } else { "took over" };
-    format!(
-        "{how} in {total_ms:.0} ms \
-         (detection {detect_ms:.0}, drain {drain_ms:.1}, arbiter {arbiter_ms:.1}, announcement {announce_ms:.1})"
-    )
+    format!("  at {:.1} s: {} {}", entry.at_s, entry.name, entry.times)
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
     use crate::rig::arbiter::ArbiterSnapshot;
-    use crate::rig::monitor::{Amount, Asking, Claim, CounterTest, Status};
+    use crate::rig::monitor::{Amount, Asking, Claim, CounterTest, Status, Takeover};
     use crate::rig::rates::Rates;
 
     /// A protected pair under load, after one takeover.

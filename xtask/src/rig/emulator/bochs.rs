@@ -28,7 +28,7 @@ pub const PATIENCE: Patience = Patience { heartbeat: "200ms", suspect: "2500ms" 
 /// Writes the machine's settings and its disc; the command that starts it.
 pub fn command(machine: &MachineSpec<'_>) -> Result<Command> {
     let MachineSpec { hypervisor, guest, options, secrets, .. } = machine;
-    let image = Image { hypervisor, guest, options, secrets };
+    let image = Image { hypervisor, guest, options: options.words().collect(), secrets };
     image.write(&own_file(machine, "iso"))?;
     write(machine, "bochsrc", &settings(machine)?)?;
     let mut command = Command::new(needs::BOCHS);
