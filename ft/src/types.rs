@@ -36,6 +36,26 @@ impl Time {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Position(pub u64);
 
+impl Position {
+    /// The position `ticks` further on; stays at the end of all positions.
+    #[must_use]
+    pub const fn after(self, ticks: u64) -> Self {
+        Self(self.0.saturating_add(ticks))
+    }
+
+    /// How many ticks ago `earlier` was; zero when it lies ahead.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Sequence number of a log entry. The first entry is 1; 0 stands for "none yet".
 ///
 /// Numbers go on across takeovers and new backups, so that a number names one entry for the whole life of a pair.

@@ -7,6 +7,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use pollux_ft::Position;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::config::Config;
@@ -59,7 +60,7 @@ impl Outputs for Sink<'_> {
 /// What the guest looked like at a stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Seen {
-    position: u64,
+    position: Position,
     machine: u64,
     memory: Option<u64>,
     /// For whoever looks into a difference.
@@ -69,7 +70,7 @@ struct Seen {
 impl Seen {
     /// A hash of what was seen up to here and this: equal for the same seed, on every machine with the same CPU.
     fn add_to(&self, digest: u64) -> u64 {
-        let words = [self.position, self.machine, self.memory.unwrap_or(0)];
+        let words = [self.position.0, self.machine, self.memory.unwrap_or(0)];
         words.iter().fold(digest, |digest, word| xxh64(&word.to_le_bytes(), digest))
     }
 }
@@ -77,9 +78,9 @@ impl Seen {
 /// Why the test failed.
 enum Failure {
     /// A run ended somewhere else than at its stop.
-    Ended { target: u64, position: u64, stop: Stop },
+    Ended { target: Position, position: Position, stop: Stop },
     /// The guest waits for an interrupt that nothing will send.
-    Asleep { position: u64 },
+    Asleep { position: Position },
 }
 
 impl fmt::Display for Failure {
@@ -121,7 +122,7 @@ fn compare(
     if let Some(index) = (0..first.len()).find(|&index| first[index] != second[index]) {
         return Err(alloc::format!("stop {index} differs: {:?} against {:?}", first[index], second[index]));
     }
-    let last = first.last().map_or(0, |seen| seen.position);
+    let last = first.last().map_or(Position(0), |seen| seen.position);
     let digest = first.iter().fold(0, |digest, seen| seen.add_to(digest));
     let exits: u64 = guest.exits().0.iter().sum();
     Ok(alloc::format!(
@@ -140,10 +141,10 @@ fn record(guest: &mut Guest, config: &Config, disturbed: Option<WallClock>) -> R
     let mut line = Vec::new();
     for round in 0..config.stops {
         let gap = 1 + random.below(GAPS[round as usize % GAPS.len()]);
-        let target = guest.position() + gap;
+        let target = guest.position().after(gap);
         let mut sink = Sink { line: &mut line, quiet: clock.is_some() };
         if clock.is_some() && gap > 1 {
-            let between = guest.position() + 1 + noise.below(gap - 1);
+            let between = guest.position().after(1 + noise.below(gap - 1));
             go(guest, between, &mut sink, &mut clock)?;
         }
         go(guest, target, &mut sink, &mut clock)?;
@@ -155,7 +156,7 @@ fn record(guest: &mut Guest, config: &Config, disturbed: Option<WallClock>) -> R
 }
 
 /// Runs to exactly `target`; a guest that sleeps is woken by its own next deadline.
-fn go(guest: &mut Guest, target: u64, sink: &mut Sink<'_>, clock: &mut Option<WallClock>) -> Result<(), Failure> {
+fn go(guest: &mut Guest, target: Position, sink: &mut Sink<'_>, clock: &mut Option<WallClock>) -> Result<(), Failure> {
     loop {
         match guest.run(target, sink) {
             Stop::Target if guest.position() == target && guest.is_settled() => return Ok(()),

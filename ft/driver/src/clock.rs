@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+pub use pollux_ft::Position;
+
 /// Guest time in nanoseconds since the guest was created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct GuestTime(pub u64);
@@ -45,7 +47,7 @@ impl fmt::Display for ClockError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GuestClock {
     base: GuestTime,
-    base_position: u64,
+    base_position: Position,
     rate: u64,
 }
 
@@ -53,12 +55,12 @@ impl GuestClock {
     /// A clock that shows 0 at position 0 and advances by `rate` (32.32 fixed point nanoseconds per tick).
     #[must_use]
     pub const fn new(rate: u64) -> Self {
-        Self { base: GuestTime(0), base_position: 0, rate }
+        Self { base: GuestTime(0), base_position: Position(0), rate }
     }
 
     /// A clock that shows `base` at `base_position` and advances by `rate`.
     #[must_use]
-    pub const fn at(base: GuestTime, base_position: u64, rate: u64) -> Self {
+    pub const fn at(base: GuestTime, base_position: Position, rate: u64) -> Self {
         Self { base, base_position, rate }
     }
 
@@ -70,7 +72,7 @@ impl GuestClock {
 
     /// The position from which the present rate holds.
     #[must_use]
-    pub const fn base_position(&self) -> u64 {
+    pub const fn base_position(&self) -> Position {
         self.base_position
     }
 
@@ -82,8 +84,8 @@ impl GuestClock {
 
     /// Guest time at `position`. Positions before the base position show the base; time stops at `u64::MAX`.
     #[must_use]
-    pub const fn time_at(&self, position: u64) -> GuestTime {
-        let ticks = position.saturating_sub(self.base_position);
+    pub const fn time_at(&self, position: Position) -> GuestTime {
+        let ticks = position.since(self.base_position);
         let ns = (ticks as u128 * self.rate as u128) >> 32;
         GuestTime(if ns > u64::MAX as u128 { u64::MAX } else { self.base.0.saturating_add(ns as u64) })
     }
@@ -91,7 +93,7 @@ impl GuestClock {
     /// The smallest position (not before the base position) at which guest time is at least `time`.
     /// `None` when no position reaches it.
     #[must_use]
-    pub const fn position_at(&self, time: GuestTime) -> Option<u64> {
+    pub const fn position_at(&self, time: GuestTime) -> Option<Position> {
         let ns = time.since(self.base);
         if ns == 0 {
             return Some(self.base_position);
@@ -101,14 +103,18 @@ impl GuestClock {
         }
         // floor(ticks × rate / 2^32) ≥ ns exactly when ticks × rate ≥ ns × 2^32.
         let ticks = ((ns as u128) << 32).div_ceil(self.rate as u128);
-        if ticks > u64::MAX as u128 { None } else { self.base_position.checked_add(ticks as u64) }
+        if ticks > (u64::MAX - self.base_position.0) as u128 {
+            None
+        } else {
+            Some(self.base_position.after(ticks as u64))
+        }
     }
 
     /// From `position` on, time is `base` there and advances by `rate`.
     ///
     /// # Errors
     /// When position or time would go backwards; the clock is unchanged then.
-    pub fn steer(&mut self, position: u64, base: GuestTime, rate: u64) -> Result<(), ClockError> {
+    pub fn steer(&mut self, position: Position, base: GuestTime, rate: u64) -> Result<(), ClockError> {
         if position < self.base_position {
             return Err(ClockError::PositionBackwards);
         }
@@ -133,7 +139,7 @@ mod tests {
     fn clock() -> impl Strategy<Value = GuestClock> {
         (any_magnitude(), any_magnitude(), any_magnitude()).prop_map(|(base, base_position, rate)| GuestClock {
             base: GuestTime(base),
-            base_position,
+            base_position: Position(base_position),
             rate,
         })
     }
@@ -141,14 +147,14 @@ mod tests {
     #[test]
     fn one_tick_is_one_nanosecond_at_rate_one() {
         let mut clock = GuestClock::new(RATE_ONE);
-        assert_eq!(clock.time_at(12345), GuestTime(12345));
-        assert_eq!(clock.position_at(GuestTime(12345)), Some(12345));
-        clock.steer(1000, GuestTime(5000), RATE_ONE / 2).unwrap();
-        assert_eq!(clock.time_at(1001), GuestTime(5000));
-        assert_eq!(clock.time_at(1002), GuestTime(5001));
-        assert_eq!(clock.position_at(GuestTime(5001)), Some(1002));
-        assert_eq!(clock.steer(999, GuestTime(9000), 1), Err(ClockError::PositionBackwards));
-        assert_eq!(clock.steer(1002, GuestTime(5000), 1), Err(ClockError::TimeBackwards));
+        assert_eq!(clock.time_at(Position(12345)), GuestTime(12345));
+        assert_eq!(clock.position_at(GuestTime(12345)), Some(Position(12345)));
+        clock.steer(Position(1000), GuestTime(5000), RATE_ONE / 2).unwrap();
+        assert_eq!(clock.time_at(Position(1001)), GuestTime(5000));
+        assert_eq!(clock.time_at(Position(1002)), GuestTime(5001));
+        assert_eq!(clock.position_at(GuestTime(5001)), Some(Position(1002)));
+        assert_eq!(clock.steer(Position(999), GuestTime(9000), 1), Err(ClockError::PositionBackwards));
+        assert_eq!(clock.steer(Position(1002), GuestTime(5000), 1), Err(ClockError::TimeBackwards));
     }
 
     proptest! {
@@ -156,7 +162,7 @@ mod tests {
 
         #[test]
         fn time_never_runs_backwards(clock in clock(), a in any_magnitude(), b in any_magnitude()) {
-            let (a, b) = (a.min(b), a.max(b));
+            let (a, b) = (Position(a.min(b)), Position(a.max(b)));
             prop_assert!(clock.time_at(a) <= clock.time_at(b));
         }
 
@@ -167,9 +173,9 @@ mod tests {
                 Some(p) => {
                     prop_assert!(clock.time_at(p) >= time);
                     prop_assert!(p >= clock.base_position());
-                    prop_assert!(p == clock.base_position() || clock.time_at(p - 1) < time);
+                    prop_assert!(p == clock.base_position() || clock.time_at(Position(p.0 - 1)) < time);
                 }
-                None => prop_assert!(clock.rate() == 0 || clock.time_at(u64::MAX) < time),
+                None => prop_assert!(clock.rate() == 0 || clock.time_at(Position(u64::MAX)) < time),
             }
         }
 
@@ -177,6 +183,7 @@ mod tests {
         fn steering_keeps_order(
             clock in clock(), p in any_magnitude(), ahead in any_magnitude(), rate in any_magnitude(), q in any_magnitude()
         ) {
+            let (p, q) = (Position(p), Position(q));
             let mut steered = clock;
             let base = clock.time_at(p).after(ahead);
             let result = steered.steer(p, base, rate);

@@ -58,7 +58,7 @@ impl NextDigest {
         self.slice = ((u64::from(self.slice) + 1) % slices) as u32;
         self.all_compared |= self.slice == 0;
         self.after = position;
-        self.position = Position(position.0 + often.ticks);
+        self.position = position.after(often.ticks);
         self.at = now.after(if self.all_compared { often.time } else { often.first_time });
     }
 }

@@ -51,7 +51,7 @@ impl<G: Guest> Driver<G> {
             self.retain(host);
             return Next::Wait(None);
         };
-        let slice = Position(position.0 + self.tuning.follow_slice);
+        let slice = position.after(self.tuning.follow_slice);
         let stop = self.guest.run(target.min(slice), &mut Shadow(host));
         self.retain(host);
         let position = self.guest.position();

@@ -123,11 +123,11 @@ impl<G: Guest> Driver<G> {
         if !self.guest.is_settled() && (self.wants_stop(host) || self.transfer_stops_guest()) {
             return self.guest.next_stop();
         }
-        let slice = Position(position.0 + self.tuning.slice.min(self.lag_room().max(1)));
+        let slice = position.after(self.tuning.slice.min(self.lag_room().max(1)));
         let digest = self.is_protected().then_some(self.next_digest.position);
         let step = self.steering.step_at(self.now, self.guest.time());
         let due = [Some(slice), self.marks.output_at(), digest, step].into_iter().flatten();
-        due.filter(|&target| target > position).min().unwrap_or(Position(position.0 + 1))
+        due.filter(|&target| target > position).min().unwrap_or(position.after(1))
     }
 
     /// Whether something waits for an exact stop of a guest that runs.

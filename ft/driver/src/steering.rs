@@ -251,12 +251,12 @@ mod tests {
         for step in 1..=intervals {
             let wall = 1_000_000 + step * INTERVAL.0;
             let position = step * INTERVAL.0 * ticks_per_us;
-            let now = clock.time_at(position);
+            let now = clock.time_at(Position(position));
             if step > 20 {
                 worst = worst.max(steering.wanted(Time(wall)).0.abs_diff(now.0));
             }
             let steer = steering.steer(Time(wall), awake(position, now.0));
-            clock.steer(position, steer.base, steer.rate).unwrap();
+            clock.steer(Position(position), steer.base, steer.rate).unwrap();
         }
         worst
     }
@@ -345,17 +345,17 @@ mod tests {
             for _ in 0..us / 100 {
                 self.wall += 100;
                 let now = Time(self.wall);
-                if self.steering.ahead_until(now, self.clock.time_at(self.position)).is_none() {
+                if self.steering.ahead_until(now, self.clock.time_at(Position(self.position))).is_none() {
                     self.position += 100 * ticks_per_us;
                 }
-                let time = self.clock.time_at(self.position);
+                let time = self.clock.time_at(Position(self.position));
                 (lag, lead) =
                     (lag.max(self.steering.wanted(now).since(time)), lead.max(time.since(self.steering.wanted(now))));
                 if self.steering.is_due(now, Position(self.position), time) {
                     let steer = self.steering.steer(now, awake(self.position, time.0));
                     assert_eq!(steer.rate, 1 << 32);
                     self.largest_step = self.largest_step.max(steer.base.since(time));
-                    self.clock.steer(self.position, steer.base, steer.rate).unwrap();
+                    self.clock.steer(Position(self.position), steer.base, steer.rate).unwrap();
                 }
             }
             (lag, lead)
@@ -401,9 +401,9 @@ mod tests {
             for (us, ticks, asleep) in steps {
                 wall += us;
                 position += ticks;
-                let guest = Standing { asleep, ..awake(position, clock.time_at(position).0) };
+                let guest = Standing { asleep, ..awake(position, clock.time_at(Position(position)).0) };
                 let steer = steering.steer(Time(wall), guest);
-                prop_assert!(clock.steer(position, steer.base, steer.rate).is_ok());
+                prop_assert!(clock.steer(Position(position), steer.base, steer.rate).is_ok());
                 prop_assert!(RATES.contains(&steer.rate));
             }
         }

@@ -24,7 +24,7 @@ impl Node {
     #[must_use]
     pub fn run_limit(&self) -> Option<Position> {
         let beyond = if self.config.broken(Mutation::HorizonIgnored) { 1000 } else { 0 };
-        self.side.follower().map(|follower| Position(follower.replay.limit().0 + beyond))
+        self.side.follower().map(|follower| follower.replay.limit().after(beyond))
     }
 
     /// The newest `Output` entry whose frames the primary is known to have released: frames that our guest made up

@@ -38,6 +38,8 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use core::fmt;
 
+use pollux_ft::Position;
+
 use crate::cpu::{Entered, Exit, Limit, Meter, Vcpu};
 pub use costs::Costs;
 pub use skid::Skid;
@@ -192,19 +194,19 @@ impl Counter {
 /// The position of a guest, and the only way to move it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    position: u64,
+    position: Position,
 }
 
 impl Progress {
     /// A guest that stands at `position`.
     #[must_use]
-    pub const fn at(position: u64) -> Self {
+    pub const fn at(position: Position) -> Self {
         Self { position }
     }
 
     /// How far the guest has run.
     #[must_use]
-    pub const fn position(&self) -> u64 {
+    pub const fn position(&self) -> Position {
         self.position
     }
 
@@ -214,7 +216,7 @@ impl Progress {
     /// # Panics
     /// When the guest ran past the target, or to it by an entry that could have gone past: the machine must not go on
     /// (ARCHITECTURE, "Invariants").
-    pub fn enter(&mut self, target: u64, counter: &mut Counter, vcpu: &mut dyn Vcpu) -> Entered {
+    pub fn enter(&mut self, target: Position, counter: &mut Counter, vcpu: &mut dyn Vcpu) -> Entered {
         assert!(target > self.position, "a stop at {target} was asked for at position {}", self.position);
         self.run(target, target, counter, vcpu)
     }
@@ -223,18 +225,18 @@ impl Progress {
     ///
     /// # Panics
     /// As [`enter`](Self::enter).
-    pub fn approach(&mut self, target: u64, counter: &mut Counter, vcpu: &mut dyn Vcpu) -> Entered {
-        assert!(target > self.position + 1, "the tick before {target} lies ahead of {}", self.position);
-        self.run(target - 1, target, counter, vcpu)
+    pub fn approach(&mut self, target: Position, counter: &mut Counter, vcpu: &mut dyn Vcpu) -> Entered {
+        assert!(target > self.position.after(1), "the tick before {target} lies ahead of {}", self.position);
+        self.run(Position(target.0 - 1), target, counter, vcpu)
     }
 
     /// Runs the guest once towards `aim`, and never past `target`.
-    fn run(&mut self, aim: u64, target: u64, counter: &mut Counter, vcpu: &mut dyn Vcpu) -> Entered {
+    fn run(&mut self, aim: Position, target: Position, counter: &mut Counter, vcpu: &mut dyn Vcpu) -> Entered {
         let from = self.position;
-        let limit = counter.limit(aim - from);
+        let limit = counter.limit(aim.since(from));
         let entered = vcpu.enter(limit);
-        self.position += counter.read(limit, &entered);
-        let last = if counter.is_sure(limit) { target } else { target - 1 };
+        self.position = self.position.after(counter.read(limit, &entered));
+        let last = if counter.is_sure(limit) { target } else { Position(target.0 - 1) };
         if self.position > last {
             panic!("{}", Overshoot { from, target, position: self.position, limit, entered, counter });
         }
@@ -255,15 +257,15 @@ impl Progress {
 
     /// Counts an instruction that was emulated instead of executed.
     pub fn emulated(&mut self) {
-        self.position += 1;
+        self.position = self.position.after(1);
     }
 }
 
 /// A guest that missed its stop.
 struct Overshoot<'a> {
-    from: u64,
-    target: u64,
-    position: u64,
+    from: Position,
+    target: Position,
+    position: Position,
     limit: Limit,
     entered: Entered,
     counter: &'a Counter,
@@ -276,7 +278,7 @@ impl fmt::Display for Overshoot<'_> {
             f,
             "the guest ran past its stop: from {from} it should go to {target} and is at {position} ({} beyond); limit \
              {limit:?}, {entered:?}; counter '{}' with a margin of {}, {:?}: it is not exact",
-            position - target,
+            position.since(*target),
             counter.identity(),
             counter.margin(),
             counter.seen()

@@ -17,6 +17,7 @@ use alloc::string::String;
 use core::fmt;
 
 use pollux_boot::linux::Written;
+use pollux_ft::Position;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::counter::Progress;
@@ -50,9 +51,9 @@ pub struct Guest {
     /// The last access for which a translation was wanted.
     attempt: Option<paging::Attempt>,
     /// Where the guest stood when pages were opened to one instruction.
-    opened: Option<u64>,
+    opened: Option<Position>,
     /// Where the guest stood when it came to this machine.
-    loaded_at: u64,
+    loaded_at: Position,
     halted: bool,
     settled: bool,
     crash: Option<String>,
@@ -118,13 +119,13 @@ impl Guest {
             counter,
             memory,
             platform,
-            progress: Progress::at(0),
+            progress: Progress::at(Position(0)),
             image,
             let_in,
             mmu: None,
             attempt: None,
             opened: None,
-            loaded_at: 0,
+            loaded_at: Position(0),
             halted: false,
             settled: true,
             crash: None,
@@ -134,7 +135,7 @@ impl Guest {
 
     /// How far the guest has run.
     #[must_use]
-    pub fn position(&self) -> u64 {
+    pub fn position(&self) -> Position {
         self.progress.position()
     }
 
@@ -152,8 +153,8 @@ impl Guest {
 
     /// The earliest position at which an entry may be applied.
     #[must_use]
-    pub fn next_stop(&self) -> u64 {
-        if self.settled { self.position() } else { self.position() + 1 }
+    pub fn next_stop(&self) -> Position {
+        if self.settled { self.position() } else { self.position().after(1) }
     }
 
     /// Whether the guest waits for an interrupt.
@@ -171,7 +172,7 @@ impl Guest {
     /// Ticks that the guest ran on this machine.
     #[must_use]
     pub fn ticks(&self) -> u64 {
-        self.position() - self.loaded_at
+        self.position().since(self.loaded_at)
     }
 
     /// What brought the guest down, if anything did.
@@ -193,7 +194,7 @@ impl Guest {
     }
 
     /// Runs until exactly `target`, or until something else ends the run. Does nothing when the guest is there.
-    pub fn run(&mut self, target: u64, out: &mut dyn Outputs) -> Stop {
+    pub fn run(&mut self, target: Position, out: &mut dyn Outputs) -> Stop {
         let mut out = Noting { inner: out, frames: false, power: None };
         let mut host = false;
         loop {
@@ -229,7 +230,7 @@ impl Guest {
     }
 
     /// One entry towards `target` or the next deadline, whichever is nearer, and the handling of its exit.
-    fn enter(&mut self, target: u64, offered: Option<u8>, out: &mut Noting<'_>) -> Exit {
+    fn enter(&mut self, target: Position, offered: Option<u8>, out: &mut Noting<'_>) -> Exit {
         let deadline = self.platform.next_deadline().and_then(|time| self.platform.clock().position_at(time));
         let stop = deadline.map_or(target, |deadline| deadline.min(target));
         let stop = self.close_pages().map_or(stop, |behind| behind.min(stop));
@@ -453,7 +454,7 @@ impl Guest {
 struct MachineState<'a> {
     cpu: CpuState,
     platform: &'a mut Platform,
-    position: u64,
+    position: Position,
     /// Not loaded: translations begin anew.
     translations: u64,
 }
@@ -471,7 +472,7 @@ impl State for MachineState<'_> {
     fn visit(&mut self, v: &mut dyn Visitor) -> Result<(), StateError> {
         self.cpu.visit(v)?;
         self.platform.visit(v)?;
-        v.u64(&mut self.position)?;
+        v.u64(&mut self.position.0)?;
         v.u64(&mut self.translations)
     }
 }

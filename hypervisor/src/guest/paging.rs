@@ -2,6 +2,8 @@
 
 use alloc::boxed::Box;
 
+use pollux_ft::Position;
+
 use super::exits::Done;
 use super::mmio::fault;
 use super::{Guest, Noting};
@@ -38,7 +40,7 @@ fn allowed_cr4(platform: &Platform) -> u64 {
 /// An access that faulted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Attempt {
-    position: u64,
+    position: Position,
     rip: u64,
     linear: u64,
     code: u32,
@@ -170,10 +172,10 @@ impl Guest {
 
     /// As long as pages are open to one instruction, the guest stops behind it: closes them when it has run, and says where
     /// that is.
-    pub(super) fn close_pages(&mut self) -> Option<u64> {
+    pub(super) fn close_pages(&mut self) -> Option<Position> {
         let opened = self.opened?;
         if self.position() == opened {
-            return Some(opened + 1);
+            return Some(opened.after(1));
         }
         self.opened = None;
         let root = self.mmu.as_mut().and_then(|mmu| mmu.close());

@@ -1,6 +1,8 @@
 //! Exact stops on CPUs whose limits do not end an entry in an interrupt shadow, but one tick later: the last tick before
 //! a stop is looked at, and an instruction that begins a shadow is emulated instead of executed.
 
+use pollux_ft::Position;
+
 use super::Guest;
 use crate::cpu::{Entered, Exit, LentTsc};
 use crate::emulate::shadow::{self, ShadowView};
@@ -11,17 +13,17 @@ pub(super) const STEPS_AT_ONCE: u64 = 64;
 
 impl Guest {
     /// One entry towards `stop`, which lies ahead; or as many as it takes to get there exactly.
-    pub(super) fn run_towards(&mut self, stop: u64) -> Entered {
+    pub(super) fn run_towards(&mut self, stop: Position) -> Entered {
         // A single step ends in a shadow, too.
         if self.counter.counter.steps() || self.vcpu.shadow_steps().is_none() {
             return self.enter_stepping(stop);
         }
-        if stop - self.position() == 1 {
+        if stop.since(self.position()) == 1 {
             return self.last_tick(stop);
         }
         self.lend_tsc();
         let entered = self.progress.approach(stop, &mut self.counter.counter, &mut *self.vcpu);
-        if entered.exit != Exit::Interrupted || self.position() + 1 != stop {
+        if entered.exit != Exit::Interrupted || self.position().after(1) != stop {
             return entered;
         }
         let last = self.last_tick(stop);
@@ -31,7 +33,7 @@ impl Guest {
     }
 
     /// One entry towards `stop`, or some single steps of which only the guest need know.
-    fn enter_stepping(&mut self, stop: u64) -> Entered {
+    fn enter_stepping(&mut self, stop: Position) -> Entered {
         // An iteration of a string instruction is a step without a tick, and there may be any number of them.
         for _ in 1..STEPS_AT_ONCE {
             let entered = self.enter_once(stop);
@@ -44,7 +46,7 @@ impl Guest {
         self.enter_once(stop)
     }
 
-    fn enter_once(&mut self, stop: u64) -> Entered {
+    fn enter_once(&mut self, stop: Position) -> Entered {
         self.lend_tsc();
         self.progress.enter(stop, &mut self.counter.counter, &mut *self.vcpu)
     }
@@ -59,7 +61,7 @@ impl Guest {
     }
 
     /// From the tick before `stop` to `stop`.
-    fn last_tick(&mut self, stop: u64) -> Entered {
+    fn last_tick(&mut self, stop: Position) -> Entered {
         // The next instruction is known only when nothing comes before it any more.
         let Some(steps) = self.vcpu.shadow_steps() else {
             return self.enter_once(stop);

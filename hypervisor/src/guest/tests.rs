@@ -177,7 +177,7 @@ fn out(port: u16) -> Exit {
 #[test]
 fn a_translation_that_is_missed_at_a_stop_belongs_to_the_next_run() {
     let mut guest = guest(&[Exit::PageFault { linear: 0, error_code: 0 }], false);
-    assert_eq!(guest.run(100, &mut Nothing), Stop::Target);
+    assert_eq!(guest.run(Position(100), &mut Nothing), Stop::Target);
     assert!(guest.is_settled() && guest.crash().is_none());
 }
 
@@ -185,18 +185,18 @@ fn a_translation_that_is_missed_at_a_stop_belongs_to_the_next_run() {
 fn the_host_is_served_after_every_exit() {
     let mut guest = guest(&[out(0x80); 3], true);
     for position in 1..=3 {
-        assert_eq!((guest.run(100, &mut Nothing), guest.position()), (Stop::Host, position));
+        assert_eq!((guest.run(Position(100), &mut Nothing), guest.position()), (Stop::Host, Position(position)));
     }
-    assert_eq!((guest.run(100, &mut Nothing), guest.position()), (Stop::Target, 100));
+    assert_eq!((guest.run(Position(100), &mut Nothing), guest.position()), (Stop::Target, Position(100)));
 }
 
 #[test]
 fn what_the_guest_did_is_not_forgotten_for_the_host() {
     for host in [false, true] {
         let mut guest = guest(&[out(POWER_OFF.0)], host);
-        assert_eq!(guest.run(100, &mut Nothing), Stop::Power(PowerEvent::Off), "host: {host}");
+        assert_eq!(guest.run(Position(100), &mut Nothing), Stop::Power(PowerEvent::Off), "host: {host}");
         let mut guest = self::guest(&[Exit::Invalid], host);
-        assert_eq!(guest.run(100, &mut Nothing), Stop::Crashed, "host: {host}");
+        assert_eq!(guest.run(Position(100), &mut Nothing), Stop::Crashed, "host: {host}");
     }
 }
 
@@ -207,9 +207,12 @@ fn single_steps_go_on_without_the_host_but_not_for_ever() {
     // A counter that takes single steps only, as far as this goes.
     guest.counter.counter = counter(1000);
     let stepped = |guest: &Guest| guest.exits().0[Exit::Stepped.kind()];
-    assert_eq!((guest.run(100, &mut Nothing), guest.position(), stepped(&guest)), (Stop::Host, 0, STEPS_AT_ONCE));
-    while guest.run(100, &mut Nothing) == Stop::Host {}
-    assert_eq!((guest.position(), stepped(&guest)), (100, 1100));
+    assert_eq!(
+        (guest.run(Position(100), &mut Nothing), guest.position(), stepped(&guest)),
+        (Stop::Host, Position(0), STEPS_AT_ONCE)
+    );
+    while guest.run(Position(100), &mut Nothing) == Stop::Host {}
+    assert_eq!((guest.position(), stepped(&guest)), (Position(100), 1100));
 }
 
 #[test]
@@ -219,15 +222,15 @@ fn the_clock_is_lent_as_the_position_says_and_only_while_it_goes_on_by_ticks() {
     let (exits, registers) = ([out(0x80), out(0x80)].into(), Registers::default());
     let (extended, mode) = (MadeUp::default(), Mode::default());
     guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent: Rc::clone(&lent), injected: false, cr2: 0 });
-    guest.run(10, &mut Nothing);
+    guest.run(Position(10), &mut Nothing);
     assert!(lent.take().is_empty(), "a CPU whose reads are not exact");
     guest.counter.lends_tsc = true;
     guest.platform.wrmsr(guest.now(), 0x3B, 1000, &mut guest.memory).unwrap();
-    guest.run(20, &mut Nothing);
+    guest.run(Position(20), &mut Nothing);
     guest.steer_clock(GuestTime(500), RATE_ONE).unwrap();
-    guest.run(30, &mut Nothing);
+    guest.run(Position(30), &mut Nothing);
     guest.steer_clock(GuestTime(600), RATE_ONE + 1).unwrap();
-    guest.run(40, &mut Nothing);
+    guest.run(Position(40), &mut Nothing);
     let now: Vec<_> = lent.take().into_iter().map(|lent| lent.map(|tsc| tsc.now)).collect();
     assert_eq!(now, [Some(1010), Some(1500), None]);
 }
@@ -290,7 +293,7 @@ fn xsetbv_does_what_the_manual_says() {
         (0, CR4_OSXSAVE, 0, 1 << 32 | 7, None),
     ] {
         let mut guest = with_xsetbv(with_avx(), level, cr4, register, value);
-        guest.run(1, &mut Nothing);
+        guest.run(Position(1), &mut Nothing);
         let state = (guest.vcpu.extended().xcr0(), guest.vcpu.registers().rip);
         assert_eq!(
             state,
@@ -299,7 +302,7 @@ fn xsetbv_does_what_the_manual_says() {
         );
     }
     let mut guest = with_xsetbv(Layout::LEGACY, 0, CR4_OSXSAVE, 0, 3);
-    guest.run(1, &mut Nothing);
+    guest.run(Position(1), &mut Nothing);
     assert_eq!(guest.vcpu.registers().rip, 0x1000);
 }
 
@@ -326,7 +329,7 @@ fn what_is_sent_is_loaded_by_the_sender_too() {
 #[test]
 fn a_state_with_other_registers_is_refused_with_the_reason() {
     let mut rich = with_xsetbv(with_avx(), 0, CR4_OSXSAVE, 0, 7);
-    rich.run(1, &mut Nothing);
+    rich.run(Position(1), &mut Nothing);
     let saved = rich.save();
     let mut poor = with_xsetbv(Layout::LEGACY, 0, 0, 0, 0);
     let error = poor.load(&saved).unwrap_err();
@@ -343,8 +346,8 @@ fn a_delivery_at_the_target_comes_to_its_end_before_the_host_is_served() {
     guest.vcpu.inject(Exception::UNDEFINED);
     let mmu = Mmu::new(4, 40);
     guest.mmu = Some(Box::new(mmu));
-    assert_eq!(guest.run(100, &mut Nothing), Stop::Target);
-    assert!(guest.is_settled() && guest.position() == 100);
+    assert_eq!(guest.run(Position(100), &mut Nothing), Stop::Target);
+    assert!(guest.is_settled() && guest.position() == Position(100));
 }
 
 #[test]
@@ -386,9 +389,9 @@ fn registers_that_are_nobodys_concern_are_the_guests_own() {
     guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false, cr2 });
     guest.memory.write(Gpa(0x1000), &CODE).unwrap();
     guest.platform.set_cr8(7);
-    assert_eq!(guest.run(4, &mut Nothing), Stop::Target);
+    assert_eq!(guest.run(Position(4), &mut Nothing), Stop::Target);
     let registers = guest.vcpu.registers();
     assert_eq!((registers.gpr[gpr::RDI], registers.gpr[gpr::RBX]), (cr2, 7));
     assert_eq!((guest.vcpu.cr2(), guest.platform.cr8()), (0x1234_5678_9ABC, 5));
-    assert_eq!((registers.rip, guest.position()), (0x1000 + CODE.len() as u64, 4));
+    assert_eq!((registers.rip, guest.position()), (0x1000 + CODE.len() as u64, Position(4)));
 }

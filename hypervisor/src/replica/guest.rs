@@ -28,7 +28,7 @@ impl<O: Output> Outputs for Out<'_, O> {
 
 impl pollux_driver::Guest for Guest {
     fn position(&self) -> Position {
-        Position(Guest::position(self))
+        Guest::position(self)
     }
 
     fn time(&self) -> GuestTime {
@@ -44,7 +44,7 @@ impl pollux_driver::Guest for Guest {
     }
 
     fn next_stop(&self) -> Position {
-        Position(Guest::next_stop(self))
+        Guest::next_stop(self)
     }
 
     fn is_idle(&self) -> bool {
@@ -60,7 +60,7 @@ impl pollux_driver::Guest for Guest {
     }
 
     fn run(&mut self, target: Position, out: &mut impl Output) -> Stop {
-        let stop = Guest::run(self, target.0, &mut Out(out));
+        let stop = Guest::run(self, target, &mut Out(out));
         let position = Guest::position(self);
         match stop {
             Stop::Power(PowerEvent::Reset) => log::info!("the guest asked for a reset at position {position}"),

@@ -4,7 +4,7 @@ use pollux_driver::pages::PAGE_SIZE;
 use pollux_driver::takeover::TakeoverTimes;
 use pollux_driver::transfer::Sent;
 use pollux_driver::{Boundary, Driver, Event, Observer};
-use pollux_ft::{Action, Control, Entry, EntryRef};
+use pollux_ft::{Action, Control, Entry, EntryRef, Position};
 
 use super::json::Json;
 use super::machine::Machine;
@@ -32,7 +32,7 @@ impl Machine {
             }
             Action::BeginLoad => log::info!("receiving the guest's state"),
             Action::TakeOver { last } => {
-                log::warn!("the primary is gone: draining the log up to position {}", last.0);
+                log::warn!("the primary is gone: draining the log up to position {last}");
             }
             Action::TakeOverCancelled => log::info!("the primary was heard again: following it as before"),
             Action::Abandoned { reason } => {
@@ -47,7 +47,7 @@ impl Machine {
         }
     }
 
-    fn state_sent(&mut self, sent: &Sent, position: u64) {
+    fn state_sent(&mut self, sent: &Sent, position: Position) {
         let Sent { pages, machine, rounds, total, pause } = sent;
         self.figures.transfer_pages = *pages;
         self.figures.transfer_bytes = pages * PAGE_SIZE + *machine as u64;

@@ -81,7 +81,7 @@ impl Machine {
             .flag("protected", driver.is_protected() && !driver.has_ended())
             .number("protected_ms", protected_ms)
             .text("guest_state", guest_state(driver))
-            .number("position", guest.position())
+            .number("position", guest.position().0)
             .number("guest_ns", guest.now().0)
             .number("clock_lag_us", driver.clock_lag_ns() / 1000)
             .number("wall_ms", self.now_us / 1000)

@@ -11,7 +11,7 @@ use crate::rng::mix;
 pub(crate) use driven::Driven;
 use pollux_driver::clock::{GuestClock, GuestTime, RATE_ONE};
 use pollux_driver::pages::{PAGE_SIZE, PageSet};
-use pollux_ft::{Control, EntryRef};
+use pollux_ft::{Control, EntryRef, Position};
 use std::collections::VecDeque;
 
 /// Pages of guest memory.
@@ -106,7 +106,7 @@ impl Guest {
 
     /// Guest time in nanoseconds.
     fn time(&self) -> u64 {
-        self.clock.time_at(self.position).0
+        self.clock.time_at(Position(self.position)).0
     }
 
     /// It has nothing to do.
@@ -116,7 +116,7 @@ impl Guest {
 
     /// Where the alarm rings if nothing is changed.
     fn alarm_position(&self) -> u64 {
-        self.clock.position_at(GuestTime(self.alarm)).unwrap_or(u64::MAX).max(self.position + 1)
+        self.clock.position_at(GuestTime(self.alarm)).map_or(u64::MAX, |at| at.0).max(self.position + 1)
     }
 
     /// Where something happens next by itself.
@@ -229,7 +229,7 @@ impl Guest {
             }
             EntryRef::ConsoleIn(data) => data.iter().fold(1, |sum, byte| mix(sum, u64::from(*byte))),
             EntryRef::Clock { base_ns, rate } => {
-                if self.clock.steer(self.position, GuestTime(base_ns), rate).is_err() {
+                if self.clock.steer(Position(self.position), GuestTime(base_ns), rate).is_err() {
                     return false;
                 }
                 if self.is_asleep() && base_ns >= self.alarm {
@@ -276,7 +276,7 @@ impl Guest {
             self.position,
             self.chain,
             self.clock.base().0,
-            self.clock.base_position(),
+            self.clock.base_position().0,
             self.clock.rate(),
             self.alarm,
             self.work,
@@ -302,7 +302,7 @@ impl Guest {
         *self = Self {
             position,
             chain,
-            clock: GuestClock::at(GuestTime(base), base_position, rate),
+            clock: GuestClock::at(GuestTime(base), Position(base_position), rate),
             alarm,
             work,
             frames,

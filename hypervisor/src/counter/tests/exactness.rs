@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use pollux_ft::Position;
 use proptest::prelude::*;
 
 use super::core::{Core, Did};
@@ -138,7 +139,7 @@ impl Oracle {
 }
 
 /// The guest on the machine, driven as `guest/` drives it.
-fn go(model: &mut Model, progress: &mut Progress, counter: &mut Counter, target: u64) {
+fn go(model: &mut Model, progress: &mut Progress, counter: &mut Counter, target: Position) {
     while progress.position() < target {
         let entered = progress.enter(target, counter, model);
         match entered.exit {
@@ -163,20 +164,20 @@ fn compare(model: &mut Model, counter: &mut Counter, code: &[u8], plan: u64, noi
     };
     let mut oracle = Oracle { core: model.core.clone(), position: 0, offered: None, iteration, fault };
     let (mut plan, mut noise) = (Random(plan), Random(noise));
-    let mut progress = Progress::at(0);
+    let mut progress = Progress::at(Position(0));
     for stop in 0..25 {
         let gap = 1 + plan.below([4, 60, 900, 6000][stop % 4]);
-        let target = progress.position() + gap;
+        let target = progress.position().after(gap);
         let run = catch_unwind(AssertUnwindSafe(|| {
             if noise.once_in(2) && gap > 1 {
-                go(model, &mut progress, counter, target - noise.below(gap));
+                go(model, &mut progress, counter, Position(target.0 - noise.below(gap)));
             }
             go(model, &mut progress, counter, target);
         }));
         if let Err(panic) = run {
             return Err(panic.downcast_ref::<String>().cloned().unwrap_or_default());
         }
-        oracle.go(target);
+        oracle.go(target.0);
         if (progress.position(), &model.core) != (target, &oracle.core) {
             let (is, should) = (model.core.registers, oracle.core.registers);
             return Err(format!("stop {stop} at {target}: {is:x?} instead of {should:x?}"));
@@ -372,8 +373,8 @@ fn without_skid_nothing_is_stepped() {
     let mut model = Model::new(nature.clone(), 1);
     let mut counter = counter_for(&nature);
     start(&mut model, &[0x90; 4000]);
-    let mut progress = Progress::at(0);
-    for target in [1, 2, 50, 700, 701, 3999] {
+    let mut progress = Progress::at(Position(0));
+    for target in [1, 2, 50, 700, 701, 3999].map(Position) {
         let entered = progress.enter(target, &mut counter, &mut model);
         assert_eq!((entered.exit, progress.position()), (Exit::Interrupted, target));
     }
