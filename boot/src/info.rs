@@ -107,3 +107,15 @@ impl BootInfo {
         }
     }
 }
+
+/// Memory for tests, which begins at an address.
+#[cfg(test)]
+pub(crate) struct Fake(pub u64, pub &'static [u8]);
+
+#[cfg(test)]
+impl PhysicalMemory for Fake {
+    fn bytes(&self, address: u64, len: usize) -> Option<&'static [u8]> {
+        let start = usize::try_from(address.checked_sub(self.0)?).ok()?;
+        self.1.get(start..start.checked_add(len)?)
+    }
+}

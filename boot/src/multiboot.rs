@@ -131,15 +131,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    struct Fake(u64, &'static [u8]);
-
-    impl PhysicalMemory for Fake {
-        fn bytes(&self, address: u64, len: usize) -> Option<&'static [u8]> {
-            let start = usize::try_from(address.checked_sub(self.0)?).ok()?;
-            self.1.get(start..start.checked_add(len)?)
-        }
-    }
+    use crate::info::Fake;
 
     const BASE: u64 = 0x9000;
 

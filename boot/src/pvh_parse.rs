@@ -125,17 +125,8 @@ mod tests {
 
     use super::*;
     use crate::Region;
+    use crate::info::Fake;
     use crate::pvh::{MEMMAP_RESERVED, StartInfo, StartModule};
-
-    /// Memory that begins at a fixed address.
-    struct Fake(u64, &'static [u8]);
-
-    impl PhysicalMemory for Fake {
-        fn bytes(&self, address: u64, len: usize) -> Option<&'static [u8]> {
-            let start = usize::try_from(address.checked_sub(self.0)?).ok()?;
-            self.1.get(start..start.checked_add(len)?)
-        }
-    }
 
     const BASE: u64 = 0x9000;
     const MEMORY: [MemmapEntry; 3] = [
