@@ -21,9 +21,9 @@ pub enum Control {
     SwitchOver,
 }
 
-/// An entry that borrows its data; what the primary appends.
+/// An entry with its data: borrowed where the primary appends it ([`EntryRef`]), owned where the backup holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EntryRef<'a> {
+pub enum Entry<D = Vec<u8>> {
     /// Guest time is steered.
     Clock {
         /// Guest time at the entry's position, in nanoseconds since the guest was created.
@@ -32,9 +32,9 @@ pub enum EntryRef<'a> {
         rate: u64,
     },
     /// A frame for the guest, at most [`MAX_DATA`] bytes.
-    PacketIn(&'a [u8]),
+    PacketIn(D),
     /// Bytes for the guest's console, at most [`MAX_DATA`].
-    ConsoleIn(&'a [u8]),
+    ConsoleIn(D),
     /// Nothing will be logged before this position.
     Horizon,
     /// Frames wait at the gate for the ack of this entry.
@@ -52,36 +52,8 @@ pub enum EntryRef<'a> {
     Control(Control),
 }
 
-/// An entry that owns its data; what the backup applies. The variants are those of [`EntryRef`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Entry {
-    /// See [`EntryRef::Clock`].
-    Clock {
-        /// Guest time at the entry's position in nanoseconds.
-        base_ns: u64,
-        /// Nanoseconds per tick, 32.32 fixed point.
-        rate: u64,
-    },
-    /// See [`EntryRef::PacketIn`].
-    PacketIn(Vec<u8>),
-    /// See [`EntryRef::ConsoleIn`].
-    ConsoleIn(Vec<u8>),
-    /// See [`EntryRef::Horizon`].
-    Horizon,
-    /// See [`EntryRef::Output`].
-    Output,
-    /// See [`EntryRef::Digest`].
-    Digest {
-        /// Hash of vCPU and platform.
-        machine: u64,
-        /// Which slice of memory is hashed.
-        slice: u32,
-        /// Hash of that slice.
-        memory: u64,
-    },
-    /// See [`EntryRef::Control`].
-    Control(Control),
-}
+/// An entry that borrows its data.
+pub type EntryRef<'a> = Entry<&'a [u8]>;
 
 /// An entry in its place in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,22 +66,22 @@ pub struct Record {
     pub entry: Entry,
 }
 
-/// The kinds of entries, for statistics.
+/// The kinds of entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// [`EntryRef::Clock`]
+    /// [`Entry::Clock`]
     Clock,
-    /// [`EntryRef::PacketIn`]
+    /// [`Entry::PacketIn`]
     Packet,
-    /// [`EntryRef::ConsoleIn`]
+    /// [`Entry::ConsoleIn`]
     Console,
-    /// [`EntryRef::Horizon`]
+    /// [`Entry::Horizon`]
     Horizon,
-    /// [`EntryRef::Output`]
+    /// [`Entry::Output`]
     Output,
-    /// [`EntryRef::Digest`]
+    /// [`Entry::Digest`]
     Digest,
-    /// [`EntryRef::Control`]
+    /// [`Entry::Control`]
     Control,
 }
 
@@ -212,15 +184,7 @@ impl<'a> EntryRef<'a> {
     /// The same entry with data of its own.
     #[must_use]
     pub fn to_owned(&self) -> Entry {
-        match *self {
-            Self::Clock { base_ns, rate } => Entry::Clock { base_ns, rate },
-            Self::PacketIn(data) => Entry::PacketIn(data.to_vec()),
-            Self::ConsoleIn(data) => Entry::ConsoleIn(data.to_vec()),
-            Self::Horizon => Entry::Horizon,
-            Self::Output => Entry::Output,
-            Self::Digest { machine, slice, memory } => Entry::Digest { machine, slice, memory },
-            Self::Control(control) => Entry::Control(control),
-        }
+        self.map(|data| data.to_vec())
     }
 }
 
@@ -228,14 +192,20 @@ impl Entry {
     /// The same entry with borrowed data.
     #[must_use]
     pub fn borrow(&self) -> EntryRef<'_> {
+        self.map(Vec::as_slice)
+    }
+}
+
+impl<D> Entry<D> {
+    fn map<'a, E>(&'a self, data: impl FnOnce(&'a D) -> E) -> Entry<E> {
         match *self {
-            Self::Clock { base_ns, rate } => EntryRef::Clock { base_ns, rate },
-            Self::PacketIn(ref data) => EntryRef::PacketIn(data),
-            Self::ConsoleIn(ref data) => EntryRef::ConsoleIn(data),
-            Self::Horizon => EntryRef::Horizon,
-            Self::Output => EntryRef::Output,
-            Self::Digest { machine, slice, memory } => EntryRef::Digest { machine, slice, memory },
-            Self::Control(control) => EntryRef::Control(control),
+            Self::Clock { base_ns, rate } => Entry::Clock { base_ns, rate },
+            Self::PacketIn(ref bytes) => Entry::PacketIn(data(bytes)),
+            Self::ConsoleIn(ref bytes) => Entry::ConsoleIn(data(bytes)),
+            Self::Horizon => Entry::Horizon,
+            Self::Output => Entry::Output,
+            Self::Digest { machine, slice, memory } => Entry::Digest { machine, slice, memory },
+            Self::Control(control) => Entry::Control(control),
         }
     }
 }
