@@ -65,7 +65,8 @@ impl ReplayLog {
     fn receive_entries(&mut self, config: &Config, payload: &[u8]) -> Result<Taken, BatchError> {
         let mut batch = Batch::open(payload)?;
         let in_order = batch.next_seq() == self.last.next() && batch.position() >= self.limit;
-        if !in_order || batch.released().is_some_and(|new| new < self.released || new.seq > self.last) {
+        // A batch can only name what lies before it.
+        if !in_order || batch.released().is_some_and(|new| new < self.released) {
             return Err(BatchError::Order);
         }
         let mut taken = Taken::default();
@@ -89,7 +90,9 @@ impl ReplayLog {
                     powered_off = control == Control::PowerOff && !config.broken(Mutation::PowerOffIgnored);
                     handed_over = control == Control::SwitchOver;
                 }
-                EntryRef::PacketIn(_) if seq.0 % 8 == 0 && config.broken(Mutation::AckBeforeBuffering) => continue,
+                EntryRef::PacketIn(_) if seq.0.is_multiple_of(8) && config.broken(Mutation::AckBeforeBuffering) => {
+                    continue;
+                }
                 EntryRef::Digest { .. } if config.broken(Mutation::DigestNotCompared) => continue,
                 _ => {}
             }
@@ -121,11 +124,7 @@ impl ReplayLog {
     /// Removes the first record, which was applied.
     pub(crate) fn pop(&mut self) -> Option<Record> {
         let record = self.records.pop_front()?;
-        let data = match &record.entry {
-            Entry::PacketIn(data) | Entry::ConsoleIn(data) => data.len(),
-            _ => 0,
-        };
-        self.bytes -= ENTRY_COST + data;
+        self.bytes -= ENTRY_COST + record.entry.borrow().data_len();
         Some(record)
     }
 
@@ -183,6 +182,23 @@ mod tests {
         cut.pop();
         assert_eq!(log.receive(&Config::default(), &cut), Err(BatchError::Content(DecodeError::Truncated)));
         assert_eq!((log.last, log.limit(), log.bytes(), log.front()), (Seq(4), Position(50), 0, None));
+    }
+
+    #[test]
+    fn what_has_left_never_comes_back() {
+        let mut log = ReplayLog::resume(Seq(4), Position(50));
+        let mut next = 5;
+        // With each batch of one entry: which entry's frames have left, and whether that can be.
+        for (released, taken) in [(4, true), (3, false), (4, true), (6, true), (5, false)] {
+            let mut batch = OpenBatch::default();
+            batch.push(Seq(next), Position(60), &EntryRef::Horizon);
+            let mut payload = Vec::new();
+            batch.close(&mut payload, Some(Released { seq: Seq(released), position: Position(50 + released) }));
+            let result = log.receive(&Config::default(), &payload);
+            assert_eq!(result.is_ok(), taken, "entry {released} with batch {next}: {result:?}");
+            next += u64::from(taken);
+        }
+        assert_eq!((log.last, log.released.seq), (Seq(7), Seq(6)));
     }
 
     #[test]

@@ -157,3 +157,33 @@ fn a_session_keeps_to_its_arbiter() {
     assert_eq!(primary.agreed_arbiter(), Some(OTHER));
     assert_eq!((primary.role(), next.role()), (Role::Transferring, Role::Loading));
 }
+
+/// A joiner says in its Hello which arbiter answers it: that it is still the same one is no news.
+#[test]
+fn an_arbiter_is_told_once() {
+    let mut joiner = machine(Start::Backup, 2, Some(ASKED));
+    joiner.connected(Time(0));
+    let hello = joiner.transmit().len();
+    joiner.arbiter_seen(ASKED);
+    assert_eq!(joiner.transmit().len(), hello);
+    joiner.arbiter_seen(OTHER);
+    assert!(joiner.transmit().len() > hello);
+}
+
+/// The stream is gone, and the session is not: either may have to ask for the next term, at the arbiter of both.
+#[test]
+fn who_lost_the_stream_keeps_to_the_arbiter_of_the_session() {
+    let now = Time(1000);
+    let (mut primary, mut backup) = (machine(Start::Primary, 1, Some(ASKED)), machine(Start::Backup, 2, Some(ASKED)));
+    connect(now, &mut primary, &mut backup);
+    primary.finish_state(Position(0), 0).unwrap();
+    pump(now, &mut primary, &mut backup);
+    backup.joined(now);
+    pump(now, &mut backup, &mut primary);
+    for node in [&mut primary, &mut backup] {
+        node.disconnected(now);
+        node.arbiter_seen(OTHER);
+        assert_eq!(node.agreed_arbiter(), Some(ASKED), "as {:?}", node.role());
+    }
+    assert_eq!((primary.role(), backup.role()), (Role::Detaching, Role::Backup));
+}

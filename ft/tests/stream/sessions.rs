@@ -78,9 +78,28 @@ fn a_backup_whose_primary_follows_another_one_gives_up() {
     late += INTERVAL;
     primary.heartbeat_received(Time(late), &beat(&mut third, late));
     assert_eq!((third.role(), primary.role(), backup.role()), (Role::Alone, Role::Joining, Role::Backup));
+    assert_eq!(primary.stats().switch_overs, 1);
     late += INTERVAL;
     backup.heartbeat_received(Time(late), &beat(&mut primary, late));
     assert_eq!(backup.role(), Role::Joining, "{:?}", actions(&mut backup));
+}
+
+/// A backup that has all of a hand-over ends the stream when it goes live: only its silence says that it has failed. One
+/// that has not got it never goes live.
+#[test]
+fn a_hand_over_needs_the_stream_until_it_is_acked() {
+    let now = Time(1000);
+    for (acked, role) in [(false, Role::Detaching), (true, Role::HandingOver)] {
+        let (mut primary, mut backup) = protected(now);
+        primary.switch_over(now, Position(2000)).unwrap();
+        primary.flush(now);
+        pump(now, &mut primary, &mut backup);
+        if acked {
+            pump(now, &mut backup, &mut primary);
+        }
+        primary.disconnected(now);
+        assert_eq!(primary.role(), role, "acked: {acked}");
+    }
 }
 
 /// Nobody holds the guest but this machine: there is nothing to wait for, and nothing to join any more.
