@@ -140,6 +140,11 @@ impl<D: FrameSink + FrameSource> ClientNic<D> {
         self.gate.set_mode(mode);
     }
 
+    /// See [`Gate::guest_at`].
+    pub fn guest_at(&mut self, position: u64) {
+        self.gate.guest_at(position);
+    }
+
     /// See [`Gate::seal`].
     pub fn seal(&mut self, mark: Mark) {
         self.gate.seal(mark);

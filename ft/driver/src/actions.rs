@@ -63,7 +63,6 @@ impl<G: Guest> Driver<G> {
                     // Nobody else sends what the guest said last, and nobody takes it over.
                     host.release();
                 }
-                self.marks.sealed();
                 host.close();
                 host.withdraw();
                 self.guest_ends(host, &format!("{reason}"));
@@ -81,14 +80,12 @@ impl<G: Guest> Driver<G> {
 
     /// Everything that is held may leave, and what comes leaves at once.
     pub(crate) fn open_gate(&mut self, host: &mut impl Host<G>) {
-        self.marks.sealed();
         host.open();
         self.announcements.went_live(self.now);
     }
 
     /// The guest held here is worthless, and so is what it said and what it was to hear.
     pub(crate) fn forget_guest(&mut self, host: &mut impl Host<G>) {
-        self.marks.sealed();
         host.close();
         host.forget_input();
         (self.power_due, self.switch_due) = (None, false);

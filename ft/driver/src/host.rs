@@ -52,6 +52,12 @@ pub trait Outlet {
     /// How many frames have neither an entry nor a position yet.
     fn unsealed(&self) -> usize;
 
+    /// The guest, which made all frames so far, stands at `position`.
+    fn guest_at(&mut self, position: Position);
+
+    /// Where the guest stood when the oldest of them was first noticed.
+    fn unsealed_since(&self) -> Option<Position>;
+
     /// They wait for the ack of `entry`.
     fn seal(&mut self, entry: Seq);
 

@@ -126,7 +126,8 @@ impl<G: Guest> Driver<G> {
         let slice = position.after(self.tuning.slice.min(self.lag_room().max(1)));
         let digest = self.is_protected().then_some(self.next_digest.position);
         let step = self.steering.step_at(self.now, self.guest.time());
-        let due = [Some(slice), self.marks.output_at(), digest, step].into_iter().flatten();
+        let output = host.unsealed_since().map(|since| self.marks.output_at(since));
+        let due = [Some(slice), output, digest, step].into_iter().flatten();
         due.filter(|&target| target > position).min().unwrap_or(position.after(1))
     }
 
@@ -235,7 +236,10 @@ impl<G: Guest> Driver<G> {
     fn mark_progress(&mut self, host: &mut impl Host<G>) {
         let position = self.guest.position();
         self.node.progress(position);
-        if self.marks.output_due(position, host.unsealed(), self.guest.is_halted()) {
+        host.guest_at(position);
+        if let Some(since) = host.unsealed_since()
+            && self.marks.output_due(position, host.unsealed(), since, self.guest.is_halted())
+        {
             self.seal_output(host);
         }
         if self.horizon_at().is_some_and(|at| at <= self.now) {
@@ -259,7 +263,6 @@ impl<G: Guest> Driver<G> {
     fn seal_output(&mut self, host: &mut impl Host<G>) {
         // A full log: the frames stay held, and the next turn tries again.
         let Ok(seq) = self.log(host, EntryRef::Output) else { return };
-        self.marks.sealed();
         match seq {
             Some(seq) => {
                 host.seal(seq);

@@ -20,12 +20,10 @@ impl Default for Waits {
     }
 }
 
-/// Since when frames wait, and what the newest entry was.
+/// What the newest entry was.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Marks {
     waits: Waits,
-    /// Position at which the oldest frame that waits for an `Output` entry was made.
-    unsealed_since: Option<Position>,
     /// Where and when the newest entry was logged.
     logged: (Position, Time),
 }
@@ -42,26 +40,17 @@ impl Marks {
         self.logged = (position, now);
     }
 
-    /// No frame waits for an entry any more.
-    pub fn sealed(&mut self) {
-        self.unsealed_since = None;
-    }
-
-    /// Whether an `Output` entry is due for the frames, `unsealed` in number, of a guest that stands at `position` and
-    /// perhaps sleeps.
-    pub fn output_due(&mut self, position: Position, unsealed: usize, asleep: bool) -> bool {
-        if unsealed == 0 {
-            self.unsealed_since = None;
-            return false;
-        }
-        let since = *self.unsealed_since.get_or_insert(position);
-        asleep || unsealed >= self.waits.output_frames || position.0 - since.0 >= self.waits.output_ticks
-    }
-
-    /// Where an `Output` entry will be due if the guest makes no more frames.
+    /// Whether an `Output` entry is due for the frames that wait for one, `unsealed` in number, of a guest that stands at
+    /// `position`, made the first of them at `since`, and perhaps sleeps.
     #[must_use]
-    pub fn output_at(&self) -> Option<Position> {
-        self.unsealed_since.map(|since| Position(since.0 + self.waits.output_ticks))
+    pub fn output_due(&self, position: Position, unsealed: usize, since: Position, asleep: bool) -> bool {
+        asleep || unsealed >= self.waits.output_frames || position >= self.output_at(since)
+    }
+
+    /// Where an `Output` entry will be due if the guest makes no more frames than those that it made from `since` on.
+    #[must_use]
+    pub fn output_at(&self, since: Position) -> Position {
+        since.after(self.waits.output_ticks)
     }
 
     /// When a guest that stands at `position` gets a `Horizon`; never if it has not moved since the newest entry.
@@ -79,18 +68,13 @@ mod tests {
     #[test]
     fn output_waits_for_company_but_not_for_long() {
         let waits = Waits { output_ticks: 100, output_frames: 3, ..Waits::default() };
-        let mut marks = Marks::new(waits);
-        assert!(!marks.output_due(Position(5), 0, true));
-        assert!(!marks.output_due(Position(10), 1, false));
-        assert_eq!(marks.output_at(), Some(Position(110)));
-        assert!(!marks.output_due(Position(109), 2, false), "the oldest frame counts");
-        assert!(marks.output_due(Position(110), 2, false));
-        assert!(marks.output_due(Position(20), 3, false), "enough of them");
-        assert!(marks.output_due(Position(20), 1, true), "a sleeper makes no more");
-        marks.sealed();
-        assert_eq!(marks.output_at(), None);
-        assert!(!marks.output_due(Position(120), 1, false));
-        assert_eq!(marks.output_at(), Some(Position(220)));
+        let (marks, since) = (Marks::new(waits), Position(10));
+        assert!(!marks.output_due(since, 1, since, false));
+        assert_eq!(marks.output_at(since), Position(110));
+        assert!(!marks.output_due(Position(109), 2, since, false));
+        assert!(marks.output_due(Position(110), 2, since, false));
+        assert!(marks.output_due(Position(20), 3, since, false), "enough of them");
+        assert!(marks.output_due(Position(20), 1, since, true), "a sleeper makes no more");
     }
 
     #[test]

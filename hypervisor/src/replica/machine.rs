@@ -184,6 +184,16 @@ impl Outlet for Machine {
         self.gate().map_or(0, Gate::unsealed)
     }
 
+    fn guest_at(&mut self, position: Position) {
+        if let Some(client) = &mut self.client {
+            client.nic().guest_at(position.0);
+        }
+    }
+
+    fn unsealed_since(&self) -> Option<Position> {
+        self.gate().and_then(Gate::unsealed_since).map(Position)
+    }
+
     fn seal(&mut self, entry: Seq) {
         if let Some(client) = &mut self.client {
             client.nic().seal(Mark::Seq(entry.0));

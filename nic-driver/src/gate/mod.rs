@@ -132,6 +132,8 @@ pub struct Gate {
     last_seal: Option<Mark>,
     /// Greatest mark acknowledged, or known to be released, since then.
     last_ack: Option<Mark>,
+    /// Where the guest was first seen with the oldest of the frames that have no mark.
+    unsealed_since: Option<u64>,
     rule_broken: bool,
     statistics: GateStatistics,
 }
@@ -158,6 +160,7 @@ impl Gate {
             sent: None,
             last_seal: None,
             last_ack: None,
+            unsealed_since: None,
             rule_broken: false,
             statistics: GateStatistics::default(),
         }
@@ -194,6 +197,7 @@ impl Gate {
         self.acked = self.queued;
         self.last_seal = None;
         self.last_ack = None;
+        self.unsealed_since = None;
         self.mode = mode;
     }
 
@@ -249,6 +253,18 @@ impl Gate {
         (self.queued - self.sealed.max(self.left)) as usize
     }
 
+    /// The guest, which made all frames so far, stands at `position`: from here on those wait that are new.
+    pub fn guest_at(&mut self, position: u64) {
+        if self.unsealed() > 0 {
+            self.unsealed_since.get_or_insert(position);
+        }
+    }
+
+    /// Where the guest stood when the oldest frame that no mark covers was first noticed ([`guest_at`](Self::guest_at)).
+    pub fn unsealed_since(&self) -> Option<u64> {
+        self.unsealed_since
+    }
+
     /// The mark covers all unsealed frames. In mode `Held` it is the sequence number of their `Output` entry; in mode
     /// `Retained` a position of the guest at or after the making of the last of them: one too late may double a frame
     /// at a takeover, one too early would lose it.
@@ -259,6 +275,7 @@ impl Gate {
         assert!(mark.fits(self.mode), "{mark:?} in mode {:?}", self.mode);
         assert!(self.last_seal.is_none_or(|last| last <= mark), "{mark:?} decreased");
         self.last_seal = Some(mark);
+        self.unsealed_since = None;
         if self.unsealed() == 0 {
             return;
         }

@@ -321,6 +321,30 @@ fn one_entry_covers_all_before_it_and_none_after() {
 }
 
 #[test]
+fn it_is_known_since_when_frames_wait_for_a_mark() {
+    let mut gate = Gate::new(8, 8 * MAX_FRAME);
+    gate.set_mode(GateMode::Held);
+    gate.guest_at(5);
+    assert_eq!(gate.unsealed_since(), None, "nothing waits");
+    gate.hold(&frame(0, 60), 0).unwrap();
+    assert_eq!(gate.unsealed_since(), None, "nobody has seen the guest since");
+    gate.guest_at(10);
+    gate.hold(&frame(1, 60), 0).unwrap();
+    gate.guest_at(20);
+    assert_eq!(gate.unsealed_since(), Some(10), "the oldest counts");
+    gate.seal(Mark::Seq(1));
+    assert_eq!(gate.unsealed_since(), None);
+    gate.hold(&frame(2, 60), 0).unwrap();
+    gate.guest_at(30);
+    assert_eq!(gate.unsealed_since(), Some(30));
+    gate.set_mode(GateMode::Open);
+    assert_eq!(gate.unsealed_since(), None);
+    gate.hold(&frame(3, 60), 0).unwrap();
+    gate.guest_at(40);
+    assert_eq!(gate.unsealed_since(), None, "no frame waits for a mark");
+}
+
+#[test]
 fn breaking_the_rule_releases_unsealed_frames() {
     let mut gate = held(2);
     gate.break_output_rule(true);

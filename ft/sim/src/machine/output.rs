@@ -119,6 +119,14 @@ impl Outlet for InWorld<'_> {
         self.own.gate.unsealed()
     }
 
+    fn guest_at(&mut self, position: Position) {
+        self.own.gate.guest_at(position.0);
+    }
+
+    fn unsealed_since(&self) -> Option<Position> {
+        self.own.gate.unsealed_since().map(Position)
+    }
+
     fn seal(&mut self, entry: Seq) {
         self.own.gate.seal(Mark::Seq(entry.0));
         let (log, end) = (self.own.log, self.own.history.len() as u64);
