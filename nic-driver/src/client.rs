@@ -3,7 +3,7 @@
 use core::fmt;
 use core::net::Ipv4Addr;
 
-use crate::e1000::{E1000, Interrupts, NicError, Statistics};
+use crate::e1000::{E1000, Interrupts, NicError, Stats};
 use crate::frame::{FrameSink, FrameSource, MacAddress, SendError, announcement, check_length};
 use crate::gate::{Gate, GateMode, HoldError, HoldOutcome, Mark};
 use crate::mmio::Registers;
@@ -214,9 +214,9 @@ impl<R: Registers> ClientNic<E1000<R>> {
     }
 
     /// The NIC's counts, with its own counters of lost frames brought up to date. Two register reads.
-    pub fn nic_statistics(&mut self) -> Statistics {
+    pub fn nic_stats(&mut self) -> Stats {
         self.nic.update_counters();
-        self.nic.statistics()
+        self.nic.stats()
     }
 
     /// Silences the card for good. See [`E1000::stop`].

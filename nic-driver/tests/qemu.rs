@@ -67,10 +67,10 @@ fn traffic(device: &str, model: Model) {
             }
         }
     }
-    let statistics = nic.statistics();
-    assert_eq!((statistics.rx.frames, statistics.tx.frames), (700, 700));
-    assert_eq!((statistics.rx.hardware_errors, statistics.tx.hardware_errors), (0, 0));
-    assert_eq!((statistics.rx.too_long, statistics.rx.too_short, statistics.rx.fragmented), (0, 0, 0));
+    let stats = nic.stats();
+    assert_eq!((stats.rx.frames, stats.tx.frames), (700, 700));
+    assert_eq!((stats.rx.hardware_errors, stats.tx.hardware_errors), (0, 0));
+    assert_eq!((stats.rx.too_long, stats.rx.too_short, stats.rx.fragmented), (0, 0, 0));
 }
 
 fn short_frames_are_padded(device: &str, model: Model) {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 
 use crate::process::{self, Process};
-use crate::progress::Progress;
+use crate::spinner::Spinner;
 
 /// The target of hypervisor and guests.
 pub const METAL: &str = "x86_64-unknown-none";
@@ -179,7 +179,7 @@ fn build_as(what: &str, arguments: &[&str]) -> Result<BTreeMap<String, PathBuf>>
 }
 
 fn build_with(what: &str, arguments: &[&str], rustflags: Option<&str>) -> Result<BTreeMap<String, PathBuf>> {
-    let progress = Progress::start(what);
+    let spinner = Spinner::start(what);
     let mut command = cargo();
     if let Some(rustflags) = rustflags {
         command.env("RUSTFLAGS", rustflags);
@@ -192,16 +192,16 @@ fn build_with(what: &str, arguments: &[&str], rustflags: Option<&str>) -> Result
     };
     let (status, messages, errors) = std::thread::scope(|scope| -> Result<_> {
         let messages = scope.spawn(|| read_lines(stdout, |_| ()));
-        let errors = scope.spawn(|| read_lines(stderr, |line| progress.detail(line.trim())));
+        let errors = scope.spawn(|| read_lines(stderr, |line| spinner.detail(line.trim())));
         // When this fails the group is gone, and with it the other ends of the pipes.
         let status = cargo.wait(BUILD_LIMIT)?;
         Ok((status, messages.join().unwrap_or_default(), errors.join().unwrap_or_default()))
     })?;
     if !status.success() {
-        drop(progress);
+        drop(spinner);
         bail!("{what} failed\n{}", errors.join("\n"));
     }
-    progress.done();
+    spinner.done();
     Ok(executables(&messages))
 }
 

@@ -10,8 +10,8 @@ use crate::artefacts::METAL;
 use crate::interrupt;
 use crate::output::complain;
 use crate::process::{self, Process};
-use crate::progress::Progress;
 use crate::rig::emulator::version::{self, BochsHelp};
+use crate::spinner::Spinner;
 
 /// The oldest QEMU with `-netdev dgram`.
 pub const OLDEST_QEMU: (u32, u32) = (7, 2);
@@ -162,11 +162,11 @@ impl Need {
             let status = Command::new("sudo").arg("-v").status().context("cannot run sudo")?;
             ensure!(status.success(), "sudo refuses; as root: {}", self.command_line());
         }
-        let progress = Progress::start(format!("installing {}", self.name()));
+        let spinner = Spinner::start(format!("installing {}", self.name()));
         for command in self.commands() {
             let command = with_sudo(command, is_root());
             let line = shell_line(&command);
-            progress.detail(&line);
+            spinner.detail(&line);
             let [program, arguments @ ..] = command.as_slice() else { continue };
             let mut child = Command::new(program);
             child.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(std::process::Stdio::null());
@@ -176,7 +176,7 @@ impl Need {
             let status = Process::spawn(&mut child)?.wait(INSTALL_LIMIT)?;
             ensure!(status.success(), "`{line}` failed ({status})\n{}", tail(log));
         }
-        progress.done();
+        spinner.done();
         match self.state()? {
             State::Present(_) => Ok(()),
             State::Missing => bail!("{} is still missing after `{}`", self.name(), self.command_line()),

@@ -80,7 +80,7 @@ pub struct Summary {
 }
 
 /// Hears how many runs are done, and how many microseconds they simulated.
-pub type Progress<'a> = dyn Fn(u64, u64) + Sync + 'a;
+pub type OnProgress<'a> = dyn Fn(u64, u64) + Sync + 'a;
 
 /// The runs under way on the threads: since when, and of which seed.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ pub fn run_many(
     threads: usize,
     mutation: Option<Mutation>,
     first: bool,
-    progress: &Progress<'_>,
+    progress: &OnProgress<'_>,
 ) -> Summary {
     let next = AtomicU64::new(seeds.start);
     let (done, simulated) = (AtomicU64::new(0), AtomicU64::new(0));

@@ -326,7 +326,7 @@ impl Link {
     /// Bytes on the wire so far.
     #[must_use]
     pub fn wire_bytes(&self) -> WireBytes {
-        let card = self.nic.statistics();
+        let card = self.nic.stats();
         WireBytes {
             sent: card.tx.bytes.saturating_sub(self.heartbeats_sent),
             received: card.rx.bytes.saturating_sub(self.heartbeats_received),

@@ -116,21 +116,21 @@ impl Machine {
 
     fn report_gate(&self, json: &mut Json) {
         let Some(gate) = self.gate() else { return };
-        let statistics = gate.statistics();
+        let stats = gate.stats();
         json.object("gate", |json| {
             json.number("held", gate.held() as u64)
                 .number("held_bytes", gate.held_bytes() as u64)
                 .number("oldest_us", gate.oldest_age(self.now_us).unwrap_or(0))
-                .number("max_us", statistics.hold_time_max_us)
-                .number("released", statistics.released)
-                .number("resent", statistics.resent)
-                .number("forgotten", statistics.retained_forgotten)
-                .number("dropped", statistics.dropped_closed);
+                .number("max_us", stats.hold_time_max_us)
+                .number("released", stats.released)
+                .number("resent", stats.resent)
+                .number("forgotten", stats.retained_forgotten)
+                .number("dropped", stats.dropped_closed);
         });
     }
 
     fn gate_median_us(&self) -> u64 {
-        self.gate().and_then(|gate| gate.statistics().hold_time_quantile_us(500)).unwrap_or(0)
+        self.gate().and_then(|gate| gate.stats().hold_time_quantile_us(500)).unwrap_or(0)
     }
 
     fn report_log(&self, json: &mut Json, driver: &Driver<Guest>) {
@@ -193,7 +193,7 @@ impl Machine {
                 json.number("guest_frames_refused", errors.refused)
                     .number("guest_frames_foreign", errors.foreign)
                     .number("guest_frames_overrun", errors.overrun);
-                let card = client.nic().nic_statistics();
+                let card = client.nic().nic_stats();
                 json.number("client_rx_too_long", card.rx.too_long + card.rx.fragmented + card.rx_oversize)
                     .number("client_rx_too_short", card.rx.too_short)
                     .number("client_rx_bad", card.rx.hardware_errors)

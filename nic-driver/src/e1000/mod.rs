@@ -25,7 +25,7 @@ pub use model::Model;
 
 use crate::frame::{FrameSink, FrameSource, MacAddress, SendError};
 use crate::mmio::{MmioRegion, Registers};
-use crate::ring::{RingError, RxRing, RxStatistics, TxRing, TxStatistics, ring_bytes};
+use crate::ring::{RingError, RxRing, RxStats, TxRing, TxStats, ring_bytes};
 use registers::{ICR, IMC, IMS, ITR, MPC, RCTL, RCTL_UPE, RDT, ROC, STATUS, STATUS_LU, TCTL, TDT};
 
 /// Receive descriptors.
@@ -104,11 +104,11 @@ impl core::error::Error for NicError {}
 
 /// What a card has done; all counts since the driver started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Statistics {
+pub struct Stats {
     /// The receive ring's counts.
-    pub rx: RxStatistics,
+    pub rx: RxStats,
     /// The transmit ring's counts.
-    pub tx: TxStatistics,
+    pub tx: TxStats,
     /// Times that [`E1000::interrupt_cause`] reported an overrun.
     pub rx_overruns: u64,
     /// Frames that the card itself counted as lost for want of a buffer, as of the last
@@ -238,17 +238,17 @@ impl<R: Registers> E1000<R> {
         }
     }
 
-    /// Adds the card's own counters of lost frames to the statistics. Two register reads.
+    /// Adds what the card itself has counted of lost frames. Two register reads.
     pub fn update_counters(&mut self) {
         self.rx_missed += u64::from(self.registers.read32(MPC));
         self.rx_oversize += u64::from(self.registers.read32(ROC));
     }
 
     /// What the card has done. Reads memory only.
-    pub fn statistics(&self) -> Statistics {
-        Statistics {
-            rx: self.rx.statistics(),
-            tx: self.tx.statistics(),
+    pub fn stats(&self) -> Stats {
+        Stats {
+            rx: self.rx.stats(),
+            tx: self.tx.stats(),
             rx_overruns: self.rx_overruns,
             rx_missed: self.rx_missed,
             rx_oversize: self.rx_oversize,

@@ -127,8 +127,8 @@ fn bad_frames_are_dropped_and_counted() {
     assert!(hardware.borrow_mut().deliver(&frame(1, 100)));
     assert_eq!(nic.receive(<[u8]>::to_vec), Some(frame(1, 100)));
     assert_eq!(nic.receive(|_| ()), None);
-    let expected = RxStatistics { frames: 1, bytes: 100, hardware_errors: 2, too_short: 2, too_long: 2, fragmented: 1 };
-    assert_eq!(nic.statistics().rx, expected);
+    let expected = RxStats { frames: 1, bytes: 100, hardware_errors: 2, too_short: 2, too_long: 2, fragmented: 1 };
+    assert_eq!(nic.stats().rx, expected);
     assert_eq!(hardware.borrow().rx_room(), 15, "buffers of bad frames are given back");
 }
 
@@ -157,7 +157,7 @@ fn frames_to_send_have_bounds_and_padding() {
     nic.flush();
     assert_eq!(hardware.borrow_mut().transmit(8), 1);
     assert_eq!(hardware.borrow().sent, [padded(frame(1, 14))]);
-    assert_eq!(nic.statistics().tx.invalid, 2);
+    assert_eq!(nic.stats().tx.invalid, 2);
 }
 
 #[test]
@@ -170,8 +170,8 @@ fn a_full_ring_drains_without_a_flush_by_the_caller() {
     hardware.borrow_mut().tx_errors = 0b0010;
     assert_eq!(hardware.borrow_mut().transmit(100), 7);
     assert_eq!(nic.tx_free(), 7);
-    assert_eq!(nic.statistics().tx.hardware_errors, 7);
-    assert_eq!(nic.statistics().tx.full, 1);
+    assert_eq!(nic.stats().tx.hardware_errors, 7);
+    assert_eq!(nic.stats().tx.full, 1);
 }
 
 #[test]
@@ -216,9 +216,9 @@ fn causes_are_acknowledged_and_counted() {
     hardware.borrow_mut().registers.insert(MPC, 5);
     hardware.borrow_mut().registers.insert(ROC, 3);
     nic.update_counters();
-    let statistics = nic.statistics();
-    assert_eq!((statistics.rx_overruns, statistics.link_changes, statistics.rx_missed), (1, 1, 5));
-    assert_eq!(statistics.rx_oversize, 3);
+    let stats = nic.stats();
+    assert_eq!((stats.rx_overruns, stats.link_changes, stats.rx_missed), (1, 1, 5));
+    assert_eq!(stats.rx_oversize, 3);
     nic.disable_interrupts();
     assert_eq!(hardware.borrow().get(IMS), 0);
 }
@@ -314,7 +314,7 @@ proptest! {
         prop_assert_eq!(&hardware.borrow().sent, &outgoing);
         prop_assert_eq!(nic.tx_free(), 7);
         prop_assert!(hardware.borrow().rx_room() > 7 - 2, "all buffers but less than a quarter are with the card");
-        prop_assert_eq!(nic.statistics().rx.hardware_errors, bad_frames);
+        prop_assert_eq!(nic.stats().rx.hardware_errors, bad_frames);
     }
 
     /// Whatever the hardware writes into descriptors, the driver ends and hands out only frames of valid length.

@@ -12,7 +12,7 @@
 //! The gate is pure: no clock, no NIC of its own. It believes the marks it is given; that an acknowledgement comes
 //! from the twin's memory, and covers no more than was sent, is for the protocol to ensure.
 
-mod statistics;
+mod stats;
 mod store;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -20,7 +20,7 @@ pub(crate) mod tests;
 use alloc::collections::VecDeque;
 use core::fmt;
 
-pub use statistics::{GateStatistics, HOLD_BUCKETS};
+pub use stats::{GateStats, HOLD_BUCKETS};
 
 use crate::frame::{FrameError, FrameSink, MAX_FRAME, SendError, check_length};
 use store::FrameStore;
@@ -135,7 +135,7 @@ pub struct Gate {
     /// Where the guest was first seen with the oldest of the frames that have no mark.
     unsealed_since: Option<u64>,
     rule_broken: bool,
-    statistics: GateStatistics,
+    stats: GateStats,
 }
 
 impl Gate {
@@ -162,7 +162,7 @@ impl Gate {
             last_ack: None,
             unsealed_since: None,
             rule_broken: false,
-            statistics: GateStatistics::default(),
+            stats: GateStats::default(),
         }
     }
 
@@ -183,7 +183,7 @@ impl Gate {
             return;
         }
         if matches!(mode, GateMode::Closed | GateMode::Retained) {
-            self.statistics.dropped_closed += self.store.len() as u64;
+            self.stats.dropped_closed += self.store.len() as u64;
             self.store.clear();
             self.left = self.queued;
         }
@@ -211,28 +211,28 @@ impl Gate {
     /// it and counted. A backup whose capacities are those of the primary forgets none that the primary still holds.
     pub fn hold(&mut self, frame: &[u8], now_us: u64) -> Result<HoldOutcome, HoldError> {
         if let Err(error) = check_length(frame.len()) {
-            self.statistics.invalid += 1;
+            self.stats.invalid += 1;
             return Err(HoldError::Invalid(error));
         }
         if self.mode == GateMode::Closed {
-            self.statistics.dropped_closed += 1;
+            self.stats.dropped_closed += 1;
             return Ok(HoldOutcome::Dropped);
         }
         while !self.store.push(frame, now_us) {
             if self.mode != GateMode::Retained || self.store.len() == 0 {
-                self.statistics.overflowed += 1;
+                self.stats.overflowed += 1;
                 return Err(HoldError::Overflow);
             }
             self.forget_oldest();
-            self.statistics.retained_forgotten += 1;
+            self.stats.retained_forgotten += 1;
         }
         self.queued += 1;
         if self.mode == GateMode::Open {
             self.sealed = self.queued;
             self.acked = self.queued;
         }
-        self.statistics.held_max = self.statistics.held_max.max(self.store.len());
-        self.statistics.held_bytes_max = self.statistics.held_bytes_max.max(self.store.bytes());
+        self.stats.held_max = self.stats.held_max.max(self.store.len());
+        self.stats.held_bytes_max = self.stats.held_bytes_max.max(self.store.bytes());
         Ok(if self.limit() == self.queued { HoldOutcome::Ready } else { HoldOutcome::Held })
     }
 
@@ -241,7 +241,7 @@ impl Gate {
     pub fn forward(&mut self, frame: &[u8], nic: &mut impl FrameSink, now_us: u64) -> Result<HoldOutcome, HoldError> {
         let at_once = self.mode == GateMode::Open && self.store.len() == 0;
         if at_once && check_length(frame.len()).is_ok() && nic.send(frame).is_ok() {
-            self.statistics.released += 1;
+            self.stats.released += 1;
             return Ok(HoldOutcome::Sent);
         }
         self.hold(frame, now_us)
@@ -343,18 +343,18 @@ impl Gate {
         let (frame, held_at_us) = self.store.front()?;
         let sent = match nic.send(frame) {
             Ok(()) => {
-                self.statistics.released += 1;
+                self.stats.released += 1;
                 if self.left < self.retained {
-                    self.statistics.resent += 1;
+                    self.stats.resent += 1;
                 } else if self.mode == GateMode::Held {
-                    self.statistics.record_hold_time(now_us.saturating_sub(held_at_us));
+                    self.stats.record_hold_time(now_us.saturating_sub(held_at_us));
                 }
                 true
             }
             Err(SendError::Full) => return None,
             Err(SendError::Invalid(_)) => {
                 // Checked by `hold`; to keep it would block all that follow.
-                self.statistics.refused_by_nic += 1;
+                self.stats.refused_by_nic += 1;
                 false
             }
         };
@@ -387,8 +387,8 @@ impl Gate {
     }
 
     /// What the gate has done.
-    pub fn statistics(&self) -> &GateStatistics {
-        &self.statistics
+    pub fn stats(&self) -> &GateStats {
+        &self.stats
     }
 
     /// Frames up to this count may leave.
@@ -429,7 +429,7 @@ impl Gate {
     fn forget_released(&mut self) {
         while self.mode == GateMode::Retained && self.left < self.acked {
             self.forget_oldest();
-            self.statistics.retained_released += 1;
+            self.stats.retained_released += 1;
         }
     }
 

@@ -264,11 +264,11 @@ proptest! {
         gate.transmit_ready(&mut wire, u64::MAX);
         model.observe(wire.sent[seen..].iter().map(|frame| number(frame)))?;
         prop_assert!(model.pending.is_empty());
-        prop_assert_eq!(gate.statistics().dropped_closed, model.dropped);
-        prop_assert_eq!(gate.statistics().released, model.sent.len() as u64);
-        prop_assert_eq!(gate.statistics().resent, model.resent);
-        prop_assert_eq!(gate.statistics().retained_released, model.forgotten);
-        prop_assert_eq!(gate.statistics().retained_forgotten, 0, "there was room");
+        prop_assert_eq!(gate.stats().dropped_closed, model.dropped);
+        prop_assert_eq!(gate.stats().released, model.sent.len() as u64);
+        prop_assert_eq!(gate.stats().resent, model.resent);
+        prop_assert_eq!(gate.stats().retained_released, model.forgotten);
+        prop_assert_eq!(gate.stats().retained_forgotten, 0, "there was room");
         prop_assert_eq!(model.sent.len() as u64 + model.dropped + model.forgotten, count);
         for sent in &wire.sent {
             prop_assert_eq!(sent, &frame(number(sent), sent.len()));
@@ -364,8 +364,8 @@ fn hold_times_are_measured() {
     gate.seal(Mark::Seq(1));
     gate.acked(1);
     gate.transmit_ready(&mut Wire::with_room(9), 1100);
-    assert_eq!(gate.statistics().hold_time_max_us, 1000);
-    assert_eq!(gate.statistics().hold_times[10], 2);
+    assert_eq!(gate.stats().hold_time_max_us, 1000);
+    assert_eq!(gate.stats().hold_times[10], 2);
     assert_eq!(gate.oldest_age(1200), None);
 }
 
@@ -380,7 +380,7 @@ fn invalid_and_excess_frames_are_refused_and_counted() {
     }
     assert!(gate.is_full());
     assert_eq!(gate.hold(&frame(0, 60), 0), Err(HoldError::Overflow));
-    assert_eq!((gate.statistics().invalid, gate.statistics().overflowed), (2, 1));
+    assert_eq!((gate.stats().invalid, gate.stats().overflowed), (2, 1));
     let texts = [HoldError::Overflow, HoldError::Invalid(FrameError::TooShort(13))].map(|error| error.to_string());
     assert_eq!(texts, ["the output gate overflowed".to_owned(), FrameError::TooShort(13).to_string()]);
 }
@@ -415,7 +415,7 @@ fn a_frame_that_the_nic_refuses_blocks_nobody() {
     let mut nic = Picky(Wire::with_room(9));
     assert_eq!(gate.transmit_ready(&mut nic, 0), 2);
     assert_eq!(nic.0.sent.iter().map(|frame| number(frame)).collect::<Vec<_>>(), [0, 2]);
-    assert_eq!((gate.statistics().refused_by_nic, gate.sent(), gate.held()), (1, Some(1), 0));
+    assert_eq!((gate.stats().refused_by_nic, gate.sent(), gate.held()), (1, Some(1), 0));
 }
 
 #[test]

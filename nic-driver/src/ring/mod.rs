@@ -10,8 +10,8 @@
 mod rx;
 mod tx;
 
-pub use rx::{RxRing, RxStatistics};
-pub use tx::{TxRing, TxStatistics};
+pub use rx::{RxRing, RxStats};
+pub use tx::{TxRing, TxStats};
 
 /// Size of a descriptor in bytes.
 pub const DESCRIPTOR_BYTES: usize = 16;

@@ -17,7 +17,7 @@ const ERRORS: u64 = 0x97 << 40;
 
 /// What a receive ring has seen; all counts since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct RxStatistics {
+pub struct RxStats {
     /// Good frames handed out.
     pub frames: u64,
     /// Bytes in them.
@@ -45,7 +45,7 @@ pub struct RxRing {
     returned: u16,
     /// In the middle of a frame that spans buffers: drop until its end.
     skipping: bool,
-    statistics: RxStatistics,
+    stats: RxStats,
 }
 
 impl RxRing {
@@ -55,7 +55,7 @@ impl RxRing {
         for index in 0..descriptors {
             layout.write(index, 0);
         }
-        Ok(Self { layout, next: 0, returned: 0, skipping: false, statistics: RxStatistics::default() })
+        Ok(Self { layout, next: 0, returned: 0, skipping: false, stats: RxStats::default() })
     }
 
     /// Address of the descriptors for the device.
@@ -69,8 +69,8 @@ impl RxRing {
     }
 
     /// What the ring has seen.
-    pub fn statistics(&self) -> RxStatistics {
-        self.statistics
+    pub fn stats(&self) -> RxStats {
+        self.stats
     }
 
     /// How many buffers the CPU has read but not given back by [`tail`](Self::tail).
@@ -97,8 +97,8 @@ impl RxRing {
         // SAFETY: the device has set DD on this descriptor (`front`) and gets it back only after `recycle` and `tail`,
         // which need `&mut self`; the length is within the buffer.
         let result = f(unsafe { self.layout.memory.bytes(self.layout.buffer(self.next), len) });
-        self.statistics.frames += 1;
-        self.statistics.bytes += len as u64;
+        self.stats.frames += 1;
+        self.stats.bytes += len as u64;
         self.recycle();
         Some(result)
     }
@@ -125,19 +125,19 @@ impl RxRing {
         let end = status & EOP != 0;
         if self.skipping || !end {
             // Counted once, at its first buffer.
-            self.statistics.fragmented += u64::from(!self.skipping);
+            self.stats.fragmented += u64::from(!self.skipping);
             self.skipping = !end;
             return None;
         }
         if status & ERRORS != 0 {
-            self.statistics.hardware_errors += 1;
+            self.stats.hardware_errors += 1;
             return None;
         }
         let len = usize::from(status as u16);
         match check_length(len) {
             Ok(()) => return Some(len),
-            Err(FrameError::TooShort(_)) => self.statistics.too_short += 1,
-            Err(FrameError::TooLong(_)) => self.statistics.too_long += 1,
+            Err(FrameError::TooShort(_)) => self.stats.too_short += 1,
+            Err(FrameError::TooLong(_)) => self.stats.too_long += 1,
         }
         None
     }

@@ -16,7 +16,7 @@ const ERRORS: u64 = 0b1110 << 32;
 
 /// What a transmit ring has seen; all counts since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TxStatistics {
+pub struct TxStats {
     /// Frames queued.
     pub frames: u64,
     /// Bytes in them, without padding.
@@ -39,7 +39,7 @@ pub struct TxRing {
     flushed: u16,
     /// The descriptor that gets the next frame.
     next: u16,
-    statistics: TxStatistics,
+    stats: TxStats,
 }
 
 impl TxRing {
@@ -49,7 +49,7 @@ impl TxRing {
         for index in 0..descriptors {
             layout.write(index, 0);
         }
-        Ok(Self { layout, oldest: 0, flushed: 0, next: 0, statistics: TxStatistics::default() })
+        Ok(Self { layout, oldest: 0, flushed: 0, next: 0, stats: TxStats::default() })
     }
 
     /// Address of the descriptors for the device.
@@ -63,8 +63,8 @@ impl TxRing {
     }
 
     /// What the ring has seen.
-    pub fn statistics(&self) -> TxStatistics {
-        self.statistics
+    pub fn stats(&self) -> TxStats {
+        self.stats
     }
 
     /// How many frames can be queued now. Collects what the device has sent first.
@@ -90,11 +90,11 @@ impl TxRing {
     /// Frames shorter than the wire's minimum are padded with zeros.
     pub fn transmit<R>(&mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> Result<R, SendError> {
         if let Err(error) = check_length(len) {
-            self.statistics.invalid += 1;
+            self.stats.invalid += 1;
             return Err(error.into());
         }
         if self.room() == 0 && self.free() == 0 {
-            self.statistics.full += 1;
+            self.stats.full += 1;
             return Err(SendError::Full);
         }
         let wire_len = len.max(MIN_WIRE_FRAME);
@@ -105,8 +105,8 @@ impl TxRing {
         let result = fill(frame);
         self.layout.write(self.next, COMMAND | wire_len as u64);
         self.next = self.layout.next(self.next);
-        self.statistics.frames += 1;
-        self.statistics.bytes += len as u64;
+        self.stats.frames += 1;
+        self.stats.bytes += len as u64;
         Ok(result)
     }
 
@@ -122,7 +122,7 @@ impl TxRing {
             if status & DD == 0 {
                 break;
             }
-            self.statistics.hardware_errors += u64::from(status & ERRORS != 0);
+            self.stats.hardware_errors += u64::from(status & ERRORS != 0);
             self.oldest = self.layout.next(self.oldest);
         }
         fence(Ordering::Acquire);

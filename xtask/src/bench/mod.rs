@@ -14,7 +14,7 @@ use clap::Args;
 use crate::needs::{self, Need};
 use crate::output::{self, complain};
 use crate::platform::Platform;
-use crate::progress::Progress;
+use crate::spinner::Spinner;
 use crate::{artefacts, interrupt};
 
 /// Where is measured, and how often.
@@ -68,16 +68,16 @@ pub fn run(arguments: &BenchArgs) -> Result<()> {
         .filter(|(key, _)| arguments.figures.is_empty() || arguments.figures.iter().any(|name| name == key));
     let mut figures = Vec::new();
     for (name, measure) in wanted {
-        let progress = Progress::start(format!("measuring {name}"));
+        let spinner = Spinner::start(format!("measuring {name}"));
         let result = measure(&bench);
         interrupt::check()?;
         match result {
             Ok(measured) => {
-                progress.done();
+                spinner.done();
                 figures.extend(measured);
             }
             Err(error) => {
-                drop(progress);
+                drop(spinner);
                 complain!("{name}: {error:#}");
                 figures.push(report::Figure::failed(name, &format!("{error:#}")));
             }

@@ -21,7 +21,7 @@ use super::{Probe, kernel, write};
 use crate::artefacts;
 use crate::needs::{self, Need};
 use crate::output::say;
-use crate::progress::Progress;
+use crate::spinner::Spinner;
 use crate::units::format_size;
 
 /// What `--guest` calls it.
@@ -286,22 +286,22 @@ fn load(directory: &Path) -> Option<Built> {
 fn build(wanted: Wanted, yes: bool) -> Result<Built> {
     let Wanted { suite, packages: names, .. } = &wanted;
     needs::ensure_present(&[Need::Apt], yes)?;
-    let progress = Progress::start(format!("building a guest of Debian's {}", suite.name()));
+    let spinner = Spinner::start(format!("building a guest of Debian's {}", suite.name()));
     let apt = packages::Apt::open(&parent().join("apt").join(suite.name()), suite.name())?;
-    progress.detail("looking for packages");
+    spinner.detail("looking for packages");
     apt.update()?;
     let services: Vec<_> = services::of(names).collect();
-    progress.detail("fetching packages");
+    spinner.detail("fetching packages");
     let all: Vec<&str> = suite.base().iter().copied().chain(names.iter().map(String::as_str)).collect();
     let files = without_luxuries(apt.fetch(&all)?, &apt, &all, &services)?;
     let kernel_packages = apt.fetch_kernel()?;
 
     let mut ramdisk = ramdisk::Ramdisk::new();
     for file in &files {
-        progress.detail(&format!("unpacking {}", file_name(file)));
+        spinner.detail(&format!("unpacking {}", file_name(file)));
         ramdisk.add_package(file)?;
     }
-    progress.detail("unpacking the kernel");
+    spinner.detail("unpacking the kernel");
     let linux = ramdisk.add_kernel(&kernel_packages)?;
     ramdisk.add_system(&services, wanted.ssh_key.as_deref())?;
 
@@ -326,7 +326,7 @@ fn build(wanted: Wanted, yes: bool) -> Result<Built> {
         fs::remove_dir_all(&place).with_context(|| format!("cannot remove {}", place.display()))?;
     }
     fs::rename(scratch.keep(), &place).with_context(|| format!("cannot write {}", place.display()))?;
-    progress.done();
+    spinner.done();
     load(&place).context("the guest that was just built is not there")
 }
 

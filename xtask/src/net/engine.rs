@@ -15,13 +15,13 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::capture::Capture;
-use super::counters::{FabricCounters, RelayCounters};
 use super::delay::DelayQueue;
 use super::forward::{Forwarder, Tokens};
 use super::lan::{ARBITER, Destination, HOST, HostEnd, Lan, Way};
 use super::link::LinkChange;
 use super::port::{Opening, Port};
 use super::relay::{self, Relay};
+use super::stats::{FabricStats, RelayStats};
 use super::tap::Tap;
 use super::{
     CaptureConfig, FabricConfig, Forward, Host, LinkPart, LinkStatus, LinkTarget, MAX_FORWARDS, Network, Plug, SLOTS,
@@ -49,7 +49,7 @@ const BUFFER: usize = 4096;
 pub enum Command {
     SetLink(LinkTarget, LinkChange, Sender<()>),
     Links(Sender<Vec<LinkStatus>>),
-    Counters(Sender<FabricCounters>),
+    Stats(Sender<FabricStats>),
     SetCapture(Option<CaptureConfig>, Sender<Result<()>>),
     Stop,
 }
@@ -324,8 +324,8 @@ impl Engine {
                 Command::Links(reply) => {
                     let _ = reply.send(self.lans.iter().flat_map(Lan::links).collect());
                 }
-                Command::Counters(reply) => {
-                    let _ = reply.send(self.counters());
+                Command::Stats(reply) => {
+                    let _ = reply.send(self.stats());
                 }
                 Command::SetCapture(config, reply) => {
                     let _ = reply.send(self.set_capture(config.as_ref()));
@@ -339,17 +339,17 @@ impl Engine {
         true
     }
 
-    fn counters(&self) -> FabricCounters {
+    fn stats(&self) -> FabricStats {
         let forward = match &self.lans[0].host {
-            HostEnd::Forwarder(forwarder) => Some(forwarder.counters()),
+            HostEnd::Forwarder(forwarder) => Some(forwarder.stats()),
             _ => None,
         };
-        let relays = self.lans.iter().filter_map(|lan| Some(lan.arbiter.as_ref()?.counters()));
-        let relay = relays.reduce(|sum, relay| RelayCounters {
+        let relays = self.lans.iter().filter_map(|lan| Some(lan.arbiter.as_ref()?.stats()));
+        let relay = relays.reduce(|sum, relay| RelayStats {
             accepted: sum.accepted + relay.accepted,
             failed: sum.failed + relay.failed,
         });
-        FabricCounters { networks: self.lans.each_ref().map(Lan::counters), forward, relay }
+        FabricStats { networks: self.lans.each_ref().map(Lan::stats), forward, relay }
     }
 
     fn set_capture(&mut self, config: Option<&CaptureConfig>) -> Result<()> {

@@ -7,13 +7,13 @@ use fastrand::Rng;
 use mio::Registry;
 
 use super::capture::Capture;
-use super::counters::{NetworkCounters, PortCounters};
 use super::delay::DelayQueue;
 use super::forward::Forwarder;
 use super::frame::Header;
 use super::link::{Direction, LinkChange, LinkSettings, Transit};
 use super::port::{Port, SendFailure};
 use super::relay::Relay;
+use super::stats::{NetworkStats, PortStats};
 use super::switch::{PortSet, Switch};
 use super::tap::Tap;
 use super::{LinkPart, LinkStatus, Network, SLOTS};
@@ -61,7 +61,7 @@ pub struct Lan {
     pub host: HostEnd,
     /// The arbiter's host; without one the switch does not have its port.
     pub arbiter: Option<Box<Relay>>,
-    counters: [PortCounters; PORTS],
+    stats: [PortStats; PORTS],
     /// Records every legal frame as it enters the switch, before loss and delay.
     pub capture: Option<Capture<File>>,
     /// When the latest frame from one port arrives at another: the next one comes no earlier.
@@ -92,7 +92,7 @@ impl Lan {
             slots,
             host,
             arbiter,
-            counters: [PortCounters::default(); PORTS],
+            stats: [PortStats::default(); PORTS],
             capture,
             latest: [[Duration::ZERO; PORTS]; PORTS],
         }
@@ -117,25 +117,25 @@ impl Lan {
     }
 
     /// What was counted.
-    pub fn counters(&self) -> NetworkCounters {
-        let [slots @ .., host, arbiter] = self.counters;
+    pub fn stats(&self) -> NetworkStats {
+        let [slots @ .., host, arbiter] = self.stats;
         let not_captured = self.capture.as_ref().map_or(0, |capture| capture.skipped);
-        NetworkCounters { network: self.network, slots, host, arbiter, not_captured, moves: self.switch.moves() }
+        NetworkStats { network: self.network, slots, host, arbiter, not_captured, moves: self.switch.moves() }
     }
 
     /// A frame comes in at a port.
     pub fn enter(&mut self, ingress: usize, frame: &[u8], way: &mut Way<'_>) {
-        let counters = &mut self.counters[ingress];
+        let stats = &mut self.stats[ingress];
         let Some(header) = Header::parse(frame) else {
-            counters.dropped.malformed += 1;
+            stats.dropped.malformed += 1;
             return;
         };
         let transit = match self.cables[ingress].cross(Transit::default(), Direction::FromMachine, way.rng) {
             Ok(transit) => transit,
-            Err(refusal) => return counters.dropped.refuse(refusal),
+            Err(refusal) => return stats.dropped.refuse(refusal),
         };
-        counters.sent_frames += 1;
-        counters.sent_bytes += frame.len() as u64;
+        stats.sent_frames += 1;
+        stats.sent_bytes += frame.len() as u64;
         if let Some(capture) = &mut self.capture {
             capture.record(frame);
         }
@@ -145,7 +145,7 @@ impl Lan {
             let crossed = self.link.cross(transit, to, way.rng);
             match crossed.and_then(|transit| self.cables[egress].cross(transit, to, way.rng)) {
                 Ok(transit) => self.dispatch((ingress, egress), transit, frame, way),
-                Err(refusal) => self.counters[egress].dropped.refuse(refusal),
+                Err(refusal) => self.stats[egress].dropped.refuse(refusal),
             }
         }
     }
@@ -161,7 +161,7 @@ impl Lan {
             if due <= way.now {
                 self.deliver(egress, frame, way.now, way.registry);
             } else if !way.queue.push(due, (self.network.index(), egress), frame.to_owned()) {
-                self.counters[egress].dropped.queue_full += 1;
+                self.stats[egress].dropped.queue_full += 1;
             }
         }
     }
@@ -171,7 +171,7 @@ impl Lan {
         if [&self.link, &self.cables[egress]].iter().all(|link| link.is_open(Direction::ToMachine)) {
             self.deliver(egress, frame, now, registry);
         } else {
-            self.counters[egress].dropped.down += 1;
+            self.stats[egress].dropped.down += 1;
         }
     }
 
@@ -187,26 +187,26 @@ impl Lan {
             };
             if taken { Ok(()) } else { Err(SendFailure::QueueFull) }
         };
-        let counters = &mut self.counters[egress];
+        let stats = &mut self.stats[egress];
         match sent {
             Ok(()) => {
-                counters.received_frames += 1;
-                counters.received_bytes += frame.len() as u64;
+                stats.received_frames += 1;
+                stats.received_bytes += frame.len() as u64;
             }
             Err(SendFailure::Absent) => {
-                counters.dropped.absent += 1;
+                stats.dropped.absent += 1;
                 self.switch.forget(egress);
             }
-            Err(SendFailure::QueueFull) => counters.dropped.queue_full += 1,
+            Err(SendFailure::QueueFull) => stats.dropped.queue_full += 1,
         }
     }
 
     /// A slow machine has room again.
     pub fn flush(&mut self, slot: usize, now: Duration, registry: &Registry) {
         let lost = self.slots[slot].flush(now, registry);
-        let counters = &mut self.counters[slot];
-        counters.dropped.absent += lost;
+        let stats = &mut self.stats[slot];
+        stats.dropped.absent += lost;
         // They were counted as delivered when they were queued.
-        counters.received_frames = counters.received_frames.saturating_sub(lost);
+        stats.received_frames = stats.received_frames.saturating_sub(lost);
     }
 }

@@ -10,7 +10,6 @@
 //! `port`, `tap`, `forward`, `relay` and `engine`.
 
 mod capture;
-mod counters;
 mod delay;
 mod engine;
 mod forward;
@@ -20,6 +19,7 @@ mod link;
 mod port;
 mod relay;
 mod stack;
+mod stats;
 mod switch;
 mod tap;
 #[cfg(test)]
@@ -34,8 +34,8 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-pub use counters::{FabricCounters, NetworkCounters, PortCounters};
 pub use link::{LinkChange, LinkSettings};
+pub use stats::{FabricStats, NetworkStats, PortStats};
 
 use engine::{Command, Engine};
 
@@ -314,8 +314,8 @@ impl Fabric {
     }
 
     /// Everything counted since the start.
-    pub fn counters(&self) -> Result<FabricCounters> {
-        self.ask(Command::Counters)
+    pub fn stats(&self) -> Result<FabricStats> {
+        self.ask(Command::Stats)
     }
 
     /// Starts capturing anew, or ends it.

@@ -13,10 +13,10 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
 use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket};
 
-use super::counters::RelayCounters;
 use super::forward::connection::{Connection, Standing};
 use super::frame::{Header, IPV4, MIN_FRAME, Mac, arp_reply};
 use super::stack::Stack;
+use super::stats::RelayStats;
 use super::{ARBITER_PORT, Network};
 
 /// Connections at a time; each machine has one.
@@ -45,7 +45,7 @@ pub struct Relay {
     pub stack: Stack,
     places: [Place; MAX_CONNECTIONS],
     first_token: usize,
-    counters: RelayCounters,
+    stats: RelayStats,
 }
 
 /// A socket that listens or is connected, and its way to the target.
@@ -63,13 +63,13 @@ impl Relay {
         let mac = Mac([0x52, 0x54, 0x00, b, c, d]);
         let mut stack = Stack::new(mac, address, seed, Instant::ZERO)?;
         let places = [(); MAX_CONNECTIONS].map(|()| Place { socket: stack.sockets.add(socket()), connection: None });
-        let counters = RelayCounters::default();
-        Ok(Self { target, own: (mac, address), stack, places, first_token, counters })
+        let stats = RelayStats::default();
+        Ok(Self { target, own: (mac, address), stack, places, first_token, stats })
     }
 
     /// What was counted.
-    pub fn counters(&self) -> RelayCounters {
-        self.counters
+    pub fn stats(&self) -> RelayStats {
+        self.stats
     }
 
     /// Notes an event, if it is at one of this host's sockets.
@@ -116,7 +116,7 @@ impl Relay {
                     moved |= connection.pump_to_guest(socket) | connection.pump_to_client(socket);
                     match connection.standing(socket) {
                         Standing::Open => continue,
-                        Standing::ResetByClient => self.counters.failed += 1,
+                        Standing::ResetByClient => self.stats.failed += 1,
                         Standing::Finished | Standing::ResetByGuest => {}
                     }
                     // Also in TIME-WAIT: the place is needed, and a reset ends what the last acknowledgement would.
@@ -128,9 +128,9 @@ impl Relay {
                 None if matches!(socket.state(), State::Established | State::CloseWait) => {
                     let token = Token(self.first_token + index);
                     place.connection = connect(self.target, place.socket, now, registry, token);
-                    self.counters.accepted += 1;
+                    self.stats.accepted += 1;
                     if place.connection.is_none() {
-                        self.counters.failed += 1;
+                        self.stats.failed += 1;
                         socket.abort();
                     }
                     moved = true;

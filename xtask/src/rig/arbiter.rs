@@ -8,7 +8,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::network::FabricCounters;
+use super::network::FabricStats;
 use crate::arbiter::{Holding, Service, range};
 use crate::net::ARBITER_PORT;
 
@@ -95,12 +95,12 @@ impl Arbiter {
     }
 
     /// What is known about it.
-    pub fn snapshot(&self, counters: Option<&FabricCounters>) -> ArbiterSnapshot {
+    pub fn snapshot(&self, stats: Option<&FabricStats>) -> ArbiterSnapshot {
         let newest = match &self.service {
             Some(service) => service.newest(&self.pair),
             None => self.before.clone(),
         };
-        let relay = counters.and_then(|counters| counters.relay).unwrap_or_default();
+        let relay = stats.and_then(|stats| stats.relay).unwrap_or_default();
         ArbiterSnapshot {
             address: self.address.to_string(),
             newest_term: newest.as_ref().map(|holding| holding.term),

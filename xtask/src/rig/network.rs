@@ -12,9 +12,9 @@ use super::options::{GUEST_ADDRESS, GUEST_PORT};
 use super::{SLOTS, Slot};
 use crate::net::{
     CaptureConfig, Fabric, FabricConfig, Forward, ForwardConfig, Host, LinkPart, LinkSettings, LinkStatus, LinkTarget,
-    NetworkCounters, Plug, PortCounters, Transport,
+    NetworkStats, Plug, PortStats, Transport,
 };
-pub use crate::net::{FabricCounters, LinkChange, Network, arbiter_address};
+pub use crate::net::{FabricStats, LinkChange, Network, arbiter_address};
 use crate::units::{format_duration, parse_duration};
 
 /// What can be changed, for messages.
@@ -186,8 +186,8 @@ impl Networks {
     }
 
     /// Everything counted so far; an error means that the networks have ended.
-    pub fn counters(&self) -> Result<FabricCounters> {
-        self.fabric()?.counters()
+    pub fn stats(&self) -> Result<FabricStats> {
+        self.fabric()?.stats()
     }
 
     /// Ends them; an error is what ended them before.
@@ -200,14 +200,14 @@ impl Networks {
     }
 
     /// The networks as they are, and those cables that were changed.
-    pub fn links(&self, counters: &FabricCounters) -> Result<Vec<LinkSnapshot>> {
+    pub fn links(&self, stats: &FabricStats) -> Result<Vec<LinkSnapshot>> {
         let links = self.fabric()?.links()?.into_iter();
         // The arbiter's two cables are always alike: one stands for both.
         let twofold = |link: &LinkStatus| link.part == LinkPart::Arbiter && link.network != Network::ALL[0];
         let changed = |link: &LinkStatus| link.settings != LinkSettings::default();
         let shown = links.filter(|link| link.part == LinkPart::Whole || changed(link) && !twofold(link));
         let shown = shown.map(|link| {
-            let port = count(&link, counters);
+            let port = count(&link, stats);
             LinkSnapshot {
                 name: name(&link),
                 state: describe(&link.settings),
@@ -231,14 +231,12 @@ fn name(link: &LinkStatus) -> String {
 }
 
 /// What went through.
-fn count(link: &LinkStatus, counters: &FabricCounters) -> PortCounters {
-    let network = counters.networks.iter().find(|counters| counters.network == link.network);
+fn count(link: &LinkStatus, stats: &FabricStats) -> PortStats {
+    let network = stats.networks.iter().find(|stats| stats.network == link.network);
     match link.part {
-        LinkPart::Whole => network.map(NetworkCounters::total),
+        LinkPart::Whole => network.map(NetworkStats::total),
         LinkPart::Slot(slot) => network.and_then(|network| network.slots.get(slot).copied()),
-        LinkPart::Arbiter => {
-            counters.networks.iter().map(|network| network.arbiter).reduce(|sum, port| sum.plus(&port))
-        }
+        LinkPart::Arbiter => stats.networks.iter().map(|network| network.arbiter).reduce(|sum, port| sum.plus(&port)),
     }
     .unwrap_or_default()
 }

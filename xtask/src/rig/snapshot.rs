@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arbiter::ArbiterSnapshot;
 use super::monitor::{Claim, Status, Takeover};
-use super::network::{FabricCounters, LinkSnapshot};
+use super::network::{FabricStats, LinkSnapshot};
 use super::rates::Rates;
 use super::roles::Role;
 
@@ -37,7 +37,7 @@ pub struct Snapshot {
     /// The networks.
     pub links: Vec<LinkSnapshot>,
     /// What the switch has counted.
-    pub network: Option<FabricCounters>,
+    pub network: Option<FabricStats>,
     /// The last things that happened.
     pub notices: Vec<Notice>,
 }
@@ -70,7 +70,7 @@ pub struct MachineSnapshot {
     pub malformed: u64,
     /// Its last status.
     pub status: Option<Status>,
-    /// Rates of its counters.
+    /// Rates of its stats.
     pub rates: Option<Rates>,
 }
 

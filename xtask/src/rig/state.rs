@@ -165,7 +165,7 @@ impl Rig {
         self.revive();
         if self.networks_checked.elapsed() >= NETWORK_CHECK {
             self.networks_checked = Instant::now();
-            if let Err(ended) = self.networks.counters() {
+            if let Err(ended) = self.networks.stats() {
                 self.networks.end().context("the networks failed")?;
                 return Err(ended);
             }

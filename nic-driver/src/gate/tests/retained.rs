@@ -55,9 +55,9 @@ proptest! {
             match step {
                 Step::Guest { frames, len } => {
                     for _ in 0..frames {
-                        let forgotten = gate.statistics().retained_forgotten;
+                        let forgotten = gate.stats().retained_forgotten;
                         prop_assert_eq!(gate.forward(&frame(made, len), &mut wire, 0), Ok(HoldOutcome::Held));
-                        for _ in forgotten..gate.statistics().retained_forgotten {
+                        for _ in forgotten..gate.stats().retained_forgotten {
                             let scarce = kept.len() == capacity.0 + RESERVED_FRAMES
                                 || bytes(&kept) + len > capacity.1 + RESERVED_FRAMES * MAX_FRAME;
                             prop_assert!(scarce, "forgotten without need");
@@ -89,8 +89,8 @@ proptest! {
             prop_assert!(gate.held() <= capacity.0 + RESERVED_FRAMES && gate.seals.len() <= gate.held());
             prop_assert!(!gate.is_full() && wire.sent.is_empty());
         }
-        let statistics = gate.statistics();
-        let gone = statistics.retained_released + statistics.retained_forgotten;
+        let stats = gate.stats();
+        let gone = stats.retained_released + stats.retained_forgotten;
         prop_assert_eq!(gone + kept.len() as u64, made);
 
         gate.break_output_rule(false);
@@ -103,14 +103,14 @@ proptest! {
         }
         let want: Vec<_> = kept.iter().map(|&(number, len, _)| frame(number, len)).collect();
         prop_assert_eq!(&wire.sent, &want);
-        prop_assert_eq!(gate.statistics().resent, want.len() as u64);
+        prop_assert_eq!(gate.stats().resent, want.len() as u64);
         // A frame of the new period counts as its own.
         prop_assert!(gate.hold(&frame(made, 60), 10).is_ok());
         gate.set_mode(GateMode::Open);
         wire.room = 1;
         prop_assert_eq!(gate.transmit_ready(&mut wire, 11), 1);
-        prop_assert_eq!(gate.statistics().resent, want.len() as u64);
-        prop_assert_eq!(gate.statistics().released, want.len() as u64 + 1);
+        prop_assert_eq!(gate.stats().resent, want.len() as u64);
+        prop_assert_eq!(gate.stats().released, want.len() as u64 + 1);
     }
 }
 
@@ -207,7 +207,7 @@ fn released_before_they_are_made() {
         gate.seal(Mark::Position(mark));
         assert_eq!(gate.held(), held, "{mark}");
     }
-    assert_eq!(gate.statistics().retained_released, 2);
+    assert_eq!(gate.stats().retained_released, 2);
 }
 
 /// A backup that never hears of a release, with a mark for each frame: the marks are bounded too.
@@ -216,7 +216,7 @@ fn marks_go_with_their_frames() {
     let mut gate = retaining(1000);
     let room = 16 + RESERVED_FRAMES;
     assert_eq!((gate.held(), gate.seals.len()), (room, room));
-    assert_eq!(gate.statistics().retained_forgotten, 1000 - room as u64);
+    assert_eq!(gate.stats().retained_forgotten, 1000 - room as u64);
     gate.released(10 * 998);
     assert_eq!((gate.held(), gate.seals.len()), (1, 1));
 }
@@ -225,7 +225,7 @@ fn marks_go_with_their_frames() {
 fn closing_drops_what_is_retained() {
     let mut gate = retaining(3);
     gate.set_mode(GateMode::Closed);
-    assert_eq!(gate.statistics().dropped_closed, 3);
+    assert_eq!(gate.stats().dropped_closed, 3);
     gate.set_mode(GateMode::Open);
     assert_eq!(gate.transmit_ready(&mut Wire::with_room(9), 0), 0);
 }
@@ -238,7 +238,7 @@ fn retaining_starts_empty() {
         gate.hold(&frame(0, 60), 0).unwrap();
         gate.seal(Mark::Seq(50));
         gate.set_mode(GateMode::Retained);
-        assert_eq!((gate.held(), gate.statistics().dropped_closed), (0, 1), "{before:?}");
+        assert_eq!((gate.held(), gate.stats().dropped_closed), (0, 1), "{before:?}");
         // Marks start anew.
         gate.hold(&frame(1, 60), 0).unwrap();
         gate.seal(Mark::Position(3));
@@ -255,12 +255,12 @@ fn retained_frames_do_not_count_as_held_back() {
     assert_eq!((gate.ready(), gate.unsealed()), (2, 1));
     let mut wire = Wire::with_room(9);
     assert_eq!(gate.transmit_ready(&mut wire, 5000), 2);
-    assert_eq!(gate.statistics().hold_times.iter().sum::<u64>(), 0);
+    assert_eq!(gate.stats().hold_times.iter().sum::<u64>(), 0);
     gate.released(100);
     assert_eq!((gate.held(), gate.ready()), (1, 0));
     gate.seal(Mark::Seq(1));
     gate.acked(1);
     assert_eq!(gate.transmit_ready(&mut wire, 5003), 1);
-    assert_eq!(gate.statistics().hold_time_max_us, 3);
-    assert_eq!(gate.statistics().resent, 2);
+    assert_eq!(gate.stats().hold_time_max_us, 3);
+    assert_eq!(gate.stats().resent, 2);
 }

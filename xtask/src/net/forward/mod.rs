@@ -19,9 +19,9 @@ use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::wire::{IpAddress, IpEndpoint};
 
-use super::counters::ForwardCounters;
 use super::frame::{Header, Mac};
 use super::stack::Stack;
+use super::stats::ForwardStats;
 use super::{Forward, ForwardConfig, HOST_ADDRESS, MAX_FORWARDS, Protocol};
 use announce::{Listener, News};
 use connection::{Connection, Standing, stack_socket};
@@ -98,7 +98,7 @@ pub struct Forwarder {
     next_connection: usize,
     next_port: u16,
     lingering: Vec<SocketHandle>,
-    counters: ForwardCounters,
+    stats: ForwardStats,
 }
 
 impl Forwarder {
@@ -128,7 +128,7 @@ impl Forwarder {
             next_connection: 0,
             next_port: *LOCAL_PORTS.start(),
             lingering: Vec::new(),
-            counters: ForwardCounters::default(),
+            stats: ForwardStats::default(),
         })
     }
 
@@ -148,11 +148,11 @@ impl Forwarder {
     }
 
     /// What was counted.
-    pub fn counters(&self) -> ForwardCounters {
-        ForwardCounters {
+    pub fn stats(&self) -> ForwardStats {
+        ForwardStats {
             open: self.connections.len() as u64,
             udp_dropped: self.udp.iter().map(|udp| udp.dropped).sum(),
-            ..self.counters
+            ..self.stats
         }
     }
 
@@ -239,7 +239,7 @@ impl Forwarder {
             }
             let handle = self.stack.sockets.add(socket);
             self.connections.insert(token, Connection::new(stream, handle, now));
-            self.counters.accepted += 1;
+            self.stats.accepted += 1;
             accepted = true;
         }
         accepted
@@ -277,11 +277,11 @@ impl Forwarder {
             let handle = connection.handle;
             match standing {
                 Standing::ResetByGuest => {
-                    self.counters.reset_by_guest += 1;
+                    self.stats.reset_by_guest += 1;
                     connection.reset_client();
                 }
                 Standing::ResetByClient => {
-                    self.counters.reset_by_client += 1;
+                    self.stats.reset_by_client += 1;
                     self.stack.sockets.get_mut::<Socket<'_>>(handle).abort();
                 }
                 Standing::Finished | Standing::Open => {}
@@ -316,7 +316,7 @@ impl Forwarder {
         if !self.recovery.check(now, in_flight, stalled) {
             return;
         }
-        self.counters.nudges += 1;
+        self.stats.nudges += 1;
         self.clock.jump();
         if let Some(frame) = self.ear.reminder(HOST_MAC, HOST_ADDRESS) {
             self.stack.receive(&frame);

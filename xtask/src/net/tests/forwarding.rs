@@ -44,7 +44,7 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 fn open(fabric: &Fabric) -> u64 {
-    fabric.counters().unwrap().forward.unwrap().open
+    fabric.stats().unwrap().forward.unwrap().open
 }
 
 #[test]
@@ -69,9 +69,9 @@ fn a_connection_survives_silence_and_takeover() {
     // Without the jump at the announcement, the next attempt of the stack is seconds away.
     assert!(back.elapsed() < Duration::from_millis(700), "{:?}", back.elapsed());
     exchange(&mut stream, b"after");
-    let counters = fabric.counters().unwrap();
-    assert!(counters.networks[0].slots[1].received_frames > 0);
-    assert_eq!(counters.forward.unwrap().reset_by_guest, 0);
+    let stats = fabric.stats().unwrap();
+    assert!(stats.networks[0].slots[1].received_frames > 0);
+    assert_eq!(stats.forward.unwrap().reset_by_guest, 0);
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn ten_megabytes_survive_loss() {
         stream.read_to_end(&mut answer).unwrap();
         assert!(answer == data, "{} bytes of {SIZE}", answer.len());
     });
-    assert!(fabric.counters().unwrap().networks[0].total().dropped.lost > 50);
+    assert!(fabric.stats().unwrap().networks[0].total().dropped.lost > 50);
     wait_until("the connection ends", || open(&fabric) == 0);
 }
 
@@ -211,7 +211,7 @@ fn a_reset_by_the_guest_reaches_the_client() {
     let mut stream = connect(&fabric);
     stream.write_all(b"x").unwrap();
     assert_eq!(stream.read(&mut [0; 10]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-    wait_until("the reset is counted", || fabric.counters().unwrap().forward.unwrap().reset_by_guest == 1);
+    wait_until("the reset is counted", || fabric.stats().unwrap().forward.unwrap().reset_by_guest == 1);
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn a_reset_by_the_client_reaches_the_guest() {
         let linger = libc::linger { l_onoff: 1, l_linger: 0 };
         setsockopt(&stream, sockopt::Linger, &linger).unwrap();
     }
-    wait_until("all are reset", || fabric.counters().unwrap().forward.unwrap().reset_by_client == 200);
+    wait_until("all are reset", || fabric.stats().unwrap().forward.unwrap().reset_by_client == 200);
     exchange(&mut connect(&fabric), b"x");
 }
 
@@ -252,7 +252,7 @@ fn many_connections_at_a_time() {
         }
     });
     wait_until("all end", || open(&fabric) == 0);
-    assert_eq!(fabric.counters().unwrap().forward.unwrap().accepted, 64);
+    assert_eq!(fabric.stats().unwrap().forward.unwrap().accepted, 64);
 }
 
 #[test]
@@ -291,7 +291,7 @@ fn datagrams_find_their_way_back() {
         assert!(answer[..length].iter().all(|&byte| byte == number as u8));
     }
     clients[0].send_to(&[0; 1473], to).unwrap();
-    wait_until("it is dropped", || fabric.counters().unwrap().forward.unwrap().udp_dropped == 1);
+    wait_until("it is dropped", || fabric.stats().unwrap().forward.unwrap().udp_dropped == 1);
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn the_cost_of_small_frames() {
         clients.into_iter().map(|client| client.join().unwrap()).sum()
     });
     let (spent, elapsed) = (fabric_time() - before, start.elapsed());
-    let total = fabric.counters().unwrap().networks[0].total();
+    let total = fabric.stats().unwrap().networks[0].total();
     let frames = total.sent_frames as f64;
     let (rate, share) = (frames / elapsed.as_secs_f64(), spent.as_secs_f64() / elapsed.as_secs_f64());
     let cost = spent.as_secs_f64() * 1e6 / frames;

@@ -50,7 +50,7 @@ fn frames_cross_both_ways_in_two_rigs_at_once() {
         }
     }
     for (_, fabric) in &rigs {
-        let total = fabric.counters().unwrap().networks[1].total();
+        let total = fabric.stats().unwrap().networks[1].total();
         assert_eq!((total.sent_frames, total.dropped.total()), (200, 0));
     }
 }
@@ -65,7 +65,7 @@ fn a_burst_waits_for_a_machine_that_takes_a_frame_in_a_millisecond() {
         // Not more at a time than the switch's own socket holds.
         if number % 32 == 0 {
             let deadline = std::time::Instant::now() + PATIENCE;
-            while fabric.counters().unwrap().networks[1].slots[0].sent_frames <= u64::from(number) {
+            while fabric.stats().unwrap().networks[1].slots[0].sent_frames <= u64::from(number) {
                 assert!(std::time::Instant::now() < deadline);
             }
         }
@@ -85,7 +85,7 @@ fn a_machine_may_go_and_come_back() {
     let mac = b.mac;
     drop(b);
     let deadline = std::time::Instant::now() + PATIENCE;
-    while fabric.counters().unwrap().networks[1].slots[1].dropped.absent == 0 {
+    while fabric.stats().unwrap().networks[1].slots[1].dropped.absent == 0 {
         assert!(std::time::Instant::now() < deadline);
         a.send(mac, b"2");
     }

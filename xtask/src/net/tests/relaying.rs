@@ -83,9 +83,9 @@ fn the_arbiter_is_reached_over_both_networks() {
     assert_eq!(ask(fabric, Network::Log, 1, &question(2, 0xB), PATIENCE), Some(Answer::Granted));
     assert_eq!(service.requests(), 4);
     assert_eq!(service.newest("pair").unwrap().term, 2);
-    let counters = fabric.counters().unwrap();
-    assert_eq!(counters.relay.unwrap().accepted, 4);
-    assert!(counters.networks.iter().all(|network| network.arbiter.sent_frames > 0));
+    let stats = fabric.stats().unwrap();
+    assert_eq!(stats.relay.unwrap().accepted, 4);
+    assert!(stats.networks.iter().all(|network| network.arbiter.sent_frames > 0));
 }
 
 /// Far more connections than there are places for at a time.
@@ -123,7 +123,7 @@ fn a_dead_arbiter_gives_no_answer_and_a_new_one_does() {
     let address = service.address();
     drop(service);
     assert_eq!(ask(&fabric, Network::Client, 0, &question(1, 0xA), MOMENT), None);
-    assert!(fabric.counters().unwrap().relay.unwrap().failed > 0);
+    assert!(fabric.stats().unwrap().relay.unwrap().failed > 0);
     let _service = Service::start(address, &dir.path().join("arbiter.log")).unwrap();
     assert_eq!(ask(&fabric, Network::Client, 0, &question(1, 0xA), PATIENCE), Some(Answer::Granted));
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::net::counters::Drops;
+use crate::net::stats::Drops;
 use crate::net::{CaptureConfig, LinkSettings, LinkTarget};
 
 const LOG: LinkTarget = LinkTarget::Network(Network::Log);
@@ -54,7 +54,7 @@ impl Machine {
 }
 
 fn dropped(fabric: &Fabric, slot: usize) -> Drops {
-    fabric.counters().unwrap().networks[1].slots[slot].dropped
+    fabric.stats().unwrap().networks[1].slots[slot].dropped
 }
 
 fn pair(fabric: &Fabric) -> (Machine, Machine) {
@@ -73,13 +73,13 @@ fn frames_cross_in_order_and_are_counted() {
     // As long as a tagged frame of full size.
     b.send([0xff; 6], &[7; 1504]);
     assert_eq!(a.payload(), [7; 1504]);
-    let counters = fabric.counters().unwrap();
-    let [first, second] = counters.networks[1].slots;
+    let stats = fabric.stats().unwrap();
+    let [first, second] = stats.networks[1].slots;
     assert_eq!((first.sent_frames, first.sent_bytes), (1000, 18_000));
     assert_eq!((second.received_frames, second.received_bytes), (1000, 18_000));
     assert_eq!((second.sent_frames, first.received_bytes), (1, 1518));
-    assert_eq!(counters.networks[1].total().dropped, Drops::default());
-    assert_eq!(counters.networks[0].total().sent_frames, 0);
+    assert_eq!(stats.networks[1].total().dropped, Drops::default());
+    assert_eq!(stats.networks[0].total().sent_frames, 0);
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn survivors(seed: u64, change: &LinkChange) -> Vec<u32> {
         a.send(b.mac, &number.to_be_bytes());
     }
     let deadline = Instant::now() + PATIENCE;
-    while fabric.counters().unwrap().networks[1].slots[0].sent_frames < 300 {
+    while fabric.stats().unwrap().networks[1].slots[0].sent_frames < 300 {
         assert!(Instant::now() < deadline);
     }
     fabric.set_link(LOG, &LinkChange { loss: Some(0.0), duplicate: Some(0.0), ..LinkChange::default() }).unwrap();

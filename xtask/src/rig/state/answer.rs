@@ -30,7 +30,7 @@ impl Rig {
             }
         });
         // Networks that have ended end the rig in its next step.
-        let counters = self.networks.counters().ok();
+        let stats = self.networks.stats().ok();
         Snapshot {
             service: self.service.clone(),
             directory: self.directory.path().to_owned(),
@@ -41,9 +41,9 @@ impl Rig {
             first_answer_s: self.first_answer.as_ref().map(Duration::as_secs_f64),
             machines: machines.collect(),
             takeovers: self.takeovers.clone(),
-            arbiter: self.arbiter.as_ref().map(|arbiter| arbiter.snapshot(counters.as_ref())),
-            links: counters.as_ref().and_then(|counters| self.networks.links(counters).ok()).unwrap_or_default(),
-            network: counters,
+            arbiter: self.arbiter.as_ref().map(|arbiter| arbiter.snapshot(stats.as_ref())),
+            links: stats.as_ref().and_then(|stats| self.networks.links(stats).ok()).unwrap_or_default(),
+            network: stats,
             notices: self.notices.clone(),
         }
     }

@@ -5,7 +5,7 @@ pub const HOLD_BUCKETS: usize = 24;
 
 /// Counts since the gate was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct GateStatistics {
+pub struct GateStats {
     /// Frames that left for the wire.
     pub released: u64,
     /// Those among them that had been retained: each is new to the client, or a copy, bit by bit, of what the former
@@ -36,7 +36,7 @@ pub struct GateStatistics {
     pub hold_times: [u64; HOLD_BUCKETS],
 }
 
-impl GateStatistics {
+impl GateStats {
     pub(super) fn record_hold_time(&mut self, us: u64) {
         self.hold_time_max_us = self.hold_time_max_us.max(us);
         let bucket = (u64::BITS - us.leading_zeros()) as usize;
@@ -66,15 +66,15 @@ mod tests {
 
     #[test]
     fn buckets_are_powers_of_two() {
-        let mut statistics = GateStatistics::default();
-        assert_eq!(statistics.hold_time_quantile_us(500), None);
+        let mut stats = GateStats::default();
+        assert_eq!(stats.hold_time_quantile_us(500), None);
         for us in [0, 1, 2, 3, 4, 7, 8, u64::MAX] {
-            statistics.record_hold_time(us);
+            stats.record_hold_time(us);
         }
-        assert_eq!(statistics.hold_times[..5], [1, 1, 2, 2, 1]);
-        assert_eq!(statistics.hold_times[HOLD_BUCKETS - 1], 1);
-        assert_eq!(statistics.hold_time_quantile_us(0), Some(0));
-        assert_eq!(statistics.hold_time_quantile_us(500), Some(3));
-        assert_eq!(statistics.hold_time_quantile_us(1000), Some(u64::MAX));
+        assert_eq!(stats.hold_times[..5], [1, 1, 2, 2, 1]);
+        assert_eq!(stats.hold_times[HOLD_BUCKETS - 1], 1);
+        assert_eq!(stats.hold_time_quantile_us(0), Some(0));
+        assert_eq!(stats.hold_time_quantile_us(500), Some(3));
+        assert_eq!(stats.hold_time_quantile_us(1000), Some(u64::MAX));
     }
 }

@@ -1,4 +1,4 @@
-//! Progress of long work: a spinner on a terminal, plain lines otherwise.
+//! How long work comes on: a spinner on a terminal, plain lines otherwise.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -7,15 +7,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::output::complain;
 
-/// One piece of work that is shown until it is [done](Progress::done) or dropped, which means that it failed.
+/// One piece of work that is shown until it is [done](Spinner::done) or dropped, which means that it failed.
 #[derive(Debug)]
-pub struct Progress {
+pub struct Spinner {
     what: String,
     bar: Option<ProgressBar>,
     started: Instant,
 }
 
-impl Progress {
+impl Spinner {
     /// Announces `what`, such as `building the hypervisor`.
     pub fn start(what: impl Into<String>) -> Self {
         let what = what.into();
@@ -51,7 +51,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for Spinner {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

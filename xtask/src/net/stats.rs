@@ -36,7 +36,7 @@ impl Drops {
 
 /// One port of a switch. "Sent" and "received" as the attached machine sees it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PortCounters {
+pub struct PortStats {
     /// Frames that the machine sent and the switch took.
     pub sent_frames: u64,
     /// Their bytes.
@@ -50,7 +50,7 @@ pub struct PortCounters {
     pub dropped: Drops,
 }
 
-impl PortCounters {
+impl PortStats {
     /// The sum with another port's.
     pub fn plus(&self, other: &Self) -> Self {
         let (own, others) = (self.dropped, other.dropped);
@@ -72,31 +72,31 @@ impl PortCounters {
 
 /// One network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NetworkCounters {
+pub struct NetworkStats {
     /// Which.
     pub network: Network,
     /// The machines' ports.
-    pub slots: [PortCounters; SLOTS],
+    pub slots: [PortStats; SLOTS],
     /// The forwarder or the tap; always zero on the log network.
-    pub host: PortCounters,
+    pub host: PortStats,
     /// The arbiter's host.
-    pub arbiter: PortCounters,
+    pub arbiter: PortStats,
     /// Frames that a full capture file did not take.
     pub not_captured: u64,
     /// Times that an address was heard at another port than before: on the client network, that the guest moved.
     pub moves: u64,
 }
 
-impl NetworkCounters {
+impl NetworkStats {
     /// All ports summed up.
-    pub fn total(&self) -> PortCounters {
-        self.slots.iter().chain([&self.host, &self.arbiter]).fold(PortCounters::default(), |sum, port| sum.plus(port))
+    pub fn total(&self) -> PortStats {
+        self.slots.iter().chain([&self.host, &self.arbiter]).fold(PortStats::default(), |sum, port| sum.plus(port))
     }
 }
 
 /// The forwarder.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ForwardCounters {
+pub struct ForwardStats {
     /// TCP connections accepted.
     pub accepted: u64,
     /// TCP connections open now.
@@ -113,7 +113,7 @@ pub struct ForwardCounters {
 
 /// The arbiter's hosts on both networks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RelayCounters {
+pub struct RelayStats {
     /// TCP connections accepted from machines.
     pub accepted: u64,
     /// Connections that the arbiter did not take, or reset.
@@ -122,11 +122,11 @@ pub struct RelayCounters {
 
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FabricCounters {
+pub struct FabricStats {
     /// The client network, then the log network.
-    pub networks: [NetworkCounters; 2],
+    pub networks: [NetworkStats; 2],
     /// The forwarder, if there is one.
-    pub forward: Option<ForwardCounters>,
+    pub forward: Option<ForwardStats>,
     /// The arbiter's hosts, if there is an arbiter.
-    pub relay: Option<RelayCounters>,
+    pub relay: Option<RelayStats>,
 }
