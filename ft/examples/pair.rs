@@ -3,7 +3,11 @@
 //! The contract: hand a node what happened (bytes, datagrams, the time, how far the guest ran), then drain what it has to
 //! say ([`Node::transmit`], [`Node::poll_datagram`]) and what is to be done ([`Node::poll_action`]). It does no I/O.
 
-use pollux_ft::{Action, Config, EntryRef, Identity, Node, NodeId, Position, Role, Span, Start, Time};
+use core::net::Ipv4Addr;
+use pollux_ft::{Action, Config, EntryRef, Identity, Meeting, Node, NodeId, Position, Role, Span, Start, Time};
+
+/// There is no key here, and no network.
+const MEETING: Meeting = Meeting { dialer: Ipv4Addr::LOCALHOST, listener: Ipv4Addr::LOCALHOST, random: [0; 32] };
 
 fn node(id: u64, start: Start) -> Node {
     let text = || "example".to_owned();
@@ -48,8 +52,8 @@ fn act(now: Time, node: &mut Node, released: &mut u64) {
 fn main() {
     let (mut castor, mut pollux) = (node(1, Start::Primary), node(2, Start::Backup));
     let (mut now, mut released) = (Time(0), 0);
-    castor.connected(now);
-    pollux.connected(now);
+    castor.connected(now, castor.handshake(&MEETING));
+    pollux.connected(now, pollux.handshake(&MEETING));
     let mut castor_lives = true;
     while pollux.role() != Role::Alone {
         now = now.after(Span::from_millis(10));

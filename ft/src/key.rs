@@ -1,4 +1,4 @@
-//! The pair's key, and how it protects datagrams.
+//! The pair's key, and how it protects datagrams. How it protects the stream: see [`crate::handshake`].
 //!
 //! Each use has a key of its own, derived from the pair's by HKDF-SHA-256 (RFC 5869) under a name: what is learnt or broken
 //! in one place says nothing about another. Datagrams are sealed by XChaCha20-Poly1305, whose nonce of 24 bytes has room
@@ -23,6 +23,7 @@ const SALT: &[u8] = b"Pollux pair key, 1";
 #[derive(Clone, PartialEq, Eq)]
 pub struct PairKey {
     heartbeat: [u8; KEY_BYTES],
+    stream: [u8; KEY_BYTES],
     fingerprint: u64,
 }
 
@@ -31,7 +32,16 @@ impl PairKey {
     #[must_use]
     pub fn new(secret: &[u8; KEY_BYTES]) -> Self {
         let root = Hkdf::<Sha256>::new(Some(SALT), secret);
-        Self { heartbeat: derive(&root, "heartbeat"), fingerprint: u64::from_le_bytes(derive(&root, "fingerprint")) }
+        Self {
+            heartbeat: derive(&root, "heartbeat"),
+            stream: derive(&root, "stream"),
+            fingerprint: u64::from_le_bytes(derive(&root, "fingerprint")),
+        }
+    }
+
+    /// The secret of each stream's handshake.
+    pub(crate) fn stream(&self) -> &[u8; KEY_BYTES] {
+        &self.stream
     }
 }
 

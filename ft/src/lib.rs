@@ -9,6 +9,7 @@
 //! | [`decide`] | the rules: who may run, whom to believe; pure functions over small types |
 //! | [`node`] | the state machine that asks these rules |
 //! | [`entry`], [`batch`] | the log and how it looks on the wire |
+//! | [`handshake`] | how two machines with a key begin a stream |
 //! | [`seal`], [`message`] | messages on the stream, and how they are protected |
 //! | [`heartbeat`] | signs of life, sent as datagrams |
 //! | [`key`] | the pair's key, and how it protects datagrams |
@@ -39,12 +40,14 @@ pub mod config;
 pub mod decide;
 pub mod entry;
 pub mod flow;
+pub mod handshake;
 pub mod heartbeat;
 pub mod key;
 mod link;
 pub mod message;
 mod mutation;
 pub mod node;
+mod noise;
 pub mod pairing;
 mod replay_log;
 pub mod seal;
@@ -56,6 +59,7 @@ pub mod wire;
 pub use config::Config;
 pub use decide::Verdict;
 pub use entry::{Control, Entry, EntryRef, Kind, Record};
+pub use handshake::{Handshake, Meeting, Stranger};
 pub use key::{PairKey, Protection};
 pub use mutation::Mutation;
 pub use node::{Action, AppendError, HaltReason, LossReason, Node, NotLive, Start, TakenOver};

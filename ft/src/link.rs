@@ -1,5 +1,6 @@
 //! One connection: bytes waiting in both directions and their seals.
 
+use crate::handshake::{Handshake, Stranger};
 use crate::message::Message;
 use crate::seal::{MAX_SEALED, Opener, Sealer};
 use crate::stats::Stats;
@@ -11,6 +12,8 @@ use alloc::vec::Vec;
 pub(crate) enum LinkState {
     /// No connection.
     Down,
+    /// The other end has yet to show that it has the key.
+    Greeting,
     /// Messages flow; who is at the other end has yet to be said.
     Up,
     /// Both ends agreed to be twins.
@@ -33,6 +36,8 @@ pub(crate) struct Link {
     pub(crate) state: LinkState,
     /// When the connection came up or a message last arrived on it.
     pub(crate) heard: Time,
+    /// While [`LinkState::Greeting`].
+    handshake: Option<Handshake>,
     sealer: Sealer,
     opener: Opener,
     tx: Vec<u8>,
@@ -46,6 +51,7 @@ impl Link {
         Self {
             state: LinkState::Down,
             heard: Time(0),
+            handshake: None,
             sealer: Sealer::default(),
             opener: Opener::default(),
             tx: Vec::new(),
@@ -54,13 +60,38 @@ impl Link {
         }
     }
 
-    pub(crate) fn up(now: Time) -> Self {
-        Self { state: LinkState::Up, heard: now, ..Self::down() }
+    /// A connection, as far as its `handshake` has come.
+    pub(crate) fn open(now: Time, handshake: Handshake) -> Self {
+        let mut link = Self { state: LinkState::Greeting, heard: now, handshake: Some(handshake), ..Self::down() };
+        link.follow_handshake();
+        link
+    }
+
+    /// Takes bytes before the first message; returns how many.
+    pub(crate) fn greet(&mut self, bytes: &[u8]) -> Result<usize, Stranger> {
+        let Some(handshake) = &mut self.handshake else { return Ok(0) };
+        let taken = handshake.receive(bytes)?;
+        self.follow_handshake();
+        Ok(taken)
+    }
+
+    fn follow_handshake(&mut self) {
+        let Some(handshake) = &mut self.handshake else { return };
+        self.tx.extend_from_slice(&handshake.take_queued());
+        if let Some((sealer, opener)) = handshake.finish() {
+            (self.sealer, self.opener) = (sealer, opener);
+            (self.state, self.handshake) = (LinkState::Up, None);
+        }
     }
 
     /// Whether messages flow.
     pub(crate) fn is_up(&self) -> bool {
         matches!(self.state, LinkState::Up | LinkState::Paired)
+    }
+
+    /// Whether there is a connection that neither end has closed.
+    pub(crate) fn is_open(&self) -> bool {
+        self.state == LinkState::Greeting || self.is_up()
     }
 
     pub(crate) fn is_paired(&self) -> bool {
@@ -96,6 +127,7 @@ impl Link {
     pub(crate) fn close(&mut self, queued: Queued) {
         self.state = LinkState::Closing;
         self.rx.clear();
+        self.handshake = None;
         if queued == Queued::Dropped {
             self.tx.clear();
             self.tx_head = 0;
@@ -118,6 +150,6 @@ impl Link {
 
     /// How many bytes may be received, at most one message beyond what was handled.
     pub(crate) fn receive_room(&self) -> usize {
-        if self.is_up() { MAX_SEALED.saturating_sub(self.rx.len()) } else { 0 }
+        if self.is_open() { MAX_SEALED.saturating_sub(self.rx.len()) } else { 0 }
     }
 }

@@ -75,11 +75,17 @@ pub enum Mutation {
     EchoNotCompared,
     /// A heartbeat counts that was made without the key.
     TagNotChecked,
+    /// A message on the stream counts that was made without the key.
+    StreamTagNotChecked,
+    /// A connection counts that was meant for another pair or another machine.
+    PrologueIgnored,
+    /// A connection counts that answers another greeting than ours.
+    GreetingIgnored,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 38] = [
         Self::AckBeforeBuffering,
         Self::ReleaseBeforeAck,
         Self::LiveBeforeDrained,
@@ -115,5 +121,8 @@ impl Mutation {
         Self::NewerJoinerAccepted,
         Self::EchoNotCompared,
         Self::TagNotChecked,
+        Self::StreamTagNotChecked,
+        Self::PrologueIgnored,
+        Self::GreetingIgnored,
     ];
 }

@@ -52,6 +52,8 @@ pub struct Stats {
     pub heartbeats_late: u64,
     /// Heartbeats of another pair or of a machine that is not the twin, and our own come back.
     pub heartbeats_ignored: u64,
+    /// Connections of somebody without the key, or who meant another one.
+    pub refused_handshakes: u64,
     /// Messages refused by the check: damaged, lost, doubled, out of order.
     pub refused_seal: u64,
     /// Messages refused because their content is malformed.

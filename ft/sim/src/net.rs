@@ -40,6 +40,8 @@ pub(crate) struct Pipe {
 #[derive(Debug)]
 pub(crate) struct Stream {
     pub(crate) ends: [usize; 2],
+    /// Whom the first end wanted to reach.
+    pub(crate) dialled: usize,
     /// It is no more: what is sent on it vanishes.
     pub(crate) broken: bool,
     pub(crate) pipes: [Pipe; 2],
@@ -94,8 +96,8 @@ impl Network {
         [once, self.rng.chance(self.quality.doubled).then(|| self.flight())]
     }
 
-    pub(crate) fn open(&mut self, from: usize, to: usize) -> usize {
-        self.streams.push(Stream { ends: [from, to], broken: false, pipes: Default::default() });
+    pub(crate) fn open(&mut self, from: usize, to: usize, dialled: usize) -> usize {
+        self.streams.push(Stream { ends: [from, to], dialled, broken: false, pipes: Default::default() });
         self.streams.len() - 1
     }
 
@@ -178,7 +180,7 @@ mod tests {
     #[test]
     fn bytes_stay_in_order_and_within_the_window() {
         let mut network = network();
-        let stream = network.open(0, 1);
+        let stream = network.open(0, 1, 1);
         let bytes: Vec<u8> = (0..3000).map(|byte| byte as u8).collect();
         let (mut sent, mut received, mut now) = (0, Vec::new(), 0);
         while received.len() < bytes.len() {
@@ -201,7 +203,7 @@ mod tests {
     fn a_broken_stream_gives_a_prefix() {
         for _ in 0..50 {
             let mut network = network();
-            let stream = network.open(0, 1);
+            let stream = network.open(0, 1, 1);
             network.push(0, stream, 0, &[1; 600], false);
             network.push(0, stream, 0, &[2; 300], false);
             network.truncate(stream, 0);

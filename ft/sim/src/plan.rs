@@ -8,7 +8,7 @@ use pollux_ft::{Config, Protection, Span};
 const MOST_EVENTS: u64 = 5_000_000;
 
 /// What the machines protect their words with: a number that no attacker here looks at, which costs less than a cipher.
-pub(crate) const PROTECTION: Protection = Protection::Checksum(0x6765_6D69_6E69);
+const PROTECTION: Protection = Protection::Checksum(0x6765_6D69_6E69);
 
 /// How faults come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

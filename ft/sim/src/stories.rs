@@ -2,19 +2,20 @@
 //! a forged or damaged message, or a moment that is too short to be met by chance.
 
 use crate::machine::identity;
+use core::net::Ipv4Addr;
 use pollux_ft::heartbeat::{Heartbeat, pair_digest};
 use pollux_ft::message::Message;
 use pollux_ft::seal::Sealer;
 use pollux_ft::{
-    Config, EntryRef, Identity, Mutation, Node, NodeId, Position, Protection, Role, Seq, SessionId, Start, Term, Time,
-    Verdict,
+    Config, EntryRef, Identity, Meeting, Mutation, Node, NodeId, PairKey, Position, Protection, Role, Seq, SessionId,
+    Start, Term, Time, Verdict,
 };
 
 /// A story: whether the rule that it is about holds, with `Some` broken rule in all nodes.
 type Tell = fn(Option<Mutation>) -> Result<(), &'static str>;
 
 /// The stories, and the rule that each is about.
-const STORIES: [(Mutation, Tell); 12] = [
+const STORIES: [(Mutation, Tell); 15] = [
     (Mutation::JoinedOfAnySession, joined_of_another_session),
     (Mutation::OldHeartbeatCounts, a_heartbeat_comes_again),
     (Mutation::NumbersRestart, a_log_goes_on_after_a_takeover),
@@ -27,8 +28,13 @@ const STORIES: [(Mutation, Tell); 12] = [
     (Mutation::OldSessionDrops, a_heartbeat_of_the_session_before),
     (Mutation::BidBeforeDrained, a_backup_with_entries_left),
     (Mutation::NewerJoinerAccepted, a_joiner_of_a_newer_reign),
+    (Mutation::StreamTagNotChecked, a_bit_of_the_log_is_changed_on_the_way),
+    (Mutation::PrologueIgnored, a_joiner_is_led_to_another_machine),
+    (Mutation::GreetingIgnored, a_joiner_is_recorded_and_comes_again),
 ];
 
+/// Between whom a connection is; without a key nobody asks.
+const MEETING: Meeting = Meeting { dialer: Ipv4Addr::LOCALHOST, listener: Ipv4Addr::LOCALHOST, random: [0; 32] };
 const PRIMARY: NodeId = NodeId(1);
 const BACKUP: NodeId = NodeId(2);
 const STRANGER: NodeId = NodeId(77);
@@ -73,8 +79,8 @@ fn pump(now: Time, from: &mut Node, to: &mut Node) {
 fn met(mutation: Option<Mutation>, joiner: Identity) -> (Node, Node) {
     let mut primary = node(Start::Primary, mutation, identity(PRIMARY));
     let mut backup = node(Start::Backup, mutation, joiner);
-    primary.connected(ms(0));
-    backup.connected(ms(0));
+    primary.connected(ms(0), primary.handshake(&MEETING));
+    backup.connected(ms(0), backup.handshake(&MEETING));
     pump(ms(0), &mut backup, &mut primary);
     (primary, backup)
 }
@@ -101,8 +107,8 @@ fn arbitrated(mutation: Option<Mutation>) -> (Node, Node) {
     let mut primary = Node::new(ms(0), Start::Primary, config.clone(), identity(PRIMARY)).expect("it makes sense");
     let mut backup = Node::new(ms(0), Start::Backup, config, identity(BACKUP)).expect("it makes sense");
     primary.arbiter_answered(ms(0), Term(1), Verdict::Granted);
-    primary.connected(ms(0));
-    backup.connected(ms(0));
+    primary.connected(ms(0), primary.handshake(&MEETING));
+    backup.connected(ms(0), backup.handshake(&MEETING));
     pump(ms(0), &mut backup, &mut primary);
     protect(&mut primary, &mut backup);
     (primary, backup)
@@ -138,11 +144,12 @@ fn tick(node: &mut Node, from: u64, to: u64) {
 fn joined_of_another_session(mutation: Option<Mutation>) -> Result<(), &'static str> {
     let (mut primary, mut backup) =
         (node(Start::Primary, mutation, identity(PRIMARY)), node(Start::Backup, None, identity(BACKUP)));
-    primary.connected(ms(0));
-    backup.connected(ms(0));
+    primary.connected(ms(0), primary.handshake(&MEETING));
+    backup.connected(ms(0), backup.handshake(&MEETING));
     // The joiner's end of the stream is ours behind its Hello.
-    let (mut sealer, mut bytes, hello) = (Sealer::default(), Vec::new(), backup.transmit().to_vec());
-    let opened = pollux_ft::seal::Opener::default().open(&hello).ok().flatten().map(|opened| opened.payload.to_vec());
+    let (mut sealer, mut bytes, mut hello) = (Sealer::default(), Vec::new(), backup.transmit().to_vec());
+    let opened =
+        pollux_ft::seal::Opener::default().open(&mut hello).ok().flatten().map(|opened| opened.payload.to_vec());
     sealer.seal(&mut bytes, 1, |out| out.extend_from_slice(&opened.expect("a node says Hello")));
     primary.receive(ms(0), &bytes);
     primary.finish_state(START, 0).expect("it sends the state");
@@ -254,16 +261,73 @@ fn a_joiner_of_a_newer_reign(mutation: Option<Mutation>) -> Result<(), &'static 
     // It was the backup of a primary of term 9.
     let config = Config { first_term: Term(9), ..Config::default() };
     let mut other = Node::new(ms(0), Start::Primary, config, identity(STRANGER)).expect("it makes sense");
-    other.connected(ms(0));
-    newer.connected(ms(0));
+    other.connected(ms(0), other.handshake(&MEETING));
+    newer.connected(ms(0), newer.handshake(&MEETING));
     pump(ms(0), &mut newer, &mut other);
     pump(ms(0), &mut other, &mut newer);
     newer.disconnected(ms(0));
     while newer.poll_action().is_some() {}
-    primary.connected(ms(0));
-    newer.connected(ms(0));
+    primary.connected(ms(0), primary.handshake(&MEETING));
+    newer.connected(ms(0), newer.handshake(&MEETING));
     pump(ms(0), &mut newer, &mut primary);
     holds(primary.role() == Role::Halted, "a primary goes on that met a machine of a newer reign")
+}
+
+/// A node with a key.
+fn keyed(start: Start, mutation: Option<Mutation>, id: NodeId) -> Node {
+    let config = Config { mutation, protection: Protection::Key(PairKey::new(&[1; 32])), ..Config::default() };
+    Node::new(ms(0), start, config, identity(id)).expect("the defaults make sense")
+}
+
+fn a_bit_of_the_log_is_changed_on_the_way(mutation: Option<Mutation>) -> Result<(), &'static str> {
+    let mut primary = keyed(Start::Primary, mutation, PRIMARY);
+    let mut backup = keyed(Start::Backup, mutation, BACKUP);
+    primary.connected(ms(0), primary.handshake(&MEETING));
+    backup.connected(ms(0), backup.handshake(&MEETING));
+    for _ in 0..3 {
+        pump(ms(0), &mut primary, &mut backup);
+        pump(ms(0), &mut backup, &mut primary);
+    }
+    protect(&mut primary, &mut backup);
+    append(&mut primary, EntryRef::PacketIn(&[1; 60]));
+    primary.flush(ms(0));
+    let mut bytes = primary.transmit().to_vec();
+    let frame = bytes.len() - 30;
+    bytes[frame] ^= 1;
+    backup.receive(ms(0), &bytes);
+    holds(backup.next_record().is_none(), "a frame is logged that nobody sent")
+}
+
+/// What a joiner that dials as `theirs` says to a primary that listens as `ours`; whether the door opens.
+fn opens(primary: &Node, ours: &Meeting, joiner: &Node, theirs: &Meeting) -> (bool, Vec<u8>) {
+    let (mut door, mut guest, mut said) = (primary.handshake(ours), joiner.handshake(theirs), Vec::new());
+    for _ in 0..2 {
+        let (of_door, of_guest) = (door.transmit().to_vec(), guest.transmit().to_vec());
+        door.transmitted(of_door.len());
+        guest.transmitted(of_guest.len());
+        // Either may find that the other is a stranger.
+        let _ = (guest.receive(&of_door), door.receive(&of_guest));
+        said.extend(of_guest);
+    }
+    (door.is_done(), said)
+}
+
+fn a_joiner_is_led_to_another_machine(mutation: Option<Mutation>) -> Result<(), &'static str> {
+    let primary = keyed(Start::Primary, mutation, PRIMARY);
+    let joiner = keyed(Start::Backup, mutation, BACKUP);
+    let elsewhere = Meeting { listener: Ipv4Addr::new(10, 0, 1, 9), ..MEETING };
+    let (opens, _) = opens(&primary, &MEETING, &joiner, &elsewhere);
+    holds(!opens, "a joiner is taken in that dialled another machine")
+}
+
+fn a_joiner_is_recorded_and_comes_again(mutation: Option<Mutation>) -> Result<(), &'static str> {
+    let primary = keyed(Start::Primary, mutation, PRIMARY);
+    let joiner = keyed(Start::Backup, mutation, BACKUP);
+    let (opened, said) = opens(&primary, &MEETING, &joiner, &MEETING);
+    holds(opened, "a joiner with the key is a stranger")?;
+    let mut door = primary.handshake(&Meeting { random: [9; 32], ..MEETING });
+    let taken = door.receive(&said);
+    holds(taken.is_err() && !door.is_done(), "what a joiner said once opens the door again")
 }
 
 #[cfg(test)]

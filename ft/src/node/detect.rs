@@ -283,7 +283,7 @@ impl Node {
     /// A stream on which nobody says a proper Hello is closed.
     fn tick_link(&mut self, now: Time) {
         let waiting = !self.link.is_paired() || self.role() == Role::Joining;
-        if waiting && self.link.is_up() && now.since(self.link.heard) >= self.config.suspect_after {
+        if waiting && self.link.is_open() && now.since(self.link.heard) >= self.config.suspect_after {
             self.close_link(Queued::Dropped);
         }
     }
@@ -308,7 +308,7 @@ impl Node {
             self.log_due(),
             self.side.follower().filter(|follower| follower.takeover.is_none()).and_then(|follower| follower.ack_due),
             if in_session { after(self.last_heard, suspect) } else { None },
-            if self.link.is_up() && !self.link.is_paired() { after(self.link.heard, suspect) } else { None },
+            if self.link.is_open() && !self.link.is_paired() { after(self.link.heard, suspect) } else { None },
             if matches!(self.role(), Role::Protected | Role::HandingOver) { self.acks_deadline() } else { None },
             if matches!(self.role(), Role::Protected | Role::HandingOver) { self.progress_deadline() } else { None },
         ];

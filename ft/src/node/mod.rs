@@ -22,6 +22,7 @@ use self::lives::Lives;
 use crate::arbiter::ArbiterId;
 use crate::config::Config;
 use crate::decide::{self, Bid};
+use crate::handshake::{End, Handshake, Meeting};
 use crate::heartbeat::pair_digest;
 use crate::link::{Link, LinkState, Queued};
 use crate::message::{Bye, Message};
@@ -186,7 +187,7 @@ impl Node {
             (!self.link.is_paired() || has_twin, "a stream to a twin that is none"),
             (unsent <= self.link.queued().len(), "a state that nobody will get"),
             (self.load_bytes == self.actions.iter().map(stream::load_cost).sum(), "state lost on its way to the guest"),
-            (role != Role::Halted || !(self.beats.due || self.link.is_up()), "a halted node that speaks"),
+            (role != Role::Halted || !(self.beats.due || self.link.is_open()), "a halted node that speaks"),
             (self.side.follower().is_none_or(|follower| self.follows(follower)), "a backup that follows no log"),
         ];
         rules.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, what)| Err(what))
@@ -223,21 +224,41 @@ impl Node {
         self.link.state == LinkState::Down && matches!(self.role(), Role::Joining | Role::Alone | Role::Detaching)
     }
 
-    /// A stream to the other machine was opened, no matter by whom. An earlier one is gone.
-    pub fn connected(&mut self, now: Time) {
+    /// This machine's end of a connection between two machines: [`Role::Joining`] dials, a primary listens.
+    #[must_use]
+    pub fn handshake(&self, meeting: &Meeting) -> Handshake {
+        let end = if self.role() == Role::Joining { End::Dials } else { End::Listens };
+        Handshake::new(&self.config, &self.identity.pair, end, meeting)
+    }
+
+    /// A stream to the other machine was opened, no matter by whom. An earlier one is gone. Its `handshake` may have come as
+    /// far as it likes: who listens may let several go on until one [is done](Handshake::is_done), which is the twin's.
+    pub fn connected(&mut self, now: Time, handshake: Handshake) {
         self.disconnected(now);
-        self.link = Link::up(now);
+        self.link = Link::open(now, handshake);
         match self.role() {
-            Role::Joining => self.send_hello(true),
+            Role::Joining => self.begin_stream(),
             role if role.is_primary() => {}
             _ => self.close_link(Queued::Dropped),
         }
         self.check();
     }
 
+    /// A joiner speaks first, once it may.
+    fn begin_stream(&mut self) {
+        if self.link.is_up() && self.role() == Role::Joining {
+            self.send_hello(true);
+        }
+    }
+
+    /// So many connections came to nothing before one was handed in: the other end was a [`Stranger`](crate::Stranger).
+    pub fn strangers_came(&mut self, count: u64) {
+        self.stats.refused_handshakes += count;
+    }
+
     /// The stream is gone, also after [`Action::CloseConnection`]. That alone says nothing about the twin's life.
     pub fn disconnected(&mut self, now: Time) {
-        let was_up = self.link.is_up();
+        let was_up = self.link.is_open();
         self.link = Link::down();
         if was_up {
             self.link_lost(now, LossReason::Connection);
@@ -306,7 +327,7 @@ impl Node {
 
     /// Closes the stream from our side.
     fn close_link(&mut self, queued: Queued) {
-        if self.link.is_up() {
+        if self.link.is_open() {
             self.link.close(queued);
             self.actions.push_back(Action::CloseConnection);
         }

@@ -8,6 +8,7 @@ use crate::message::{Bye, Hello, MAX_MACHINE, Message, Retry};
 use crate::mutation::Mutation;
 use crate::pairing::{self, Mismatch, PROTOCOL};
 use crate::replay_log::{BatchError, ReplayLog};
+use crate::seal::SealError;
 use crate::types::{Role, SessionId, Term, Time};
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
@@ -45,11 +46,12 @@ impl Node {
     pub fn receive(&mut self, now: Time, bytes: &[u8]) -> usize {
         let taken = bytes.len().min(self.receive_room());
         self.stats.stream_received += taken as u64;
+        let greeting = self.take_greeting(now, &bytes[..taken]);
         let mut rx = core::mem::take(&mut self.link.rx);
-        rx.extend_from_slice(&bytes[..taken]);
+        rx.extend_from_slice(&bytes[greeting..taken]);
         let mut used = 0;
         while self.link.is_up() {
-            match self.link.opener().open(&rx[used..]) {
+            match self.link.opener().open(&mut rx[used..]) {
                 Ok(None) => break,
                 Ok(Some(message)) => {
                     used += message.used;
@@ -58,6 +60,7 @@ impl Node {
                     self.take_payload(now, message.kind, message.payload);
                     self.check();
                 }
+                Err(error @ SealError::Greeting) => self.meet_stranger(now, error.to_string()),
                 Err(_) => {
                     self.stats.refused_seal += 1;
                     self.break_link(now);
@@ -69,6 +72,31 @@ impl Node {
             self.link.rx = rx;
         }
         taken
+    }
+
+    /// Takes what comes before the first message; returns how many bytes.
+    fn take_greeting(&mut self, now: Time, bytes: &[u8]) -> usize {
+        match self.link.greet(bytes) {
+            Ok(0) => 0,
+            Ok(taken) => {
+                self.begin_stream();
+                taken
+            }
+            Err(stranger) => {
+                self.meet_stranger(now, stranger.to_string());
+                bytes.len()
+            }
+        }
+    }
+
+    /// The other end is none of this pair's. Anybody can say what told us so: we go on looking for the twin.
+    fn meet_stranger(&mut self, now: Time, reason: String) {
+        self.stats.refused_handshakes += 1;
+        // Dropped with a key: nothing is said to strangers.
+        self.link.send(&mut self.stats, &Message::Refuse { retry: Retry::Later, reason: reason.clone() });
+        self.close_link(Queued::Kept);
+        self.refused(reason.clone(), Retry::Later);
+        self.link_lost(now, LossReason::Refused(reason));
     }
 
     fn break_link(&mut self, now: Time) {

@@ -6,11 +6,11 @@ use pollux_ft::{PairKey, Protection, SessionId};
 
 const NOBODY: NodeId = NodeId(0);
 
-fn keyed(secret: u8) -> Config {
+pub(super) fn keyed(secret: u8) -> Config {
     Config { protection: Protection::Key(PairKey::new(&[secret; 32])), ..Config::default() }
 }
 
-fn start(how: Start, node: u64, config: &Config) -> Node {
+pub(super) fn start(how: Start, node: u64, config: &Config) -> Node {
     Node::new(Time(0), how, config.clone(), identity(node)).unwrap()
 }
 

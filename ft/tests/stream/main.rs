@@ -5,14 +5,19 @@ mod leases;
 mod pairing;
 mod rounds;
 mod sessions;
+mod strangers;
 mod terms;
 
 use pollux_ft::message::Retry;
 use pollux_ft::{
-    Action, AppendError, Config, Control, EntryRef, Identity, Kind, Lag, Node, NodeId, Position, Record, Role, Seq,
-    Start, Term, Time,
+    Action, AppendError, Config, Control, EntryRef, Identity, Kind, Lag, Meeting, Node, NodeId, Position, Record, Role,
+    Seq, Start, Term, Time,
 };
 use proptest::prelude::*;
+use std::net::Ipv4Addr;
+
+const MEETING: Meeting =
+    Meeting { dialer: Ipv4Addr::new(10, 0, 1, 2), listener: Ipv4Addr::new(10, 0, 1, 1), random: [7; 32] };
 
 fn identity(node: u64) -> Identity {
     Identity {
@@ -55,8 +60,8 @@ fn actions(node: &mut Node) -> Vec<Action> {
 
 /// Two connected nodes, exchanged until nothing moves.
 fn connect(now: Time, primary: &mut Node, backup: &mut Node) {
-    primary.connected(now);
-    backup.connected(now);
+    primary.connected(now, primary.handshake(&MEETING));
+    backup.connected(now, backup.handshake(&MEETING));
     while pump(now, backup, primary) + pump(now, primary, backup) > 0 {}
 }
 
@@ -269,8 +274,8 @@ fn entries_without_data_are_bounded_too() {
 fn a_joiner_that_lost_the_stream_before_the_state_may_try_again() {
     let now = Time(1000);
     let (mut primary, mut backup) = (node(Start::Primary, identity(1)), node(Start::Backup, identity(2)));
-    primary.connected(now);
-    backup.connected(now);
+    primary.connected(now, primary.handshake(&MEETING));
+    backup.connected(now, backup.handshake(&MEETING));
     pump(now, &mut backup, &mut primary);
     primary.finish_state(Position(0), 0).unwrap();
     // All of the state is on its way, and nothing arrives.
@@ -288,7 +293,7 @@ fn a_lost_log_is_not_sent_on_the_next_stream() {
     let (mut primary, _backup) = protected(now);
     primary.disconnected(now);
     assert_eq!(primary.role(), Role::Detaching);
-    primary.connected(now);
+    primary.connected(now, primary.handshake(&MEETING));
     primary.append(now, Position(2000), EntryRef::Output).unwrap();
     primary.flush(now);
     assert_eq!(primary.transmit(), [], "nobody has said Hello");
@@ -480,7 +485,7 @@ proptest! {
         let now = Time(1000);
         let (mut primary, mut backup) = protected(now);
         let mut joining = node(Start::Backup, identity(3));
-        joining.connected(now);
+        joining.connected(now, joining.handshake(&MEETING));
         for node in [&mut primary, &mut backup, &mut joining] {
             let _ = node.receive(now, &bytes);
             node.heartbeat_received(now, &datagram);

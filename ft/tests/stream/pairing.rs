@@ -129,8 +129,8 @@ fn different_arbiters_that_turn_out_later_end_the_session() {
 fn an_arbiter_may_become_known_while_the_machines_greet() {
     let now = Time(1000);
     let (mut primary, mut backup) = (machine(Start::Primary, 1, Some(ASKED)), machine(Start::Backup, 2, None));
-    primary.connected(now);
-    backup.connected(now);
+    primary.connected(now, primary.handshake(&MEETING));
+    backup.connected(now, backup.handshake(&MEETING));
     backup.arbiter_seen(ASKED);
     while pump(now, &mut backup, &mut primary) + pump(now, &mut primary, &mut backup) > 0 {}
     assert_eq!((primary.role(), backup.role()), (Role::Transferring, Role::Loading));

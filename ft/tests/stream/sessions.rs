@@ -1,6 +1,6 @@
 //! Machines that stand in different sessions find out, whatever was lost between them.
 
-use crate::{actions, connect, identity, node, protected, pump};
+use crate::{MEETING, actions, connect, identity, node, protected, pump};
 use pollux_ft::{Action, AppendError, Control, EntryRef, HaltReason, LossReason, Node, Position, Role, Start, Time};
 
 const INTERVAL: u64 = 100_000;
@@ -14,8 +14,8 @@ fn beat(node: &mut Node, now: u64) -> Vec<u8> {
 /// A primary that has sent its whole state to a joiner, which has read nothing of it.
 fn unread_state() -> (Node, Node) {
     let (mut primary, mut joiner) = (node(Start::Primary, identity(1)), node(Start::Backup, identity(2)));
-    primary.connected(Time(0));
-    joiner.connected(Time(0));
+    primary.connected(Time(0), primary.handshake(&MEETING));
+    joiner.connected(Time(0), joiner.handshake(&MEETING));
     pump(Time(0), &mut joiner, &mut primary);
     primary.finish_state(Position(10), 0).unwrap();
     primary.transmitted(primary.transmit().len());

@@ -2,15 +2,18 @@
 //!
 //! It only carries bytes; what they mean is the node's business. A primary listens, everybody else connects.
 
+mod doors;
+
 use alloc::vec;
 use core::net::Ipv4Addr;
 
+use pollux_ft::{Handshake, Meeting, Stranger};
 use pollux_nic::e1000::E1000;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::{tcp, udp};
-use smoltcp::time::Duration;
-use smoltcp::wire::{IpAddress, IpEndpoint, IpListenEndpoint};
+use smoltcp::wire::{IpAddress, IpEndpoint};
 
+use self::doors::Doors;
 use super::stack::Stack;
 use crate::config::Cidr;
 use crate::host::interrupts::Fired;
@@ -21,17 +24,13 @@ use crate::random::Random;
 const LOG_PORT: u16 = 7001;
 /// UDP port of heartbeats, the same on both machines.
 const HEARTBEAT_PORT: u16 = 7002;
-/// Bytes that TCP buffers in each direction.
-const STREAM_BUFFER: usize = 256 << 10;
 /// Longest heartbeat in bytes.
 const DATAGRAM: usize = 512;
 /// Heartbeats that may wait in each direction.
 const DATAGRAMS: usize = 8;
 /// Wall time between two attempts to connect, in microseconds.
 const RETRY_US: u64 = 200_000;
-/// How long TCP waits for data to ride on before it sends a bare acknowledgement, in milliseconds.
-const ACK_DELAY_MS: u64 = 20;
-/// How long a connection may take to come up, in microseconds.
+/// How long a connection may take to come up, its handshake included, in microseconds.
 const OPENING_US: u64 = 3_000_000;
 /// How long the last words on a connection that we ended may take to arrive, in microseconds.
 const LINGER_US: u64 = 1_000_000;
@@ -46,12 +45,12 @@ pub enum End {
 }
 
 /// What happened to the connection since it was last asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Change {
     /// Nothing.
     None,
-    /// It came up.
-    Connected,
+    /// It came up. Its handshake has been done with who came to us, and is to be done with whom we dialled.
+    Connected(Handshake),
     /// It is gone.
     Disconnected,
 }
@@ -72,6 +71,8 @@ pub struct Link {
     nic: E1000,
     route: Route,
     stack: Stack,
+    doors: Doors,
+    /// The door that the connection is at.
     stream: SocketHandle,
     datagrams: SocketHandle,
     peer: Ipv4Addr,
@@ -97,15 +98,17 @@ impl Link {
     /// Starts the network stack on `nic`.
     #[must_use]
     pub fn new(nic: E1000, route: Route, own: Cidr, peer: Ipv4Addr, end: End, random: Random) -> Self {
-        let mut nic = nic;
-        let mut stack = Stack::new(nic.mac(), own, None, random, &mut nic);
+        let (mut nic, mut random) = (nic, random);
+        let mut stack = Stack::new(nic.mac(), own, None, random.fork(), &mut nic);
         stack.keep_in_reach(peer);
-        let stream = stack.add(stream_socket());
+        let doors = Doors::new(&mut stack, own.address, peer, random);
+        let stream = doors.first();
         let datagrams = stack.add(datagram_socket());
         Self {
             nic,
             route,
             stack,
+            doors,
             stream,
             datagrams,
             peer,
@@ -141,7 +144,7 @@ impl Link {
 
     /// Drops the connection, if there is one.
     pub fn reset(&mut self) {
-        self.stack.socket::<tcp::Socket<'_>>(self.stream).abort();
+        self.doors.close(&mut self.stack, None);
         self.lingers_until_us = None;
         self.dirty = true;
     }
@@ -207,69 +210,97 @@ impl Link {
         let idle = !self.stack.socket::<tcp::Socket<'_>>(self.stream).is_open();
         let retry = (idle && self.wanted && self.end == End::Connect).then_some(self.retry_at_us);
         let given_up = self.opening_since_us.map(|since| since + OPENING_US);
-        self.poll_at_us = [delay, retry, given_up, self.lingers_until_us].into_iter().flatten().min();
+        let doors = if self.connected { None } else { self.doors.deadline() };
+        self.poll_at_us = [delay, retry, given_up, doors, self.lingers_until_us].into_iter().flatten().min();
     }
 
-    /// Moves frames between the card and the sockets. Returns what became of the connection.
-    pub fn poll(&mut self, now_us: u64) -> Change {
+    /// Moves frames between the card and the sockets. Returns what became of the connection. `greet` makes this machine's
+    /// end of a handshake.
+    pub fn poll(&mut self, now_us: u64, mut greet: impl FnMut(&Meeting) -> Handshake) -> Change {
         let due = self.poll_at_us.is_some_and(|at| at <= now_us);
         if !(self.dirty || due || self.nic.has_received()) {
             return Change::None;
         }
         self.stack.poll(now_us, &mut self.nic);
         self.nic.flush();
-        let change = self.follow_connection(now_us);
+        let change = self.follow_connection(now_us, &mut greet);
         self.plan(now_us);
         change
     }
 
-    fn follow_connection(&mut self, now_us: u64) -> Change {
+    fn follow_connection(&mut self, now_us: u64, greet: &mut dyn FnMut(&Meeting) -> Handshake) -> Change {
         if self.lingers(now_us) {
             return Change::None;
         }
-        let peer = IpEndpoint::new(IpAddress::Ipv4(self.peer), LOG_PORT);
+        if self.connected {
+            return self.follow_end(now_us);
+        }
+        match self.end {
+            End::Listen if self.wanted => self.answer(now_us, greet),
+            End::Listen => {
+                self.doors.close(&mut self.stack, None);
+                Change::None
+            }
+            End::Connect => self.dial(now_us, greet),
+        }
+    }
+
+    /// Looks whether the connection has ended. Bytes that arrived before are still read.
+    fn follow_end(&mut self, now_us: u64) -> Change {
         let socket = self.stack.socket::<tcp::Socket<'_>>(self.stream);
-        let stranger = socket.remote_endpoint().is_some_and(|remote| remote.addr != peer.addr);
-        let up = socket.may_send() && socket.may_recv() && !stranger;
-        if up && !self.connected {
-            self.connected = true;
-            self.opening_since_us = None;
-            return Change::Connected;
+        if (socket.may_send() && socket.may_recv()) || socket.can_recv() {
+            return Change::None;
         }
-        // Bytes that arrived before the end of the connection are still read.
-        if self.connected && !up && !socket.can_recv() {
-            self.connected = false;
-            self.retry_at_us = now_us + RETRY_US;
-            socket.abort();
-            self.dirty = true;
-            return Change::Disconnected;
+        self.connected = false;
+        self.retry_at_us = now_us + RETRY_US;
+        socket.abort();
+        self.dirty = true;
+        Change::Disconnected
+    }
+
+    /// Lets the twin in, if it is there.
+    fn answer(&mut self, now_us: u64, greet: &mut dyn FnMut(&Meeting) -> Handshake) -> Change {
+        let Some((socket, handshake)) = self.doors.tend(&mut self.stack, now_us, greet) else { return Change::None };
+        self.doors.close(&mut self.stack, Some(socket));
+        self.connect(socket, handshake)
+    }
+
+    fn connect(&mut self, socket: SocketHandle, handshake: Handshake) -> Change {
+        (self.stream, self.connected, self.opening_since_us) = (socket, true, None);
+        Change::Connected(handshake)
+    }
+
+    /// Looks for the twin.
+    fn dial(&mut self, now_us: u64, greet: &mut dyn FnMut(&Meeting) -> Handshake) -> Change {
+        self.stream = self.doors.first();
+        let socket = self.stack.socket::<tcp::Socket<'_>>(self.stream);
+        if socket.may_send() && socket.may_recv() {
+            let handshake = greet(&self.doors.dial());
+            return self.connect(self.stream, handshake);
         }
-        // One that a stranger began, or that ended before it was seen, or of which nothing more is heard: it must not be in
-        // the twin's way.
-        let opening = !self.connected && !matches!(socket.state(), tcp::State::Closed | tcp::State::Listen);
+        // One that ended before it was seen, or of which nothing more is heard.
+        let opening = socket.is_open();
         let since = opening.then(|| *self.opening_since_us.get_or_insert(now_us));
         self.opening_since_us = since;
-        let handshake = matches!(socket.state(), tcp::State::SynSent | tcp::State::SynReceived);
-        if since.is_some_and(|since| stranger || !handshake || now_us >= since + OPENING_US) {
+        let begins = matches!(socket.state(), tcp::State::SynSent | tcp::State::SynReceived);
+        if since.is_some_and(|since| !begins || now_us >= since + OPENING_US) {
             socket.abort();
             self.opening_since_us = None;
             self.retry_at_us = now_us + RETRY_US;
             self.dirty = true;
         }
-        if !self.connected && self.wanted && !socket.is_open() {
-            match self.end {
-                // Listening fails only on an open socket or port 0.
-                End::Listen => drop(socket.listen(IpListenEndpoint::from(LOG_PORT))),
-                End::Connect if now_us >= self.retry_at_us => {
-                    self.retry_at_us = now_us + RETRY_US;
-                    // Connecting fails only on an open socket or a port 0.
-                    let _ = self.stack.connect(self.stream, peer);
-                    self.dirty = true;
-                }
-                End::Connect => {}
-            }
+        if self.wanted && !socket.is_open() && now_us >= self.retry_at_us {
+            self.retry_at_us = now_us + RETRY_US;
+            // Connecting fails only on an open socket or a port 0.
+            let _ = self.stack.connect(self.stream, IpEndpoint::new(IpAddress::Ipv4(self.peer), LOG_PORT));
+            self.dirty = true;
         }
         Change::None
+    }
+
+    /// How many connections of strangers were refused since this was last asked, and what the last one that spoke said.
+    pub fn take_strangers(&mut self) -> (u64, Option<Stranger>) {
+        self.doors.take_strangers()
     }
 
     /// When [`poll`](Self::poll) has something to do by itself, in microseconds of wall time.
@@ -333,14 +364,6 @@ impl Link {
             heartbeats: self.heartbeats_sent + self.heartbeats_received,
         }
     }
-}
-
-fn stream_socket() -> tcp::Socket<'static> {
-    let buffer = || tcp::SocketBuffer::new(vec![0; STREAM_BUFFER]);
-    let mut socket = tcp::Socket::new(buffer(), buffer());
-    socket.set_nagle_enabled(false);
-    socket.set_ack_delay(Some(Duration::from_millis(ACK_DELAY_MS)));
-    socket
 }
 
 fn datagram_socket() -> udp::Socket<'static> {

@@ -24,6 +24,9 @@ use crate::host::interrupts::Fired;
 const ADVICE: &str = "this pair has run before: start this machine with role=backup; or, if no machine of the pair runs \
                       any more, give a 'first-term' above every term that the arbiter has given it";
 
+/// Wall time between two lines about connections that were refused, in microseconds.
+const STRANGERS_US: u64 = 10_000_000;
+
 /// What a replica has around its driver.
 pub(super) struct Machine {
     pub(super) config: Config,
@@ -38,6 +41,8 @@ pub(super) struct Machine {
     /// Why the guest ended here, until the twin has our last words: who reads on the monitor that a machine has halted may
     /// switch it off.
     pub(super) ending: Option<String>,
+    /// When a connection that is refused is next worth a line, in microseconds.
+    pub(super) stranger_at_us: u64,
     /// The wall time when it was last looked at, in microseconds.
     pub(super) now_us: u64,
 }
@@ -61,9 +66,9 @@ impl Machine {
         link.interrupted(fired);
         link.set_end(if node.role().is_primary() { End::Listen } else { End::Connect });
         link.set_wanted(node.wants_connection());
-        match link.poll(self.now_us) {
+        match link.poll(self.now_us, |meeting| node.handshake(meeting)) {
             Change::None => {}
-            Change::Connected => node.connected(now),
+            Change::Connected(handshake) => node.connected(now, handshake),
             Change::Disconnected => node.disconnected(now),
         }
         link.receive(|bytes| {
@@ -71,6 +76,13 @@ impl Machine {
             if room == 0 { 0 } else { node.receive(now, &bytes[..room]) }
         });
         link.receive_datagrams(|datagram| node.heartbeat_received(now, datagram));
+        let (strangers, what) = link.take_strangers();
+        node.strangers_came(strangers);
+        if let Some(what) = what.filter(|_| self.now_us >= self.stranger_at_us) {
+            self.stranger_at_us = self.now_us + STRANGERS_US;
+            log::warn!("a connection on the log network was refused: {what}");
+            monitor::event("stranger", "reason", &what);
+        }
     }
 
     /// Says that this machine has halted, once that is so and the twin knows.

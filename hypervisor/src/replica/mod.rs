@@ -104,7 +104,19 @@ impl Replica {
         let (cut, figures, ending) = (Cut::default(), Figures::default(), None);
         Self {
             driver: Driver::new(Time(now_us), node, guest, tuning),
-            machine: Machine { config, apic, clock, client, link, arbiter, cut, figures, ending, now_us },
+            machine: Machine {
+                config,
+                apic,
+                clock,
+                client,
+                link,
+                arbiter,
+                cut,
+                figures,
+                ending,
+                stranger_at_us: 0,
+                now_us,
+            },
             monitor: Monitor::default(),
         }
     }

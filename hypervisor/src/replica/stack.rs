@@ -6,7 +6,7 @@
 
 mod neighbours;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;

@@ -202,6 +202,7 @@ impl Machine {
             if self.link.is_some() {
                 let stats = driver.node().stats();
                 json.number("log_refused_seal", stats.refused_seal)
+                    .number("log_refused_strangers", stats.refused_handshakes)
                     .number("log_refused_content", stats.refused_content)
                     .number("log_refused_order", stats.refused_order)
                     .number("log_refused_unexpected", stats.refused_unexpected)

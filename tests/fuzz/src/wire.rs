@@ -1,16 +1,19 @@
 //! What comes over networks: from the twin and from the arbiter.
 
+use std::net::Ipv4Addr;
+
 use arbitrary::{Arbitrary, Unstructured};
 use pollux_ft::arbiter::{ArbiterId, Ask, Failure, Look, Question, Try};
 use pollux_ft::heartbeat::{Datagram, Heartbeat, pair_digest};
 use pollux_ft::message::Message;
 use pollux_ft::seal::{MAX_PAYLOAD, Sealer};
 use pollux_ft::{
-    Action, Config, EntryRef, Identity, Node, NodeId, Position, Protection, Role, Seq, SessionId, Span, Start, Term,
-    Time, Verdict,
+    Action, Config, EntryRef, Identity, Meeting, Node, NodeId, Position, Protection, Role, Seq, SessionId, Span, Start,
+    Term, Time, Verdict,
 };
 
 const PAIR: &str = "gemini";
+const MEETING: Meeting = Meeting { dialer: Ipv4Addr::LOCALHOST, listener: Ipv4Addr::LOCALHOST, random: [0; 32] };
 
 fn identity(node: u64) -> Identity {
     Identity {
@@ -189,8 +192,8 @@ impl Desk {
 
     fn connect(&mut self) {
         (self.sealer, self.forged) = (Sealer::default(), false);
-        self.machine.node.connected(self.now);
-        self.honest.node.connected(self.now);
+        self.machine.node.connected(self.now, self.machine.node.handshake(&MEETING));
+        self.honest.node.connected(self.now, self.honest.node.handshake(&MEETING));
     }
 
     fn receive(&mut self, mut bytes: &[u8]) {

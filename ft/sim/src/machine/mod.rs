@@ -21,7 +21,7 @@ use pollux_driver::marks::Waits;
 use pollux_driver::pages::PAGE_SIZE;
 use pollux_driver::rounds::Enough;
 use pollux_driver::{Driver, Guest as _, Next, Tuning};
-use pollux_ft::{Identity, Node, NodeId, Role, Span, Start, Term, Time, Verdict};
+use pollux_ft::{Identity, Meeting, Node, NodeId, Role, Span, Start, Term, Time, Verdict};
 
 /// Longest time that a guest runs before the machine looks around, in microseconds.
 const SLICE: u64 = 10_000;
@@ -144,10 +144,11 @@ impl Machine {
     }
 
     /// A stream is there.
-    pub(crate) fn connected(&mut self, now: u64, stream: usize) {
+    pub(crate) fn connected(&mut self, now: u64, stream: usize, meeting: &Meeting) {
         self.devices.stream = Some(stream);
         let now = self.local(now);
-        self.driver.node_mut().connected(now);
+        let node = self.driver.node_mut();
+        node.connected(now, node.handshake(meeting));
     }
 
     /// The stream is gone.

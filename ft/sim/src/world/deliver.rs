@@ -19,7 +19,7 @@ impl World {
             }
             Event::Nudge { machine } => self.turn(machine),
             Event::Datagram { to, bytes } => {
-                self.env.attacker.see(to, &bytes);
+                self.env.attacker.see(to, &bytes, &self.env.plan.config.protection);
                 self.datagram(to, bytes);
             }
             Event::Forgery { to, bytes } => self.datagram(to, bytes),
@@ -79,6 +79,9 @@ impl World {
             self.env.network.streams[stream].pipes[end].pieces.front().filter(|(at, _)| *at <= now)
         {
             let taken = machine.receive(now, piece);
+            if end == 0 {
+                self.env.attacker.overhear(stream, &piece[..taken]);
+            }
             full = taken < piece.len();
             received = true;
             self.env.network.taken(stream, end, taken);
@@ -97,6 +100,7 @@ impl World {
             self.env.queue.push(*again_at, Event::Bytes { stream, end });
         }
         if received || ended {
+            self.check_ends(stream, to);
             self.turn(to);
             // The sender's window opens.
             if self.awake(from).is_some_and(|machine| !machine.node().transmit().is_empty()) {
@@ -132,7 +136,10 @@ impl World {
             machine.devices.stream.is_none() && machine.node().role().is_primary() && machine.node().wants_connection()
         });
         if reachable && listens {
-            let stream = self.env.network.open(index, target);
+            let stream = {
+                let dialled = self.dialled(target);
+                self.env.network.open(index, target, dialled)
+            };
             let (delay, now) = (self.env.network.quality.delay, self.env.now);
             self.env.queue.push(now + delay, Event::Connected { stream, machine: target });
             self.env.queue.push(now + 2 * delay, Event::Connected { stream, machine: index });
@@ -142,12 +149,13 @@ impl World {
 
     fn connected(&mut self, stream: usize, index: usize) {
         let (now, broken) = (self.env.now, self.env.network.streams[stream].broken);
+        let meeting = self.env.meeting(stream, index);
         let free =
             self.awake(index).filter(|machine| machine.devices.stream.is_none() && machine.node().wants_connection());
         let Some(machine) = free.filter(|_| !broken) else {
             return self.break_stream(stream);
         };
-        machine.connected(now, stream);
+        machine.connected(now, stream, &meeting);
         self.turn(index);
         self.pump();
     }

@@ -11,7 +11,8 @@ use crate::net::{MACHINES, Network};
 use crate::plan::Plan;
 use crate::rng::Rng;
 use crate::trace::{Keep, Trace};
-use pollux_ft::{NodeId, Term};
+use pollux_ft::{Meeting, NodeId, PairKey, Protection, Term};
+use std::net::Ipv4Addr;
 
 /// Everything but the machines.
 #[derive(Debug)]
@@ -31,12 +32,28 @@ pub(crate) struct Env {
     pub(crate) port: Option<usize>,
     /// Machines whose client card takes no frames at the moment.
     pub(crate) stuck: [bool; MACHINES],
+    /// Of what machines draw that nobody may guess.
+    secrets: Rng,
     nodes: u64,
 }
 
+/// Runs whose machines have a key, and ciphers at work, per thousand. The others protect their words by a checksum, which
+/// costs less, and which no attacker there looks at.
+const RUNS_WITH_KEY: u64 = 200;
+
+/// Address of a machine on the log network.
+pub(super) fn address(machine: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 1, machine as u8)
+}
+
 impl Env {
-    pub(crate) fn new(seed: u64, plan: Plan, keep: Keep) -> Self {
+    pub(crate) fn new(seed: u64, mut plan: Plan, keep: Keep) -> Self {
+        let mut secrets = Rng::new(seed, 8);
+        if secrets.chance(RUNS_WITH_KEY) {
+            plan.config.protection = Protection::Key(PairKey::new(&[7; 32]));
+        }
         Self {
+            secrets,
             now: 0,
             rng: Rng::new(seed, 2),
             queue: Queue::default(),
@@ -58,6 +75,20 @@ impl Env {
     pub(crate) fn next_node(&mut self) -> u64 {
         self.nodes += 1;
         self.nodes
+    }
+
+    /// What a connection is to `machine`.
+    pub(super) fn meeting(&mut self, stream: usize, machine: usize) -> Meeting {
+        let stream = &self.network.streams[stream];
+        let listener = if stream.ends[0] == machine { stream.dialled } else { machine };
+        let dialer = stream.ends[0];
+        self.meet(address(dialer), address(listener))
+    }
+
+    /// A new connection.
+    pub(super) fn meet(&mut self, dialer: Ipv4Addr, listener: Ipv4Addr) -> Meeting {
+        let random = core::array::from_fn(|_| self.secrets.below(256) as u8);
+        Meeting { dialer, listener, random }
     }
 
     pub(crate) fn wake_soon(&mut self, machine: usize, after: u64) {

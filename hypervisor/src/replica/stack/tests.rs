@@ -17,13 +17,13 @@ const PORT: u16 = 2379;
 
 /// A cable's end: frames to the stack, and from it.
 #[derive(Debug, Default)]
-struct Cable {
-    input: VecDeque<Vec<u8>>,
-    output: Vec<Vec<u8>>,
+pub(in crate::replica) struct Cable {
+    pub(in crate::replica) input: VecDeque<Vec<u8>>,
+    pub(in crate::replica) output: Vec<Vec<u8>>,
 }
 
-struct Rx(Vec<u8>);
-struct Tx<'a>(&'a mut Vec<Vec<u8>>);
+pub(in crate::replica) struct Rx(Vec<u8>);
+pub(in crate::replica) struct Tx<'a>(&'a mut Vec<Vec<u8>>);
 
 impl phy::RxToken for Rx {
     fn consume<T, F: FnOnce(&[u8]) -> T>(self, read: F) -> T {

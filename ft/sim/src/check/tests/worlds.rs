@@ -1,7 +1,7 @@
 //! Worlds in which something goes wrong that nobody may survive unnoticed.
 
 use crate::check::Violation;
-use crate::plan::{Faults, PROTECTION, Plan};
+use crate::plan::{Faults, Plan};
 use crate::rng::Rng;
 use crate::run::report;
 use crate::trace::Keep;
@@ -66,7 +66,8 @@ pub(crate) fn is_fault(event: &Event) -> bool {
 pub(crate) fn hears(world: &mut World, to: usize, node: NodeId, role: Role, term: Term) -> Option<Violation> {
     let machine = world.slots[to].machine.as_mut().expect("it runs");
     let beat = Heartbeat { session: machine.node().session(), ..beat_to(machine.devices.id, node, role, term) };
-    machine.hear(&mut world.env, &beat.encode(&PROTECTION));
+    let datagram = beat.encode(&world.env.plan.config.protection);
+    machine.hear(&mut world.env, &datagram);
     world.env.audit.violation().cloned()
 }
 
@@ -140,7 +141,8 @@ pub(super) fn genuine() -> Vec<Option<Violation>> {
         let newer = Term(term(&world).0 + 1);
         let beat = beat_to(STRANGER, STRANGER, Role::Alone, newer);
         let machine = world.slots[PRIMARY].machine.as_mut().expect("it runs");
-        machine.hear(&mut world.env, &beat.encode(&PROTECTION));
+        let datagram = beat.encode(&world.env.plan.config.protection);
+        machine.hear(&mut world.env, &datagram);
         world.env.audit.violation().cloned()
     };
     assert_eq!(judge(None), None);
