@@ -4,6 +4,7 @@
 
 mod doors;
 
+use alloc::boxed::Box;
 use alloc::vec;
 use core::net::Ipv4Addr;
 
@@ -50,7 +51,7 @@ pub enum Change {
     /// Nothing.
     None,
     /// It came up. Its handshake has been done with who came to us, and is to be done with whom we dialled.
-    Connected(Handshake),
+    Connected(Box<Handshake>),
     /// It is gone.
     Disconnected,
 }
@@ -210,7 +211,7 @@ impl Link {
         let idle = !self.stack.socket::<tcp::Socket<'_>>(self.stream).is_open();
         let retry = (idle && self.wanted && self.end == End::Connect).then_some(self.retry_at_us);
         let given_up = self.opening_since_us.map(|since| since + OPENING_US);
-        let doors = if self.connected { None } else { self.doors.deadline() };
+        let doors = if self.connected { None } else { self.doors.look_at() };
         self.poll_at_us = [delay, retry, given_up, doors, self.lingers_until_us].into_iter().flatten().min();
     }
 
@@ -267,7 +268,7 @@ impl Link {
 
     fn connect(&mut self, socket: SocketHandle, handshake: Handshake) -> Change {
         (self.stream, self.connected, self.opening_since_us) = (socket, true, None);
-        Change::Connected(handshake)
+        Change::Connected(Box::new(handshake))
     }
 
     /// Looks for the twin.

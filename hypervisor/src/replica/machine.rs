@@ -68,7 +68,7 @@ impl Machine {
         link.set_wanted(node.wants_connection());
         match link.poll(self.now_us, |meeting| node.handshake(meeting)) {
             Change::None => {}
-            Change::Connected(handshake) => node.connected(now, handshake),
+            Change::Connected(handshake) => node.connected(now, *handshake),
             Change::Disconnected => node.disconnected(now),
         }
         link.receive(|bytes| {

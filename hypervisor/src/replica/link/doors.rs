@@ -34,11 +34,13 @@ struct Door {
     handshake: Option<Handshake>,
     /// It is a stranger, who may still hear why.
     leaves: bool,
+    /// It was closed in somebody's face, who has yet to hear of it.
+    slammed: bool,
 }
 
 impl Door {
     fn clear(&mut self) {
-        (self.since_us, self.handshake, self.leaves) = (None, None, false);
+        (self.since_us, self.handshake, self.leaves, self.slammed) = (None, None, false, false);
     }
 }
 
@@ -66,7 +68,7 @@ impl Doors {
     pub(super) fn new(stack: &mut Stack, own: Ipv4Addr, peer: Ipv4Addr, random: Random) -> Self {
         let doors = core::array::from_fn(|_| {
             let socket = stack.add(stream_socket());
-            Door { socket, since_us: None, handshake: None, leaves: false }
+            Door { socket, since_us: None, handshake: None, leaves: false, slammed: false }
         });
         Self { doors, own, peer, random, strangers: 0, last_stranger: None }
     }
@@ -96,6 +98,8 @@ impl Doors {
         now_us: u64,
         greet: &mut dyn FnMut(&Meeting) -> Handshake,
     ) -> Option<(SocketHandle, Handshake)> {
+        // They have heard by now.
+        self.doors.iter_mut().for_each(|door| door.slammed = false);
         for at in 0..DOORS {
             match self.look(stack, now_us, at, greet) {
                 Sight::Nobody => {}
@@ -135,7 +139,7 @@ impl Doors {
             State::SynReceived => return Sight::Nobody,
             State::FinWait1 | State::Closing | State::LastAck if door.leaves => return Sight::Nobody,
             _ if door.leaves => return Sight::Gone,
-            _ if !(socket.may_send() && socket.may_recv()) && !socket.can_recv() => return Sight::Gone,
+            _ if !(socket.can_recv() || socket.may_send() && socket.may_recv()) => return Sight::Gone,
             _ => {}
         }
         let handshake = door.handshake.get_or_insert_with(|| {
@@ -165,6 +169,7 @@ impl Doors {
         let door = &mut self.doors[at];
         stack.socket::<tcp::Socket<'_>>(door.socket).abort();
         door.clear();
+        door.slammed = true;
         self.strangers += 1;
     }
 
@@ -172,20 +177,25 @@ impl Doors {
     fn listen(&mut self, stack: &mut Stack) {
         let taken = self.doors.iter().rposition(|door| door.since_us.is_some());
         if taken == Some(DOORS - 1) {
-            (0..DOORS).for_each(|at| self.send_away(stack, at));
+            for at in 0..DOORS {
+                if self.doors[at].since_us.is_some() {
+                    self.send_away(stack, at);
+                }
+            }
         }
         for door in &self.doors[taken.map_or(0, |taken| (taken + 1) % DOORS)..] {
             let socket = stack.socket::<tcp::Socket<'_>>(door.socket);
-            if !socket.is_open() {
+            if !socket.is_open() && !door.slammed {
                 // It fails only on an open socket or port 0.
                 let _ = socket.listen(IpListenEndpoint::from(LOG_PORT));
             }
         }
     }
 
-    /// When the time of one of them is up, in microseconds.
-    pub(super) fn deadline(&self) -> Option<u64> {
-        self.doors.iter().filter_map(|door| door.since_us).min().map(|since| since + OPENING_US)
+    /// When to look at them again even if nobody says anything, in microseconds.
+    pub(super) fn look_at(&self) -> Option<u64> {
+        let due = |door: &Door| if door.slammed { Some(0) } else { door.since_us.map(|since| since + OPENING_US) };
+        self.doors.iter().filter_map(due).min()
     }
 
     /// How many were sent away since this was last asked, and what the last one that spoke said wrong.
