@@ -162,7 +162,7 @@ fn a_session_keeps_to_its_arbiter() {
 #[test]
 fn an_arbiter_is_told_once() {
     let mut joiner = machine(Start::Backup, 2, Some(ASKED));
-    joiner.connected(Time(0));
+    joiner.connected(Time(0), joiner.handshake(&MEETING));
     let hello = joiner.transmit().len();
     joiner.arbiter_seen(ASKED);
     assert_eq!(joiner.transmit().len(), hello);
