@@ -1,6 +1,7 @@
 //! Guest-physical memory behind checked accesses, and which of its pages have changed.
 
 use core::fmt;
+use core::ops::Range;
 
 pub use pollux_driver::pages::{PAGE_SIZE, PageSet, is_zero};
 
@@ -208,9 +209,9 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Fills RAM with zeros; the disk stays. Pages that are zero already are only read, which is cheaper.
-    pub fn clear(&mut self) {
-        (0..self.ram / PAGE_SIZE).for_each(|page| self.clear_page(page));
+    /// Fills these bytes of RAM, whole pages, with zeros. Pages that are zero already are only read, which is cheaper.
+    pub fn clear(&mut self, range: Range<u64>) {
+        (range.start / PAGE_SIZE..range.end / PAGE_SIZE).for_each(|page| self.clear_page(page));
     }
 
     /// Fills page number `page`, which must exist, with zeros.
@@ -260,7 +261,7 @@ mod tests {
         memory.write(Gpa(3 * 4096 + 8), &[1]).unwrap();
         let used: Vec<_> = memory.used_pages().map(|(start, _)| start).collect();
         assert_eq!(used, [0, 3 * 4096]);
-        memory.clear();
+        memory.clear(0..memory.len());
         assert_eq!(memory.used_pages().count(), 0);
         for at in 0..130 {
             let mut bytes = [0; 130];
@@ -287,7 +288,7 @@ mod tests {
             pages
         };
         assert_eq!(dirty(&mut memory), [1, 2, 6]);
-        memory.clear();
+        memory.clear(0..memory.len());
         assert_eq!(dirty(&mut memory), [0, 1, 2]);
         memory.stop_tracking();
         assert_eq!(memory.take_dirty(), None);
@@ -304,7 +305,7 @@ mod tests {
         let dirty = memory.take_dirty().unwrap();
         assert!(dirty.len() == 2 && dirty.contains(2) && dirty.contains(3));
         memory.write(Gpa(0), &[1]).unwrap();
-        memory.clear();
+        memory.clear(0..memory.len());
         assert_eq!(memory.used_pages().map(|(start, _)| start).collect::<Vec<_>>(), [8192, 3 * 4096]);
         // Zeros over zeros change nothing.
         memory.take_dirty();

@@ -35,8 +35,8 @@ impl<G: Guest> Driver<G> {
             return Next::Again;
         }
         match self.apply_entries(host) {
-            Ok(0) => self.follow_log(host),
-            Ok(_) => Next::Again,
+            Ok(false) => self.follow_log(host),
+            Ok(true) => Next::Again,
             Err(details) => self.diverge(host, &details),
         }
     }
@@ -86,12 +86,12 @@ impl<G: Guest> Driver<G> {
         host.released(self.node.released().position);
     }
 
-    /// Applies entries of this position; how many. The error says why this guest cannot be the primary's.
-    fn apply_entries(&mut self, host: &mut impl Host<G>) -> Result<usize, String> {
+    /// Applies entries of this position; whether there was one. The error says why this guest cannot be the primary's.
+    fn apply_entries(&mut self, host: &mut impl Host<G>) -> Result<bool, String> {
         let position = self.guest.position();
         for applied in 0..AT_ONCE {
             let Some(record) = self.node.next_record().filter(|record| record.position == position) else {
-                return Ok(applied);
+                return Ok(applied > 0);
             };
             match &record.entry {
                 Entry::Clock { base_ns, .. } if *base_ns > MAX_GUEST_NS => {
@@ -108,6 +108,7 @@ impl<G: Guest> Driver<G> {
                         ));
                     }
                 }
+                Entry::Control(Control::Reset) if !self.guest.prepare_reset() => return Ok(true),
                 Entry::Control(Control::Reset) => self.power_due = None,
                 _ => {}
             }
@@ -116,10 +117,10 @@ impl<G: Guest> Driver<G> {
             self.node.applied(self.now, position);
             // The last entry of a guest that is off: there may be no log any more.
             if !self.node.role().is_backup() {
-                return Ok(applied + 1);
+                return Ok(true);
             }
         }
-        Ok(AT_ONCE)
+        Ok(true)
     }
 
     /// The guest here is not the primary's.

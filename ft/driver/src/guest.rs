@@ -73,6 +73,11 @@ pub trait Guest {
     /// Runs until exactly `target`, or until something else ends the run. Does nothing when the guest is there.
     fn run(&mut self, target: Position, out: &mut impl Output) -> Stop;
 
+    /// Gets a share of memory ready for a reset that is sure to come, so that the machine can attend to its twin in between:
+    /// all of it may take longer than a twin may be silent. Whether all shares are done; until the reset is applied, or
+    /// another state is loaded, the guest is of no use.
+    fn prepare_reset(&mut self) -> bool;
+
     /// Applies an entry at this exact stop. Those that change nothing of a guest, such as `Horizon`, are ignored.
     ///
     /// # Errors

@@ -32,6 +32,10 @@ impl<G: Guest> Driver<G> {
     pub(crate) fn live_step(&mut self, host: &mut impl Host<G>) -> Next {
         // Before anything else: a state that is sent must not leave out what the guest has just asked for.
         if let Some(event) = self.power_due {
+            if event == PowerEvent::Reset && !self.guest.prepare_reset() {
+                self.mark_progress(host);
+                return Next::Again;
+            }
             return if self.power(host, event).is_err() { self.retry() } else { Next::Again };
         }
         if !self.transfer_stops_guest() {

@@ -57,6 +57,8 @@ pub struct Guest {
     halted: bool,
     settled: bool,
     crash: Option<String>,
+    /// Bytes of RAM that were zeroed for a reset to come.
+    cleared: u64,
     exits: ExitCounts,
 }
 
@@ -68,6 +70,9 @@ impl fmt::Debug for Guest {
             .finish_non_exhaustive()
     }
 }
+
+/// Bytes of RAM that are looked at, and zeroed, in one go: some ten milliseconds in an emulator.
+const CLEARED_AT_ONCE: u64 = 16 << 20;
 
 /// Where the guest is, for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +130,7 @@ impl Guest {
             mmu: None,
             attempt: None,
             opened: None,
+            cleared: 0,
             loaded_at: Position(0),
             halted: false,
             settled: true,
@@ -342,8 +348,17 @@ impl Guest {
         self.vcpu.load(&cpu);
         self.settled = true;
         self.crash = None;
+        self.cleared = 0;
         self.restart_paging();
         Ok(())
+    }
+
+    /// Zeroes [`CLEARED_AT_ONCE`] bytes of RAM for a reset that is sure to come. Whether all of it is zero.
+    pub fn prepare_reset(&mut self) -> bool {
+        let end = (self.cleared + CLEARED_AT_ONCE).min(self.memory.len());
+        self.memory.clear(self.cleared..end);
+        self.cleared = end;
+        end == self.memory.len()
     }
 
     /// Begins to notice which pages of memory change, whoever writes them.
@@ -390,7 +405,8 @@ impl Guest {
     /// When the image is malformed or does not fit.
     pub fn restart(&mut self) -> Result<(), LoadError> {
         assert!(self.settled, "a reset was applied away from an exact stop");
-        self.memory.clear();
+        self.memory.clear(self.cleared..self.memory.len());
+        self.cleared = 0;
         let seed = self.platform.draw_seed();
         let entry = loader::load(&self.image, &seed, &mut self.memory)?;
         self.platform.reset();

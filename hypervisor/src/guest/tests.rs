@@ -395,3 +395,20 @@ fn registers_that_are_nobodys_concern_are_the_guests_own() {
     assert_eq!((guest.vcpu.cr2(), guest.platform.cr8()), (0x1234_5678_9ABC, 5));
     assert_eq!((registers.rip, guest.position()), (0x1000 + CODE.len() as u64, Position(4)));
 }
+
+#[test]
+fn a_reset_is_prepared_share_by_share() {
+    let mut guest = guest(&[], false);
+    guest.memory = GuestMemory::for_test(40 << 20);
+    let marks = [0, 17 << 20, 39 << 20].map(Gpa);
+    let left = |guest: &Guest| marks.map(|at| guest.memory.slice(at, 1).unwrap()[0]);
+    marks.iter().for_each(|at| guest.memory.write(*at, &[1]).unwrap());
+    assert!(!guest.prepare_reset() && left(&guest) == [0, 1, 1]);
+    // Another guest comes from the twin: nothing of it is done.
+    let state = guest.save();
+    guest.load(&state).unwrap();
+    marks.iter().for_each(|at| guest.memory.write(*at, &[1]).unwrap());
+    assert!(!guest.prepare_reset() && !guest.prepare_reset() && left(&guest) == [0, 0, 1]);
+    assert!(guest.prepare_reset() && left(&guest) == [0; 3]);
+    assert!(guest.prepare_reset(), "the log may be full, and the reset comes later");
+}

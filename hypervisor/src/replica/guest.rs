@@ -72,6 +72,10 @@ impl pollux_driver::Guest for Guest {
         stop
     }
 
+    fn prepare_reset(&mut self) -> bool {
+        Guest::prepare_reset(self)
+    }
+
     fn apply(&mut self, entry: &EntryRef<'_>) -> Result<(), String> {
         match *entry {
             EntryRef::Clock { base_ns, rate } => {

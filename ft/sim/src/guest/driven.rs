@@ -17,11 +17,13 @@ pub(crate) struct Driven {
     missing: u64,
     /// It stands at an exact stop.
     settled: bool,
+    /// Half of what a reset takes is done.
+    half_reset: bool,
 }
 
 impl Driven {
     pub(crate) fn new(guest: Guest) -> Self {
-        Self { guest, credit: 0, missing: 0, settled: true }
+        Self { guest, credit: 0, missing: 0, settled: true, half_reset: false }
     }
 
     /// It may run for so many ticks; what was not used is forfeit.
@@ -107,7 +109,12 @@ impl pollux_driver::Guest for Driven {
         }
     }
 
+    fn prepare_reset(&mut self) -> bool {
+        core::mem::replace(&mut self.half_reset, true)
+    }
+
     fn apply(&mut self, entry: &EntryRef<'_>) -> Result<(), String> {
+        self.half_reset = false;
         assert!(self.settled, "an entry was applied away from an exact stop");
         if self.guest.apply(entry) { Ok(()) } else { Err("guest time would run backwards".to_owned()) }
     }
@@ -142,7 +149,7 @@ impl pollux_driver::Guest for Driven {
     }
 
     fn load(&mut self, bytes: &[u8]) -> Result<(), String> {
-        self.settled = true;
+        (self.settled, self.half_reset) = (true, false);
         if self.guest.load(bytes) { Ok(()) } else { Err("that is no saved state".to_owned()) }
     }
 }

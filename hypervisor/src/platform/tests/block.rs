@@ -207,7 +207,7 @@ fn a_reset_of_the_guest_leaves_the_disk() {
     let mut rig = rig(DISK);
     rig.request(OUT, 0, &frame(512, 1), 0);
     let written = state::hash(&mut rig.platform);
-    rig.memory.clear();
+    rig.memory.clear(0..rig.memory.len());
     rig.platform.reset();
     rig.start_disk(ALL);
     assert_eq!(rig.request(IN, 0, &[], 512), (Some(0), frame(512, 1)));
