@@ -93,7 +93,7 @@ impl<G: Guest> Driver<G> {
 
     /// Guest time goes on from where it is.
     pub(crate) fn start_clock(&mut self) {
-        let (position, time, rate) = (self.guest.position(), self.guest.time(), self.guest.rate());
-        self.steering = Steering::start(self.now, position, time, rate, self.tuning.rates.clone());
+        let (position, time, speed) = (self.guest.position(), self.guest.time(), self.followed_speed.get());
+        self.steering = Steering::start(self.now, position, time, speed, self.tuning.rates.clone());
     }
 }

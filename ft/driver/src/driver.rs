@@ -11,7 +11,7 @@ use crate::guest::{Guest, PowerEvent};
 use crate::host::{Boundary, Event, Host};
 use crate::marks::Marks;
 use crate::receive::Incoming;
-use crate::steering::Steering;
+use crate::steering::{FollowedSpeed, Steering};
 use crate::transfer::Transfer;
 use crate::tuning::Tuning;
 
@@ -44,6 +44,8 @@ pub struct Driver<G> {
     /// The wall time of this turn.
     pub(crate) now: Time,
     pub(crate) steering: Steering,
+    /// As a backup: how fast the guest runs on the primary.
+    pub(crate) followed_speed: FollowedSpeed,
     pub(crate) throttle: Throttle,
     pub(crate) marks: Marks,
     pub(crate) next_digest: NextDigest,
@@ -72,6 +74,7 @@ impl<G: Guest> Driver<G> {
             node,
             now,
             steering,
+            followed_speed: FollowedSpeed::new(guest.rate()),
             throttle: Throttle::new(tuning.lag_bound_ns),
             marks: Marks::new(tuning.marks),
             next_digest: NextDigest::default(),

@@ -108,6 +108,7 @@ impl<G: Guest> Driver<G> {
                         ));
                     }
                 }
+                Entry::Clock { rate, .. } => self.followed_speed.note(*rate),
                 Entry::Control(Control::Reset) if !self.guest.prepare_reset() => return Ok(true),
                 Entry::Control(Control::Reset) => self.power_due = None,
                 _ => {}

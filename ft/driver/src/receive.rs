@@ -10,6 +10,7 @@ use crate::driver::Driver;
 use crate::guest::Guest;
 use crate::host::{Event, Host};
 use crate::pages::{PAGE_SIZE, is_zero};
+use crate::steering::FollowedSpeed;
 
 /// What has arrived, apart from memory, which is written where it belongs.
 #[derive(Debug, Default)]
@@ -95,6 +96,7 @@ impl<G: Guest> Driver<G> {
             self.diverge(host, &details);
             return;
         }
+        self.followed_speed = FollowedSpeed::new(self.guest.rate());
         host.retain();
         self.node.joined(self.now);
         host.observe(Event::StateComplete, self);

@@ -45,6 +45,28 @@ pub struct Steer {
     pub rate: u64,
 }
 
+/// How fast a guest ran on its primary, told from the rates that it was given there: each is for a moment how to meet wall
+/// time again, and they are right on average.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FollowedSpeed(u64);
+
+impl FollowedSpeed {
+    /// Known of it is this rate, in nanoseconds per tick, 32.32 fixed point.
+    pub(crate) fn new(rate: u64) -> Self {
+        Self(rate)
+    }
+
+    /// It was given this rate.
+    pub(crate) fn note(&mut self, rate: u64) {
+        self.0 = self.0 / 8 * 7 + rate / 8;
+    }
+
+    /// What a primary may start with that takes the guest over.
+    pub(crate) fn get(self) -> u64 {
+        self.0
+    }
+}
+
 /// Where a guest stands in its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
@@ -79,9 +101,10 @@ pub struct Steering {
 }
 
 impl Steering {
-    /// Guest time is `guest` at wall time `now` and goes on from there, by `rate` as far as that is within `rates`.
+    /// Guest time is `guest` at wall time `now` and goes on from there; a tick is taken to last for `speed` until that has
+    /// been measured, as far as it is within `rates`.
     #[must_use]
-    pub fn start(now: Time, position: Position, guest: GuestTime, rate: u64, rates: RangeInclusive<u64>) -> Self {
+    pub fn start(now: Time, position: Position, guest: GuestTime, speed: u64, rates: RangeInclusive<u64>) -> Self {
         let mut steering = Self {
             origin_ns: i128::from(now.0) * 1000 - i128::from(guest.0),
             last: (now, position),
@@ -92,7 +115,7 @@ impl Steering {
             full_speed: 0,
             rates,
         };
-        (steering.speed, steering.full_speed) = (steering.believable(rate), steering.believable(rate));
+        (steering.speed, steering.full_speed) = (steering.believable(speed), steering.believable(speed));
         steering
     }
 
@@ -266,6 +289,34 @@ mod tests {
         for ticks_per_us in [10, 70, 1000, 1400] {
             assert!(largest_error_ns(ticks_per_us, 100) < 1_000_000, "{ticks_per_us} ticks a microsecond");
         }
+    }
+
+    #[test]
+    fn rates_tell_a_follower_the_speed_though_each_is_another() {
+        let (mut clock, mut steering) = (GuestClock::new(1 << 32), start(RATES));
+        let mut followed = FollowedSpeed::new(1 << 32);
+        let (mut wall, mut position, mut guesses) = (0, 0, Vec::new());
+        // Half a nanosecond a tick, but the guest is held up now and then.
+        for step in 1..200 {
+            let held_up = step % 7 == 0;
+            if held_up {
+                steering.note_pause();
+            }
+            wall += INTERVAL.0;
+            position += INTERVAL.0 * if held_up { 400 } else { 2000 };
+            let steer = steering.steer(Time(wall), awake(position, clock.time_at(Position(position)).0));
+            clock.steer(Position(position), steer.base, steer.rate).unwrap();
+            followed.note(steer.rate);
+            guesses.push((steer.rate, followed.get()));
+        }
+        let speed = steering.full_speed();
+        assert!(speed.abs_diff(1 << 31) < 1 << 26, "{speed:x}");
+        let most_off = |guesses: &mut dyn Iterator<Item = u64>| {
+            guesses.map(|guess| guess.abs_diff(speed) * 100 / speed).max().unwrap()
+        };
+        let by_rate = most_off(&mut guesses[100..].iter().map(|guess| guess.0));
+        let by_average = most_off(&mut guesses[100..].iter().map(|guess| guess.1));
+        assert!(by_rate > 70 && by_average < 35, "{by_rate} {by_average}");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use pollux_driver::marks::Waits;
 use pollux_driver::pages::PAGE_SIZE;
 use pollux_driver::rounds::Enough;
 use pollux_driver::{Driver, Guest as _, Next, Tuning};
-use pollux_ft::{Identity, Meeting, Node, NodeId, Role, Span, Start, Term, Time, Verdict};
+use pollux_ft::{Config, Identity, Meeting, Node, NodeId, Role, Span, Start, Term, Time, Verdict};
 
 /// Longest time that a guest runs before the machine looks around, in microseconds.
 const SLICE: u64 = 10_000;
@@ -189,6 +189,15 @@ impl Machine {
     /// Nothing is wrong with it, or about to go wrong.
     pub(crate) fn is_well(&self) -> bool {
         self.devices.is_well() && !self.driver.is_switch_due()
+    }
+
+    /// It is not about to let go of its twin: one that stood still lives on, but its primary does not know yet.
+    pub(crate) fn is_close_to_its_twin(&self, now: u64, config: &Config) -> bool {
+        let (now, node) = (self.local(now), self.node());
+        let short = |span: Span, limit: Span| 2 * span.0 < limit.0;
+        !matches!(node.role(), Role::Protected | Role::Backup)
+            || (short(node.lag(now).time, config.ack_timeout)
+                && short(now.since(node.last_heard()), config.suspect_after))
     }
 
     /// It goes on after it was frozen.

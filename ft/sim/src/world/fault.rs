@@ -140,12 +140,14 @@ impl World {
         self.env.queue.push(self.env.now + pause, Event::Fault);
     }
 
-    /// Nothing is wrong at the moment.
+    /// Nothing is wrong at the moment, and what was is over for all machines.
     fn is_calm(&self) -> bool {
+        let (now, config) = (self.env.now, &self.env.plan.config);
+        let is_well = |machine: &Machine| machine.is_well() && machine.is_close_to_its_twin(now, config);
         let well = self
             .slots
             .iter()
-            .all(|slot| slot.machine.as_ref().is_some_and(Machine::is_well) && !slot.frozen && !slot.restarting);
+            .all(|slot| slot.machine.as_ref().is_some_and(is_well) && !slot.frozen && !slot.restarting);
         let arbiter = self.env.arbiter.mood == Mood::Well && self.env.arbiter.cut == [false; crate::net::MACHINES];
         let streams = self.slots.iter().filter_map(|slot| slot.machine.as_ref()?.devices.stream);
         let broken = streams.into_iter().any(|stream| self.env.network.streams[stream].broken);
