@@ -1,7 +1,7 @@
 //! How two machines with a key begin a stream, before the first message.
 //!
 //! Each greets at once, in the clear: magic, protocol, fingerprint of its key, and a number drawn for this connection. Then
-//! come the two messages of [`crate::noise`], whose prologue is all of this with the pair's name and both addresses. The
+//! come the two messages of the module `noise`, whose prologue is all of this with the pair's name and both addresses. The
 //! first one says that whoever dialled has the key and heard this very greeting: until then the other end has spent no more
 //! than a hash, and what was sent on another connection is of no use. The second one says the same of who listened.
 //!

@@ -1,6 +1,6 @@
 //! How a message is protected on the stream.
 //!
-//! With a key a sealed message is: length of the payload (u32, little endian), and a message of Noise, see [`crate::noise`]:
+//! With a key a sealed message is: length of the payload (u32, little endian), and a message of Noise, see the module `noise`:
 //! type (u8) and payload, encrypted, and a tag of 16 bytes. Without one: length, type, payload, and a checksum (u32): xxh64
 //! over all before it, truncated. In both the message's number in its direction is part of what is checked: so a message
 //! that is damaged, lost, doubled or out of order is refused; with a key also one that somebody else made.

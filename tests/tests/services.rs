@@ -134,6 +134,7 @@ impl Drop for Session {
 }
 
 #[test]
+#[ignore = "takes minutes: cargo xtask test rig NAME --long"]
 fn a_web_server_and_a_shell_survive_a_kill() -> Result<()> {
     let kills = kills(1)?;
     let Some(key) = debian::ssh_key()? else { return Ok(()) };

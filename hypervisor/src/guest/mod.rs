@@ -353,7 +353,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Zeroes [`CLEARED_AT_ONCE`] bytes of RAM for a reset that is sure to come. Whether all of it is zero.
+    /// Zeroes a share of RAM for a reset that is sure to come. Whether all of it is zero.
     pub fn prepare_reset(&mut self) -> bool {
         let end = (self.cleared + CLEARED_AT_ONCE).min(self.memory.len());
         self.memory.clear(self.cleared..end);
