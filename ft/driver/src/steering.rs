@@ -97,6 +97,8 @@ pub struct Steering {
     /// may be chosen.
     speed: u64,
     full_speed: u64,
+    /// Nobody has measured it here yet.
+    guessed: bool,
     rates: RangeInclusive<u64>,
 }
 
@@ -113,6 +115,7 @@ impl Steering {
             paused: false,
             speed: 0,
             full_speed: 0,
+            guessed: true,
             rates,
         };
         (steering.speed, steering.full_speed) = (steering.believable(speed), steering.believable(speed));
@@ -140,9 +143,12 @@ impl Steering {
     ///
     /// This, and not the rate of guest time, makes time of a distance in ticks: a rate says for a moment how to meet wall
     /// time again, and falls when a guest that was held up is let go.
+    ///
+    /// Before it was measured it is a guess, and rather too slow than too fast: for a guest that sleeps most of the time that
+    /// may be long, and ticks that are taken to be shorter than they are let a twin fall behind.
     #[must_use]
     pub fn full_speed(&self) -> u64 {
-        self.full_speed
+        if self.guessed { self.full_speed.saturating_mul(2) } else { self.full_speed }
     }
 
     /// Wall time at which guest time should be `time`, rounded up.
@@ -243,7 +249,8 @@ impl Steering {
             let (speed, full_speed) = (average(self.speed), average(self.full_speed));
             self.speed = speed;
             if !self.paused {
-                self.full_speed = full_speed;
+                self.full_speed = if self.guessed { self.believable(measured) } else { full_speed };
+                self.guessed = false;
             }
         }
         self.measured = (now, guest.position);
@@ -317,6 +324,19 @@ mod tests {
         let by_rate = most_off(&mut guesses[100..].iter().map(|guess| guess.0));
         let by_average = most_off(&mut guesses[100..].iter().map(|guess| guess.1));
         assert!(by_rate > 70 && by_average < 35, "{by_rate} {by_average}");
+    }
+
+    #[test]
+    fn a_guess_of_the_speed_is_on_the_slow_side_and_ends_with_the_first_measurement() {
+        let mut steering = start(RATES);
+        assert_eq!(steering.full_speed(), 2 << 32);
+        // It slept, which says nothing.
+        let asleep = Standing { asleep: true, ..awake(10, 0) };
+        steering.steer(Time(INTERVAL.0), asleep);
+        steering.steer(Time(2 * INTERVAL.0), awake(20, 0));
+        assert_eq!(steering.full_speed(), 2 << 32);
+        steering.steer(Time(3 * INTERVAL.0), awake(20 + 2000 * INTERVAL.0, 0));
+        assert_eq!(steering.full_speed(), 1 << 31);
     }
 
     #[test]
