@@ -64,7 +64,7 @@ pub struct Transcript {
     pub skipped: BTreeSet<String>,
     /// Tests that no filter chose.
     pub filtered: usize,
-    /// How long each test took that ran alone: with `--test-threads=1`.
+    /// Time from one test's end to the next one's: how long a test took, if it ran alone (`--test-threads=1`).
     pub took: Vec<(Duration, String)>,
     /// The last lines.
     pub last: VecDeque<String>,

@@ -86,7 +86,7 @@ impl<G: Guest> Driver<G> {
         host.released(self.node.released().position);
     }
 
-    /// Applies entries of this position; whether there was one. The error says why this guest cannot be the primary's.
+    /// Applies entries of this position; whether there was one, applied or not yet. The error says why this guest cannot be the primary's.
     fn apply_entries(&mut self, host: &mut impl Host<G>) -> Result<bool, String> {
         let position = self.guest.position();
         for applied in 0..AT_ONCE {
@@ -109,8 +109,13 @@ impl<G: Guest> Driver<G> {
                     }
                 }
                 Entry::Clock { rate, .. } => self.followed_speed.note(*rate),
-                Entry::Control(Control::Reset) if !self.guest.prepare_reset() => return Ok(true),
-                Entry::Control(Control::Reset) => self.power_due = None,
+                Entry::Control(Control::Reset) => {
+                    // It is applied when all is ready: later, at this very position.
+                    if !self.guest.prepare_reset() {
+                        return Ok(true);
+                    }
+                    self.power_due = None;
+                }
                 _ => {}
             }
             self.guest.apply(&record.entry.borrow()).map_err(|error| format!("entry {}: {error}", record.seq.0))?;

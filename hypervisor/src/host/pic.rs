@@ -73,6 +73,7 @@ pub fn end_of_interrupt(line: u8) {
 /// Takes the interrupt that waits, if one does, in place of the CPU: its line, which is in service now.
 pub fn poll() -> Option<u8> {
     let line = poll_one(0)?;
+    // The second has its line 7 where nothing waits any more: a spurious interrupt.
     if line == CASCADE { Some(8 + poll_one(1).unwrap_or(7)) } else { Some(line) }
 }
 
