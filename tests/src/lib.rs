@@ -5,6 +5,7 @@
 
 pub mod capture;
 pub mod debian;
+pub mod desk;
 pub mod history;
 pub mod load;
 pub mod resp;

@@ -9,7 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
+use serde_json::Value;
 
+use crate::desk::{self, Place};
 use crate::status::{RigStatus, Status};
 use crate::xtask::{self, Artefacts};
 
@@ -146,6 +148,7 @@ impl RigFile {
 pub struct Rig {
     child: Child,
     directory: PathBuf,
+    _place: Place,
 }
 
 impl Rig {
@@ -174,8 +177,9 @@ impl Rig {
         command.arg("--hypervisor").arg(artefacts.path("hypervisor")?).args(arguments);
         let output = File::options().create(true).append(true).open(directory.join("xtask.log"))?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let place = desk::take(if arguments.contains(&"--solo") { 1 } else { desk::CORES });
         let child = command.spawn().context("cannot start xtask")?;
-        Ok(Self { child, directory: directory.to_owned() })
+        Ok(Self { child, directory: directory.to_owned(), _place: place })
     }
 
     /// Starts a pair and waits until it is protected.
@@ -281,6 +285,19 @@ impl Rig {
     pub fn wait_role(&mut self, name: &str, role: &str, limit: Duration) -> Result<RigFile> {
         let has = |file: &RigFile| file.machine(name).is_ok_and(|machine| machine.role == role);
         self.wait_file(&format!("{name} is {role}"), limit, has)
+    }
+
+    /// The takeovers so far, of which there must be `count`. A client can hear the successor before the rig has read that
+    /// it took over.
+    ///
+    /// # Errors
+    /// When there are fewer after a while, or more.
+    pub fn wait_takeovers(&mut self, count: usize) -> Result<Vec<Value>> {
+        let takeovers = self.wait(&format!("{count} takeovers"), END_LIMIT, |rig| {
+            Ok(Some(rig.status()?.takeovers).filter(|takeovers| takeovers.len() >= count))
+        })?;
+        ensure!(takeovers.len() == count, "{} takeovers instead of {count}", takeovers.len());
+        Ok(takeovers)
     }
 
     /// A status that the machine in `role` made after this call.

@@ -93,7 +93,7 @@ fn speak_http(rig: &Rig) -> Result<()> {
 
 #[test]
 fn stock_clients_talk_on_through_a_kill() -> Result<()> {
-    let rig = Rig::protected("clients", "counter", &[])?;
+    let mut rig = Rig::protected("clients", "counter", &[])?;
     let mut clients = Vec::new();
     for (number, text) in RECORDED.iter().enumerate() {
         clients.push((Recorded::with_own_keys(text, number)?, Connection::open(&rig)?));
@@ -117,6 +117,6 @@ fn stock_clients_talk_on_through_a_kill() -> Result<()> {
     }
     speak_http(&rig)?;
     writer.say(b"GET large\r\n", &format!("${LARGE}\r\n{large}\r\n"))?;
-    ensure!(rig.status()?.takeovers.len() == 1);
+    rig.wait_takeovers(1)?;
     rig.stop()
 }

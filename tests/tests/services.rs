@@ -154,7 +154,7 @@ fn a_web_server_and_a_shell_survive_a_kill() -> Result<()> {
     }
     session.say("at the end")?;
     println!("{} requests, none failed", visitor.stop()?);
-    debian::ensure_equal(&rig, kills)?;
+    debian::ensure_equal(&mut rig, kills)?;
     rig.stop()
 }
 
@@ -220,6 +220,6 @@ fn transactions_survive_kills() -> Result<()> {
     println!("{done} transactions through {kills} kills; {found:?}");
     ensure!(found.len() == 5 && u64::try_from(found[0]) == Ok(done), "{done} were confirmed, {found:?}");
     ensure!(found[2..].iter().all(|sum| *sum == found[1]), "the books do not balance: {found:?}");
-    debian::ensure_equal(&rig, kills)?;
+    debian::ensure_equal(&mut rig, kills)?;
     rig.stop()
 }

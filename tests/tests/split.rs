@@ -117,8 +117,8 @@ fn without_an_arbiter_nobody_goes_live() -> Result<()> {
     scene.rig.wait_role(&backup, "primary", TAKEOVER_LIMIT)?;
     scene.reigns(2, &backup)?;
     scene.answers()?;
-    let takeovers = scene.rig.status()?.takeovers;
-    ensure!(takeovers.len() == 1 && takeovers[0]["arbiter_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{takeovers:?}");
+    let takeovers = scene.rig.wait_takeovers(1)?;
+    ensure!(takeovers[0]["arbiter_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{takeovers:?}");
     scene.end()
 }
 

@@ -19,17 +19,25 @@ fn stops() -> Result<u64> {
 /// Some seconds on an idle desk.
 const LIMIT: Duration = Duration::from_secs(180);
 
-fn stops_are_exact(guest: &str, stops: u64, seed: u64, guest_arguments: &str) -> Result<()> {
-    stops_are_exact_with(guest, stops, seed, guest_arguments, &[])
+/// A guest and what distinguishes it, for the directory's name; its further arguments.
+fn stops_are_exact(guest: &str, case: &str, stops: u64, seed: u64, guest_arguments: &str) -> Result<()> {
+    stops_are_exact_with(guest, case, stops, seed, guest_arguments, &[])
 }
 
-fn stops_are_exact_with(guest: &str, stops: u64, seed: u64, guest_arguments: &str, more: &[&str]) -> Result<()> {
+fn stops_are_exact_with(
+    guest: &str,
+    case: &str,
+    stops: u64,
+    seed: u64,
+    guest_arguments: &str,
+    more: &[&str],
+) -> Result<()> {
     let options = [format!("stops={stops}"), format!("seed={seed}")];
     let arguments = format!("seed={seed}{guest_arguments}");
     println!("{options:?} {arguments}");
     let options = ["--hypervisor-option", "role=stops", &options[0], &options[1]];
     let arguments = [&["--solo", "--guest-memory", "16M", "--guest-args", &arguments], &options[..], more].concat();
-    let mut rig = Rig::start("stops", guest, &arguments)?;
+    let mut rig = Rig::start(&format!("{guest}-{case}"), guest, &arguments)?;
     let verdict = |log: &str| {
         // A line that is not finished yet comes again.
         let (complete, _) = log.rsplit_once('\n')?;
@@ -44,55 +52,57 @@ fn stops_are_exact_with(guest: &str, stops: u64, seed: u64, guest_arguments: &st
 
 #[test]
 fn with_a_seed_that_is_always_the_same() -> Result<()> {
-    stops_are_exact("stops", stops()? / 2, 1, "")
+    stops_are_exact("stops", "same", stops()? / 2, 1, "")
 }
 
 #[test]
 fn with_a_local_apic_in_memory() -> Result<()> {
-    stops_are_exact("stops", stops()? / 2, 2, " xapic")
+    stops_are_exact("stops", "xapic", stops()? / 2, 2, " xapic")
 }
 
 #[test]
 fn with_a_seed_that_is_never_the_same() -> Result<()> {
-    stops_are_exact("stops", stops()? / 2, seed::random().u64(3..1 << 32), "")
+    stops_are_exact("stops", "fresh", stops()? / 2, seed::random().u64(3..1 << 32), "")
 }
 
 /// SMAP, accesses that are not the instruction's own, interrupt shadows, large pages, 32-bit paging and PAE.
 #[test]
 fn in_the_corners_of_paging() -> Result<()> {
     ["protection", "implicit", "shadow", "large", "compatible"].into_iter().try_for_each(|case| {
-        stops_are_exact("paging", stops()? / 100, seed::random().u64(3..1 << 32), &format!(" case={case}"))
+        stops_are_exact("paging", case, stops()? / 100, seed::random().u64(3..1 << 32), &format!(" case={case}"))
     })
 }
 
 /// Events whose tables are not translated yet.
 #[test]
 fn in_deliveries_that_miss_translations() -> Result<()> {
-    stops_are_exact("paging", stops()? / 20, seed::random().u64(3..1 << 32), " case=delivery")
+    stops_are_exact("paging", "delivery", stops()? / 20, seed::random().u64(3..1 << 32), " case=delivery")
 }
 
 /// Interrupts, each of which must be taken at the first boundary at which the guest can take it, and not ten instructions later:
 /// while other threads of the emulator move lines of the machine's.
 #[test]
 fn in_windows_for_interrupts() -> Result<()> {
-    stops_are_exact("paging", stops()? / 20, seed::random().u64(3..1 << 32), " case=timer")
+    stops_are_exact("paging", "timer", stops()? / 20, seed::random().u64(3..1 << 32), " case=timer")
 }
 
 /// Some minutes of [`in_windows_for_interrupts`].
 #[test]
 #[ignore = "takes minutes: cargo xtask test rig in_very_many_windows_for_interrupts --long"]
 fn in_very_many_windows_for_interrupts() -> Result<()> {
-    (0..30).try_for_each(|_| stops_are_exact("paging", stops()? / 10, seed::random().u64(3..1 << 32), " case=timer"))
+    (0..30).try_for_each(|_| {
+        stops_are_exact("paging", "timers", stops()? / 10, seed::random().u64(3..1 << 32), " case=timer")
+    })
 }
 
 /// It leaves for the hypervisor every few instructions.
 #[test]
 fn in_a_guest_that_edits_its_page_tables() -> Result<()> {
-    stops_are_exact("translations", stops()? / 8, seed::random().u64(3..1 << 32), "")
+    stops_are_exact("translations", "stops", stops()? / 8, seed::random().u64(3..1 << 32), "")
 }
 
 /// The disk is part of what must be the same at each stop; much of its work is done at other positions than it was asked for.
 #[test]
 fn in_a_guest_with_a_disk() -> Result<()> {
-    stops_are_exact_with("disk", stops()? / 4, seed::random().u64(3..1 << 32), "", &["--disk", "1M"])
+    stops_are_exact_with("disk", "stops", stops()? / 4, seed::random().u64(3..1 << 32), "", &["--disk", "1M"])
 }

@@ -56,14 +56,14 @@ fn tagged_frames_of_full_size_pass_both_ways() -> Result<()> {
         println!("SKIPPED: a tap interface needs root and /dev/net/tun");
         return Ok(());
     }
-    let rig = Rig::protected("vlan", "echo", &["--tap", TAP, "--capture"])?;
+    let mut rig = Rig::protected("vlan", "echo", &["--tap", TAP, "--capture"])?;
     let mut socket = RawSocket::new(TAP, Medium::Ethernet)?;
     for (length, number) in [(64, 1), (1514, 2), (1515, 3), (1518, 4)] {
         echo(&mut socket, length, number)?;
     }
     rig.kill("primary")?;
     echo(&mut socket, 1518, 5)?;
-    ensure!(rig.status()?.takeovers.len() == 1);
+    rig.wait_takeovers(1)?;
     let file = rig.directory().join("client.pcap");
     rig.stop()?;
     // The switch saw the tag both ways.

@@ -73,7 +73,7 @@ struct Step {
     command: Command,
     /// Why it leaves tests out that exist, if it does.
     selection: Option<&'static str>,
-    /// Its tests run one at a time.
+    /// Its tests run one after the other, mostly: what each took is known.
     alone: bool,
 }
 
@@ -118,6 +118,7 @@ pub fn run(arguments: &TestArgs) -> Result<()> {
     }
     output::lines(summary(&outcomes));
     output::lines(not_tested(&outcomes, &absent));
+    output::lines(in_short(&outcomes));
     let failed = outcomes.iter().filter(|outcome| outcome.failure.is_some()).count();
     if failed == 0 { Ok(()) } else { bail!("{failed} of {} steps failed", outcomes.len()) }
 }
@@ -163,13 +164,14 @@ fn host_steps(filter: Option<&str>) -> Vec<Step> {
     ]
 }
 
-/// The tests start rigs by this very program. One at a time: two emulators fill two cores.
+/// The tests start rigs by this very program: one pair at a time, which fills two cores, or two machines that are alone
+/// (`desk.rs` of the tests sees to that).
 fn rig_step(platform: Platform, filter: Option<&str>, long: bool) -> Result<Step> {
     let mut command = artefacts::cargo();
     command
         .args(["test", "-p", END_TO_END, "--no-fail-fast", "--"])
         .args(filter)
-        .args(["--test-threads=1", "--show-output"]);
+        .args(["--test-threads=2", "--show-output"]);
     if long {
         command.arg("--include-ignored");
     }
@@ -191,6 +193,8 @@ fn run_step(mut step: Step) -> Result<Outcome> {
     let words: Vec<_> = step.command.get_args().map(|word| word.to_string_lossy()).collect();
     say!("\n== {}: cargo {}", step.name, words.join(" "));
     step.command.stdin(Stdio::null()).stdout(Stdio::piped());
+    // A panic names its place. Backtraces, those of panics that a test expects as well, would hide what failed.
+    step.command.env("RUST_BACKTRACE", "0");
     let started = Instant::now();
     let mut process = Process::spawn(&mut step.command)?;
     let tee = process.child_mut().stdout.take().map(Tee::start);
@@ -228,7 +232,17 @@ fn summary(outcomes: &[Outcome]) -> Vec<String> {
     lines
 }
 
-/// The last lines: what was not tested, and why. `absent` says what could not be installed.
+/// The last lines where something failed: logs that show only the end of a run have its reason.
+fn in_short(outcomes: &[Outcome]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for outcome in outcomes.iter().filter(|outcome| outcome.failure.is_some()) {
+        lines.push(format!("== {}: what failed, in short", outcome.name));
+        lines.extend(outcome.transcript.of_failure_in_short().into_iter().cloned());
+    }
+    lines
+}
+
+/// What was not tested, and why. `absent` says what could not be installed.
 fn not_tested(outcomes: &[Outcome], absent: &[String]) -> Vec<String> {
     let mut lines = Vec::new();
     for Outcome { name, transcript, selection, .. } in outcomes {
@@ -291,11 +305,13 @@ mod tests {
         let failures = vec!["---- it stdout ----".to_owned()];
         let mut guests = outcome("guests", Transcript { failures, ..Transcript::default() });
         guests.failure = Some("exit status: 101".to_owned());
-        let text = summary(&[format, guests]).join("\n");
+        let outcomes = [format, guests];
+        let text = summary(&outcomes).join("\n");
         assert!(text.contains("format                   1.5 s  ok"), "{text}");
         assert!(text.contains("FAILED (exit status: 101)"), "{text}");
         assert!(text.contains("total                    3.0 s"), "{text}");
         assert!(text.contains("== guests: what failed\n---- it stdout ----\n== summary"), "{text}");
+        assert_eq!(in_short(&outcomes), ["== guests: what failed, in short", "---- it stdout ----"]);
     }
 
     #[test]

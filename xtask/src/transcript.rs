@@ -16,6 +16,10 @@ const SKIPPED: &str = "SKIPPED: ";
 const LINES: usize = 40;
 /// The last lines of a step that are kept.
 const LAST: usize = 60;
+/// Lines of one failed test that are said once more at the very end: where, and the message.
+const LINES_IN_SHORT: usize = 4;
+/// The last lines of a failed step without tests that are.
+const LAST_IN_SHORT: usize = 10;
 /// How long what a step wrote last may take to be read once the step has ended.
 const REST: Duration = Duration::from_secs(5);
 
@@ -64,7 +68,7 @@ pub struct Transcript {
     pub skipped: BTreeSet<String>,
     /// Tests that no filter chose.
     pub filtered: usize,
-    /// Time from one test's end to the next one's: how long a test took, if it ran alone (`--test-threads=1`).
+    /// Time from one test's end to the next one's: how long a test took, if no other one ran beside it.
     pub took: Vec<(Duration, String)>,
     /// The last lines.
     pub last: VecDeque<String>,
@@ -77,6 +81,21 @@ impl Transcript {
         self.failures.iter().chain(last)
     }
 
+    /// The same in a few lines, for who sees only the end of the output.
+    pub fn of_failure_in_short(&self) -> Vec<&String> {
+        if self.failures.is_empty() {
+            return self.last.iter().skip(self.last.len().saturating_sub(LAST_IN_SHORT)).collect();
+        }
+        let mut left = 0;
+        let short = self.failures.iter().filter(|line| {
+            left = if test_in(line).is_some() { 1 + LINES_IN_SHORT } else { left };
+            let taken = left > 0 && !line.is_empty();
+            left -= usize::from(taken);
+            taken
+        });
+        short.collect()
+    }
+
     /// The `count` tests that took longest, the longest first.
     pub fn longest(&self, count: usize) -> Vec<&(Duration, String)> {
         let mut tests: Vec<_> = self.took.iter().collect();
@@ -84,6 +103,11 @@ impl Transcript {
         tests.truncate(count);
         tests
     }
+}
+
+/// The test whose output libtest begins with this line.
+fn test_in(line: &str) -> Option<&str> {
+    line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"))
 }
 
 /// The part of libtest's output that a line is in.
@@ -129,8 +153,7 @@ impl Reader {
 
     /// A line of what a test wrote.
     fn said(&mut self, line: &str) {
-        let name = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"));
-        match name {
+        match test_in(line) {
             Some(name) => (self.test, self.seen) = (name.to_owned(), 0),
             None => self.seen += 1,
         }
@@ -185,6 +208,9 @@ mod tests {
         assert_eq!(failures[..3], ["---- b stdout ----", "Error: not within 20 s", "---- c stdout ----"]);
         assert_eq!((failures.len(), failures.last().map(String::as_str)), (3 + LINES + 1, Some("[more above]")));
         assert_eq!((kept.skipped.len(), kept.filtered), (0, 0));
+        let short = kept.of_failure_in_short();
+        assert_eq!(short[..3], ["---- b stdout ----", "Error: not within 20 s", "---- c stdout ----"]);
+        assert_eq!(short.len(), 3 + LINES_IN_SHORT);
     }
 
     #[test]
@@ -214,6 +240,7 @@ mod tests {
         assert!(kept.of_failure().eq(lines.iter()));
         let kept = read(&"line\n".repeat(LAST + 3));
         assert_eq!(kept.of_failure().count(), LAST);
+        assert_eq!(kept.of_failure_in_short().len(), LAST_IN_SHORT);
         let kept = read("failures:\n---- b stdout ----\nwrong\n");
         assert!(kept.of_failure().eq(["---- b stdout ----", "wrong"].iter()));
     }
