@@ -98,10 +98,10 @@ pub struct Config {
     pub guest_seed: Option<[u8; 32]>,
     /// `insecure=on|off`: this pair needs no key.
     pub insecure: bool,
-    /// `heartbeat=100ms`: time between heartbeats, in microseconds.
-    pub heartbeat_us: u64,
-    /// `suspect=1000ms`: silence after which the twin is given up, in microseconds.
-    pub suspect_us: u64,
+    /// `heartbeat=100ms`: time between heartbeats.
+    pub heartbeat: Span,
+    /// `suspect=1000ms`: silence after which the twin is given up.
+    pub suspect: Span,
     /// `log-buffer=4M`: bytes of log that may wait on either side.
     pub log_buffer: u64,
     /// `transfer=live|stop`: whether the guest stands still while a new backup gets its state.
@@ -142,8 +142,8 @@ impl Default for Config {
             guest_args: String::new(),
             guest_seed: None,
             insecure: false,
-            heartbeat_us: 100_000,
-            suspect_us: 1_000_000,
+            heartbeat: Span::from_millis(100),
+            suspect: Span::from_millis(1000),
             log_buffer: 4 << 20,
             transfer_stops: false,
             counter: Wanted::Auto,
@@ -232,8 +232,8 @@ impl Config {
             "guest-args" => self.guest_args = value.to_owned(),
             "guest-seed" => self.guest_seed = Some(bytes_of_hex(value).ok_or_else(|| bad("64 hexadecimal digits"))?),
             "insecure" => self.insecure = one_of(value, ON_OFF).map_err(|text| bad(&text))?,
-            "heartbeat" => self.heartbeat_us = duration(value).map_err(bad)?,
-            "suspect" => self.suspect_us = duration(value).map_err(bad)?,
+            "heartbeat" => self.heartbeat = duration(value).map_err(bad)?,
+            "suspect" => self.suspect = duration(value).map_err(bad)?,
             "log-buffer" => self.log_buffer = size(value).map_err(bad)?,
             "transfer" => {
                 self.transfer_stops = one_of(value, &[("live", false), ("stop", true)]).map_err(|text| bad(&text))?
@@ -294,10 +294,10 @@ impl Config {
         if self.guest_mac[0] & 1 != 0 || self.guest_mac == [0; 6] {
             return fail("option 'guest-mac' must be a unicast address".to_owned());
         }
-        if self.heartbeat_us == 0 || self.suspect_us < 3 * self.heartbeat_us {
+        if self.heartbeat.0 == 0 || self.suspect.0 < 3 * self.heartbeat.0 {
             return fail(format!(
                 "options 'heartbeat' ({} us) and 'suspect' ({} us) contradict: suspect at least 3 heartbeats later",
-                self.heartbeat_us, self.suspect_us
+                self.heartbeat.0, self.suspect.0
             ));
         }
         if self.log_buffer < 64 << 10 || self.log_buffer > 24 << 20 {
@@ -311,7 +311,7 @@ impl Config {
         }
         self.check_pair()?;
         self.protocol().check().map_err(|error| {
-            let (heartbeat, suspect) = (self.heartbeat_us, self.suspect_us);
+            let (heartbeat, suspect) = (self.heartbeat.0, self.suspect.0);
             ConfigError(format!("options 'heartbeat' ({heartbeat} us) and 'suspect' ({suspect} us): {error}"))
         })
     }
@@ -320,9 +320,9 @@ impl Config {
     #[must_use]
     pub fn protocol(&self) -> pollux_ft::Config {
         pollux_ft::Config {
-            heartbeat_interval: Span(self.heartbeat_us),
-            suspect_after: Span(self.suspect_us),
-            ack_timeout: Span(self.suspect_us.saturating_mul(3)),
+            heartbeat_interval: self.heartbeat,
+            suspect_after: self.suspect,
+            ack_timeout: Span(self.suspect.0.saturating_mul(3)),
             receive_buffer_bytes: self.log_buffer as usize,
             arbiter: self.arbiter.is_used(),
             first_term: Term(self.arbiter.first_term),

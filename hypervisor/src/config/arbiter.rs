@@ -3,16 +3,19 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::net::{Ipv4Addr, SocketAddrV4};
+use core::ops::RangeInclusive;
+
+use pollux_ft::Span;
 
 use super::{Cidr, Config, duration, mac, number};
 use crate::host::pci::Bdf;
 
 /// The arbiter's port where an address has none: that of etcd's clients.
 const DEFAULT_PORT: u16 = 2379;
-/// Bounds of a try and of the pause behind it, in microseconds.
-const TIMES: core::ops::RangeInclusive<u64> = 10_000..=60_000_000;
-/// Bounds of the time between two looks, in microseconds.
-const WATCH: core::ops::RangeInclusive<u64> = 100_000..=3_600_000_000;
+/// Bounds of a try and of the pause behind it.
+const TIMES: RangeInclusive<Span> = Span::from_millis(10)..=Span::from_millis(60_000);
+/// Bounds of the time between two looks.
+const WATCH: RangeInclusive<Span> = Span::from_millis(100)..=Span::from_millis(3_600_000);
 
 /// What is said about the arbiter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,11 +23,11 @@ pub struct ArbiterOptions {
     /// `arbiter=none|A.B.C.D[:PORT][,A.B.C.D[:PORT]]`: one address of the arbiter, or one on each network. Empty: none.
     pub servers: Option<heapless::Vec<SocketAddrV4, 2>>,
     /// `arbiter-timeout=500ms`: the longest time for one try, in microseconds.
-    pub timeout_us: u64,
+    pub timeout: Span,
     /// `arbiter-retry=200ms`: pause between two tries, in microseconds.
-    pub retry_us: u64,
+    pub retry: Span,
     /// `arbiter-watch=10s`: time between two looks whether the arbiter would give a term, in microseconds.
-    pub watch_us: u64,
+    pub watch: Span,
     /// `arbiter-nic=B:D.F`: a card for `machine-address` alone, instead of the client card.
     pub nic: Option<Bdf>,
     /// `machine-address=A.B.C.D/N`: this machine's own address on the client network.
@@ -41,9 +44,9 @@ impl Default for ArbiterOptions {
     fn default() -> Self {
         Self {
             servers: None,
-            timeout_us: 500_000,
-            retry_us: 200_000,
-            watch_us: 10_000_000,
+            timeout: Span::from_millis(500),
+            retry: Span::from_millis(200),
+            watch: Span::from_millis(10_000),
             nic: None,
             machine_address: None,
             machine_gateway: None,
@@ -71,9 +74,9 @@ impl ArbiterOptions {
     pub(super) fn set(&mut self, key: &str, value: &str) -> Option<Result<(), &'static str>> {
         let result = match key {
             "arbiter" => servers(value).map(|servers| self.servers = Some(servers)),
-            "arbiter-timeout" => duration(value).map(|us| self.timeout_us = us),
-            "arbiter-retry" => duration(value).map(|us| self.retry_us = us),
-            "arbiter-watch" => duration(value).map(|us| self.watch_us = us),
+            "arbiter-timeout" => duration(value).map(|span| self.timeout = span),
+            "arbiter-retry" => duration(value).map(|span| self.retry = span),
+            "arbiter-watch" => duration(value).map(|span| self.watch = span),
             "arbiter-nic" => value.parse().map(|bdf| self.nic = Some(bdf)),
             "machine-address" => value.parse().map(|cidr| self.machine_address = Some(cidr)),
             "machine-gateway" => {
@@ -130,12 +133,12 @@ impl ArbiterOptions {
                     .to_string(),
             );
         }
-        for (name, time) in [("arbiter-timeout", self.timeout_us), ("arbiter-retry", self.retry_us)] {
+        for (name, time) in [("arbiter-timeout", self.timeout), ("arbiter-retry", self.retry)] {
             if !TIMES.contains(&time) {
                 return Err(format!("option '{name}' must be between 10ms and 60s"));
             }
         }
-        if !WATCH.contains(&self.watch_us) {
+        if !WATCH.contains(&self.watch) {
             return Err("option 'arbiter-watch' must be between 100ms and 1h".to_string());
         }
         if self.first_term == 0 {

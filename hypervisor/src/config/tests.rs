@@ -9,7 +9,7 @@ fn a_pair_is_understood() {
         Config::parse(&format!("{PAIR} guest-memory=32M suspect=2s counter=pmu guest-args=\"ip=1 gw=2\"")).unwrap();
     assert_eq!(config.role, StartRole::Primary);
     assert_eq!(config.guest_memory, 32 << 20);
-    assert_eq!(config.suspect_us, 2_000_000);
+    assert_eq!(config.suspect, Span::from_millis(2000));
     assert_eq!((config.counter, Config::default().counter), (Wanted::Pmu, Wanted::Auto));
     let vectors =
         ["none", "sse", "avx", "avx512"].map(|most| Config::parse(&format!("vectors={most}")).unwrap().vectors);

@@ -6,6 +6,7 @@ use alloc::string::String;
 use core::net::Ipv4Addr;
 use core::str::FromStr;
 
+use pollux_ft::Span;
 use pollux_ft::pairing::MAX_NAME;
 
 use super::Disk;
@@ -103,7 +104,7 @@ pub(super) fn disk(text: &str) -> Result<Disk, String> {
 }
 
 /// Microseconds from a number with the suffix us, ms or s; at most an hour.
-pub(super) fn duration(text: &str) -> Result<u64, &'static str> {
+pub(super) fn duration(text: &str) -> Result<Span, &'static str> {
     const SHAPE: &str = "a time looks like 100ms (suffixes us, ms, s), at most 1 hour";
     let (digits, scale) = if let Some(digits) = text.strip_suffix("us") {
         (digits, 1)
@@ -115,7 +116,7 @@ pub(super) fn duration(text: &str) -> Result<u64, &'static str> {
         return Err(SHAPE);
     };
     let value: u64 = digits.parse().map_err(|_| SHAPE)?;
-    value.checked_mul(scale).filter(|&us| us <= 3_600_000_000).ok_or(SHAPE)
+    value.checked_mul(scale).filter(|&us| us <= 3_600_000_000).map(Span).ok_or(SHAPE)
 }
 
 pub(super) fn mac(text: &str) -> Result<[u8; 6], &'static str> {

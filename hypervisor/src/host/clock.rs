@@ -11,6 +11,7 @@
 
 use core::arch::x86_64::_rdtsc;
 
+use pollux_ft::Time;
 use x86_64::instructions::port::Port;
 
 use super::apic::Apic;
@@ -249,16 +250,16 @@ impl WallClock {
         core::mem::take(&mut self.keeper.ticked)
     }
 
-    /// Microseconds since boot. Never runs backwards.
+    /// The time, which begins at boot. Never runs backwards.
     ///
     /// # Panics
     /// When the RTC has stopped: without a time this machine is none of a pair.
-    pub fn now_us(&mut self) -> u64 {
+    pub fn now(&mut self) -> Time {
         let now = self.keeper.ask(cycles(), self.speeds.tsc, || read(REGISTER_C));
-        now.unwrap_or_else(|Stopped| {
+        Time(now.unwrap_or_else(|Stopped| {
             let seconds = PATIENCE_US / 1_000_000;
             panic!("the wall clock stands still: the RTC has neither interrupted nor counted for {seconds} s")
-        })
+        }))
     }
 }
 

@@ -5,6 +5,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use log::{LevelFilter, Log, Metadata, Record};
 
+use pollux_ft::Time;
+
 use super::serial;
 
 struct Logger;
@@ -21,9 +23,9 @@ pub fn start(level: LevelFilter) {
     log::set_max_level(level);
 }
 
-/// Sets the time shown in front of lines, in microseconds since boot.
-pub fn set_time(us: u64) {
-    NOW.store(us, Ordering::Relaxed);
+/// Sets the time shown in front of lines.
+pub fn set_time(now: Time) {
+    NOW.store(now.0, Ordering::Relaxed);
 }
 
 struct Lines;

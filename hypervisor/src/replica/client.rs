@@ -4,6 +4,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
+use pollux_ft::Time;
 use pollux_nic::e1000::E1000;
 use pollux_nic::frame::is_foreign;
 use pollux_nic::{ClientNic, Gate, GateMode, MacAddress};
@@ -160,36 +161,36 @@ impl Client {
     }
 
     /// A frame of the guest: to the gate, unless it speaks for somebody else.
-    pub fn transmit(&mut self, frame: &[u8], now_us: u64) {
+    pub fn transmit(&mut self, frame: &[u8], now: Time) {
         if !self.guest.bridges && is_foreign(frame, self.guest.mac, &self.guest.others) {
             self.errors.foreign += 1;
             return;
         }
-        match self.nic.guest_transmit(frame, now_us) {
+        match self.nic.guest_transmit(frame, now.0) {
             Ok(_) => {}
             Err(_) => self.errors.refused += 1,
         }
     }
 
     /// Sends what may leave.
-    pub fn release(&mut self, now_us: u64) {
+    pub fn release(&mut self, now: Time) {
         if self.nic.gate().ready() > 0 {
-            self.nic.transmit_ready(now_us);
+            self.nic.transmit_ready(now.0);
         }
         self.nic.flush();
     }
 
     /// Sends one of the frames that may leave. Whether there was one.
-    pub fn release_next(&mut self, now_us: u64) -> bool {
-        let sent = self.nic.transmit_next(now_us).is_some();
+    pub fn release_next(&mut self, now: Time) -> bool {
+        let sent = self.nic.transmit_next(now.0).is_some();
         self.nic.flush();
         sent
     }
 
     /// Opens the gate and tells the switch where the guest is now.
-    pub fn open(&mut self, now_us: u64) {
+    pub fn open(&mut self, now: Time) {
         self.nic.set_mode(GateMode::Open);
-        self.release(now_us);
+        self.release(now);
         self.announce();
     }
 

@@ -3,6 +3,8 @@
 use alloc::string::String;
 use core::fmt::Write;
 
+use pollux_ft::Span;
+
 /// A JSON object under construction.
 #[derive(Debug)]
 pub struct Json {
@@ -53,8 +55,8 @@ impl Json {
         self
     }
 
-    /// Milliseconds with three decimals, from microseconds.
-    pub fn millis(&mut self, key: &str, us: u64) -> &mut Self {
+    /// Milliseconds with three decimals.
+    pub fn millis(&mut self, key: &str, Span(us): Span) -> &mut Self {
         self.key(key);
         // Writing to a string never fails.
         let _ = write!(self.text, "{}.{:03}", us / 1000, us % 1000);
@@ -102,7 +104,7 @@ mod tests {
     fn lines_are_json() {
         let mut json = Json::line("status");
         json.number("n", 7).flag("f", false).text("s", "a\"b\\c\n\u{1}").object("o", |o| {
-            o.number("x", 1).millis("ms", 1234);
+            o.number("x", 1).millis("ms", Span(1234));
         });
         json.object("empty", |_| {}).number("last", 0);
         assert_eq!(

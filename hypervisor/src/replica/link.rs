@@ -8,7 +8,7 @@ use alloc::boxed::Box;
 use alloc::vec;
 use core::net::Ipv4Addr;
 
-use pollux_ft::{Handshake, Meeting, Stranger};
+use pollux_ft::{Handshake, Meeting, Span, Stranger, Time};
 use pollux_nic::e1000::E1000;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::{tcp, udp};
@@ -29,12 +29,12 @@ const HEARTBEAT_PORT: u16 = 7002;
 const DATAGRAM: usize = 512;
 /// Heartbeats that may wait in each direction.
 const DATAGRAMS: usize = 8;
-/// Wall time between two attempts to connect, in microseconds.
-const RETRY_US: u64 = 200_000;
-/// How long a connection may take to come up, its handshake included, in microseconds.
-const OPENING_US: u64 = 3_000_000;
-/// How long the last words on a connection that we ended may take to arrive, in microseconds.
-const LINGER_US: u64 = 1_000_000;
+/// Wall time between two attempts to connect.
+const RETRY: Span = Span::from_millis(200);
+/// How long a connection may take to come up, its handshake included.
+const OPENING: Span = Span::from_millis(3000);
+/// How long the last words on a connection that we ended may take to arrive.
+const LINGER: Span = Span::from_millis(1000);
 
 /// Which end of the connection this machine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,16 +80,16 @@ pub struct Link {
     end: End,
     connected: bool,
     wanted: bool,
-    retry_at_us: u64,
+    retry_at: Time,
     /// Since when the connection is neither up nor waited for.
-    opening_since_us: Option<u64>,
+    opening_since: Option<Time>,
     /// We ended the connection, and wait until then for the twin to have all that was sent on it.
-    lingers_until_us: Option<u64>,
+    lingers_until: Option<Time>,
     heartbeats_sent: u64,
     heartbeats_received: u64,
     // Set by anything that gives the network stack work.
     dirty: bool,
-    poll_at_us: Option<u64>,
+    poll_at: Option<Time>,
 }
 
 /// Bytes that Ethernet, IPv4 and UDP headers add to a heartbeat.
@@ -116,13 +116,13 @@ impl Link {
             end,
             connected: false,
             wanted: false,
-            retry_at_us: 0,
-            opening_since_us: None,
-            lingers_until_us: None,
+            retry_at: Time(0),
+            opening_since: None,
+            lingers_until: None,
             heartbeats_sent: 0,
             heartbeats_received: 0,
             dirty: true,
-            poll_at_us: None,
+            poll_at: None,
         }
     }
 
@@ -130,7 +130,7 @@ impl Link {
     pub fn set_end(&mut self, end: End) {
         if self.end != end {
             self.end = end;
-            if self.lingers_until_us.is_none() {
+            if self.lingers_until.is_none() {
                 self.reset();
             }
         }
@@ -146,18 +146,18 @@ impl Link {
     /// Drops the connection, if there is one.
     pub fn reset(&mut self) {
         self.doors.close(&mut self.stack, None);
-        self.lingers_until_us = None;
+        self.lingers_until = None;
         self.dirty = true;
     }
 
     /// Ends the connection, if there is one, behind `rest`; returns how much of that found room. What was sent still
     /// arrives, also when the network loses some of it at first.
-    pub fn finish(&mut self, now_us: u64, rest: &[u8]) -> usize {
+    pub fn finish(&mut self, now: Time, rest: &[u8]) -> usize {
         let sent = self.send(rest);
         if core::mem::take(&mut self.connected) {
             self.stack.socket::<tcp::Socket<'_>>(self.stream).close();
-            self.lingers_until_us = Some(now_us + LINGER_US);
-            self.retry_at_us = now_us + RETRY_US;
+            self.lingers_until = Some(now.after(LINGER));
+            self.retry_at = now.after(RETRY);
             self.dirty = true;
         }
         sent
@@ -165,16 +165,16 @@ impl Link {
 
     /// Whether a connection that we ended still delivers what was sent on it.
     pub fn has_last_words(&self) -> bool {
-        self.lingers_until_us.is_some()
+        self.lingers_until.is_some()
     }
 
     /// Looks whether [it still does](Self::has_last_words), and drops it if not.
-    fn lingers(&mut self, now_us: u64) -> bool {
-        let Some(until) = self.lingers_until_us else { return false };
+    fn lingers(&mut self, now: Time) -> bool {
+        let Some(until) = self.lingers_until else { return false };
         let state = self.stack.socket::<tcp::Socket<'_>>(self.stream).state();
         // In the last two of these the twin has all, and its own end is of no interest.
         let done = matches!(state, tcp::State::Closed | tcp::State::FinWait2 | tcp::State::TimeWait);
-        if done || now_us >= until {
+        if done || now >= until {
             self.reset();
         }
         self.has_last_words()
@@ -196,83 +196,83 @@ impl Link {
     }
 
     /// Sends what was queued, if anything was.
-    pub fn push(&mut self, now_us: u64) {
+    pub fn push(&mut self, now: Time) {
         if self.dirty {
-            self.stack.poll_egress(now_us, &mut self.nic);
+            self.stack.poll_egress(now, &mut self.nic);
             self.nic.flush();
-            self.plan(now_us);
+            self.plan(now);
         }
     }
 
     /// Works out when the stack has something to do next.
-    fn plan(&mut self, now_us: u64) {
+    fn plan(&mut self, now: Time) {
         self.dirty = false;
-        let delay = self.stack.poll_at(now_us);
+        let delay = self.stack.poll_at(now);
         let idle = !self.stack.socket::<tcp::Socket<'_>>(self.stream).is_open();
-        let retry = (idle && self.wanted && self.end == End::Connect).then_some(self.retry_at_us);
-        let given_up = self.opening_since_us.map(|since| since + OPENING_US);
+        let retry = (idle && self.wanted && self.end == End::Connect).then_some(self.retry_at);
+        let given_up = self.opening_since.map(|since| since.after(OPENING));
         let doors = if self.connected { None } else { self.doors.look_at() };
-        self.poll_at_us = [delay, retry, given_up, doors, self.lingers_until_us].into_iter().flatten().min();
+        self.poll_at = [delay, retry, given_up, doors, self.lingers_until].into_iter().flatten().min();
     }
 
     /// Moves frames between the card and the sockets. Returns what became of the connection. `greet` makes this machine's
     /// end of a handshake.
-    pub fn poll(&mut self, now_us: u64, mut greet: impl FnMut(&Meeting) -> Handshake) -> Change {
-        let due = self.poll_at_us.is_some_and(|at| at <= now_us);
+    pub fn poll(&mut self, now: Time, mut greet: impl FnMut(&Meeting) -> Handshake) -> Change {
+        let due = self.poll_at.is_some_and(|at| at <= now);
         if !(self.dirty || due || self.nic.has_received()) {
             return Change::None;
         }
-        self.stack.poll(now_us, &mut self.nic);
+        self.stack.poll(now, &mut self.nic);
         self.nic.flush();
-        let change = self.follow_connection(now_us, &mut greet);
-        self.plan(now_us);
+        let change = self.follow_connection(now, &mut greet);
+        self.plan(now);
         change
     }
 
-    fn follow_connection(&mut self, now_us: u64, greet: &mut dyn FnMut(&Meeting) -> Handshake) -> Change {
-        if self.lingers(now_us) {
+    fn follow_connection(&mut self, now: Time, greet: &mut dyn FnMut(&Meeting) -> Handshake) -> Change {
+        if self.lingers(now) {
             return Change::None;
         }
         if self.connected {
-            return self.follow_end(now_us);
+            return self.follow_end(now);
         }
         match self.end {
-            End::Listen if self.wanted => self.answer(now_us, greet),
+            End::Listen if self.wanted => self.answer(now, greet),
             End::Listen => {
                 self.doors.close(&mut self.stack, None);
                 Change::None
             }
-            End::Connect => self.dial(now_us, greet),
+            End::Connect => self.dial(now, greet),
         }
     }
 
     /// Looks whether the connection has ended. Bytes that arrived before are still read.
-    fn follow_end(&mut self, now_us: u64) -> Change {
+    fn follow_end(&mut self, now: Time) -> Change {
         let socket = self.stack.socket::<tcp::Socket<'_>>(self.stream);
         if (socket.may_send() && socket.may_recv()) || socket.can_recv() {
             return Change::None;
         }
         self.connected = false;
-        self.retry_at_us = now_us + RETRY_US;
+        self.retry_at = now.after(RETRY);
         socket.abort();
         self.dirty = true;
         Change::Disconnected
     }
 
     /// Lets the twin in, if it is there.
-    fn answer(&mut self, now_us: u64, greet: &mut dyn FnMut(&Meeting) -> Handshake) -> Change {
-        let Some((socket, handshake)) = self.doors.tend(&mut self.stack, now_us, greet) else { return Change::None };
+    fn answer(&mut self, now: Time, greet: &mut dyn FnMut(&Meeting) -> Handshake) -> Change {
+        let Some((socket, handshake)) = self.doors.tend(&mut self.stack, now, greet) else { return Change::None };
         self.doors.close(&mut self.stack, Some(socket));
         self.connect(socket, handshake)
     }
 
     fn connect(&mut self, socket: SocketHandle, handshake: Handshake) -> Change {
-        (self.stream, self.connected, self.opening_since_us) = (socket, true, None);
+        (self.stream, self.connected, self.opening_since) = (socket, true, None);
         Change::Connected(Box::new(handshake))
     }
 
     /// Looks for the twin.
-    fn dial(&mut self, now_us: u64, greet: &mut dyn FnMut(&Meeting) -> Handshake) -> Change {
+    fn dial(&mut self, now: Time, greet: &mut dyn FnMut(&Meeting) -> Handshake) -> Change {
         self.stream = self.doors.first();
         let socket = self.stack.socket::<tcp::Socket<'_>>(self.stream);
         if socket.may_send() && socket.may_recv() {
@@ -281,17 +281,17 @@ impl Link {
         }
         // One that ended before it was seen, or of which nothing more is heard.
         let opening = socket.is_open();
-        let since = opening.then(|| *self.opening_since_us.get_or_insert(now_us));
-        self.opening_since_us = since;
+        let since = opening.then(|| *self.opening_since.get_or_insert(now));
+        self.opening_since = since;
         let begins = matches!(socket.state(), tcp::State::SynSent | tcp::State::SynReceived);
-        if since.is_some_and(|since| !begins || now_us >= since + OPENING_US) {
+        if since.is_some_and(|since| !begins || now >= since.after(OPENING)) {
             socket.abort();
-            self.opening_since_us = None;
-            self.retry_at_us = now_us + RETRY_US;
+            self.opening_since = None;
+            self.retry_at = now.after(RETRY);
             self.dirty = true;
         }
-        if self.wanted && !socket.is_open() && now_us >= self.retry_at_us {
-            self.retry_at_us = now_us + RETRY_US;
+        if self.wanted && !socket.is_open() && now >= self.retry_at {
+            self.retry_at = now.after(RETRY);
             // Connecting fails only on an open socket or a port 0.
             let _ = self.stack.connect(self.stream, IpEndpoint::new(IpAddress::Ipv4(self.peer), LOG_PORT));
             self.dirty = true;
@@ -304,10 +304,10 @@ impl Link {
         self.doors.take_strangers()
     }
 
-    /// When [`poll`](Self::poll) has something to do by itself, in microseconds of wall time.
+    /// When [`poll`](Self::poll) has something to do by itself.
     #[must_use]
-    pub fn poll_at(&self) -> Option<u64> {
-        if self.dirty { Some(0) } else { self.poll_at_us }
+    pub fn poll_at(&self) -> Option<Time> {
+        if self.dirty { Some(Time(0)) } else { self.poll_at }
     }
 
     /// Hands received stream bytes to `take`, which says how many it took.

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use pollux_driver::{ArbiterLine, Clock, Driver, LogLink, Outlet};
 use pollux_ft::arbiter::Answer;
-use pollux_ft::{Position, Role, Seq, Term, Time, Verdict};
+use pollux_ft::{Position, Role, Seq, Span, Term, Time, Verdict};
 use pollux_nic::{Gate, GateMode, Mark};
 
 use super::arbiter::Arbiter;
@@ -24,8 +24,8 @@ use crate::host::interrupts::Fired;
 const ADVICE: &str = "this pair has run before: start this machine with role=backup; or, if no machine of the pair runs \
                       any more, give a 'first-term' above every term that the arbiter has given it";
 
-/// Wall time between two lines about connections that were refused, in microseconds.
-const STRANGERS_US: u64 = 10_000_000;
+/// Wall time between two lines about connections that were refused.
+const STRANGERS: Span = Span::from_millis(10_000);
 
 /// What a replica has around its driver.
 pub(super) struct Machine {
@@ -41,10 +41,10 @@ pub(super) struct Machine {
     /// Why the guest ended here, until the twin has our last words: who reads on the monitor that a machine has halted may
     /// switch it off.
     pub(super) ending: Option<String>,
-    /// When a connection that is refused is next worth a line, in microseconds.
-    pub(super) stranger_at_us: u64,
-    /// The wall time when it was last looked at, in microseconds.
-    pub(super) now_us: u64,
+    /// When a connection that is refused is next worth a line.
+    pub(super) stranger_at: Time,
+    /// The wall time when it was last looked at.
+    pub(super) now: Time,
 }
 
 impl Machine {
@@ -62,11 +62,11 @@ impl Machine {
     /// Takes in what came from the twin.
     pub(super) fn poll_link(&mut self, fired: Fired, driver: &mut Driver<Guest>) {
         let Some(link) = &mut self.link else { return };
-        let (now, node) = (Time(self.now_us), driver.node_mut());
+        let (now, node) = (self.now, driver.node_mut());
         link.interrupted(fired);
         link.set_end(if node.role().is_primary() { End::Listen } else { End::Connect });
         link.set_wanted(node.wants_connection());
-        match link.poll(self.now_us, |meeting| node.handshake(meeting)) {
+        match link.poll(self.now, |meeting| node.handshake(meeting)) {
             Change::None => {}
             Change::Connected(handshake) => node.connected(now, *handshake),
             Change::Disconnected => node.disconnected(now),
@@ -78,8 +78,8 @@ impl Machine {
         link.receive_datagrams(|datagram| node.heartbeat_received(now, datagram));
         let (strangers, what) = link.take_strangers();
         node.strangers_came(strangers);
-        if let Some(what) = what.filter(|_| self.now_us >= self.stranger_at_us) {
-            self.stranger_at_us = self.now_us + STRANGERS_US;
+        if let Some(what) = what.filter(|_| self.now >= self.stranger_at) {
+            self.stranger_at = self.now.after(STRANGERS);
             log::warn!("a connection on the log network was refused: {what}");
             monitor::event("stranger", "reason", &what);
         }
@@ -101,7 +101,7 @@ impl Machine {
         arbiter.interrupted(fired);
         let may_look = driver.node().may_look_at_arbiter();
         arbiter.agree_on(driver.node().agreed_arbiter());
-        let answer = arbiter.poll(self.now_us, may_look, link, self.client.as_mut());
+        let answer = arbiter.poll(self.now, may_look, link, self.client.as_mut());
         for news in arbiter.take_news() {
             if news.trouble.is_some() {
                 log::warn!("{news}");
@@ -130,21 +130,21 @@ impl Machine {
                 Verdict::Taken
             }
         };
-        driver.node_mut().arbiter_answered(Time(self.now_us), term, verdict);
+        driver.node_mut().arbiter_answered(self.now, term, verdict);
     }
 }
 
 impl Clock for Machine {
     fn now(&mut self) -> Time {
-        self.now_us = self.clock.now_us();
-        Time(self.now_us)
+        self.now = self.clock.now();
+        self.now
     }
 }
 
 impl Outlet for Machine {
     fn transmit(&mut self, frame: &[u8]) {
         if let Some(client) = &mut self.client {
-            client.transmit(frame, self.now_us);
+            client.transmit(frame, self.now);
         }
     }
 
@@ -166,7 +166,7 @@ impl Outlet for Machine {
 
     fn open(&mut self) {
         if let Some(client) = &mut self.client {
-            client.open(self.now_us);
+            client.open(self.now);
         }
     }
 
@@ -233,11 +233,11 @@ impl Outlet for Machine {
     fn release(&mut self) {
         let Some(client) = &mut self.client else { return };
         if !self.cut.is_armed() {
-            return client.release(self.now_us);
+            return client.release(self.now);
         }
         while client.gate().ready() > 0 {
             self.cut.boundary(&"before a frame leaves");
-            if !client.release_next(self.now_us) {
+            if !client.release_next(self.now) {
                 break;
             }
             self.cut.boundary(&"after a frame left");
@@ -284,12 +284,12 @@ impl LogLink for Machine {
 
     fn flush(&mut self) {
         if let Some(link) = &mut self.link {
-            link.push(self.now_us);
+            link.push(self.now);
         }
     }
 
     fn hang_up(&mut self, rest: &[u8]) -> usize {
-        self.link.as_mut().map_or(0, |link| link.finish(self.now_us, rest))
+        self.link.as_mut().map_or(0, |link| link.finish(self.now, rest))
     }
 }
 
@@ -298,7 +298,7 @@ impl ArbiterLine for Machine {
         let (Some(arbiter), Some(link)) = (&mut self.arbiter, &mut self.link) else { return };
         log::info!("asking the arbiter for term {}", term.0);
         monitor::event("asks-arbiter", "term", &term.0);
-        arbiter.ask(self.now_us, term, link);
+        arbiter.ask(self.now, term, link);
     }
 
     fn withdraw(&mut self) {

@@ -20,7 +20,7 @@ use alloc::format;
 use alloc::string::String;
 
 use pollux_driver::{Clock, Driver, Duty, Next, Tuning};
-use pollux_ft::{Identity, Node, NodeId, Protection, Start, Time};
+use pollux_ft::{Identity, Node, NodeId, Protection, Span, Start, Time};
 use pollux_nic::MacAddress;
 use pollux_nic::e1000::E1000;
 use xxhash_rust::xxh64::xxh64;
@@ -41,8 +41,8 @@ use crate::host::nic::Route;
 use crate::platform::clock::RATE_ONE;
 use crate::random::Random;
 
-/// Longest time that the machine sleeps without looking around, in microseconds.
-const LONGEST_SLEEP_US: u64 = 1_000_000;
+/// Longest time that the machine sleeps without looking around.
+const LONGEST_SLEEP: Span = Span::from_millis(1000);
 
 /// What a replica is made of.
 pub struct Parts {
@@ -89,10 +89,10 @@ impl Replica {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let Parts { config, apic, mut clock, mut random, protection, guest, client, log, machine } = parts;
-        let now_us = clock.now_us();
+        let now = clock.now();
         let mut client = client.map(|(nic, route)| Client::new(nic, route, speaker(&config)));
         let id = make_id(&mut random);
-        let node = make_node(&config, protection, &guest, id, now_us);
+        let node = make_node(&config, protection, &guest, id, now);
         let mut link = log.and_then(|(nic, route)| make_link(&config, random.fork(), nic, route));
         let arbiter =
             link.as_mut().and_then(|link| make_arbiter(&config, id, random.fork(), link, machine, client.as_mut()));
@@ -103,7 +103,7 @@ impl Replica {
         }
         let (cut, figures, ending) = (Cut::default(), Figures::default(), None);
         Self {
-            driver: Driver::new(Time(now_us), node, guest, tuning),
+            driver: Driver::new(now, node, guest, tuning),
             machine: Machine {
                 config,
                 apic,
@@ -114,8 +114,8 @@ impl Replica {
                 cut,
                 figures,
                 ending,
-                stranger_at_us: 0,
-                now_us,
+                stranger_at: Time(0),
+                now,
             },
             monitor: Monitor::default(),
         }
@@ -151,7 +151,7 @@ impl Replica {
             machine.clock.poll();
         }
         machine.now();
-        crate::host::logger::set_time(machine.now_us);
+        crate::host::logger::set_time(machine.now);
         if let Some(client) = &mut machine.client {
             client.interrupted(fired);
             client.poll(driver.duty() == Duty::Live, machine.arbiter.as_mut().and_then(Arbiter::station));
@@ -203,9 +203,9 @@ impl Replica {
     fn sleep(&mut self, until: Option<Time>) {
         let machine = &mut self.machine;
         let link = machine.link.as_ref().and_then(Link::poll_at);
-        let arbiter = machine.arbiter.as_mut().and_then(|arbiter| arbiter.poll_at(machine.now_us));
-        let wake = [until.map(|time| time.0), link, arbiter].into_iter().flatten().min();
-        let us = wake.map_or(LONGEST_SLEEP_US, |at| at.saturating_sub(machine.now_us)).min(LONGEST_SLEEP_US);
+        let arbiter = machine.arbiter.as_mut().and_then(|arbiter| arbiter.poll_at(machine.now));
+        let wake = [until, link, arbiter].into_iter().flatten().min();
+        let Span(us) = wake.map_or(LONGEST_SLEEP, |at| at.since(machine.now)).min(LONGEST_SLEEP);
         if us == 0 {
             return interrupts::open_window();
         }
@@ -232,7 +232,7 @@ fn make_id(random: &mut Random) -> NodeId {
 }
 
 /// The node; a machine alone is a primary that nobody can join.
-fn make_node(config: &Config, protection: Protection, guest: &Guest, id: NodeId, now_us: u64) -> Node {
+fn make_node(config: &Config, protection: Protection, guest: &Guest, id: NodeId, now: Time) -> Node {
     let (start, protocol) = match config.role {
         StartRole::Primary => (Start::Primary, config.protocol()),
         StartRole::Backup => (Start::Backup, config.protocol()),
@@ -253,7 +253,7 @@ fn make_node(config: &Config, protection: Protection, guest: &Guest, id: NodeId,
         guest_bridges: config.guest_bridges,
         broken_rule: config.broken_rule.map_or("", BrokenRule::name).into(),
     };
-    Node::new(Time(now_us), start, protocol, identity).expect("options were checked")
+    Node::new(now, start, protocol, identity).expect("options were checked")
 }
 
 fn make_link(config: &Config, random: Random, nic: E1000, route: Route) -> Option<Link> {

@@ -17,18 +17,18 @@ impl Machine {
             Action::BeginTransfer => log::info!("a backup joins: sending the state"),
             Action::Protected => {
                 log::info!("protected: the backup follows");
-                self.figures.protected_since_us = Some(self.now_us);
+                self.figures.protected_since = Some(self.now);
             }
             Action::Unprotected { reason } => {
                 log::warn!("unprotected: {reason}; the guest goes on here alone");
                 monitor::event("unprotected", "reason", &reason);
-                self.figures.protected_since_us = None;
+                self.figures.protected_since = None;
             }
             Action::Started { term } => log::info!("the guest starts in term {}", term.0),
             Action::HandedOver { term } => {
                 log::warn!("handed over: the twin runs the guest in term {}; joining it", term.0);
                 monitor::event("handed-over", "term", &term.0);
-                self.figures.protected_since_us = None;
+                self.figures.protected_since = None;
             }
             Action::BeginLoad => log::info!("receiving the guest's state"),
             Action::TakeOver { last } => {
@@ -52,8 +52,8 @@ impl Machine {
         self.figures.transfer_pages = *pages;
         self.figures.transfer_bytes = pages * PAGE_SIZE + *machine as u64;
         self.figures.transfer_rounds = u64::from(*rounds);
-        self.figures.transfer_us = total.0;
-        self.figures.transfer_pause_us = pause.0;
+        self.figures.transfer = *total;
+        self.figures.transfer_pause = *pause;
         log::info!(
             "state sent at position {position}: {pages} pages in {rounds} rounds and {} ms, {machine} bytes of CPU and \
              platform, guest stopped for {} ms",
@@ -69,11 +69,11 @@ impl Machine {
         json.text("event", "takeover")
             .number("term", times.term.0)
             .flag("planned", times.planned)
-            .millis("detect_ms", times.detect.0)
-            .millis("drain_ms", times.drain.0)
-            .millis("arbiter_ms", times.arbiter.0)
-            .millis("announce_ms", times.announce.0)
-            .millis("total_ms", times.total().0);
+            .millis("detect_ms", times.detect)
+            .millis("drain_ms", times.drain)
+            .millis("arbiter_ms", times.arbiter)
+            .millis("announce_ms", times.announce)
+            .millis("total_ms", times.total());
         monitor::send(json);
         self.report(driver);
     }

@@ -11,6 +11,7 @@ pub(super) mod tests;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
+use pollux_ft::Time;
 use pollux_nic::MacAddress;
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, TxToken};
@@ -117,10 +118,10 @@ impl Stack {
     }
 
     /// Moves frames and bytes between `device` and the sockets.
-    pub fn poll(&mut self, now_us: u64, device: &mut (impl Device + ?Sized)) {
-        self.ask(now_us, device);
-        let now = at(now_us);
-        let mut ear = Ear { device, neighbours: &mut self.neighbours, now_us };
+    pub fn poll(&mut self, now: Time, device: &mut (impl Device + ?Sized)) {
+        self.ask(now, device);
+        let mut ear = Ear { device, neighbours: &mut self.neighbours, now };
+        let now = instant(now);
         self.interface.poll_maintenance(now);
         for _ in 0..FRAMES_A_TURN {
             if self.interface.poll_ingress_single(now, &mut ear, &mut self.sockets) == PollIngressSingleResult::None {
@@ -131,31 +132,32 @@ impl Stack {
     }
 
     /// Sends what the sockets have.
-    pub fn poll_egress(&mut self, now_us: u64, device: &mut (impl Device + ?Sized)) {
-        self.ask(now_us, device);
-        self.interface.poll_egress(at(now_us), device, &mut self.sockets);
+    pub fn poll_egress(&mut self, now: Time, device: &mut (impl Device + ?Sized)) {
+        self.ask(now, device);
+        self.interface.poll_egress(instant(now), device, &mut self.sockets);
     }
 
-    /// When [`poll`](Self::poll) has something to do even if no frame comes, in microseconds.
-    pub fn poll_at(&mut self, now_us: u64) -> Option<u64> {
-        self.look_for_neighbours(now_us);
-        let sockets = self.interface.poll_at(at(now_us), &self.sockets).map(|at| at.total_micros().max(0) as u64);
+    /// When [`poll`](Self::poll) has something to do even if no frame comes.
+    pub fn poll_at(&mut self, now: Time) -> Option<Time> {
+        self.look_for_neighbours(now);
+        let sockets =
+            self.interface.poll_at(instant(now), &self.sockets).map(|at| Time(at.total_micros().max(0) as u64));
         [sockets, self.neighbours.ask_at()].into_iter().flatten().min()
     }
 
     /// Asks for the neighbours whose turn it is.
-    fn ask(&mut self, now_us: u64, device: &mut (impl Device + ?Sized)) {
-        self.look_for_neighbours(now_us);
-        while self.neighbours.ask_at().is_some_and(|at| at <= now_us)
-            && let Some(token) = device.transmit(at(now_us))
-            && let Some(request) = self.neighbours.next_request(now_us)
+    fn ask(&mut self, now: Time, device: &mut (impl Device + ?Sized)) {
+        self.look_for_neighbours(now);
+        while self.neighbours.ask_at().is_some_and(|at| at <= now)
+            && let Some(token) = device.transmit(instant(now))
+            && let Some(request) = self.neighbours.next_request(now)
         {
             token.consume(request.len(), |frame| frame.copy_from_slice(&request));
         }
     }
 
     /// Peers, and those from which a connection waits for its first answer.
-    fn look_for_neighbours(&mut self, now_us: u64) {
+    fn look_for_neighbours(&mut self, now: Time) {
         let servers = self.sockets.iter().filter_map(|(_, socket)| match socket {
             Socket::Tcp(socket) if socket.state() == tcp::State::SynSent => match socket.remote_endpoint()?.addr {
                 IpAddress::Ipv4(server) => Some(server),
@@ -164,7 +166,7 @@ impl Stack {
         });
         let all = self.peers.iter().copied().chain(servers);
         let (own, gateway) = (self.own, self.gateway);
-        self.neighbours.look_for(all.filter_map(|to| next_hop(own, gateway, to)), now_us);
+        self.neighbours.look_for(all.filter_map(|to| next_hop(own, gateway, to)), now);
     }
 }
 
@@ -173,6 +175,6 @@ fn next_hop(own: Cidr, gateway: Option<Ipv4Addr>, to: Ipv4Addr) -> Option<Ipv4Ad
     if own.contains(to) { Some(to) } else { gateway }
 }
 
-fn at(now_us: u64) -> Instant {
-    Instant::from_micros(now_us as i64)
+fn instant(now: Time) -> Instant {
+    Instant::from_micros(now.0 as i64)
 }

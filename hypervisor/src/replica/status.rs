@@ -4,7 +4,7 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use pollux_driver::{Driver, Duty};
-use pollux_ft::{Kind, Role, Time, flow};
+use pollux_ft::{Kind, Role, Span, Time, flow};
 
 use super::console::Console;
 use super::json::Json;
@@ -14,9 +14,9 @@ use crate::counter::choose::Chosen;
 use crate::guest::{EXIT_KINDS, Guest};
 use crate::host::clock;
 
-/// Wall time between two reports that nobody asked for, in microseconds. Not shorter: a report has some 1,300 bytes, and
+/// Wall time between two reports that nobody asked for. Not shorter: a report has some 1,300 bytes, and
 /// each of them is a system call of the emulator.
-const INTERVAL_US: u64 = 1_000_000;
+const INTERVAL: Span = Span::from_millis(1000);
 
 /// Counts that belong to no other part.
 #[derive(Debug, Default)]
@@ -33,10 +33,10 @@ pub(super) struct Figures {
     pub(super) transfer_pages: u64,
     pub(super) transfer_bytes: u64,
     pub(super) transfer_rounds: u64,
-    pub(super) transfer_us: u64,
-    pub(super) transfer_pause_us: u64,
-    pub(super) protected_since_us: Option<u64>,
-    next_report_us: u64,
+    pub(super) transfer: Span,
+    pub(super) transfer_pause: Span,
+    pub(super) protected_since: Option<Time>,
+    next_report: Time,
 }
 
 /// How a machine is called in status and log.
@@ -61,7 +61,7 @@ fn guest_state(driver: &Driver<Guest>) -> &'static str {
 
 impl Machine {
     pub(super) fn report_if_due(&mut self, driver: &Driver<Guest>) {
-        if self.now_us >= self.figures.next_report_us {
+        if self.now >= self.figures.next_report {
             self.report(driver);
         }
     }
@@ -71,11 +71,11 @@ impl Machine {
         if !self.config.monitor || self.ending.is_some() {
             return;
         }
-        self.figures.next_report_us = self.now_us + INTERVAL_US;
+        self.figures.next_report = self.now.after(INTERVAL);
         self.figures.console.show();
         let mut json = Json::line("status");
         let guest = driver.guest();
-        let protected_ms = self.figures.protected_since_us.map_or(0, |since| self.now_us.saturating_sub(since) / 1000);
+        let protected_ms = self.figures.protected_since.map_or(0, |since| self.now.since(since).0 / 1000);
         json.text("name", &self.config.name)
             .text("role", role_name(driver))
             .flag("protected", driver.is_protected() && !driver.has_ended())
@@ -84,7 +84,7 @@ impl Machine {
             .number("position", guest.position().0)
             .number("guest_ns", guest.now().0)
             .number("clock_lag_us", driver.clock_lag_ns() / 1000)
-            .number("wall_ms", self.now_us / 1000)
+            .number("wall_ms", self.now.0 / 1000)
             .number("host_ticks", clock::cycles() - self.figures.slept)
             .number("guest_ticks", guest.ticks())
             .number("packets_in", self.figures.packets_in)
@@ -97,8 +97,8 @@ impl Machine {
                 json.number("bytes", self.figures.transfer_bytes)
                     .number("pages", self.figures.transfer_pages)
                     .number("rounds", self.figures.transfer_rounds)
-                    .millis("total_ms", self.figures.transfer_us)
-                    .millis("pause_ms", self.figures.transfer_pause_us);
+                    .millis("total_ms", self.figures.transfer)
+                    .millis("pause_ms", self.figures.transfer_pause);
             });
         json.object("exits", |json| {
             for (name, count) in EXIT_KINDS.iter().zip(guest.exits().0) {
@@ -120,7 +120,7 @@ impl Machine {
         json.object("gate", |json| {
             json.number("held", gate.held() as u64)
                 .number("held_bytes", gate.held_bytes() as u64)
-                .number("oldest_us", gate.oldest_age(self.now_us).unwrap_or(0))
+                .number("oldest_us", gate.oldest_age(self.now.0).unwrap_or(0))
                 .number("max_us", stats.hold_time_max_us)
                 .number("released", stats.released)
                 .number("resent", stats.resent)
@@ -136,7 +136,7 @@ impl Machine {
     fn report_log(&self, json: &mut Json, driver: &Driver<Guest>) {
         let Some(link) = &self.link else { return };
         let node = driver.node();
-        let (stats, lag) = (node.stats(), node.lag(Time(self.now_us)));
+        let (stats, lag) = (node.stats(), node.lag(self.now));
         let security = if node.is_secure() { "key" } else { "insecure" };
         json.text("security", security)
             .number("heartbeats_unanswered", stats.heartbeats_unanswered)
@@ -168,7 +168,7 @@ impl Machine {
                 .number("failures", figures.failures)
                 .number("granted", figures.granted)
                 .number("taken", figures.taken)
-                .number("answer_us", figures.answer_us)
+                .number("answer_us", figures.answer.0)
                 .number("looks", figures.looks)
                 .number("looks_in_vain", figures.looks_in_vain)
                 .flag("useless", arbiter.is_useless())

@@ -8,6 +8,7 @@ use core::fmt;
 use core::net::SocketAddrV4;
 
 use pollux_ft::arbiter::{Ask, Failure, Try};
+use pollux_ft::{Span, Time};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::wire::{IpAddress, IpEndpoint};
@@ -38,13 +39,13 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// Times of all tries, in microseconds.
+/// Times of all tries.
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
     /// The longest that one may take.
-    pub timeout_us: u64,
+    pub timeout: Span,
     /// Pause between two.
-    pub retry_us: u64,
+    pub retry: Span,
 }
 
 /// What was counted.
@@ -61,14 +62,14 @@ enum Phase {
     #[default]
     Idle,
     /// The next try begins at this time.
-    Waiting(u64),
+    Waiting(Time),
     Trying(Exchange),
 }
 
 /// A try under way.
 #[derive(Debug)]
 struct Exchange {
-    until_us: u64,
+    until: Time,
     unsent: Vec<u8>,
     response: Try,
 }
@@ -111,9 +112,9 @@ impl Caller {
     }
 
     /// Begins to ask.
-    pub fn begin(&mut self, now_us: u64) {
+    pub fn begin(&mut self, now: Time) {
         if self.is_idle() {
-            self.phase = Phase::Waiting(now_us);
+            self.phase = Phase::Waiting(now);
         }
     }
 
@@ -138,11 +139,11 @@ impl Caller {
     }
 
     /// When [`poll`](Self::poll) has something to do even if no frame comes.
-    pub fn poll_at(&self) -> Option<u64> {
+    pub fn poll_at(&self) -> Option<Time> {
         match &self.phase {
             Phase::Idle => None,
             Phase::Waiting(at) => Some(*at),
-            Phase::Trying(exchange) => Some(exchange.until_us),
+            Phase::Trying(exchange) => Some(exchange.until),
         }
     }
 
@@ -150,15 +151,15 @@ impl Caller {
     /// and whether the socket wants to send.
     pub fn poll<A: Ask>(
         &mut self,
-        now_us: u64,
+        now: Time,
         ask: &A,
         stack: &mut Stack,
     ) -> (Option<Result<A::Answer, Trouble>>, bool) {
         let step = match &mut self.phase {
             Phase::Idle => return (None, false),
-            Phase::Waiting(at) if *at > now_us => return (None, false),
-            Phase::Waiting(_) => self.connect(now_us, ask, stack),
-            Phase::Trying(exchange) => exchange.advance(now_us, ask, stack.socket(self.socket)),
+            Phase::Waiting(at) if *at > now => return (None, false),
+            Phase::Waiting(_) => self.connect(now, ask, stack),
+            Phase::Trying(exchange) => exchange.advance(now, ask, stack.socket(self.socket)),
         };
         let outcome = match step {
             Ok(Step::Nothing) => return (None, false),
@@ -169,7 +170,7 @@ impl Caller {
             }
             Err(trouble) => {
                 self.counts.failures += 1;
-                self.phase = Phase::Waiting(now_us.saturating_add(self.times.retry_us));
+                self.phase = Phase::Waiting(now.after(self.times.retry));
                 Err(trouble)
             }
         };
@@ -177,12 +178,12 @@ impl Caller {
         (Some(outcome), true)
     }
 
-    fn connect<A: Ask>(&mut self, now_us: u64, ask: &A, stack: &mut Stack) -> Result<Step<A::Answer>, Trouble> {
+    fn connect<A: Ask>(&mut self, now: Time, ask: &A, stack: &mut Stack) -> Result<Step<A::Answer>, Trouble> {
         self.counts.tries += 1;
         let server = IpEndpoint::new(IpAddress::Ipv4(*self.server.ip()), self.server.port());
         stack.connect(self.socket, server).map_err(|_| Trouble::Refused)?;
         self.phase = Phase::Trying(Exchange {
-            until_us: now_us.saturating_add(self.times.timeout_us),
+            until: now.after(self.times.timeout),
             unsent: ask.request(&self.host),
             response: Try::default(),
         });
@@ -200,7 +201,7 @@ enum Step<T> {
 impl Exchange {
     fn advance<A: Ask>(
         &mut self,
-        now_us: u64,
+        now: Time,
         ask: &A,
         socket: &mut Socket<'static>,
     ) -> Result<Step<A::Answer>, Trouble> {
@@ -221,7 +222,7 @@ impl Exchange {
             // Everything that came before the end was read above.
             State::CloseWait => self.response.closed(ask).map(Step::Answer).map_err(Trouble::Answer),
             State::Closed => Err(Trouble::Refused),
-            _ if now_us >= self.until_us => Err(Trouble::Timeout),
+            _ if now >= self.until => Err(Trouble::Timeout),
             _ if moved => Ok(Step::Moved),
             _ => Ok(Step::Nothing),
         }

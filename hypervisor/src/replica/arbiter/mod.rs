@@ -17,7 +17,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use pollux_ft::arbiter::{Answer, ArbiterId, Look, Question};
-use pollux_ft::{NodeId, Term};
+use pollux_ft::{NodeId, Span, Term, Time};
 use pollux_nic::FrameSink;
 use pollux_nic::e1000::E1000;
 
@@ -46,8 +46,8 @@ pub struct ArbiterFigures {
     pub granted: u64,
     /// Terms that others held.
     pub taken: u64,
-    /// How long the last answer took, in microseconds.
-    pub answer_us: u64,
+    /// How long the last answer took.
+    pub answer: Span,
     /// Looks whether a question would be answered.
     pub looks: u64,
     /// Those that found that it would not.
@@ -68,7 +68,7 @@ pub struct Arbiter {
     machine: String,
     node: NodeId,
     question: Option<Question>,
-    asked_us: u64,
+    asked: Time,
     look: Look,
     /// The only arbiter whose answers count, if the twins have agreed on one.
     agreed: Option<ArbiterId>,
@@ -101,7 +101,7 @@ impl Arbiter {
             machine: machine.into(),
             node,
             question: None,
-            asked_us: 0,
+            asked: Time(0),
             look: Look::new(pair),
             agreed: None,
             watching: false,
@@ -127,16 +127,16 @@ impl Arbiter {
     }
 
     /// Asks for `term` until there is an answer; an earlier question is dropped.
-    pub fn ask(&mut self, now_us: u64, term: Term, link: &mut Link) {
+    pub fn ask(&mut self, now: Time, term: Term, link: &mut Link) {
         self.cancel(link);
         self.figures.questions += 1;
         self.question = Some(Question::new(&self.pair, term, self.node, &self.machine).of(self.agreed));
-        self.asked_us = now_us;
+        self.asked = now;
         if let Some(way) = &mut self.log {
-            way.begin(now_us);
+            way.begin(now);
         }
         if let Some(own) = &mut self.own {
-            own.begin(now_us);
+            own.begin(now);
         }
     }
 
@@ -176,7 +176,7 @@ impl Arbiter {
     /// while no question is open, the arbiter is looked at now and then.
     pub fn poll(
         &mut self,
-        now_us: u64,
+        now: Time,
         watching: bool,
         link: &mut Link,
         client: Option<&mut Client>,
@@ -185,16 +185,16 @@ impl Arbiter {
         let look = self.watching.then_some(&self.look);
         let mut answer = None;
         if let Some(way) = &mut self.log {
-            answer = link.with_stack(|stack| way.poll(now_us, self.question.as_ref(), look, stack));
+            answer = link.with_stack(|stack| way.poll(now, self.question.as_ref(), look, stack));
         }
         if let Some(own) = &mut self.own {
-            let other = own.poll(now_us, self.question.as_ref(), look, client);
+            let other = own.poll(now, self.question.as_ref(), look, client);
             answer = answer.or(other);
         }
         let answer = answer?;
         let term = self.asks_for()?;
         self.cancel(link);
-        self.figures.answer_us = now_us.saturating_sub(self.asked_us);
+        self.figures.answer = now.since(self.asked);
         match answer {
             Answer::Granted => self.figures.granted += 1,
             Answer::Taken { .. } => self.figures.taken += 1,
@@ -202,11 +202,11 @@ impl Arbiter {
         Some((term, answer))
     }
 
-    /// When [`poll`](Self::poll) has something to do even if no frame comes, in microseconds of wall time.
+    /// When [`poll`](Self::poll) has something to do even if no frame comes.
     #[must_use]
-    pub fn poll_at(&mut self, now_us: u64) -> Option<u64> {
+    pub fn poll_at(&mut self, now: Time) -> Option<Time> {
         let log = self.log.as_ref().and_then(|way| way.poll_at(self.watching));
-        let own = self.own.as_mut().and_then(|own| own.poll_at(now_us, self.watching));
+        let own = self.own.as_mut().and_then(|own| own.poll_at(now, self.watching));
         [log, own].into_iter().flatten().min()
     }
 
@@ -252,15 +252,15 @@ impl Arbiter {
 }
 
 impl Own {
-    fn begin(&mut self, now_us: u64) {
+    fn begin(&mut self, now: Time) {
         self.station.wake(true);
         self.station.set_urgent(true);
-        self.way.begin(now_us);
+        self.way.begin(now);
     }
 
     fn poll(
         &mut self,
-        now_us: u64,
+        now: Time,
         question: Option<&Question>,
         look: Option<&Look>,
         client: Option<&mut Client>,
@@ -274,22 +274,22 @@ impl Own {
             }
             card.flush();
         }
-        let answer = self.turn(now_us, question, look);
+        let answer = self.turn(now, question, look);
         self.send(client);
         answer
     }
 
     /// Moves everything between the station's queues of frames, and the question or the look.
-    fn turn(&mut self, now_us: u64, question: Option<&Question>, look: Option<&Look>) -> Option<Answer> {
-        let due = look.is_some() && self.way.poll_at(true).is_some_and(|at| at <= now_us);
+    fn turn(&mut self, now: Time, question: Option<&Question>, look: Option<&Look>) -> Option<Answer> {
+        let due = look.is_some() && self.way.poll_at(true).is_some_and(|at| at <= now);
         if !self.station.is_awake() && !due {
             return None;
         }
         self.station.wake(true);
-        self.station.poll(now_us);
-        let (answer, _) = self.way.poll(now_us, question, look, &mut self.station.stack);
+        self.station.poll(now);
+        let (answer, _) = self.way.poll(now, question, look, &mut self.station.stack);
         // What that gave to say, perhaps a last reset, is said now.
-        self.station.poll(now_us);
+        self.station.poll(now);
         self.station.wake(self.way.is_busy());
         self.station.set_urgent(question.is_some() && answer.is_none());
         answer
@@ -309,13 +309,13 @@ impl Own {
         }
     }
 
-    fn poll_at(&mut self, now_us: u64, watching: bool) -> Option<u64> {
+    fn poll_at(&mut self, now: Time, watching: bool) -> Option<Time> {
         if !self.station.is_awake() {
             return self.way.poll_at(watching);
         }
         if self.station.waiting() > 0 {
-            return Some(0);
+            return Some(now);
         }
-        [self.way.poll_at(watching), self.station.poll_at(now_us)].into_iter().flatten().min()
+        [self.way.poll_at(watching), self.station.poll_at(now)].into_iter().flatten().min()
     }
 }

@@ -8,6 +8,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
+use pollux_ft::Time;
 use pollux_nic::MacAddress;
 use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
@@ -132,8 +133,8 @@ impl Station {
     }
 
     /// Moves frames and bytes between queues and sockets.
-    pub fn poll(&mut self, now_us: u64) {
-        self.stack.poll(now_us, &mut self.frames);
+    pub fn poll(&mut self, now: Time) {
+        self.stack.poll(now, &mut self.frames);
     }
 
     /// The next frame to be sent.
@@ -146,9 +147,9 @@ impl Station {
         self.frames.input.len()
     }
 
-    /// When [`poll`](Self::poll) has something to do even if no frame comes, in microseconds.
-    pub fn poll_at(&mut self, now_us: u64) -> Option<u64> {
-        self.stack.poll_at(now_us)
+    /// When [`poll`](Self::poll) has something to do even if no frame comes.
+    pub fn poll_at(&mut self, now: Time) -> Option<Time> {
+        self.stack.poll_at(now)
     }
 }
 

@@ -45,7 +45,7 @@ struct Desk {
     listeners: [SocketHandle; 2],
     replies: VecDeque<Reply>,
     asked: usize,
-    now_us: u64,
+    now: Time,
     rng: u64,
     /// Of 256 frames so many are lost, and so many come twice.
     loss: u8,
@@ -76,7 +76,7 @@ impl Desk {
             listeners,
             replies: replies.iter().cloned().collect(),
             asked: 0,
-            now_us: 1_000_000,
+            now: Time(1_000_000),
             rng: 0x1234_5678,
             loss: 0,
             twice: 0,
@@ -98,17 +98,17 @@ impl Desk {
     }
 
     fn step_with(&mut self, question: Option<&Question>, look: Option<&Look>) -> Option<Answer> {
-        self.now_us += 1000;
-        let answer = self.own.turn(self.now_us, question, look);
+        self.now = self.now.after(Span::from_millis(1));
+        let answer = self.own.turn(self.now, question, look);
         while let Some(frame) = self.own.station.next_frame() {
             self.sent.push(frame.clone());
             for _ in 0..self.copies() {
                 self.server.offer(&frame);
             }
         }
-        self.server.poll(self.now_us);
+        self.server.poll(self.now);
         self.serve();
-        self.server.poll(self.now_us);
+        self.server.poll(self.now);
         while let Some(frame) = self.server.next_frame() {
             for _ in 0..self.copies() {
                 assert!(!self.own.station.offer(&frame) || frame[0] == 0xFF, "only broadcasts are for the guest, too");
@@ -186,7 +186,7 @@ impl Desk {
     /// Asks for at most so many seconds of the desk's time.
     fn ask(&mut self, seconds: u64) -> Option<Answer> {
         let question = question(1);
-        self.own.begin(self.now_us);
+        self.own.begin(self.now);
         (0..seconds * 1000).find_map(|_| self.step(Some(&question)))
     }
 
@@ -210,7 +210,7 @@ fn a_term_is_granted_and_the_station_sleeps_again() {
     assert_eq!(desk.ask(1), Some(Answer::Granted));
     assert_eq!((desk.counts(), desk.asked), ((1, 0), 1));
     assert!(!desk.own.station.is_awake());
-    assert_eq!(desk.own.poll_at(desk.now_us, false), None);
+    assert_eq!(desk.own.poll_at(desk.now, false), None);
     assert!(desk.sent.iter().all(|frame| frame[6..12] == MACHINE.0), "all in the machine's name");
 }
 
@@ -264,7 +264,7 @@ fn a_cut_cable_is_waited_for_and_mended() {
 #[test]
 fn a_withdrawn_question_ends_the_connection() {
     let mut desk = Desk::new(&[Reply::Nothing]);
-    desk.own.begin(desk.now_us);
+    desk.own.begin(desk.now);
     for _ in 0..100 {
         assert_eq!(desk.step(Some(&question(1))), None);
     }
@@ -286,11 +286,12 @@ fn an_idle_station_is_deaf_and_mute() {
     let handle = other.stack.add(Socket::new(buffer(), buffer()));
     other.stack.connect(handle, (smoltcp::wire::IpAddress::v4(10, 0, 2, 21), 22).into()).unwrap();
     for ms in 0..3000 {
-        other.poll(ms * 1000);
+        let now = Time(ms * 1000);
+        other.poll(now);
         while let Some(frame) = other.next_frame() {
             assert!(desk.own.station.offer(&frame), "a broadcast is for the guest, too");
         }
-        assert_eq!(desk.own.turn(ms * 1000, None, None), None);
+        assert_eq!(desk.own.turn(now, None, None), None);
         assert_eq!(desk.own.station.next_frame(), None);
         assert_eq!(desk.own.station.waiting(), 0);
     }
@@ -354,7 +355,7 @@ fn a_well_arbiter_is_looked_at_now_and_then() {
     assert_eq!(desk.look(3 * INTERVAL + 500), [""; 0]);
     assert_eq!((desk.looks(), desk.counts(), desk.asked), ((4, 0), (0, 0), 4));
     assert!(!desk.own.station.is_awake());
-    assert!(desk.own.poll_at(desk.now_us, true).is_some_and(|at| at > desk.now_us + 9_000_000));
+    assert!(desk.own.poll_at(desk.now, true).is_some_and(|at| at > desk.now.after(Span::from_millis(9000))));
 }
 
 #[test]
@@ -389,7 +390,7 @@ fn another_arbiter_is_found_out() {
     assert!(news.len() == 1 && news[0].contains("cluster) 6, and the twins agreed on 5"), "{news:?}");
     assert_eq!(desk.own.way.take_seen(), None);
     let question = question(1).of(Some(ArbiterId(5)));
-    desk.own.begin(desk.now_us);
+    desk.own.begin(desk.now);
     let answer = (0..5000).find_map(|_| desk.step(Some(&question)));
     assert_eq!((answer, desk.asked), (Some(Answer::Granted), 4), "the first grant was a stranger's");
 }
@@ -414,9 +415,9 @@ fn a_question_breaks_off_a_look() {
     let mut desk = Desk::new(&[Reply::Nothing, granted()]);
     desk.look(200);
     assert_eq!((desk.asked, desk.looks()), (1, (1, 0)));
-    let begun = desk.now_us;
+    let begun = desk.now;
     assert_eq!(desk.ask(1), Some(Answer::Granted));
-    assert!(desk.now_us < begun + 50_000, "{}", desk.now_us - begun);
+    assert!(desk.now.since(begun) < Span::from_millis(50), "{:?}", desk.now.since(begun));
     assert_eq!(desk.looks(), (1, 0));
 }
 
@@ -444,12 +445,12 @@ proptest! {
         for listener in desk.listeners {
             desk.server.stack.socket::<Socket<'_>>(listener).abort();
         }
-        desk.server.poll(desk.now_us);
+        desk.server.poll(desk.now);
         desk.replies = vec![granted(); 9].into();
         desk.serve();
-        let begun = desk.now_us;
+        let begun = desk.now;
         prop_assert_eq!(desk.ask(2), Some(Answer::Granted));
-        prop_assert!(desk.now_us < begun + 50_000, "{}", desk.now_us - begun);
+        prop_assert!(desk.now.since(begun) < Span::from_millis(50), "{:?}", desk.now.since(begun));
     }
 
     /// Loss, doubling and odd replies delay the answer, and never change it.
@@ -465,7 +466,7 @@ proptest! {
     #[test]
     fn any_frame_is_survived(mut frame in prop::collection::vec(any::<u8>(), 0..120), kind in 0u8..4) {
         let mut desk = Desk::new(&[]);
-        desk.own.begin(0);
+        desk.own.begin(Time(0));
         if frame.len() >= 14 && kind > 0 {
             frame[..6].copy_from_slice(&if kind == 1 { [0xFF; 6] } else { MACHINE.0 });
             frame[12..14].copy_from_slice(&if kind == 3 { [8, 0] } else { [8, 6] });

@@ -4,6 +4,7 @@
 //! for the node: twins must have one arbiter.
 
 use pollux_ft::arbiter::{ArbiterId, Look};
+use pollux_ft::{Span, Time};
 
 use super::caller::{Caller, Counts, Trouble};
 use crate::replica::stack::Stack;
@@ -11,16 +12,16 @@ use crate::replica::stack::Stack;
 /// Tries without an answer, one after the other, before an arbiter counts as out of reach: one may be lost, or late on
 /// a busy network. A refusal counts at once.
 const PATIENCE: u32 = 3;
-/// Shortest pause behind a try without an answer, in microseconds.
-pub(super) const RETRY_US: u64 = 1_000_000;
+/// Shortest pause behind a try without an answer.
+pub(super) const RETRY: Span = Span::from_millis(1000);
 
 /// The watch over one way to the arbiter.
 #[derive(Debug)]
 pub struct Watch {
     caller: Caller,
-    interval_us: u64,
+    interval: Span,
     /// When the next look begins.
-    next_us: u64,
+    next: Time,
     /// Tries without an answer since the last answer.
     in_vain: u32,
     trouble: Option<Trouble>,
@@ -28,9 +29,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// A watch that looks by `caller` every so many microseconds.
-    pub fn new(caller: Caller, interval_us: u64) -> Self {
-        Self { caller, interval_us, next_us: 0, in_vain: 0, trouble: None, seen: None }
+    /// A watch that looks by `caller` once in every `interval`.
+    pub fn new(caller: Caller, interval: Span) -> Self {
+        Self { caller, interval, next: Time(0), in_vain: 0, trouble: None, seen: None }
     }
 
     /// What was counted.
@@ -54,8 +55,8 @@ impl Watch {
     }
 
     /// When [`poll`](Self::poll) has something to do even if no frame comes.
-    pub fn poll_at(&self) -> u64 {
-        self.caller.poll_at().unwrap_or(self.next_us)
+    pub fn poll_at(&self) -> Time {
+        self.caller.poll_at().unwrap_or(self.next)
     }
 
     /// Breaks off a look under way. Whether the socket has something to send because of that.
@@ -65,11 +66,11 @@ impl Watch {
 
     /// Does what can be done. Returns whether [`trouble`](Self::trouble) is another one now, or none any more, and
     /// whether the socket wants to send.
-    pub fn poll(&mut self, now_us: u64, look: &Look, stack: &mut Stack) -> (bool, bool) {
-        if self.caller.is_idle() && self.next_us <= now_us {
-            self.caller.begin(now_us);
+    pub fn poll(&mut self, now: Time, look: &Look, stack: &mut Stack) -> (bool, bool) {
+        if self.caller.is_idle() && self.next <= now {
+            self.caller.begin(now);
         }
-        let (outcome, moved) = self.caller.poll(now_us, look, stack);
+        let (outcome, moved) = self.caller.poll(now, look, stack);
         let found = match outcome {
             None => return (false, moved),
             Some(Ok(arbiter)) => {
@@ -88,7 +89,7 @@ impl Watch {
             self.in_vain = 0;
         }
         self.caller.stop(stack);
-        self.next_us = now_us.saturating_add(self.interval_us);
+        self.next = now.after(self.interval);
         let changed = found != self.trouble;
         self.trouble = found;
         (changed, moved)

@@ -5,10 +5,11 @@ use alloc::string::String;
 use core::fmt;
 use core::net::SocketAddrV4;
 
+use pollux_ft::Time;
 use pollux_ft::arbiter::{Answer, ArbiterId, Look, Question};
 
 use super::caller::{Caller, Counts, Times, Trouble};
-use super::watch::{RETRY_US, Watch};
+use super::watch::{RETRY, Watch};
 use crate::config::ArbiterOptions;
 use crate::replica::stack::Stack;
 
@@ -47,10 +48,10 @@ pub struct Way {
 impl Way {
     /// The way to `server` over the network of `stack`.
     pub fn new(network: &'static str, server: SocketAddrV4, options: &ArbiterOptions, stack: &mut Stack) -> Self {
-        let times = Times { timeout_us: options.timeout_us, retry_us: options.retry_us };
+        let times = Times { timeout: options.timeout, retry: options.retry };
         let caller = Caller::new(server, times, stack);
-        let looker = Caller::new(server, Times { retry_us: options.retry_us.max(RETRY_US), ..times }, stack);
-        Self { network, caller, watch: Watch::new(looker, options.watch_us), trouble: None, news: None }
+        let looker = Caller::new(server, Times { retry: options.retry.max(RETRY), ..times }, stack);
+        Self { network, caller, watch: Watch::new(looker, options.watch), trouble: None, news: None }
     }
 
     /// Counts of questions, and of looks.
@@ -74,9 +75,9 @@ impl Way {
     }
 
     /// Begins to ask.
-    pub fn begin(&mut self, now_us: u64) {
+    pub fn begin(&mut self, now: Time) {
         self.trouble = None;
-        self.caller.begin(now_us);
+        self.caller.begin(now);
     }
 
     /// Asks no more. Whether a socket has something to send because of that.
@@ -90,7 +91,7 @@ impl Way {
     }
 
     /// When [`poll`](Self::poll) has something to do even if no frame comes.
-    pub fn poll_at(&self, watching: bool) -> Option<u64> {
+    pub fn poll_at(&self, watching: bool) -> Option<Time> {
         let look = (watching || self.watch.is_looking()).then(|| self.watch.poll_at());
         [self.caller.poll_at(), look].into_iter().flatten().min()
     }
@@ -99,17 +100,17 @@ impl Way {
     /// now, and whether a socket wants to send.
     pub fn poll(
         &mut self,
-        now_us: u64,
+        now: Time,
         question: Option<&Question>,
         look: Option<&Look>,
         stack: &mut Stack,
     ) -> (Option<Answer>, bool) {
         let looked = match (question, look) {
-            (None, Some(look)) => self.look(now_us, look, stack),
+            (None, Some(look)) => self.look(now, look, stack),
             _ => self.watch.stop(stack),
         };
         let Some(question) = question else { return (None, looked | self.caller.stop(stack)) };
-        let (outcome, moved) = self.caller.poll(now_us, question, stack);
+        let (outcome, moved) = self.caller.poll(now, question, stack);
         let answer = match outcome {
             Some(Ok(answer)) => Some(answer),
             Some(Err(trouble)) => {
@@ -125,8 +126,8 @@ impl Way {
         (answer, looked | moved)
     }
 
-    fn look(&mut self, now_us: u64, look: &Look, stack: &mut Stack) -> bool {
-        let (changed, moved) = self.watch.poll(now_us, look, stack);
+    fn look(&mut self, now: Time, look: &Look, stack: &mut Stack) -> bool {
+        let (changed, moved) = self.watch.poll(now, look, stack);
         if changed {
             let (server, network) = (self.caller.server(), self.network);
             self.news = Some(News { server, network, trouble: self.watch.trouble().cloned() });

@@ -10,14 +10,14 @@ mod tests;
 use alloc::vec;
 use core::net::Ipv4Addr;
 
-use pollux_ft::{Handshake, Meeting, Stranger};
+use pollux_ft::{Handshake, Meeting, Stranger, Time};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{self, State};
 use smoltcp::time::Duration;
 use smoltcp::wire::{IpAddress, IpListenEndpoint};
 
 use super::super::stack::Stack;
-use super::{LOG_PORT, OPENING_US};
+use super::{LOG_PORT, OPENING};
 use crate::random::Random;
 
 /// How many may try at a time.
@@ -29,8 +29,8 @@ const ACK_DELAY_MS: u64 = 20;
 
 struct Door {
     socket: SocketHandle,
-    /// Since when somebody is at it, in microseconds.
-    since_us: Option<u64>,
+    /// Since when somebody is at it.
+    since: Option<Time>,
     handshake: Option<Handshake>,
     /// It is a stranger, who may still hear why.
     leaves: bool,
@@ -40,7 +40,7 @@ struct Door {
 
 impl Door {
     fn clear(&mut self) {
-        (self.since_us, self.handshake, self.leaves, self.slammed) = (None, None, false, false);
+        (self.since, self.handshake, self.leaves, self.slammed) = (None, None, false, false);
     }
 }
 
@@ -68,7 +68,7 @@ impl Doors {
     pub(super) fn new(stack: &mut Stack, own: Ipv4Addr, peer: Ipv4Addr, random: Random) -> Self {
         let doors = core::array::from_fn(|_| {
             let socket = stack.add(stream_socket());
-            Door { socket, since_us: None, handshake: None, leaves: false, slammed: false }
+            Door { socket, since: None, handshake: None, leaves: false, slammed: false }
         });
         Self { doors, own, peer, random, strangers: 0, last_stranger: None }
     }
@@ -95,13 +95,13 @@ impl Doors {
     pub(super) fn tend(
         &mut self,
         stack: &mut Stack,
-        now_us: u64,
+        now: Time,
         greet: &mut dyn FnMut(&Meeting) -> Handshake,
     ) -> Option<(SocketHandle, Handshake)> {
         // They have heard by now.
         self.doors.iter_mut().for_each(|door| door.slammed = false);
         for at in 0..DOORS {
-            match self.look(stack, now_us, at, greet) {
+            match self.look(stack, now, at, greet) {
                 Sight::Nobody => {}
                 Sight::Twin => {
                     let door = &mut self.doors[at];
@@ -117,22 +117,16 @@ impl Doors {
     }
 
     /// Looks who is at a door.
-    fn look(
-        &mut self,
-        stack: &mut Stack,
-        now_us: u64,
-        at: usize,
-        greet: &mut dyn FnMut(&Meeting) -> Handshake,
-    ) -> Sight {
+    fn look(&mut self, stack: &mut Stack, now: Time, at: usize, greet: &mut dyn FnMut(&Meeting) -> Handshake) -> Sight {
         let door = &mut self.doors[at];
         let socket = stack.socket::<tcp::Socket<'_>>(door.socket);
         if matches!(socket.state(), State::Closed | State::Listen) {
             door.clear();
             return Sight::Nobody;
         }
-        let since = *door.since_us.get_or_insert(now_us);
+        let since = *door.since.get_or_insert(now);
         let elsewhere = socket.remote_endpoint().is_none_or(|remote| remote.addr != IpAddress::Ipv4(self.peer));
-        if elsewhere || now_us >= since + OPENING_US {
+        if elsewhere || now >= since.after(OPENING) {
             return Sight::Gone;
         }
         match socket.state() {
@@ -175,10 +169,10 @@ impl Doors {
 
     /// Listens behind the last door that is taken: a request that comes again must find the door that it came to first.
     fn listen(&mut self, stack: &mut Stack) {
-        let taken = self.doors.iter().rposition(|door| door.since_us.is_some());
+        let taken = self.doors.iter().rposition(|door| door.since.is_some());
         if taken == Some(DOORS - 1) {
             for at in 0..DOORS {
-                if self.doors[at].since_us.is_some() {
+                if self.doors[at].since.is_some() {
                     self.send_away(stack, at);
                 }
             }
@@ -192,9 +186,9 @@ impl Doors {
         }
     }
 
-    /// When to look at them again even if nobody says anything, in microseconds.
-    pub(super) fn look_at(&self) -> Option<u64> {
-        let due = |door: &Door| if door.slammed { Some(0) } else { door.since_us.map(|since| since + OPENING_US) };
+    /// When to look at them again even if nobody says anything.
+    pub(super) fn look_at(&self) -> Option<Time> {
+        let due = |door: &Door| if door.slammed { Some(Time(0)) } else { door.since.map(|since| since.after(OPENING)) };
         self.doors.iter().filter_map(due).min()
     }
 

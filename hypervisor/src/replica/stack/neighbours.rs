@@ -3,23 +3,24 @@
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
+use pollux_ft::{Span, Time};
 use pollux_nic::MacAddress;
 use pollux_nic::frame::{MIN_WIRE_FRAME, request_for};
 use smoltcp::phy::{Device, DeviceCapabilities, RxToken};
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpPacket, ArpRepr, EthernetFrame, EthernetProtocol};
 
-/// Pause between two requests for a neighbour that does not answer, in microseconds.
-const PAUSE_US: u64 = 200_000;
-/// A neighbour that has answered is asked again after so long, in microseconds: half of the time for which smoltcp
+/// Pause between two requests for a neighbour that does not answer.
+const PAUSE: Span = Span::from_millis(200);
+/// A neighbour that has answered is asked again after so long: half of the time for which smoltcp
 /// believes an answer.
-const FRESH_US: u64 = 30_000_000;
+const FRESH: Span = Span::from_millis(30_000);
 
 #[derive(Debug)]
 struct Neighbour {
     address: Ipv4Addr,
     wanted: bool,
-    ask_at_us: u64,
+    ask_at: Time,
 }
 
 /// The neighbours that are looked for.
@@ -37,14 +38,14 @@ impl Neighbours {
     }
 
     /// Looks for these and no others. One that is new among them is asked for at once.
-    pub fn look_for(&mut self, addresses: impl Iterator<Item = Ipv4Addr>, now_us: u64) {
+    pub fn look_for(&mut self, addresses: impl Iterator<Item = Ipv4Addr>, now: Time) {
         for neighbour in &mut self.all {
             neighbour.wanted = false;
         }
         for address in addresses {
             match self.all.iter_mut().find(|neighbour| neighbour.address == address) {
                 Some(neighbour) => neighbour.wanted = true,
-                None => self.all.push(Neighbour { address, wanted: true, ask_at_us: now_us }),
+                None => self.all.push(Neighbour { address, wanted: true, ask_at: now }),
             }
         }
         self.all.retain(|neighbour| neighbour.wanted);
@@ -56,22 +57,22 @@ impl Neighbours {
     }
 
     /// When the next request is due.
-    pub fn ask_at(&self) -> Option<u64> {
-        self.all.iter().map(|neighbour| neighbour.ask_at_us).min()
+    pub fn ask_at(&self) -> Option<Time> {
+        self.all.iter().map(|neighbour| neighbour.ask_at).min()
     }
 
     /// The request that is due for the longest time.
-    pub fn next_request(&mut self, now_us: u64) -> Option<[u8; MIN_WIRE_FRAME]> {
-        let due = self.all.iter_mut().min_by_key(|neighbour| neighbour.ask_at_us)?;
-        if due.ask_at_us > now_us {
+    pub fn next_request(&mut self, now: Time) -> Option<[u8; MIN_WIRE_FRAME]> {
+        let due = self.all.iter_mut().min_by_key(|neighbour| neighbour.ask_at)?;
+        if due.ask_at > now {
             return None;
         }
-        due.ask_at_us = now_us.saturating_add(PAUSE_US);
+        due.ask_at = now.after(PAUSE);
         Some(request_for(due.address, self.mac, self.own))
     }
 
     /// Looks at a received frame: is it an answer? A request of the neighbour is as good: smoltcp learns from both.
-    fn hear(&mut self, frame: &[u8], now_us: u64) {
+    fn hear(&mut self, frame: &[u8], now: Time) {
         let Ok(frame) = EthernetFrame::new_checked(frame) else { return };
         if frame.ethertype() != EthernetProtocol::Arp {
             return;
@@ -81,7 +82,7 @@ impl Neighbours {
             && target_protocol_addr == self.own
             && let Some(found) = self.all.iter_mut().find(|neighbour| neighbour.address == source_protocol_addr)
         {
-            found.ask_at_us = now_us.saturating_add(FRESH_US);
+            found.ask_at = now.after(FRESH);
         }
     }
 }
@@ -92,8 +93,8 @@ pub struct Ear<'a, D: ?Sized> {
     pub device: &'a mut D,
     /// Who listens.
     pub neighbours: &'a mut Neighbours,
-    /// The time in microseconds.
-    pub now_us: u64,
+    /// The time.
+    pub now: Time,
 }
 
 impl<D: Device + ?Sized> Device for Ear<'_, D> {
@@ -108,7 +109,7 @@ impl<D: Device + ?Sized> Device for Ear<'_, D> {
 
     fn receive(&mut self, timestamp: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
         let (frame, answer) = self.device.receive(timestamp)?;
-        Some((Heard { frame, neighbours: self.neighbours, now_us: self.now_us }, answer))
+        Some((Heard { frame, neighbours: self.neighbours, now: self.now }, answer))
     }
 
     fn transmit(&mut self, timestamp: Instant) -> Option<Self::TxToken<'_>> {
@@ -124,14 +125,14 @@ impl<D: Device + ?Sized> Device for Ear<'_, D> {
 pub struct Heard<'a, T> {
     frame: T,
     neighbours: &'a mut Neighbours,
-    now_us: u64,
+    now: Time,
 }
 
 impl<T: RxToken> RxToken for Heard<'_, T> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
-        let Self { frame, neighbours, now_us } = self;
+        let Self { frame, neighbours, now } = self;
         frame.consume(|bytes| {
-            neighbours.hear(bytes, now_us);
+            neighbours.hear(bytes, now);
             read(bytes)
         })
     }

@@ -3,6 +3,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec;
 
+use pollux_ft::Span;
 use pollux_nic::frame::MAX_FRAME;
 use proptest::prelude::*;
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
@@ -70,7 +71,7 @@ struct Network {
     cable: Cable,
     servers: Vec<(Stack, Cable)>,
     heartbeats: SocketHandle,
-    now_us: u64,
+    now: Time,
 }
 
 fn socket() -> Tcp<'static> {
@@ -96,7 +97,7 @@ impl Network {
             stack.socket::<Tcp<'_>>(socket).listen(PORT).unwrap();
             (stack, cable)
         };
-        Self { stack, cable, servers: (2..2 + servers).map(server).collect(), heartbeats, now_us: 1_000_000 }
+        Self { stack, cable, servers: (2..2 + servers).map(server).collect(), heartbeats, now: Time(1_000_000) }
     }
 
     /// A connection to a host, begun now.
@@ -109,16 +110,16 @@ impl Network {
 
     /// One millisecond. Each dead peer gets a heartbeat, as does a twin that may come back.
     fn step(&mut self, peers: &[u8]) {
-        self.now_us += 1000;
+        self.now = self.now.after(Span::from_millis(1));
         for &peer in peers {
             let socket = self.stack.socket::<udp::Socket<'_>>(self.heartbeats);
             let _ = socket.send_slice(b"alive", IpEndpoint::new(IpAddress::Ipv4(address(peer)), 7002));
         }
-        self.stack.poll(self.now_us, &mut self.cable);
+        self.stack.poll(self.now, &mut self.cable);
         let sent = core::mem::take(&mut self.cable.output);
         for (server, cable) in &mut self.servers {
             cable.input.extend(sent.iter().cloned());
-            server.poll(self.now_us, cable);
+            server.poll(self.now, cable);
             self.cable.input.extend(cable.output.drain(..));
         }
     }
@@ -152,7 +153,7 @@ fn what_was_forgotten_is_found_again() {
     assert!(network.up_after(&[first], &[], 100).is_some());
     network.stack.socket::<Tcp<'_>>(first).abort();
     network.step(&[]);
-    network.now_us += 61_000_000;
+    network.now = network.now.after(Span::from_millis(61_000));
     network.stack.keep_in_reach(address(100));
     for _ in 0..10 {
         network.step(&[100]);
@@ -168,7 +169,7 @@ fn what_was_forgotten_is_found_again() {
 fn a_new_connection_asks_at_once() {
     let mut network = Network::new(1);
     let look = network.connect(2);
-    network.stack.poll(network.now_us, &mut network.cable);
+    network.stack.poll(network.now, &mut network.cable);
     assert!(!network.cable.output.is_empty());
     network.cable.output.clear();
     network.stack.socket::<Tcp<'_>>(look).abort();
@@ -202,13 +203,13 @@ fn requests_are_few() {
         network.stack.keep_in_reach(address(peer));
         let mut requests = 0;
         for _ in 0..50_000 {
-            network.now_us += 1000;
-            network.stack.poll(network.now_us, &mut network.cable);
+            network.now = network.now.after(Span::from_millis(1));
+            network.stack.poll(network.now, &mut network.cable);
             let sent = core::mem::take(&mut network.cable.output);
             requests += sent.len();
             let (server, cable) = &mut network.servers[0];
             cable.input.extend(sent);
-            server.poll(network.now_us, cable);
+            server.poll(network.now, cable);
             network.cable.input.append(&mut cable.output.drain(..).collect());
         }
         requests
@@ -219,11 +220,11 @@ fn requests_are_few() {
 #[test]
 fn the_stack_says_when_it_wants_to_ask() {
     let mut network = Network::new(1);
-    assert_eq!(network.stack.poll_at(network.now_us), None);
+    assert_eq!(network.stack.poll_at(network.now), None);
     network.stack.keep_in_reach(address(100));
-    assert_eq!(network.stack.poll_at(network.now_us), Some(network.now_us));
-    network.stack.poll(network.now_us, &mut network.cable);
-    assert_eq!(network.stack.poll_at(network.now_us), Some(network.now_us + 200_000));
+    assert_eq!(network.stack.poll_at(network.now), Some(network.now));
+    network.stack.poll(network.now, &mut network.cable);
+    assert_eq!(network.stack.poll_at(network.now), Some(network.now.after(Span::from_millis(200))));
 }
 
 proptest! {

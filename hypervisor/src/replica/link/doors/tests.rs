@@ -1,6 +1,6 @@
 //! A listener, its twin, and strangers who come in the twin's name: they have its address.
 
-use pollux_ft::{Config, Identity, Node, NodeId, PairKey, Protection, Start, Time};
+use pollux_ft::{Config, Identity, Node, NodeId, PairKey, Protection, Span, Start};
 use pollux_nic::MacAddress;
 use smoltcp::wire::IpEndpoint;
 
@@ -32,7 +32,7 @@ fn node(start: Start, key: u8) -> Node {
 
 /// Both ends of a cable. All who dial share a stack: nobody but the handshake tells them apart.
 struct Desk {
-    now_us: u64,
+    now: Time,
     listener: (Stack, Cable),
     dialers: (Stack, Cable),
     doors: Doors,
@@ -50,7 +50,7 @@ impl Desk {
         let (mut listener, dialers) = (end(PRIMARY, 1), end(BACKUP, 2));
         let doors = Doors::new(&mut listener.0, PRIMARY, BACKUP, Random::new([3; 32]));
         let (primary, backup) = (node(Start::Primary, 1), node(Start::Backup, 1));
-        Self { now_us: 1_000_000, listener, dialers, doors, primary, backup }
+        Self { now: Time(1_000_000), listener, dialers, doors, primary, backup }
     }
 
     fn dial(&mut self) -> SocketHandle {
@@ -69,12 +69,12 @@ impl Desk {
 
     /// One millisecond; whether the twin stands at a door.
     fn step(&mut self) -> bool {
-        self.now_us += 1000;
-        self.dialers.0.poll(self.now_us, &mut self.dialers.1);
+        self.now = self.now.after(Span::from_millis(1));
+        self.dialers.0.poll(self.now, &mut self.dialers.1);
         self.listener.1.input.extend(self.dialers.1.output.drain(..));
-        self.listener.0.poll(self.now_us, &mut self.listener.1);
-        let known = self.doors.tend(&mut self.listener.0, self.now_us, &mut |meeting| self.primary.handshake(meeting));
-        self.listener.0.poll_egress(self.now_us, &mut self.listener.1);
+        self.listener.0.poll(self.now, &mut self.listener.1);
+        let known = self.doors.tend(&mut self.listener.0, self.now, &mut |meeting| self.primary.handshake(meeting));
+        self.listener.0.poll_egress(self.now, &mut self.listener.1);
         self.dialers.1.input.extend(self.listener.1.output.drain(..));
         known.is_some()
     }
@@ -150,13 +150,14 @@ fn a_silent_connection_has_a_limit() {
     let mut desk = Desk::new();
     desk.step();
     let silent = desk.dial();
-    let opened = desk.now_us;
+    let opened = desk.now;
     while desk.doors.look_at().is_none() {
         desk.step();
     }
     let closed = |desk: &mut Desk| !desk.socket(silent).is_open();
     assert!((0..4000).any(|_| desk.step() || closed(&mut desk)), "it is still open");
-    assert!(desk.now_us - opened < OPENING_US + 100_000, "after {} us", desk.now_us - opened);
+    let after = desk.now.since(opened);
+    assert!(after.0 < OPENING.0 + 100_000, "after {after:?}");
     desk.step();
     assert_eq!((desk.doors.look_at(), desk.doors.take_strangers().0), (None, 1));
 }
