@@ -2,6 +2,7 @@
 
 use super::*;
 use pollux_ft::Lag;
+use pollux_ft::entry::MAX_DATA;
 
 /// Frames that may leave can still be in the primary, when its card has no room.
 #[test]
@@ -171,4 +172,55 @@ fn a_backup_that_is_full_leaves_bytes_in_the_stream() {
         records += drain(now, &mut backup).len();
         assert!(pump(now, &mut primary, &mut backup) > 0 || records == 100);
     }
+}
+
+#[test]
+fn entries_have_a_greatest_length() {
+    let now = Time(1000);
+    let (mut primary, _) = protected(now);
+    let data = vec![1; MAX_DATA + 1];
+    assert_eq!(primary.append(now, Position(2000), EntryRef::ConsoleIn(&data)), Err(AppendError::BadData));
+    assert_eq!(primary.append(now, Position(2000), EntryRef::ConsoleIn(&data[1..])), Ok(Seq(1)));
+}
+
+/// An entry of just the length that there is room for is taken, until there is none; nothing more is sent than is allowed.
+#[test]
+fn a_log_is_used_to_its_end() {
+    let now = Time(1000);
+    let (mut primary, _backup) = protected(now);
+    let data = [1; 1400];
+    while primary.log_room() > 0 {
+        let len = primary.log_room().min(data.len());
+        assert!(primary.append(now, Position(2000), EntryRef::PacketIn(&data[..len])).is_ok());
+    }
+    for count in 1..3 {
+        assert_eq!(primary.append(now, Position(2000), EntryRef::Output), Err(AppendError::Full));
+        assert_eq!(primary.stats().log_full, count);
+    }
+    let (used, bound) = (primary.transmit().len(), Config::default().send_buffer_bytes);
+    assert!((bound - 80..=bound).contains(&used), "{used} of {bound} bytes");
+}
+
+#[test]
+fn a_batch_leaves_when_it_is_full_or_its_time_is_up_or_output_waits() {
+    let now = Time(1000);
+    let (mut primary, _backup) = protected(now);
+    let log = |primary: &mut Node, entry| primary.append(now, Position(2000), entry).unwrap();
+    let full = (1..1000).find(|_| {
+        log(&mut primary, EntryRef::PacketIn(&[1; 100]));
+        !primary.transmit().is_empty()
+    });
+    let Config { batch_bytes, packet_delay, .. } = Config::default();
+    assert!(full.is_some_and(|count| (batch_bytes / 110..=batch_bytes / 100 + 1).contains(&count)), "{full:?}");
+    let mut sent = primary.transmit().len();
+    let mut more = |primary: &Node| core::mem::replace(&mut sent, primary.transmit().len()) < primary.transmit().len();
+    log(&mut primary, EntryRef::PacketIn(&[1; 100]));
+    primary.tick(Time(now.0 + packet_delay.0 - 1));
+    assert!(!more(&primary));
+    primary.tick(now.after(packet_delay));
+    assert!(more(&primary));
+    log(&mut primary, EntryRef::Output);
+    assert!(more(&primary));
+    let stats = primary.stats();
+    assert_eq!((stats.batches, stats.batch_bytes), (3, primary.transmit().len() as u64));
 }

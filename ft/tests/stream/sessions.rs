@@ -56,11 +56,13 @@ fn a_log_that_nobody_reads_is_never_full() {
     primary.disconnected(now);
     assert_eq!(primary.role(), Role::Detaching);
     let (before, full) = (primary.newest().0, primary.stats().log_full);
+    actions(&mut primary);
     for _ in 0..2 * Config::default().max_entries {
         log(&mut primary).unwrap();
     }
     assert_eq!(primary.newest().0, before + 2 * Config::default().max_entries, "they have numbers");
     assert_eq!((primary.role(), primary.stats().log_full, primary.lag(now).entries), (Role::Detaching, full, 0));
+    assert_eq!(actions(&mut primary), [], "and nothing is released");
 }
 
 /// A heartbeat from before the Hello says that there is no stream. It comes late, and says nothing of this one.
