@@ -10,21 +10,7 @@ use pollux_ft::{Action, Config, EntryRef, Identity, Meeting, Node, NodeId, Posit
 const MEETING: Meeting = Meeting { dialer: Ipv4Addr::LOCALHOST, listener: Ipv4Addr::LOCALHOST, random: [0; 32] };
 
 fn node(id: u64, start: Start) -> Node {
-    let text = || "example".to_owned();
-    let identity = Identity {
-        node: NodeId(id),
-        pair: text(),
-        build: text(),
-        cpu_digest: 0,
-        cpu_name: text(),
-        counter: text(),
-        guest_memory: 4096,
-        guest_image: text(),
-        disk: text(),
-        guest_mac: [2, 0, 0, 0, 0, 1],
-        guest_bridges: false,
-        broken_rule: String::new(),
-    };
+    let identity = Identity { node: NodeId(id), pair: "example".into(), guest_memory: 4096, ..Identity::default() };
     Node::new(Time(0), start, Config::default(), identity).expect("the defaults make sense")
 }
 

@@ -49,7 +49,7 @@ pub struct Heartbeat {
     pub seq: Seq,
     /// How far the sender's guest has run.
     pub position: Position,
-    /// The sender's clock, for the twin's statistics.
+    /// The sender's clock, for the twin's stats.
     pub time: Time,
 }
 

@@ -17,8 +17,8 @@ pub const MAX_TEXT: usize = 128;
 /// Longest name of a pair or of a machine, in bytes. It is never cut: two pairs must not become one.
 pub const MAX_NAME: usize = 32;
 
-/// What a machine says of itself; what must be equal is compared by [`check`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a machine says of itself; what must be equal is compared by [`check`]. By default it says nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Identity {
     /// This machine, as long as it runs.
     pub node: NodeId,

@@ -151,11 +151,14 @@ impl SendLog {
         }
     }
 
-    /// Throws the open batch away: there is no stream to send it on, and there will be none for this log.
+    /// Throws away what nobody will read: there is no stream to send it on, and there will be none for this log. Its entries
+    /// keep their numbers, and take no room.
     pub(crate) fn discard(&mut self) {
         self.open.clear();
+        self.outputs.clear();
         self.due = None;
         (self.sent, self.sent_position) = (self.last, self.last_position);
+        self.applied = self.last;
     }
 
     /// Takes an ack; says up to which `Output` entry frames may now leave.

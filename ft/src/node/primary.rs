@@ -281,6 +281,8 @@ impl Node {
         let Some(primary) = self.side.primary_mut() else { return };
         if primary.state_left() {
             primary.phase = Phase::Detaching { loss, asked: false };
+            // Nobody reads on in its log, which may be full. What is still logged must not wait for room.
+            primary.log.discard();
             self.beats.next = now;
             self.consider_alone(now, word);
         } else {

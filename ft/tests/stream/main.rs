@@ -1,7 +1,9 @@
-//! The stream between two nodes: cut into any pieces, damaged anywhere, refused pairings, budgets on the wire.
+//! The stream between two nodes: who may be on it, what it says when machines come, fall silent and go.
 
 mod attacks;
+mod bytes;
 mod leases;
+mod log;
 mod pairing;
 mod rounds;
 mod sessions;
@@ -10,8 +12,8 @@ mod terms;
 
 use pollux_ft::message::Retry;
 use pollux_ft::{
-    Action, AppendError, Config, Control, EntryRef, Identity, Kind, Lag, Meeting, Node, NodeId, Position, Record, Role,
-    Seq, Start, Term, Time,
+    Action, AppendError, Config, Control, EntryRef, Identity, Meeting, Node, NodeId, Position, Record, Role, Seq,
+    Start, Term, Time,
 };
 use proptest::prelude::*;
 use std::net::Ipv4Addr;
@@ -23,16 +25,10 @@ fn identity(node: u64) -> Identity {
     Identity {
         node: NodeId(node),
         pair: "gemini".into(),
-        build: "test".into(),
-        cpu_digest: 1,
         cpu_name: "model".into(),
         counter: "ticks".into(),
         guest_memory: 1 << 20,
-        guest_image: "guest".into(),
-        disk: "none".into(),
-        guest_mac: [0x52, 0x54, 0, 0x12, 0x34, 0x56],
-        guest_bridges: false,
-        broken_rule: String::new(),
+        ..Identity::default()
     }
 }
 
@@ -115,72 +111,6 @@ fn drain(now: Time, backup: &mut Node) -> Vec<Record> {
     records
 }
 
-/// Frames that may leave can still be in the primary, when its card has no room.
-#[test]
-fn the_backup_hears_that_frames_left_when_they_did() {
-    let now = Time(1000);
-    let (mut primary, mut backup) = protected(now);
-    let told = |primary: &mut Node, backup: &mut Node, position: u64| {
-        primary.append(now, Position(position), EntryRef::Horizon).unwrap();
-        primary.flush(now);
-        pump(now, primary, backup);
-        backup.released().position
-    };
-    for position in [1010, 1020] {
-        primary.append(now, Position(position), EntryRef::Output).unwrap();
-    }
-    pump(now, &mut primary, &mut backup);
-    primary.output_left(Seq(2));
-    assert_eq!(told(&mut primary, &mut backup, 1030), Position(1000), "nothing may leave yet");
-    pump(now, &mut backup, &mut primary);
-    assert_eq!(actions(&mut primary), [Action::Release(Seq(2))]);
-    assert_eq!(told(&mut primary, &mut backup, 1040), Position(1000), "nothing has left yet");
-    primary.output_left(Seq(1));
-    assert_eq!(told(&mut primary, &mut backup, 1050), Position(1010));
-    primary.output_left(Seq(2));
-    primary.stop(now);
-    pump(now, &mut primary, &mut backup);
-    assert_eq!(backup.released().position, Position(1010), "there is no batch to tell it with");
-}
-
-#[test]
-fn an_ack_means_received_and_releases_at_once() {
-    let now = Time(1000);
-    let (mut primary, mut backup) = protected(now);
-    sample_log(now, &mut primary);
-    pump(now, &mut primary, &mut backup);
-    // The backup has executed nothing.
-    assert_eq!(backup.run_limit(), Some(Position(1060)));
-    pump(now, &mut backup, &mut primary);
-    assert_eq!(actions(&mut primary), [Action::Release(Seq(6))]);
-    assert_eq!(primary.lag(now).ticks, 60);
-    assert_eq!(drain(now, &mut backup).len(), 4);
-}
-
-/// A primary that waits for a twin that lags makes no entries, so that only acks tell it that the twin has caught up.
-#[test]
-fn a_backup_that_only_ran_on_says_so() {
-    let now = Time(1000);
-    let (mut primary, mut backup) = protected(now);
-    primary.append(now, Position(5000), EntryRef::Horizon).unwrap();
-    primary.progress(Position(5000));
-    primary.flush(now);
-    pump(now, &mut primary, &mut backup);
-    let lag_after = |ms: u64, primary: &mut Node, backup: &mut Node| {
-        for at in (ms..ms + 100).map(|ms| Time(ms * 1000)) {
-            backup.tick(at);
-            pump(at, backup, primary);
-        }
-        primary.lag(now).ticks
-    };
-    assert_eq!(lag_after(10, &mut primary, &mut backup), 4000);
-    backup.progress(Position(5000));
-    assert_eq!(lag_after(110, &mut primary, &mut backup), 0);
-    let acks = backup.stats().acks_sent;
-    lag_after(210, &mut primary, &mut backup);
-    assert_eq!(backup.stats().acks_sent, acks, "who stands still has nothing to say");
-}
-
 /// A guest that switches itself off without a log ends its node; who was about to get its state joins somebody else.
 #[test]
 fn a_guest_that_is_off_leaves_nobody_to_join() {
@@ -204,73 +134,6 @@ fn a_guest_that_is_off_leaves_nobody_to_join() {
 }
 
 #[test]
-fn without_entries_the_backup_executes_nothing() {
-    let (primary, backup) = protected(Time(1000));
-    assert_eq!((backup.run_limit(), backup.next_record()), (Some(Position(1000)), None));
-    assert!(primary.is_logging() && primary.holds_output());
-}
-
-#[test]
-fn only_who_logs_knows_a_lag() {
-    let now = Time(1000);
-    let (mut primary, mut backup) = protected(now);
-    sample_log(now, &mut primary);
-    pump(now, &mut primary, &mut backup);
-    drain(now, &mut backup);
-    assert_eq!(primary.lag(now).ticks, 60);
-    assert_eq!(backup.lag(now), Lag::default());
-}
-
-#[test]
-#[should_panic(expected = "beyond")]
-fn running_past_the_horizon_is_fatal() {
-    let (_primary, mut backup) = protected(Time(1000));
-    backup.progress(Position(1001));
-}
-
-#[test]
-fn a_full_log_refuses_and_recovers() {
-    let now = Time(1000);
-    let (mut primary, mut backup) = protected(now);
-    let mut logged = 0;
-    while primary.append(now, Position(2000), EntryRef::PacketIn(&[5; 1500])).is_ok() {
-        logged += 1;
-    }
-    assert_eq!(primary.append(now, Position(2000), EntryRef::PacketIn(&[5; 1500])), Err(AppendError::Full));
-    assert!(primary.transmit().len() <= Config::default().send_buffer_bytes);
-    // The backup stops reading when its own buffer is full, and goes on when entries were applied.
-    let mut applied = 0;
-    while applied < logged {
-        pump(now, &mut primary, &mut backup);
-        applied += drain(now, &mut backup).len();
-    }
-    let later = Time(now.0 + 60_000);
-    backup.tick(later);
-    pump(later, &mut backup, &mut primary);
-    assert!(primary.append(later, Position(2000), EntryRef::PacketIn(&[5; 1500])).is_ok());
-    assert_eq!(primary.lag(later).entries, 1);
-}
-
-#[test]
-fn entries_without_data_are_bounded_too() {
-    let now = Time(1000);
-    let (mut primary, mut backup) = protected(now);
-    let mut logged = 0;
-    while primary.append(now, Position(2000), EntryRef::Output).is_ok() {
-        logged += 1;
-        assert!(logged <= Config::default().max_entries);
-        pump(now, &mut primary, &mut backup);
-    }
-    assert_eq!(primary.append(now, Position(2000), EntryRef::Output), Err(AppendError::Full));
-    // Acks make room again.
-    backup.progress(Position(2000));
-    let later = Time(now.0 + 60_000);
-    backup.tick(later);
-    pump(later, &mut backup, &mut primary);
-    assert!(primary.append(later, Position(2000), EntryRef::Output).is_ok());
-}
-
-#[test]
 fn a_joiner_that_lost_the_stream_before_the_state_may_try_again() {
     let now = Time(1000);
     let (mut primary, mut backup) = (node(Start::Primary, identity(1)), node(Start::Backup, identity(2)));
@@ -285,43 +148,6 @@ fn a_joiner_that_lost_the_stream_before_the_state_may_try_again() {
     assert_eq!((primary.role(), backup.role()), (Role::Detaching, Role::Joining));
     connect(now, &mut primary, &mut backup);
     assert_eq!((primary.role(), backup.role()), (Role::Transferring, Role::Loading));
-}
-
-#[test]
-fn a_lost_log_is_not_sent_on_the_next_stream() {
-    let now = Time(1000);
-    let (mut primary, _backup) = protected(now);
-    primary.disconnected(now);
-    assert_eq!(primary.role(), Role::Detaching);
-    primary.connected(now, primary.handshake(&MEETING));
-    primary.append(now, Position(2000), EntryRef::Output).unwrap();
-    primary.flush(now);
-    assert_eq!(primary.transmit(), [], "nobody has said Hello");
-}
-
-#[test]
-fn a_backup_that_is_full_leaves_bytes_in_the_stream() {
-    let now = Time(1000);
-    let small = Config { receive_buffer_bytes: 10_000, ..Config::default() };
-    let mut primary = Node::new(Time(0), Start::Primary, small.clone(), identity(1)).unwrap();
-    let mut backup = Node::new(Time(0), Start::Backup, small, identity(2)).unwrap();
-    connect(now, &mut primary, &mut backup);
-    primary.finish_state(Position(0), 0).unwrap();
-    pump(now, &mut primary, &mut backup);
-    backup.joined(now);
-    pump(now, &mut backup, &mut primary);
-    for _ in 0..100 {
-        primary.append(now, Position(5), EntryRef::PacketIn(&[1; 1000])).unwrap();
-    }
-    primary.flush(now);
-    pump(now, &mut primary, &mut backup);
-    assert_eq!(backup.receive_room(), 0);
-    assert!(!primary.transmit().is_empty());
-    let mut records = 0;
-    while records < 100 {
-        records += drain(now, &mut backup).len();
-        assert!(pump(now, &mut primary, &mut backup) > 0 || records == 100);
-    }
 }
 
 #[test]
@@ -396,104 +222,4 @@ fn an_old_primary_halts_when_it_hears_of_its_successor() {
     backup.tick(now);
     primary.heartbeat_received(now, &backup.poll_datagram(now).unwrap());
     assert_eq!(primary.role(), Role::Halted);
-}
-
-/// A guest that computes: a horizon every 5 ms, a clock and a digest now and then.
-#[test]
-fn a_computing_guest_costs_little_on_the_wire() {
-    let (mut primary, mut backup) = protected(Time(0));
-    let (mut bytes, mut segments) = (0, 0);
-    for ms in 1..=10_000u64 {
-        let now = Time(ms * 1000);
-        let position = Position(1000 + ms * 70_000);
-        primary.progress(position);
-        if ms % 100 == 0 {
-            primary.append(now, position, EntryRef::Clock { base_ns: 1 << 42, rate: 1 << 32 }).unwrap();
-        }
-        if ms % 500 == 0 {
-            primary.append(now, position, EntryRef::Digest { machine: ms, slice: 9, memory: ms }).unwrap();
-        }
-        if ms % 5 == 0 {
-            primary.append(now, position, EntryRef::Horizon).unwrap();
-        }
-        primary.tick(now);
-        backup.tick(now);
-        let there = pump(now, &mut primary, &mut backup);
-        drain(now, &mut backup);
-        backup.progress(backup.run_limit().unwrap());
-        let back = pump(now, &mut backup, &mut primary);
-        bytes += there + back;
-        segments += u64::from(there > 0) + u64::from(back > 0);
-        for node in [&mut primary, &mut backup] {
-            let beat = node.poll_datagram(now);
-            assert!(beat.is_none_or(|beat| beat.len() < 140));
-        }
-    }
-    assert_eq!((primary.role(), backup.role()), (Role::Protected, Role::Backup));
-    // Each segment with Ethernet, IP and TCP headers, and a pure ack of the minimum frame size for it.
-    let per_second = (bytes as u64 + segments * (54 + 60)) / 10 * 8;
-    assert!(per_second <= 60_000, "{per_second} bit/s in {segments} segments of {bytes} bytes");
-    assert!(primary.stats().of(Kind::Horizon).entries <= 250);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn any_pieces_give_the_same_records(pieces in proptest::collection::vec(1usize..50, 1..40)) {
-        let now = Time(1000);
-        let (mut primary, mut whole) = protected(now);
-        let (_, mut cut) = protected(now);
-        let bytes = sample_log(now, &mut primary);
-        prop_assert_eq!(whole.receive(now, &bytes), bytes.len());
-        let mut rest = &bytes[..];
-        for piece in pieces.iter().cycle() {
-            let (head, tail) = rest.split_at((*piece).min(rest.len()));
-            prop_assert_eq!(cut.receive(now, head), head.len());
-            rest = tail;
-            if rest.is_empty() {
-                break;
-            }
-        }
-        prop_assert_eq!(cut.run_limit(), whole.run_limit());
-        prop_assert_eq!(drain(now, &mut cut), drain(now, &mut whole));
-    }
-
-    #[test]
-    fn a_flipped_bit_never_becomes_a_record(at: prop::sample::Index, bit in 0u8..8) {
-        let now = Time(1000);
-        let (mut primary, mut backup) = protected(now);
-        let mut bytes = sample_log(now, &mut primary);
-        let (_, mut good) = protected(now);
-        good.receive(now, &bytes);
-        let want = drain(now, &mut good);
-        let at = at.index(bytes.len());
-        bytes[at] ^= 1 << bit;
-        backup.receive(now, &bytes);
-        let got = drain(now, &mut backup);
-        // What came before the damage is good; from there on nothing is taken.
-        prop_assert!(want.starts_with(&got));
-        prop_assert!(backup.newest() < good.newest());
-        prop_assert_eq!(backup.role(), Role::Backup);
-    }
-
-    #[test]
-    fn arbitrary_bytes_do_no_harm(
-        bytes in proptest::collection::vec(any::<u8>(), 0..400),
-        datagram in proptest::collection::vec(any::<u8>(), 0..120),
-    ) {
-        let now = Time(1000);
-        let (mut primary, mut backup) = protected(now);
-        let mut joining = node(Start::Backup, identity(3));
-        joining.connected(now, joining.handshake(&MEETING));
-        for node in [&mut primary, &mut backup, &mut joining] {
-            let _ = node.receive(now, &bytes);
-            node.heartbeat_received(now, &datagram);
-            node.tick(now);
-            prop_assert_eq!(node.stats().heartbeats_malformed, 1);
-        }
-        prop_assert_eq!(backup.next_record(), None);
-        prop_assert_eq!(backup.run_limit(), Some(Position(1000)));
-        prop_assert_ne!(primary.role(), Role::Alone);
-    }
 }

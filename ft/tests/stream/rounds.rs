@@ -141,3 +141,25 @@ fn a_third_machine_is_told_to_wait() {
         actions(&mut third).into_iter().any(|action| matches!(action, Action::Refused { retry: Retry::Later, .. }));
     assert!(told && primary.role() == Role::Detaching);
 }
+
+#[test]
+fn what_is_fed_is_counted_and_bounded() {
+    let (mut primary, _backup) = joining(Config::default());
+    assert_eq!(primary.push_memory(0, &[1; 17 * 4096]), Err(AppendError::BadData));
+    assert_eq!(primary.push_memory(100, &[1; 4096]), Err(AppendError::BadData));
+    primary.push_memory(0, &[1; 16 * 4096]).unwrap();
+    primary.push_memory(0, &[1; 4096]).unwrap();
+    assert_eq!(primary.push_machine(&[1; 100]), Ok(100));
+    let stats = primary.stats();
+    assert_eq!((stats.state_pages, stats.state_bytes, stats.transfers), (17, 17 * 4096 + 100, 1));
+    // To the last byte, and no further.
+    while primary.state_room() > 0 {
+        let room = primary.state_room();
+        assert_eq!(primary.push_memory(0, &[1; 4096]).is_ok(), room >= 4096);
+        let chunk = vec![1; if room > 20_000 { 10_000 } else { room }];
+        assert!(primary.push_machine(&chunk).is_ok_and(|taken| taken <= chunk.len()));
+    }
+    assert_eq!(primary.push_machine(&[1]), Ok(0));
+    assert_eq!(primary.push_zero(0, 4096), Err(AppendError::Full));
+    assert!(primary.transmit().len() <= Config::default().send_buffer_bytes);
+}

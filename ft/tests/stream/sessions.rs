@@ -1,7 +1,9 @@
 //! Machines that stand in different sessions find out, whatever was lost between them.
 
 use crate::{MEETING, actions, connect, identity, node, protected, pump};
-use pollux_ft::{Action, AppendError, Control, EntryRef, HaltReason, LossReason, Node, Position, Role, Start, Time};
+use pollux_ft::{
+    Action, AppendError, Config, Control, EntryRef, HaltReason, LossReason, Node, Position, Role, Start, Time,
+};
 
 const INTERVAL: u64 = 100_000;
 
@@ -41,6 +43,26 @@ fn a_joiner_whose_stream_broke_is_no_backup() {
     primary.disconnected(Time(2 * INTERVAL));
     connect(Time(3 * INTERVAL), &mut primary, &mut joiner);
     assert_eq!((primary.role(), joiner.role()), (Role::Transferring, Role::Loading));
+}
+
+/// A primary that does not know yet what became of its backup logs for nobody: however long the arbiter is away, its log is
+/// never full, so that the guest goes on.
+#[test]
+fn a_log_that_nobody_reads_is_never_full() {
+    let now = Time(1000);
+    let (mut primary, _backup) = protected(now);
+    let log = |primary: &mut Node| primary.append(now, Position(2000), EntryRef::Output);
+    while log(&mut primary).is_ok() {}
+    primary.disconnected(now);
+    assert_eq!(primary.role(), Role::Detaching);
+    let (before, full) = (primary.newest().0, primary.stats().log_full);
+    actions(&mut primary);
+    for _ in 0..2 * Config::default().max_entries {
+        log(&mut primary).unwrap();
+    }
+    assert_eq!(primary.newest().0, before + 2 * Config::default().max_entries, "they have numbers");
+    assert_eq!((primary.role(), primary.stats().log_full, primary.lag(now).entries), (Role::Detaching, full, 0));
+    assert_eq!(actions(&mut primary), [], "and nothing is released");
 }
 
 /// A heartbeat from before the Hello says that there is no stream. It comes late, and says nothing of this one.
