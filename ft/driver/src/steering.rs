@@ -14,7 +14,7 @@ use pollux_ft::{Position, Span, Time};
 
 use crate::clock::GuestTime;
 
-/// Wall time between two entries while the guest runs at a free rate, and over which its speed is measured.
+/// Wall time between two entries while the guest runs at a free rate, and the least over which its speed is measured.
 const INTERVAL: Span = Span::from_millis(50);
 /// An interval that took longer says nothing of the guest's speed: the machine itself was away.
 const LONGEST: Span = Span(4 * INTERVAL.0);
@@ -241,7 +241,7 @@ impl Steering {
         if elapsed < INTERVAL && !self.slept && !guest.asleep {
             return;
         }
-        if !self.slept && ticks > 0 && elapsed > Span(0) && elapsed <= LONGEST {
+        if !self.slept && ticks > 0 && (INTERVAL..=LONGEST).contains(&elapsed) {
             let most = self.believable(u64::MAX);
             let measured = ((u128::from(elapsed.0 * 1000) << 32) / u128::from(ticks)).min(u128::from(most)) as u64;
             // An average over some intervals: one that was disturbed does not throw the rate about.
@@ -337,6 +337,22 @@ mod tests {
         assert_eq!(steering.full_speed(), 2 << 32);
         steering.steer(Time(3 * INTERVAL.0), awake(20 + 2000 * INTERVAL.0, 0));
         assert_eq!(steering.full_speed(), 1 << 31);
+    }
+
+    /// Positions are those of whole slices: over a moment they say anything.
+    #[test]
+    fn a_moment_says_nothing_of_the_speed() {
+        let mut steering = start(RATES);
+        steering.steer(Time(INTERVAL.0), awake(1000, 0));
+        let falls_asleep = Standing { asleep: true, ..awake(3095, 0) };
+        steering.steer(Time(INTERVAL.0 + 643), falls_asleep);
+        assert_eq!((steering.speed, steering.full_speed()), (1 << 32, 2 << 32), "it is still a guess");
+        (2..200).step_by(2).for_each(|step| {
+            steering.steer(Time(step * INTERVAL.0), awake(step * INTERVAL.0, 0));
+            steering
+                .steer(Time(step * INTERVAL.0 + 100), Standing { asleep: true, ..awake(step * INTERVAL.0 + 3000, 0) });
+        });
+        assert_eq!((steering.speed, steering.full_speed()), (1 << 32, 2 << 32));
     }
 
     #[test]
