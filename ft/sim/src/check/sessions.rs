@@ -142,8 +142,11 @@ impl Audit {
         self.check_past(history);
     }
 
-    /// How many entries of the log wait to be applied by its backup.
+    /// How many entries of the log its backup has and did not apply yet. A primary may log more that nobody will read.
     pub(crate) fn backlog(&self, log: LogId) -> usize {
-        self.sessions.get(&log).map_or(0, |session| session.records.len().saturating_sub(session.applied))
+        self.sessions.get(&log).map_or(0, |session| {
+            let unapplied = session.records.iter().skip(session.applied);
+            unapplied.take_while(|(seq, _)| *seq <= session.held).count()
+        })
     }
 }
