@@ -6,10 +6,12 @@ mod artefacts;
 mod bench;
 mod checks;
 mod doctor;
+mod driven;
 mod fuzz;
 mod guest;
 mod image;
 mod interrupt;
+mod lesson;
 mod needs;
 mod net;
 mod output;
@@ -58,6 +60,8 @@ enum Task {
     Guest(guest::debian::GuestArgs),
     /// Look at a running rig, and make faults in it
     Rig(verbs::rig::RigArgs),
+    /// Show what fault tolerance by a log teaches, lesson by lesson
+    Lesson(lesson::LessonArgs),
     /// Draw what happened in a rig: a page for browser and paper
     Timeline(timeline::TimelineArgs),
     /// Give terms to the machines of pairs: at most one machine for each
@@ -103,6 +107,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Task::Key { command } => secret::run(&command),
         Task::Guest(arguments) => guest::debian::run(&arguments),
         Task::Rig(arguments) => verbs::rig::run(arguments),
+        Task::Lesson(arguments) => lesson::run(&arguments),
         Task::Timeline(arguments) => timeline::run(&arguments),
         Task::Arbiter(arguments) => arbiter::run(&arguments),
         Task::Test(arguments) => checks::run(&arguments),
@@ -166,6 +171,8 @@ mod tests {
             "qemu --arbiter none",
             "rig --dir D stop",
             "timeline",
+            "lesson",
+            "lesson 1 --dir D --hypervisor F --guests G",
             "timeline D --out F --svg G --pcapng",
             "rig --dir D switch --timeout 20s",
             "rig --dir D console",
