@@ -1,6 +1,7 @@
 //! The lessons show what they are about.
 
 use anyhow::{Context, Result, ensure};
+use pollux_tests::desk;
 use pollux_tests::rig::{Platform, fresh_directory};
 use pollux_tests::xtask::{self, Artefacts};
 
@@ -10,6 +11,7 @@ fn lesson(number: &str, words: &[&str]) -> Result<()> {
         return pollux_tests::skip("lessons are given in QEMU");
     }
     let artefacts = Artefacts::get();
+    let _place = desk::take(desk::CORES);
     let guests = artefacts.path("counter")?.parent().context("the guests' directory")?;
     let directory = fresh_directory(&format!("lesson-{number}"))?;
     let mut command = xtask::command();
