@@ -6,10 +6,12 @@ mod artefacts;
 mod bench;
 mod checks;
 mod doctor;
+mod driven;
 mod fuzz;
 mod guest;
 mod image;
 mod interrupt;
+mod lesson;
 mod needs;
 mod net;
 mod output;
@@ -19,6 +21,7 @@ mod rig;
 mod secret;
 mod sim;
 mod spinner;
+mod timeline;
 mod transcript;
 mod units;
 mod verbs;
@@ -57,6 +60,10 @@ enum Task {
     Guest(guest::debian::GuestArgs),
     /// Look at a running rig, and make faults in it
     Rig(verbs::rig::RigArgs),
+    /// Show what fault tolerance by a log teaches, lesson by lesson
+    Lesson(lesson::LessonArgs),
+    /// Draw what happened in a rig: a page for browser and paper
+    Timeline(timeline::TimelineArgs),
     /// Give terms to the machines of pairs: at most one machine for each
     Arbiter(arbiter::ArbiterArgs),
     /// Run the tests
@@ -100,6 +107,8 @@ fn run(arguments: Arguments) -> Result<()> {
         Task::Key { command } => secret::run(&command),
         Task::Guest(arguments) => guest::debian::run(&arguments),
         Task::Rig(arguments) => verbs::rig::run(arguments),
+        Task::Lesson(arguments) => lesson::run(&arguments),
+        Task::Timeline(arguments) => timeline::run(&arguments),
         Task::Arbiter(arguments) => arbiter::run(&arguments),
         Task::Test(arguments) => checks::run(&arguments),
         Task::Sim(arguments) => sim::run(&arguments),
@@ -161,6 +170,10 @@ mod tests {
             "qemu --arbiter 127.0.0.1:2379",
             "qemu --arbiter none",
             "rig --dir D stop",
+            "timeline",
+            "lesson",
+            "lesson 1 --dir D --hypervisor F --guests G",
+            "timeline D --out F --svg G --pcapng",
             "rig --dir D switch --timeout 20s",
             "rig --dir D console",
             "arbiter --listen 127.0.0.1:2379 --file F",

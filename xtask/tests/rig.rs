@@ -174,6 +174,16 @@ fn a_pair_lives_through_kills() {
     assert!(gone(&pids));
     assert_eq!(desk.leftovers(), [""; 0]);
     assert!(!desk.rig(&["status"]).status.success());
+
+    // What happened is drawn, since there were takeovers.
+    let page = desk.rig_directory().join("timeline.html");
+    assert!(desk.output().contains(&format!("timeline: {}", page.display())), "{}", desk.output());
+    let page = fs::read_to_string(page).unwrap();
+    for told in
+        ["Takeover 2 of 2: castor takes over in", "link log", "delay=5ms loss=1%", "castor: its process has ended"]
+    {
+        assert!(page.contains(told), "no `{told}` in the page");
+    }
 }
 
 #[test]

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::Bench;
-use super::client::{Counting, load};
 use super::linux::linux;
 use super::report::{Figure, Wanted, quantile};
-use super::rig::{BenchRig, pause};
+use crate::driven::client::{Counting, load};
+use crate::driven::{DrivenRig, pause};
 use crate::platform::Platform;
 use crate::rig::control::Request;
 use crate::rig::monitor::{Amount, Status, Takeover, Transfer};
@@ -45,12 +45,12 @@ pub(super) const CLIENTS: usize = 16;
 const ROUNDS: usize = 3;
 
 impl Bench {
-    pub(super) fn start(&self, arguments: &[&str]) -> Result<BenchRig> {
-        BenchRig::start(self.platform, &self.with_hypervisor(arguments))
+    pub(super) fn start(&self, arguments: &[&str]) -> Result<DrivenRig> {
+        DrivenRig::start(self.platform, &self.with_hypervisor(arguments))
     }
 
-    pub(super) fn pair(&self, arguments: &[&str]) -> Result<BenchRig> {
-        BenchRig::pair(self.platform, &self.with_hypervisor(arguments))
+    pub(super) fn pair(&self, arguments: &[&str]) -> Result<DrivenRig> {
+        DrivenRig::pair(self.platform, &self.with_hypervisor(arguments))
     }
 
     fn with_hypervisor<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
@@ -116,7 +116,7 @@ fn middle_and_longest(values: &[f64]) -> Result<(f64, f64)> {
 }
 
 fn throughput(bench: &Bench) -> Result<Vec<Figure>> {
-    let measure = |rig: &BenchRig| -> Result<f64> {
+    let measure = |rig: &DrivenRig| -> Result<f64> {
         load(rig.service(), CLIENTS, SETTLE)?;
         Ok(load(rig.service(), CLIENTS, WINDOW)?.1)
     };
@@ -289,7 +289,7 @@ fn observe(bench: &Bench, guest: &str) -> Result<(Status, Status)> {
 }
 
 /// Waits until the guest answers for the first time; the seconds since the start until then.
-pub(super) fn wait_for_answer(rig: &mut BenchRig) -> Result<f64> {
+pub(super) fn wait_for_answer(rig: &mut DrivenRig) -> Result<f64> {
     for _ in 0..600 {
         if let Some(seconds) = rig.snapshot()?.first_answer_s {
             return Ok(seconds);

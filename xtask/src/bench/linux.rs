@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::Bench;
-use super::client::load;
 use super::figures::{CLIENTS, SETTLE, WINDOW, wait_for_answer};
 use super::report::{Figure, Wanted, quantile};
-use super::rig::{BenchRig, pause};
+use crate::driven::client::load;
+use crate::driven::{DrivenRig, pause};
 use crate::guest::debian::{self, Built};
 use crate::platform::Platform;
 use crate::process::Process;
@@ -123,7 +123,13 @@ fn pair(bench: &Bench, guest: &str, figures: &mut Vec<Figure>) -> Result<Served>
 }
 
 /// Lets clients count, and says what a request cost.
-fn requests(rig: &mut BenchRig, clients: usize, name: &str, wanted: Wanted, figures: &mut Vec<Figure>) -> Result<Seen> {
+fn requests(
+    rig: &mut DrivenRig,
+    clients: usize,
+    name: &str,
+    wanted: Wanted,
+    figures: &mut Vec<Figure>,
+) -> Result<Seen> {
     load(rig.service(), clients, SETTLE)?;
     let first = fresh(rig)?;
     let seen = Seen::of(rig.service(), clients)?;
@@ -139,7 +145,7 @@ fn requests(rig: &mut BenchRig, clients: usize, name: &str, wanted: Wanted, figu
 }
 
 /// A status of the primary that is made after this was asked.
-fn fresh(rig: &mut BenchRig) -> Result<Status> {
+fn fresh(rig: &mut DrivenRig) -> Result<Status> {
     let before = rig.primary()?.wall_ms;
     let deadline = Instant::now() + BOOT_LIMIT;
     loop {

@@ -1,10 +1,8 @@
 //! `cargo xtask bench`: the figures of `docs/figures.md`, as a table and as JSON.
 
-mod client;
 mod figures;
 mod linux;
-mod report;
-mod rig;
+pub mod report;
 
 use std::path::PathBuf;
 

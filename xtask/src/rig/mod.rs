@@ -8,6 +8,7 @@ pub mod arbiter;
 pub mod control;
 pub mod directory;
 pub mod emulator;
+pub mod history;
 mod logs;
 pub mod machine;
 pub mod monitor;

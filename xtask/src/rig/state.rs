@@ -15,6 +15,7 @@ use super::arbiter::{Arbiter, Choice};
 use super::control;
 use super::directory::{Directory, PrivateDirectory};
 use super::emulator::{Card, MachineSpec, Purpose};
+use super::history::{History, Record};
 use super::logs::tail;
 use super::machine::{Lines, Machine};
 use super::network::{NetworkConfig, Networks};
@@ -68,6 +69,7 @@ pub struct Rig {
     notices: Vec<Notice>,
     shown_notices: usize,
     console: Option<File>,
+    history: History,
     powered_off: bool,
     stop: bool,
 }
@@ -93,7 +95,10 @@ impl Rig {
         let slots = if config.solo { &SLOTS[..1] } else { &SLOTS[..] };
         let places = slots.iter().map(|&slot| new_place(slot, directory.path())).collect::<Result<Vec<_>>>()?;
         let console = File::create(directory.path().join("console.log")).context("cannot write console.log")?;
+        let mut history = History::create(directory.path())?;
         let now = Instant::now();
+        let names = slots.iter().map(|slot| slot.name().to_owned()).collect();
+        history.write(now, Record::start(names, config.emulator.description().to_owned()));
         let mut rig = Self {
             roles: vec![Role::Dead; places.len()],
             places,
@@ -116,6 +121,7 @@ impl Rig {
             notices: Vec::new(),
             shown_notices: 0,
             console: Some(console),
+            history,
             powered_off: false,
             stop: false,
         };
@@ -135,6 +141,16 @@ impl Rig {
             probe::start(services, rig.sender.clone());
         }
         Ok(rig)
+    }
+
+    /// The rig's directory.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Whether a machine runs the guest instead of its twin, or did.
+    pub fn has_taken_over(&self) -> bool {
+        !self.takeovers.is_empty()
     }
 
     /// The local ports that lead to the guest.
@@ -163,6 +179,11 @@ impl Rig {
             }
         }
         self.revive();
+        if self.history.is_due(self.started)
+            && let Ok(stats) = self.networks.stats()
+        {
+            self.history.traffic(self.started, Record::traffic(&stats, self.places.len()));
+        }
         if self.networks_checked.elapsed() >= NETWORK_CHECK {
             self.networks_checked = Instant::now();
             if let Err(ended) = self.networks.stats() {
@@ -350,6 +371,7 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         self.places.clear();
+        self.history.write(self.started, Record::End);
         for result in [self.networks.end(), self.directory.close()] {
             if let Err(error) = result {
                 complain!("warning: {error:#}");

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 
 use crate::guest::Probe;
 use crate::net::{Forward, MAX_FORWARDS, Protocol};
-use crate::output::say;
+use crate::output::{complain, say};
 use crate::rig::accelerator::{self, Wish};
 use crate::rig::arbiter::Choice;
 use crate::rig::directory::{Directory, UDP_PORT, latest_link};
@@ -21,7 +21,7 @@ use crate::rig::{Config, Rig};
 use crate::secret::Secret;
 use crate::units::parse_duration;
 use crate::view::{Key, View, live::Live, plain::Plain};
-use crate::{interrupt, needs};
+use crate::{interrupt, needs, timeline};
 
 /// The main loop looks at least so often after its children and the keyboard.
 const STEP: Duration = Duration::from_millis(20);
@@ -165,6 +165,14 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
     let result = drive(&mut rig, view.as_mut(), limit);
     // The terminal first, so that what follows can be read.
     drop(view);
+    let (path, worth_a_look) = (rig.directory().to_owned(), rig.has_taken_over());
+    drop(rig);
+    if worth_a_look {
+        match timeline::write(&path) {
+            Ok(page) => say!("timeline: {}", page.display()),
+            Err(error) => complain!("warning: no timeline: {error:#}"),
+        }
+    }
     result
 }
 

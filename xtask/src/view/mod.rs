@@ -4,7 +4,7 @@ pub mod live;
 mod machine;
 pub mod plain;
 pub mod text;
-mod wrap;
+pub mod wrap;
 
 use anyhow::Result;
 

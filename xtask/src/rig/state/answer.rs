@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Rig;
 use crate::rig::control::{Request, Response};
+use crate::rig::history::Record;
 use crate::rig::machine::Machine;
 use crate::rig::network::{parse_change, parse_target};
 use crate::rig::snapshot::{MachineSnapshot, Snapshot};
@@ -66,6 +67,8 @@ impl Rig {
 
     fn change_link(&mut self, name: &str, changes: &[String]) -> Result<String> {
         self.networks.set_link(parse_target(name)?, &parse_change(changes)?)?;
+        let links = self.networks.stats().and_then(|stats| self.networks.links(&stats))?;
+        self.history.write(self.started, Record::links(&links));
         let text = format!("link {name}: {}", changes.join(" "));
         self.notice(text.clone());
         Ok(text)

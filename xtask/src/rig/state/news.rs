@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::{Place, Rig};
 use crate::rig::Slot;
 use crate::rig::directory::{ForwardEntry, MachineEntry, RigFile};
+use crate::rig::history::{Record, Sample};
 use crate::rig::machine::Machine;
 use crate::rig::monitor::Line;
 use crate::rig::roles::{self, Facts, Role};
@@ -25,9 +26,13 @@ impl Rig {
     /// Notes what a machine said.
     pub(super) fn note_line(&mut self, slot: Slot, line: Line) {
         match line {
-            Line::Status(_) => {}
+            Line::Status(status) => {
+                self.history.write(self.started, Record::Status(Sample::new(slot.name(), &status)));
+            }
             Line::Takeover(times) => {
                 self.notice(format!("{} {times}", slot.name()));
+                let machine = slot.name().to_owned();
+                self.history.write(self.started, Record::Takeover { machine, times: times.clone() });
                 let entry =
                     TakeoverEntry { at_s: self.started.elapsed().as_secs_f64(), name: slot.name().to_owned(), times };
                 self.takeovers.push(entry);
@@ -64,12 +69,15 @@ impl Rig {
                 let halted = place.machine.as_ref().is_some_and(Machine::has_halted);
                 let how = if halted { " (it has halted)" } else { "" };
                 let text = format!("{} is {}{how}", place.slot.name(), role.word());
+                let machine = place.slot.name().to_owned();
+                self.history.write(self.started, Record::Role { machine, role });
                 self.notice(text);
             }
         }
         if protected != self.protected {
             let unprotected = self.protection_changed.elapsed();
             (self.protected, self.protection_changed) = (protected, Instant::now());
+            self.history.write(self.started, Record::Protected { on: protected });
             let after = self.started.elapsed();
             self.notice(match (protected, self.first_protected) {
                 (true, None) => format!("protected, {:.1} s after the start", after.as_secs_f64()),
@@ -105,6 +113,7 @@ impl Rig {
             self.notices.remove(0);
             self.shown_notices = self.shown_notices.saturating_sub(1);
         }
+        self.history.write(self.started, Record::Notice { text: text.clone() });
         self.notices.push(Notice { at_s: self.started.elapsed().as_secs_f64(), text });
     }
 }

@@ -1,6 +1,6 @@
 //! Clients of the guest `counter`: each sends INCR and waits for the answer, over one connection.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,19 +23,35 @@ impl Client {
     pub fn connect(service: &str) -> Result<Self> {
         let stream = TcpStream::connect(service).with_context(|| format!("cannot connect to {service}"))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         Ok(Self { reader: BufReader::new(stream), line: String::new() })
     }
 
     /// Increments `key`; the guest's answer.
     pub fn increment(&mut self, key: &str) -> Result<u64> {
-        self.reader.get_mut().write_all(format!("INCR {key}\r\n").as_bytes()).context("cannot send")?;
+        self.ask(key)?;
+        self.answer(PATIENCE)?.context("no answer")
+    }
+
+    /// Asks for the same, and does not wait.
+    pub fn ask(&mut self, key: &str) -> Result<()> {
+        self.reader.get_mut().write_all(format!("INCR {key}\r\n").as_bytes()).context("cannot send")
+    }
+
+    /// The answer to the oldest question, if it comes within `patience`.
+    pub fn answer(&mut self, patience: Duration) -> Result<Option<u64>> {
+        self.reader.get_mut().set_read_timeout(Some(patience))?;
+        match self.reader.fill_buf().map(<[u8]>::len) {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(None),
+            other => other.context("no answer")?,
+        };
+        // It has begun, so that the rest of the line is not far.
+        self.reader.get_mut().set_read_timeout(Some(PATIENCE))?;
         self.line.clear();
         let length = self.reader.read_line(&mut self.line).context("no answer")?;
         ensure!(length > 0, "the connection was closed");
         let answer = self.line.strip_prefix(':').and_then(|rest| rest.trim_end().parse().ok());
-        answer.with_context(|| format!("unexpected answer `{}`", self.line.trim_end()))
+        answer.map(Some).with_context(|| format!("unexpected answer `{}`", self.line.trim_end()))
     }
 }
 
@@ -82,7 +98,7 @@ pub fn load(service: &str, clients: usize, time: Duration) -> Result<(Vec<f64>, 
     let clients: Vec<_> =
         (0..clients).map(|index| Counting::start(service, &format!("load-{index}"))).collect::<Result<_>>()?;
     let started = Instant::now();
-    super::rig::pause(time)?;
+    super::pause(time)?;
     let seconds = started.elapsed().as_secs_f64();
     let mut times = Vec::new();
     for client in clients {
@@ -119,6 +135,17 @@ mod tests {
         assert_eq!(client.increment("x").unwrap(), 7);
         assert!(client.increment("x").unwrap_err().to_string().contains("-ERR no"));
         assert!(client.increment("x").is_err());
+    }
+
+    #[test]
+    fn an_answer_that_does_not_come_is_no_error() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = Client::connect(&listener.local_addr().unwrap().to_string()).unwrap();
+        client.ask("x").unwrap();
+        assert_eq!(client.answer(Duration::from_millis(20)).unwrap(), None);
+        let mut stream = listener.accept().unwrap().0;
+        stream.write_all(b":5\r\n").unwrap();
+        assert_eq!(client.answer(PATIENCE).unwrap(), Some(5));
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! A rig for a measurement: this program, started once more.
+//! A rig that is driven from here, for measurements and lessons: this program, started once more.
 
-use std::path::Path;
+pub mod client;
+
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -25,42 +27,57 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// A running rig; ended when dropped.
 #[derive(Debug)]
-pub struct BenchRig {
+pub struct DrivenRig {
     process: Process,
-    directory: TempDir,
+    directory: PathBuf,
+    /// Removed at the end, if nobody gave a place.
+    _temporary: Option<TempDir>,
     client: Client,
     service: String,
 }
 
-impl BenchRig {
+impl DrivenRig {
     /// Starts a rig on `platform` with further `arguments` of its verb.
     pub fn start(platform: Platform, arguments: &[&str]) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("pollux-bench-").tempdir().context("temporary directory")?;
-        let log = std::fs::File::create(directory.path().join("rig.out")).context("temporary file")?;
+        let temporary = tempfile::Builder::new().prefix("pollux-driven-").tempdir().context("temporary directory")?;
+        let mut rig = Self::start_in(platform, temporary.path(), arguments)?;
+        rig._temporary = Some(temporary);
+        Ok(rig)
+    }
+
+    /// The same in a directory that stays.
+    pub fn start_in(platform: Platform, directory: &Path, arguments: &[&str]) -> Result<Self> {
+        std::fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        let log = std::fs::File::create(directory.join("rig.out")).context("temporary file")?;
         let mut command = Command::new(std::env::current_exe().context("cannot find myself")?);
-        command.args([platform.verb(), "--headless", "--port", "0", "--dir"]).arg(directory.path());
+        command.args([platform.verb(), "--headless", "--port", "0", "--dir"]).arg(directory);
         command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut process = Process::spawn(&mut command)?;
         let deadline = Instant::now() + PROTECTION_LIMIT;
         let client = loop {
-            if let Ok(client) = Client::connect(directory.path()) {
+            if let Ok(client) = Client::connect(directory) {
                 break client;
             }
             if process.try_wait()?.is_some() || Instant::now() >= deadline {
-                bail!("the rig does not start: {}", last_words(directory.path()));
+                bail!("the rig does not start: {}", last_words(directory));
             }
             interrupt::check()?;
             std::thread::sleep(POLL);
         };
-        let service = directory::read(directory.path())?.service;
-        Ok(Self { process, directory, client, service })
+        let service = directory::read(directory)?.service;
+        Ok(Self { process, directory: directory.to_owned(), _temporary: None, client, service })
     }
 
     /// A pair, once it is protected.
     pub fn pair(platform: Platform, arguments: &[&str]) -> Result<Self> {
         let mut rig = Self::start(platform, arguments)?;
-        rig.client.wait_for_protection(PROTECTION_LIMIT).with_context(|| last_words(rig.directory.path()))?;
+        rig.wait_for_protection()?;
         Ok(rig)
+    }
+
+    /// Waits until a backup follows.
+    pub fn wait_for_protection(&mut self) -> Result<()> {
+        self.client.wait_for_protection(PROTECTION_LIMIT).with_context(|| last_words(&self.directory))
     }
 
     /// Where the guest can be reached.
@@ -86,7 +103,7 @@ impl BenchRig {
         pause(apart)?;
         let last = self.primary()?;
         if first.name != last.name || last.wall_ms <= first.wall_ms {
-            bail!("the primary made no progress: {}", last_words(self.directory.path()));
+            bail!("the primary made no progress: {}", last_words(&self.directory));
         }
         Ok((first, last))
     }
@@ -94,14 +111,38 @@ impl BenchRig {
     /// Kills the primary and waits until the other machine runs the guest alone, as takeover `number` (from 1).
     pub fn kill_primary(&mut self, number: usize) -> Result<()> {
         self.ask(&Request::Kill { target: "primary".to_owned() })?;
-        let deadline = Instant::now() + TAKEOVER_LIMIT;
-        while self.snapshot()?.takeovers.len() < number {
+        self.wait_until("a takeover", TAKEOVER_LIMIT, |snapshot| snapshot.takeovers.len() >= number).map(drop)
+    }
+
+    /// Waits until what is known satisfies `met`; an error that says `what` was awaited, after `limit`.
+    pub fn wait_until(&mut self, what: &str, limit: Duration, met: impl Fn(&Snapshot) -> bool) -> Result<Snapshot> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let snapshot = self.snapshot()?;
+            if met(&snapshot) {
+                return Ok(snapshot);
+            }
             if Instant::now() >= deadline {
-                bail!("no takeover: {}", last_words(self.directory.path()));
+                bail!("{what}: not within {} s; {}", limit.as_secs(), last_words(&self.directory));
             }
             pause(POLL)?;
         }
-        Ok(())
+    }
+
+    /// Makes faults in a network's links.
+    pub fn link(&mut self, network: &str, changes: &[&str]) -> Result<()> {
+        let changes = changes.iter().map(|&change| change.to_owned()).collect();
+        self.ask(&Request::Link { network: network.to_owned(), changes })
+    }
+
+    /// Where the rig's files are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Ends the rig, which writes down what it has to.
+    pub fn end(mut self) -> Result<()> {
+        self.process.terminate()
     }
 
     /// Asks the rig for something.
@@ -112,11 +153,11 @@ impl BenchRig {
     /// Brings up a new backup and waits until the pair is protected.
     pub fn protect_again(&mut self) -> Result<()> {
         self.ask(&Request::StartBackup)?;
-        self.client.wait_for_protection(PROTECTION_LIMIT)
+        self.wait_for_protection()
     }
 }
 
-impl Drop for BenchRig {
+impl Drop for DrivenRig {
     fn drop(&mut self) {
         // It ends its machines itself when asked politely; otherwise they end with it.
         let _ = self.process.terminate();
