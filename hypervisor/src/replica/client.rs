@@ -19,7 +19,7 @@ const GATE_FRAMES: usize = 4096;
 /// Bytes that the gate holds at most, the burst on top.
 const GATE_BYTES: usize = 4 << 20;
 /// Frames that wait for an exact stop at most; more stay in the card's ring.
-const INGRESS_FRAMES: usize = 256;
+const INPUT_FRAMES: usize = 256;
 
 /// Counts of what was refused on the client network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,7 +48,7 @@ pub struct Client {
     nic: ClientNic<E1000>,
     route: Route,
     guest: Speaker,
-    ingress: VecDeque<Vec<u8>>,
+    input: VecDeque<Vec<u8>>,
     /// Buffers to be used again: allocation is slow.
     spare: Vec<Vec<u8>>,
     errors: ClientErrors,
@@ -62,7 +62,7 @@ impl Client {
             nic: ClientNic::new(nic, Gate::new(GATE_FRAMES, GATE_BYTES)),
             route,
             guest,
-            ingress: VecDeque::with_capacity(INGRESS_FRAMES),
+            input: VecDeque::with_capacity(INPUT_FRAMES),
             spare: Vec::new(),
             errors: ClientErrors::default(),
         }
@@ -99,7 +99,7 @@ impl Client {
     pub fn poll(&mut self, live: bool, mut station: Option<&mut MachineStation>) {
         let urgent = station.as_ref().is_some_and(|station| station.is_urgent());
         for _ in 0..FRAMES_A_TURN {
-            if !urgent && self.ingress.len() >= INGRESS_FRAMES {
+            if !urgent && self.input.len() >= INPUT_FRAMES {
                 break;
             }
             let mut buffer = self.spare.pop().unwrap_or_default();
@@ -111,8 +111,8 @@ impl Client {
                 }
                 for_guest && live
             });
-            if received == Some(true) && self.ingress.len() < INGRESS_FRAMES {
-                self.ingress.push_back(buffer);
+            if received == Some(true) && self.input.len() < INPUT_FRAMES {
+                self.input.push_back(buffer);
             } else {
                 self.errors.overrun += u64::from(received == Some(true));
                 self.spare.push(buffer);
@@ -136,23 +136,23 @@ impl Client {
 
     /// Whether frames wait to be applied.
     #[must_use]
-    pub fn has_ingress(&self) -> bool {
-        !self.ingress.is_empty()
+    pub fn has_input(&self) -> bool {
+        !self.input.is_empty()
     }
 
     /// The next frame to be applied; give it back with [`recycle`](Self::recycle).
-    pub fn next_frame(&mut self) -> Option<Vec<u8>> {
-        self.ingress.pop_front()
+    pub fn next_input(&mut self) -> Option<Vec<u8>> {
+        self.input.pop_front()
     }
 
     /// Puts a frame back that could not be applied yet.
     pub fn put_back(&mut self, frame: Vec<u8>) {
-        self.ingress.push_front(frame);
+        self.input.push_front(frame);
     }
 
     /// Throws away what waits to be applied: the guest is not here any more.
-    pub fn forget_ingress(&mut self) {
-        self.spare.extend(self.ingress.drain(..));
+    pub fn forget_input(&mut self) {
+        self.spare.extend(self.input.drain(..));
     }
 
     /// Takes a frame's buffer for later use.

@@ -245,11 +245,11 @@ impl Outlet for Machine {
     }
 
     fn has_input(&self) -> bool {
-        self.client.as_ref().is_some_and(Client::has_ingress)
+        self.client.as_ref().is_some_and(Client::has_input)
     }
 
     fn next_input(&mut self) -> Option<Vec<u8>> {
-        self.client.as_mut()?.next_frame()
+        self.client.as_mut()?.next_input()
     }
 
     fn recycle(&mut self, frame: Vec<u8>) {
@@ -266,7 +266,7 @@ impl Outlet for Machine {
 
     fn forget_input(&mut self) {
         if let Some(client) = &mut self.client {
-            client.forget_ingress();
+            client.forget_input();
         }
     }
 }

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod entry;
+mod exits;
 mod paging;
 mod permissions;
 mod run;
@@ -15,12 +16,12 @@ use core::arch::asm;
 use x86_64::registers::model_specific::Msr;
 
 use self::permissions::{IoPermissions, MsrPermissions};
-use self::vmcb::{Vmcb, exit, intercept1, intercept2};
+use self::vmcb::{Vmcb, intercept1};
 use super::calibrate::{self, Calibration, Timed};
 use super::lazy::{self, LiveRegisters, PAT_RESET};
 use super::nested::{Format, NestedPaging};
 use super::registers::{CpuMsrs, CpuState, EFER_NXE, Registers, Segment, Segments, Table, gpr};
-use super::{Entered, Exception, Exit, InstructionCounter, IoExit, LentTsc, Limit, Meter, Mode, Paging, Vcpu};
+use super::{Entered, Exception, Exit, InstructionCounter, LentTsc, Limit, Meter, Mode, Paging, Vcpu};
 use crate::extended::ExtendedRegisters;
 use crate::host::apic::Apic;
 use crate::memory::{Gpa, GuestMemory};
@@ -108,8 +109,8 @@ impl SvmVcpu {
         let mut guest = Box::new(Vmcb::zeroed());
         let control = &mut guest.control;
         control.intercept_cr = vmcb::INTERCEPT_CR8;
-        control.intercept1 = INTERCEPTS1;
-        control.intercept2 = INTERCEPTS2;
+        control.intercept1 = exits::INTERCEPTS1;
+        control.intercept2 = exits::INTERCEPTS2;
         control.iopm_base = core::ptr::from_ref(&*io) as u64;
         control.msrpm_base = core::ptr::from_ref(&*msr) as u64;
         control.asid = ASID;
@@ -140,37 +141,6 @@ impl SvmVcpu {
         Ok(vcpu)
     }
 
-    fn decode_exit(&self) -> Exit {
-        let control = &self.guest.control;
-        match control.exit_code {
-            exit::INTR | exit::NMI => Exit::Interrupted,
-            // All of guest memory is mapped, so the guest keeps its stack or its tables on a device: no event can be
-            // delivered there, and what hardware would do next is a triple fault.
-            exit::NESTED_PAGE_FAULT if control.exit_interrupt_info & vmcb::EVENT_VALID != 0 => Exit::Shutdown,
-            exit::NESTED_PAGE_FAULT => Exit::Memory { gpa: Gpa(control.exit_info2) },
-            exit::IO => Exit::Io(decode_io(control.exit_info1, control.exit_info2)),
-            exit::CPUID => Exit::Cpuid,
-            exit::RDTSC => Exit::Rdtsc,
-            exit::RDTSCP => Exit::Rdtscp,
-            exit::RDPMC => Exit::Rdpmc,
-            exit::MSR if control.exit_info1 & 1 == 0 => Exit::Rdmsr,
-            exit::MSR => Exit::Wrmsr,
-            exit::HLT => Exit::Hlt,
-            exit::VMMCALL => Exit::Hypercall,
-            exit::XSETBV => Exit::Xsetbv,
-            exit::INVD | exit::WBINVD => Exit::CacheFlush,
-            exit::READ_CR8 | exit::WRITE_CR8 => Exit::Cr8,
-            exit::PAGE_FAULT => Exit::PageFault { linear: control.exit_info2, error_code: control.exit_info1 as u32 },
-            exit::READ_CR0 | exit::READ_CR3 | exit::READ_CR4 => Exit::Control,
-            exit::WRITE_CR0 | exit::WRITE_CR3 | exit::WRITE_CR4 | exit::INVLPG => Exit::Control,
-            exit::TASK_SWITCH => Exit::Unsupported("a task switch"),
-            exit::VMRUN | exit::VMLOAD..=exit::SKINIT | exit::MONITOR | exit::MWAIT | exit::INVLPGA => Exit::Undefined,
-            exit::SHUTDOWN => Exit::Shutdown,
-            exit::INVALID | exit::INVALID_SHORT => Exit::Invalid,
-            code => Exit::Unknown(code),
-        }
-    }
-
     fn in_shadow(&self) -> bool {
         self.guest.control.interrupt_state & vmcb::INTERRUPT_SHADOW != 0
     }
@@ -179,33 +149,6 @@ impl SvmVcpu {
         self.guest.control.interrupt_state = if shadow { vmcb::INTERRUPT_SHADOW } else { 0 };
     }
 }
-
-const INTERCEPTS1: u32 = intercept1::INTR
-    | intercept1::NMI
-    | intercept1::SMI
-    | intercept1::INIT
-    | intercept1::RDTSC
-    | intercept1::RDPMC
-    | intercept1::CPUID
-    | intercept1::INVD
-    | intercept1::HLT
-    | intercept1::INVLPGA
-    | intercept1::IO
-    | intercept1::MSR
-    | intercept1::SHUTDOWN;
-
-const INTERCEPTS2: u32 = intercept2::VMRUN
-    | intercept2::VMMCALL
-    | intercept2::VMLOAD
-    | intercept2::VMSAVE
-    | intercept2::STGI
-    | intercept2::CLGI
-    | intercept2::SKINIT
-    | intercept2::RDTSCP
-    | intercept2::WBINVD
-    | intercept2::MONITOR
-    | intercept2::MWAIT
-    | intercept2::XSETBV;
 
 fn has_no_execute() -> bool {
     raw_cpuid::CpuId::new()
@@ -222,17 +165,6 @@ fn check() -> Result<(), SvmError> {
         return Err(SvmError::NoNestedPaging);
     }
     Ok(())
-}
-
-/// See: APM volume 2, 15.10.2.
-fn decode_io(info: u64, next_rip: u64) -> IoExit {
-    IoExit {
-        port: (info >> 16) as u16,
-        size: (info >> 4 & 7) as u8,
-        input: info & 1 != 0,
-        string: info & 1 << 2 != 0,
-        next_rip,
-    }
 }
 
 impl Timed for SvmVcpu {

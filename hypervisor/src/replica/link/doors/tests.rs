@@ -12,20 +12,8 @@ const PRIMARY: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
 const BACKUP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
 
 fn node(start: Start, key: u8) -> Node {
-    let identity = Identity {
-        node: NodeId(1 + u64::from(start == Start::Backup)),
-        pair: "gemini".into(),
-        build: "test".into(),
-        cpu_digest: 1,
-        cpu_name: "model".into(),
-        counter: "ticks".into(),
-        guest_memory: 1 << 20,
-        guest_image: "guest".into(),
-        disk: "none".into(),
-        guest_mac: [0x52, 0x54, 0, 0x12, 0x34, 0x56],
-        guest_bridges: false,
-        broken_rule: "".into(),
-    };
+    let identity =
+        Identity { node: NodeId(1 + u64::from(start == Start::Backup)), pair: "gemini".into(), ..Identity::default() };
     let config = Config { protection: Protection::Key(PairKey::new(&[key; 32])), ..Config::default() };
     Node::new(Time(0), start, config, identity).unwrap()
 }
