@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::UdpSocket;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -227,6 +227,7 @@ fn while_cut<T>(rig: &mut Rig, look: impl FnOnce(&mut Rig) -> Result<T>) -> Resu
 /// Sends `rig`'s guest numbered datagrams all the time, until dropped.
 struct Questions {
     client: Udp,
+    asked: Arc<AtomicU32>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -235,19 +236,25 @@ impl Questions {
     fn new(rig: &Rig) -> Result<Self> {
         let client = Udp::connect(rig)?;
         let socket = client.socket.try_clone()?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let (asked, stop) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+        let (number, stopped) = (Arc::clone(&asked), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
-            for number in 0u32.. {
-                if stopped.load(Ordering::Relaxed) {
-                    break;
-                }
+            while !stopped.load(Ordering::Relaxed) {
                 // What is lost is not missed.
-                let _ = socket.send(number.to_string().as_bytes());
+                let _ = socket.send(number.fetch_add(1, Ordering::Relaxed).to_string().as_bytes());
                 std::thread::sleep(Duration::from_millis(10));
             }
         });
-        Ok(Self { client, stop, thread: Some(thread) })
+        Ok(Self { client, asked, stop, thread: Some(thread) })
+    }
+
+    /// Waits for an answer to what is asked from now on.
+    fn wait_fresh(&self) -> Result<()> {
+        let (asked, deadline) = (self.asked.load(Ordering::Relaxed), Instant::now() + LIMIT);
+        while self.answer(LIMIT)?.is_none_or(|number| number < asked) {
+            ensure!(Instant::now() < deadline, "no answer to question {asked}");
+        }
+        Ok(())
     }
 
     /// The number of the next answer, if there is one within `limit`.
@@ -290,7 +297,7 @@ fn the_guest_runs_on_while_its_output_is_held() -> Result<()> {
     let mut rig = Rig::protected("held", "poll-rx", &["--udp", &port, "--hypervisor-option", PATIENT])?;
     let questions = Questions::new(&rig)?;
     for _ in 0..10 {
-        questions.answer(LIMIT)?.context("no answer")?;
+        questions.wait_fresh()?;
         let Some(last) = answers_while_cut(&mut rig, &questions)? else { continue };
         let next = questions.answer(LIMIT)?.context("the replies did not leave after the ack")?;
         ensure!(next > last, "after the cut {next} was answered, before it {last}");
