@@ -10,7 +10,7 @@ use super::Lesson;
 use super::chart::bars;
 use super::stage::{Stage, TAKEOVER_LIMIT};
 use crate::driven::client::Counting;
-use crate::driven::pause;
+use crate::driven::{DrivenRig, pause};
 use crate::rig::control::Request;
 use crate::rig::directory;
 
@@ -36,7 +36,8 @@ fn show(stage: &Stage) -> Result<Vec<String>> {
     let clients = (0..CLIENTS).map(|n| Counting::start(rig.service(), &format!("c{n}")));
     let clients = clients.collect::<Result<Vec<_>>>()?;
     pause(Duration::from_secs(1))?;
-    rig.kill_primary(1)?;
+    power_cut(&mut rig)?;
+    rig.wait_until("a takeover", TAKEOVER_LIMIT, |snapshot| !snapshot.takeovers.is_empty())?;
     pause(Duration::from_secs(1))?;
     // Each client checks that every answer is its last one and one more.
     let answers: usize = clients.into_iter().map(|client| Ok(client.finish()?.len())).sum::<Result<_>>()?;
@@ -60,8 +61,14 @@ fn show(stage: &Stage) -> Result<Vec<String>> {
     ]))
 }
 
+/// The primary dies, and with it what it had on its way to its twin.
+fn power_cut(rig: &mut DrivenRig) -> Result<()> {
+    rig.link("log", &["down"])?;
+    rig.ask(&Request::Kill { target: "primary".to_owned() })
+}
+
 /// Frames that were kept and sent when the successor went live.
-fn resent(rig: &mut crate::driven::DrivenRig) -> Result<u64> {
+fn resent(rig: &mut DrivenRig) -> Result<u64> {
     let known = rig.wait_until("the successor's status", TAKEOVER_LIMIT, |snapshot| {
         snapshot.machines.iter().any(|machine| machine.status.as_ref().is_some_and(|status| status.takeovers > 0))
     })?;
@@ -88,7 +95,7 @@ fn datagrams(stage: &Stage) -> Result<(u32, BTreeMap<u32, usize>)> {
             }
         }
         if killed.is_none() && started.elapsed() > Duration::from_millis(1500) && seen.len() > 50 {
-            rig.ask(&Request::Kill { target: "primary".to_owned() })?;
+            power_cut(&mut rig)?;
             killed = Some(asked);
         }
         // Until the successor answers what was asked after the power cut, and a while longer.
