@@ -93,8 +93,8 @@ impl<'a> Packet<'a> {
         (packet[0] >> 4 == 4 && short(packet, 6)? & 0x3FFF == 0).then_some(())?;
         let segment = packet.get(header..usize::from(short(packet, 2)?))?;
         let address = |at: usize| packet.get(at..)?.first_chunk().copied();
-        let (transport, head) = match packet.get(9)? {
-            &TCP => {
+        let (transport, head) = match *packet.get(9)? {
+            TCP => {
                 let transport = Transport::Tcp {
                     sequence: long(segment, 4)?,
                     acknowledges: long(segment, 8)?,
@@ -102,7 +102,7 @@ impl<'a> Packet<'a> {
                 };
                 (transport, usize::from(segment.get(12)? >> 4) * 4)
             }
-            &UDP => (Transport::Udp, 8),
+            UDP => (Transport::Udp, 8),
             _ => return None,
         };
         let from = (address(12)?, short(segment, 0)?);

@@ -37,7 +37,7 @@ pub fn annotated<'a>(name: &str, frames: impl Iterator<Item = Frame<'a>>, commen
         padded(&mut body, frame.bytes);
         let before = body.len();
         while let Some((_, text)) = comments.next_if(|(at, _)| *at <= frame.unix_s()) {
-            option(&mut body, COMMENT, text[..text.floor_char_boundary(MAX_COMMENT)].as_bytes());
+            option(&mut body, COMMENT, &text.as_bytes()[..text.floor_char_boundary(MAX_COMMENT)]);
         }
         if body.len() > before {
             option(&mut body, 0, &[]);
