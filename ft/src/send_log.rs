@@ -250,6 +250,8 @@ impl SendLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::Batch;
+    use crate::stats::KindCount;
 
     fn log() -> (SendLog, Config, Stats) {
         (SendLog::resume(Seq(10), Position(100)), Config::default(), Stats::default())
@@ -285,7 +287,58 @@ mod tests {
         assert_eq!(stats.of(Kind::Horizon).entries, 1);
         assert_eq!(log.due(), Some(Time(1).after(config.batch_delay)));
         let seq = log.append(Time(60), &config, &mut stats, Position(160), &EntryRef::PacketIn(&[0; 60]));
-        assert_eq!((seq, stats.of(Kind::Horizon).entries, stats.of(Kind::Packet).data), (Seq(11), 0, 60));
+        assert_eq!((seq, stats.of(Kind::Packet).data), (Seq(11), 60));
+        assert_eq!(stats.of(Kind::Horizon), KindCount::default(), "those that gave way do not count");
+    }
+
+    #[test]
+    fn what_has_left_is_told_once() {
+        let (mut log, config, mut stats) = log();
+        let mut told = |log: &mut SendLog| {
+            log.append(Time(1000), &config, &mut stats, Position(110), &EntryRef::Output);
+            let mut batch = Vec::new();
+            log.close(Time(1000), &mut batch, false);
+            Batch::open(&batch).unwrap().released()
+        };
+        assert_eq!(told(&mut log), None);
+        log.ack(Time(1000), Seq(11), Seq(10), Position(100), Seq(0)).unwrap();
+        log.output_left(Seq(11));
+        assert_eq!(told(&mut log), Some(Released { seq: Seq(11), position: Position(110) }));
+        assert_eq!(told(&mut log), None, "it knows");
+    }
+
+    #[test]
+    fn only_progress_ends_a_wait() {
+        let (mut log, config, mut stats) = log();
+        for position in [110, 120, 120] {
+            log.append(Time(1), &config, &mut stats, Position(position), &EntryRef::Output);
+        }
+        log.close(Time(1), &mut Vec::new(), false);
+        // When, what was received and applied up to which position; since when more of either is waited for.
+        let acks = [
+            (2, (10, 10, 100), (Some(1), Some(1))),
+            // A mark is applied without any doing of the guest's.
+            (3, (11, 11, 100), (Some(3), Some(1))),
+            (4, (13, 11, 120), (None, Some(4))),
+            (5, (13, 11, 120), (None, Some(4))),
+            (6, (13, 12, 120), (None, Some(6))),
+            (7, (13, 13, 120), (None, None)),
+        ];
+        for (now, (received, applied, position), (waiting, standing)) in acks {
+            log.ack(Time(now), Seq(received), Seq(applied), Position(position), Seq(0)).unwrap();
+            let want = (waiting.map(Time), standing.map(Time));
+            assert_eq!((log.waiting_since(), log.standing_since()), want, "at {now}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_reads_takes_no_room() {
+        let (mut log, config, mut stats) = log();
+        log.append(Time(1000), &config, &mut stats, Position(110), &EntryRef::Output);
+        assert_eq!((log.unapplied(), log.open_bytes() > 0, log.due()), (1, true, Some(Time(1000))));
+        log.discard();
+        assert_eq!((log.last, log.unapplied(), log.open_bytes(), log.due()), (Seq(11), 0, 0, None));
+        assert!(log.outputs.is_empty());
     }
 
     #[test]

@@ -181,6 +181,7 @@ fn a_divergence_stops_the_backup_and_frees_the_primary() {
     backup.diverged("memory slice 3 at 1010");
     pump(now, &mut backup, &mut primary);
     assert_eq!((primary.role(), backup.role()), (Role::Alone, Role::Halted));
+    assert_eq!((primary.stats().protections, primary.stats().losses), (1, 1));
     let unprotected = actions(&mut primary).pop().unwrap();
     assert!(matches!(&unprotected, Action::Unprotected { reason } if reason.to_string().contains("slice 3")));
     assert_eq!(primary.append(now, Position(1020), EntryRef::Output), Err(AppendError::NotLogging));

@@ -152,14 +152,19 @@ fn what_is_fed_is_counted_and_bounded() {
     assert_eq!(primary.push_machine(&[1; 100]), Ok(100));
     let stats = primary.stats();
     assert_eq!((stats.state_pages, stats.state_bytes, stats.transfers), (17, 17 * 4096 + 100, 1));
-    // To the last byte, and no further.
-    while primary.state_room() > 0 {
-        let room = primary.state_room();
-        assert_eq!(primary.push_memory(0, &[1; 4096]).is_ok(), room >= 4096);
-        let chunk = vec![1; if room > 20_000 { 10_000 } else { room }];
-        assert!(primary.push_machine(&chunk).is_ok_and(|taken| taken <= chunk.len()));
+    // To the last byte, and no further: here comes a page for which there is just room.
+    let room = primary.state_room();
+    assert_eq!(primary.push_machine(&[1; 100]), Ok(100));
+    let head = room - primary.state_room() - 100;
+    while primary.state_room() > 3 * 4096 {
+        assert_eq!(primary.push_machine(&[1; 4096]), Ok(4096));
     }
-    assert_eq!(primary.push_machine(&[1]), Ok(0));
+    let rest = vec![1; primary.state_room() - head - 4096];
+    assert_eq!(primary.push_machine(&rest), Ok(rest.len()));
+    assert_eq!((primary.state_room(), primary.push_memory(0, &[1; 4096])), (4096, Ok(())));
+    let used = primary.transmit().len();
+    assert_eq!((primary.push_machine(&[1]), primary.push_memory(0, &[1; 4096])), (Ok(0), Err(AppendError::Full)));
     assert_eq!(primary.push_zero(0, 4096), Err(AppendError::Full));
-    assert!(primary.transmit().len() <= Config::default().send_buffer_bytes);
+    assert_eq!(primary.transmit().len(), used);
+    assert!(used <= Config::default().send_buffer_bytes);
 }

@@ -50,17 +50,24 @@ fn a_joiner_whose_stream_broke_is_no_backup() {
 #[test]
 fn a_log_that_nobody_reads_is_never_full() {
     let now = Time(1000);
-    let (mut primary, _backup) = protected(now);
+    let config = Config { max_entries: 64, ..Config::default() };
+    let machine = |start, node| Node::new(Time(0), start, config.clone(), identity(node)).unwrap();
+    let (mut primary, mut backup) = (machine(Start::Primary, 1), machine(Start::Backup, 2));
+    connect(now, &mut primary, &mut backup);
+    primary.finish_state(Position(1000), 0).unwrap();
+    pump(now, &mut primary, &mut backup);
+    backup.joined(now);
+    pump(now, &mut backup, &mut primary);
     let log = |primary: &mut Node| primary.append(now, Position(2000), EntryRef::Output);
     while log(&mut primary).is_ok() {}
     primary.disconnected(now);
     assert_eq!(primary.role(), Role::Detaching);
     let (before, full) = (primary.newest().0, primary.stats().log_full);
     actions(&mut primary);
-    for _ in 0..2 * Config::default().max_entries {
+    for _ in 0..2 * config.max_entries {
         log(&mut primary).unwrap();
     }
-    assert_eq!(primary.newest().0, before + 2 * Config::default().max_entries, "they have numbers");
+    assert_eq!(primary.newest().0, before + 2 * config.max_entries, "they have numbers");
     assert_eq!((primary.role(), primary.stats().log_full, primary.lag(now).entries), (Role::Detaching, full, 0));
     assert_eq!(actions(&mut primary), [], "and nothing is released");
 }
