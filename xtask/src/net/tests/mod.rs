@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Long enough for a busy desk, short enough to notice a hang.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn config(dir: &TempDir, host: Host) -> FabricConfig {
     let (transport, sockets) = (Transport::Unix, dir.path().to_owned());
