@@ -32,6 +32,8 @@ pub struct Config {
     /// Whether there is an arbiter to ask for terms. Without one each question is granted at once, and a partition can
     /// leave two machines live. Default false.
     pub arbiter: bool,
+    /// Whether it is asked in sealed words, so that nobody else can answer. Default false.
+    pub sealed_arbiter: bool,
     /// The term that a machine started as primary bids for. Default 1; higher where the arbiter remembers more.
     pub first_term: Term,
     /// What protects the machines' words. Default: a checksum.
@@ -55,6 +57,7 @@ impl Default for Config {
             receive_buffer_bytes: 4 * 1024 * 1024,
             max_entries: 65536,
             arbiter: false,
+            sealed_arbiter: false,
             first_term: Term(1),
             protection: Protection::default(),
             #[cfg(feature = "mutations")]

@@ -1,4 +1,5 @@
-//! The pair's key, and how it protects datagrams. How it protects the stream: see [`crate::handshake`].
+//! The pair's key, and how it protects datagrams. How it protects the stream: see [`crate::handshake`]; the words to and from
+//! the arbiter: [`crate::arbiter::sealed`].
 //!
 //! Each use has a key of its own, derived from the pair's by HKDF-SHA-256 (RFC 5869) under a name: what is learnt or broken
 //! in one place says nothing about another. Datagrams are sealed by XChaCha20-Poly1305, whose nonce of 24 bytes has room
@@ -24,6 +25,7 @@ const SALT: &[u8] = b"Pollux pair key, 1";
 pub struct PairKey {
     heartbeat: [u8; KEY_BYTES],
     stream: [u8; KEY_BYTES],
+    arbiter: [u8; KEY_BYTES],
     fingerprint: u64,
 }
 
@@ -35,6 +37,7 @@ impl PairKey {
         Self {
             heartbeat: derive(&root, "heartbeat"),
             stream: derive(&root, "stream"),
+            arbiter: derive(&root, "arbiter"),
             fingerprint: u64::from_le_bytes(derive(&root, "fingerprint")),
         }
     }
@@ -43,9 +46,15 @@ impl PairKey {
     pub(crate) fn stream(&self) -> &[u8; KEY_BYTES] {
         &self.stream
     }
+
+    /// What the pair shares with its arbiter. Who has it alone can neither read the pair's stream nor make its heartbeats.
+    #[must_use]
+    pub fn arbiter(&self) -> &[u8; KEY_BYTES] {
+        &self.arbiter
+    }
 }
 
-fn derive<const N: usize>(root: &Hkdf<Sha256>, name: &str) -> [u8; N] {
+pub(crate) fn derive<const N: usize>(root: &Hkdf<Sha256>, name: &str) -> [u8; N] {
     let mut out = [0; N];
     root.expand(name.as_bytes(), &mut out).expect("shorter than 255 hashes");
     out

@@ -81,11 +81,17 @@ pub enum Mutation {
     PrologueIgnored,
     /// A connection counts that answers another greeting than ours.
     GreetingIgnored,
+    /// An answer of the arbiter counts that was made without the key.
+    ArbiterTagNotChecked,
+    /// An answer of the arbiter counts that was given to an earlier question.
+    ArbiterNonceNotCompared,
+    /// An answer of the arbiter counts that is about another term.
+    ArbiterTermNotCompared,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 41] = [
         Self::AckBeforeBuffering,
         Self::ReleaseBeforeAck,
         Self::LiveBeforeDrained,
@@ -124,5 +130,8 @@ impl Mutation {
         Self::StreamTagNotChecked,
         Self::PrologueIgnored,
         Self::GreetingIgnored,
+        Self::ArbiterTagNotChecked,
+        Self::ArbiterNonceNotCompared,
+        Self::ArbiterTermNotCompared,
     ];
 }

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 /// Version of the protocol; raised whenever old and new cannot talk.
-pub const PROTOCOL: u16 = 8;
+pub const PROTOCOL: u16 = 9;
 
 /// Longest text in an identity, in bytes; longer ones are cut when sent.
 pub const MAX_TEXT: usize = 128;
@@ -99,6 +99,8 @@ impl Identity {
 pub struct Settings {
     /// Whether an arbiter is asked.
     pub arbiter: bool,
+    /// Whether it is asked in sealed words.
+    pub sealed_arbiter: bool,
     /// Distance between two heartbeats.
     pub heartbeat: Span,
     /// Silence after which the twin is taken for dead.
@@ -113,6 +115,7 @@ impl Settings {
     pub(crate) fn of(config: &Config) -> Self {
         Self {
             arbiter: config.arbiter,
+            sealed_arbiter: config.arbiter && config.sealed_arbiter,
             heartbeat: config.heartbeat_interval,
             suspect: config.suspect_after,
             log_buffer: config.receive_buffer_bytes as u64,
@@ -122,6 +125,7 @@ impl Settings {
 
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.push(u8::from(self.arbiter));
+        out.push(u8::from(self.sealed_arbiter));
         for number in [self.heartbeat.0, self.suspect.0, self.log_buffer] {
             put_varint(out, number);
         }
@@ -131,6 +135,7 @@ impl Settings {
     pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
             arbiter: reader.bool()?,
+            sealed_arbiter: reader.bool()?,
             heartbeat: Span(reader.varint()?),
             suspect: Span(reader.varint()?),
             log_buffer: reader.varint()?,
@@ -216,7 +221,7 @@ impl fmt::Display for Mismatch {
             Self::Key(a, 0) => write!(f, "keys differ: {a:016x} and none ('insecure=on')"),
             Self::Key(a, b) => write!(f, "keys differ: their fingerprints are {a:016x} and {b:016x}"),
             Self::Arbiter(a, b) => {
-                write!(f, "arbiters differ: etcd clusters {a} and {b}: both machines could win the same term")
+                write!(f, "arbiters differ: files or etcd clusters {a} and {b}: both machines could win the same term")
             }
         }
     }
@@ -246,6 +251,15 @@ pub fn check_arbiters(ours: Option<ArbiterId>, theirs: Option<ArbiterId>) -> Res
     }
 }
 
+/// How the arbiter is asked.
+fn words(settings: &Settings) -> &'static str {
+    match (settings.arbiter, settings.sealed_arbiter) {
+        (false, _) => "none",
+        (true, false) => "one asked in plain words (etcd://)",
+        (true, true) => "one asked in sealed words",
+    }
+}
+
 fn check_options(ours: &Claim, theirs: &Claim) -> Result<(), Mismatch> {
     let time = |span: Span| format!("{} us", span.0);
     let values = |claim: &Claim| {
@@ -256,7 +270,7 @@ fn check_options(ours: &Claim, theirs: &Claim) -> Result<(), Mismatch> {
         } = claim;
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
         [
-            ("arbiter", if settings.arbiter { "one" } else { "none" }.to_string()),
+            ("arbiter", words(settings).to_string()),
             ("guest-mac", mac),
             ("guest-sources", if *bridges { "any" } else { "own" }.to_string()),
             ("heartbeat", time(settings.heartbeat)),
@@ -375,7 +389,11 @@ mod tests {
         let ours = claim(identity(1));
         let plain = Config::default();
         let cases = [
-            (Config { arbiter: true, ..plain.clone() }, "'arbiter' differ: none and one"),
+            (Config { arbiter: true, ..plain.clone() }, "'arbiter' differ: none and one asked in plain"),
+            (
+                Config { arbiter: true, sealed_arbiter: true, ..plain.clone() },
+                "'arbiter' differ: none and one asked in sealed words",
+            ),
             (Config { heartbeat_interval: Span(5), ..plain.clone() }, "'heartbeat' differ: 100000 us and 5 us"),
             (Config { suspect_after: Span(7), ..plain.clone() }, "'suspect' differ: 1000000 us and 7 us"),
             (Config { receive_buffer_bytes: 9, ..plain }, "'log-buffer' differ: 4194304 bytes and 9 bytes"),
@@ -410,7 +428,7 @@ mod tests {
             assert_eq!(check(&of(1, ours), &of(2, theirs)), Ok(()));
         }
         let text = check(&of(1, Some(0xA5)), &of(2, Some(6))).unwrap_err().to_string();
-        assert!(text.contains("arbiters differ: etcd clusters a5 and 6"), "{text}");
+        assert!(text.contains("arbiters differ: files or etcd clusters a5 and 6"), "{text}");
     }
 
     #[test]

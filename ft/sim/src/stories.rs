@@ -1,6 +1,8 @@
 //! Rules that seeds cannot or hardly tell from their opposite, each told as a story of one or two nodes: what breaks them is
 //! a forged or damaged message, or a moment that is too short to be met by chance.
 
+mod arbiter;
+
 use crate::machine::identity;
 use core::net::Ipv4Addr;
 use pollux_ft::heartbeat::{Heartbeat, pair_digest};
@@ -15,7 +17,7 @@ use pollux_ft::{
 type Tell = fn(Option<Mutation>) -> Result<(), &'static str>;
 
 /// The stories, and the rule that each is about.
-const STORIES: [(Mutation, Tell); 15] = [
+const STORIES: [(Mutation, Tell); 18] = [
     (Mutation::JoinedOfAnySession, joined_of_another_session),
     (Mutation::OldHeartbeatCounts, a_heartbeat_comes_again),
     (Mutation::NumbersRestart, a_log_goes_on_after_a_takeover),
@@ -31,6 +33,9 @@ const STORIES: [(Mutation, Tell); 15] = [
     (Mutation::StreamTagNotChecked, a_bit_of_the_log_is_changed_on_the_way),
     (Mutation::PrologueIgnored, a_joiner_is_led_to_another_machine),
     (Mutation::GreetingIgnored, a_joiner_is_recorded_and_comes_again),
+    (Mutation::ArbiterTagNotChecked, arbiter::a_refusal_is_changed_on_the_way),
+    (Mutation::ArbiterNonceNotCompared, arbiter::a_good_answer_is_sent_again),
+    (Mutation::ArbiterTermNotCompared, arbiter::a_nonce_comes_twice),
 ];
 
 /// Between whom a connection is; without a key nobody asks.

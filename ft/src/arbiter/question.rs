@@ -1,21 +1,22 @@
-//! One question to the arbiter: the request, and what the response's body means.
+//! One question to the arbiter, and what answers to it mean, be they sealed or an etcd's.
 
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt;
 
 use super::json::{BadJson, Reader};
-use super::{Answer, ArbiterId, Ask, Failure, Winner, base64};
+use super::sealed::{Call, Query, Verdict};
+use super::{Answer, ArbiterId, Ask, Failure, Winner, base64, check_agreed};
 use crate::pairing::MAX_NAME;
 use crate::types::{NodeId, Term};
 
 /// "May this node have this term?"
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
-    key: Vec<u8>,
-    value: Vec<u8>,
+    pair: String,
     term: Term,
+    node: NodeId,
+    machine: String,
     agreed: Option<ArbiterId>,
 }
 
@@ -24,7 +25,7 @@ impl Question {
     /// most [`MAX_NAME`] bytes.
     #[must_use]
     pub fn new(pair: &str, term: Term, node: NodeId, machine: &str) -> Self {
-        Self { key: key(pair, &term.0), value: format!("{node} {machine}").into_bytes(), term, agreed: None }
+        Self { pair: pair.into(), term, node, machine: machine.into(), agreed: None }
     }
 
     /// Only this arbiter's answer is to count.
@@ -38,13 +39,40 @@ impl Question {
     pub fn term(&self) -> Term {
         self.term
     }
+
+    fn key(&self) -> Vec<u8> {
+        term_key(&self.pair, self.term).into_bytes()
+    }
+
+    /// What stands under that key if the term is ours.
+    fn value(&self) -> Vec<u8> {
+        holder(self.node, &self.machine).into_bytes()
+    }
+}
+
+/// The name under which a term of a pair is kept.
+#[must_use]
+pub fn term_key(pair: &str, term: Term) -> String {
+    format!("{}{}", pair_prefix(pair), term.0)
+}
+
+/// How the names of all terms of a pair begin.
+#[must_use]
+pub fn pair_prefix(pair: &str) -> String {
+    format!("pollux/{pair}/")
+}
+
+/// How a machine signs for a term.
+#[must_use]
+pub fn holder(node: NodeId, machine: &str) -> String {
+    format!("{node} {machine}")
 }
 
 impl Ask for Question {
     type Answer = Answer;
 
     fn request(&self, host: &str) -> Vec<u8> {
-        let (key, value) = (base64::encode(&self.key), base64::encode(&self.value));
+        let (key, value) = (base64::encode(&self.key()), base64::encode(&self.value()));
         post(
             host,
             &format!(
@@ -59,22 +87,31 @@ impl Ask for Question {
         match Found::read(body, self.agreed)? {
             Found { succeeded: true, put: true, key: None, .. } => Ok(Answer::Granted),
             Found { succeeded: false, put: false, key: Some(key), value, .. } => {
-                if base64::decode(&key).as_ref() != Some(&self.key) {
+                if base64::decode(&key) != Some(self.key()) {
                     return Err(Failure::Content("it speaks of another key"));
                 }
                 let value = base64::decode(&value.unwrap_or_default());
                 let value = value.ok_or(Failure::Content("its value is not base64"))?;
                 // We have won before, and the answer was lost.
-                Ok(if value == self.value { Answer::Granted } else { Answer::Taken { by: winner(&value) } })
+                Ok(if value == self.value() { Answer::Granted } else { Answer::Taken { by: winner(&value) } })
             }
             _ => Err(Failure::Content("it says neither that the key was made nor who made it")),
         }
     }
-}
 
-/// The key of `name` among a pair's; a term's name is its number.
-pub(super) fn key(pair: &str, name: &dyn fmt::Display) -> Vec<u8> {
-    format!("pollux/{pair}/{name}").into_bytes()
+    fn call(&self) -> Call {
+        let (term, node, machine) = (self.term, self.node, self.machine.clone());
+        Call { pair: self.pair.clone(), query: Query::Term { term, node, machine } }
+    }
+
+    fn heed(&self, arbiter: ArbiterId, verdict: Verdict) -> Result<Answer, Failure> {
+        check_agreed(self.agreed, arbiter)?;
+        match verdict {
+            Verdict::Granted => Ok(Answer::Granted),
+            Verdict::Taken(by) => Ok(Answer::Taken { by: winner(by.as_bytes()) }),
+            _ => Err(Failure::Content("it says neither that the term is ours nor whose it is")),
+        }
+    }
 }
 
 /// The HTTP request for a transaction.
@@ -112,10 +149,7 @@ impl Found {
     /// Reads an answer to a transaction. If an arbiter was `agreed` on, it must not come from another one.
     pub(super) fn read(body: &[u8], agreed: Option<ArbiterId>) -> Result<Self, Failure> {
         let found = Self::try_read(body).map_err(|BadJson| Failure::Content("it is not the JSON of a transaction"))?;
-        match agreed.zip(found.arbiter) {
-            Some((agreed, found)) if agreed != found => Err(Failure::Stranger { agreed, found }),
-            _ => Ok(found),
-        }
+        found.arbiter.map_or(Ok(()), |arbiter| check_agreed(agreed, arbiter)).map(|()| found)
     }
 
     fn try_read(body: &[u8]) -> Result<Self, BadJson> {

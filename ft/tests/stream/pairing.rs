@@ -32,7 +32,7 @@ fn refusal(node: &mut Node) -> Option<(String, Retry)> {
 fn both_sides_learn_which_setting_differs() {
     let plain = Config::default();
     let cases = [
-        (with_arbiter(), "options 'arbiter' differ: none and one (primary first"),
+        (with_arbiter(), "options 'arbiter' differ: none and one asked in plain words (etcd://) (primary first"),
         (
             Config { heartbeat_interval: Span::from_millis(50), ..plain.clone() },
             "'heartbeat' differ: 100000 us and 50000",
@@ -61,7 +61,10 @@ fn machines_that_ask_different_arbiters_do_not_pair() {
     connect(Time(1000), &mut primary, &mut backup);
     for node in [&mut primary, &mut backup] {
         let (reason, retry) = refusal(node).expect("both sides are told");
-        assert!(reason.contains("arbiters differ: etcd clusters a and b") && retry == Retry::Never, "{reason}");
+        assert!(
+            reason.contains("arbiters differ: files or etcd clusters a and b") && retry == Retry::Never,
+            "{reason}"
+        );
     }
 }
 

@@ -3,13 +3,14 @@
 use std::net::Ipv4Addr;
 
 use arbitrary::{Arbitrary, Unstructured};
-use pollux_ft::arbiter::{ArbiterId, Ask, Failure, Look, Question, Try};
+use pollux_ft::arbiter::sealed::{ArbiterKey, Received};
+use pollux_ft::arbiter::{ArbiterId, Ask, Failure, Look, Manner, Question, Try};
 use pollux_ft::heartbeat::{Datagram, Heartbeat, pair_digest};
 use pollux_ft::message::Message;
 use pollux_ft::seal::{MAX_PAYLOAD, Sealer};
 use pollux_ft::{
-    Action, Config, EntryRef, Identity, Meeting, Node, NodeId, Position, Protection, Role, Seq, SessionId, Span, Start,
-    Term, Time, Verdict,
+    Action, Config, EntryRef, Identity, Meeting, Node, NodeId, PairKey, Position, Protection, Role, Seq, SessionId,
+    Span, Start, Term, Time, Verdict,
 };
 
 const PAIR: &str = "gemini";
@@ -302,7 +303,8 @@ pub(crate) fn heartbeat(data: &[u8]) {
     }
 }
 
-/// The arbiter's answer to a question and to a look, in pieces. How it is cut makes no difference.
+/// The arbiter's answer to a question and to a look, in pieces, and a question to an arbiter. How it is cut makes no
+/// difference, and without the key nothing is an answer or a question.
 pub(crate) fn arbiter(data: &[u8]) {
     let Some((&[cut, agreed], response)) = data.split_first_chunk() else { return };
     let agreed = (agreed != 0).then_some(ArbiterId(u64::from(agreed)));
@@ -310,18 +312,26 @@ pub(crate) fn arbiter(data: &[u8]) {
     look.agree_on(agreed);
     both_ways(&look, response, cut);
     both_ways(&Question::new(PAIR, Term(7), NodeId(0xAA), "castor").of(agreed), response, cut);
+    assert!(Received::open(&key(), response).is_err());
+}
+
+fn key() -> ArbiterKey {
+    ArbiterKey::from(&PairKey::new(&[7; 32]))
 }
 
 fn both_ways<A: Ask>(ask: &A, response: &[u8], cut: u8)
 where
     A::Answer: PartialEq + std::fmt::Debug,
 {
-    let whole = outcome(ask, &mut std::iter::once(response));
-    assert_eq!(whole, outcome(ask, &mut response.chunks(usize::from(cut).max(1))));
+    for manner in [Manner::Etcd, Manner::Sealed(key())] {
+        let whole = outcome(ask, &manner, &mut std::iter::once(response));
+        assert_eq!(whole, outcome(ask, &manner, &mut response.chunks(usize::from(cut).max(1))));
+        assert!(manner == Manner::Etcd || whole.is_err());
+    }
 }
 
-fn outcome<A: Ask>(ask: &A, pieces: &mut dyn Iterator<Item = &[u8]>) -> Result<A::Answer, Failure> {
-    let mut attempt = Try::default();
+fn outcome<A: Ask>(ask: &A, manner: &Manner, pieces: &mut dyn Iterator<Item = &[u8]>) -> Result<A::Answer, Failure> {
+    let (mut attempt, _) = Try::begin(ask, manner, "h", [1; 24]);
     for piece in pieces {
         if let Some(answer) = attempt.receive(ask, piece)? {
             return Ok(answer);
