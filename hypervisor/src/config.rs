@@ -325,6 +325,7 @@ impl Config {
             ack_timeout: Span(self.suspect.0.saturating_mul(3)),
             receive_buffer_bytes: self.log_buffer as usize,
             arbiter: self.arbiter.is_used(),
+            sealed_arbiter: self.arbiter.is_used() && !self.arbiter.etcd,
             first_term: Term(self.arbiter.first_term),
             ..pollux_ft::Config::default()
         }

@@ -1,6 +1,8 @@
 //! Random bytes from a seed. The guest's generator is state: whoever follows the guest draws the same ones. The machine's is
 //! its own.
 
+use core::fmt;
+
 use sha2::{Digest, Sha256};
 
 use crate::state::{State, StateError, Visitor};
@@ -41,6 +43,13 @@ impl Random {
     #[must_use]
     pub fn fork(&mut self) -> Self {
         Self(self.draw())
+    }
+}
+
+/// What it will draw is not shown.
+impl fmt::Debug for Random {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Random")
     }
 }
 

@@ -139,7 +139,7 @@ fn twins_with_different_guest_memory_do_not_pair() -> Result<()> {
 #[test]
 fn twins_with_different_options_do_not_pair() -> Result<()> {
     for (option, explained) in [
-        ("arbiter=none", "options 'arbiter' differ: one and none"),
+        ("arbiter=none", "options 'arbiter' differ: one asked in sealed words and none"),
         ("guest-mac=52:54:00:12:34:57", "options 'guest-mac' differ: 52:54:00:12:34:56 and 52:54:00:12:34:57"),
         ("disk=ram:1M", "options 'disk' differ: none and ram of 1048576 bytes"),
         ("break=output-rule", "options 'break' differ: none and output-rule"),

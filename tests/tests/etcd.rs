@@ -1,8 +1,9 @@
 //! A real etcd as the arbiter, where one is installed (Debian: etcd-server), and arbiters that take each other's place.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -48,6 +49,11 @@ impl Etcd {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(etcd)
+    }
+
+    /// What `--arbiter` calls it.
+    fn name(&self) -> String {
+        format!("etcd://{}", self.clients)
     }
 
     fn is_healthy(&self) -> bool {
@@ -125,7 +131,7 @@ impl Drop for Etcd {
 #[test]
 fn an_etcd_decides_who_goes_live() -> Result<()> {
     let Some(mut etcd) = Etcd::fresh("etcd-data", &[])? else { return Ok(()) };
-    let mut rig = Rig::protected("etcd", "counter", &["--arbiter", &etcd.clients])?;
+    let mut rig = Rig::protected("etcd", "counter", &["--arbiter", &etcd.name()])?;
     let load = Load::start(&rig.service()?, "x", Instant::now())?;
     for term in 2..=3 {
         wait_answers(&mut rig, &load, 10)?;
@@ -169,7 +175,8 @@ fn an_etcd_of_no_use_is_told_of_before_it_is_needed() -> Result<()> {
     const FULL: &str = "etcdserver: mvcc: database space exceeded";
     const BOTH: [&str; 2] = ["castor", "pollux"];
     let Some(etcd) = Etcd::fresh("etcd-full-data", &["--quota-backend-bytes=16777216"])? else { return Ok(()) };
-    let watch = ["--arbiter", &etcd.clients, "--hypervisor-option", "arbiter-watch=1s"];
+    let name = etcd.name();
+    let watch = ["--arbiter", &name, "--hypervisor-option", "arbiter-watch=1s"];
     let mut rig = Rig::protected("etcd-full", "counter", &watch)?;
     let load = Load::start(&rig.service()?, "x", Instant::now())?;
     wait_answers(&mut rig, &load, 10)?;
@@ -204,13 +211,27 @@ fn an_etcd_of_no_use_is_told_of_before_it_is_needed() -> Result<()> {
     Ok(())
 }
 
-/// The arbiter of a desk; ended when dropped.
+/// The pair's key and the folder with what the arbiter has of it, in `directory`.
+fn keys(directory: &Path) -> Result<(PathBuf, PathBuf)> {
+    let (key, folder) = (directory.join("key"), directory.join("keys"));
+    fs::DirBuilder::new().mode(0o700).create(&folder)?;
+    let mut make = xtask::command();
+    ensure!(make.args(["key", "new"]).arg(&key).stdout(Stdio::null()).status()?.success(), "no key");
+    // The program is built now, which may take longer than its start.
+    let mut derive = xtask::command();
+    derive.args(["arbiter", "key", "--key"]).arg(&key).arg(folder.join("pair"));
+    ensure!(derive.status()?.success(), "no arbiter's key");
+    Ok((key, folder))
+}
+
+/// An arbiter of its own; ended when dropped.
 struct Desk(Child);
 
 impl Desk {
-    fn start(address: &str, file: &Path) -> Result<Self> {
+    fn start(address: &str, file: &Path, keys: &Path) -> Result<Self> {
         let mut command = xtask::command();
-        command.args(["arbiter", "--listen", address, "--file"]).arg(file).stdout(Stdio::null());
+        command.args(["arbiter", "serve", "--listen", address, "--file"]).arg(file).arg("--keys").arg(keys);
+        command.stdout(Stdio::null());
         let desk = Self(command.spawn().context("the arbiter")?);
         let deadline = Instant::now() + START_LIMIT;
         while TcpStream::connect(address).is_err() {
@@ -234,14 +255,16 @@ fn an_arbiter_that_has_forgotten_everything_is_another_one() -> Result<()> {
     const STRANGER: &str = "the twins agreed on";
     let directory = fresh_directory("forgetful-data")?;
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-    let theirs = Desk::start(&address, &directory.join("theirs"))?;
-    let watch = ["--arbiter", &address, "--hypervisor-option", "arbiter-watch=1s"];
+    let (key, folder) = keys(&directory)?;
+    let theirs = Desk::start(&address, &directory.join("theirs"), &folder)?;
+    let key = key.to_str().context("a path that is no text")?;
+    let watch = ["--arbiter", &address, "--key", key, "--hypervisor-option", "arbiter-watch=1s"];
     let mut rig = Rig::protected("forgetful", "counter", &watch)?;
     let load = Load::start(&rig.service()?, "x", Instant::now())?;
     wait_answers(&mut rig, &load, 10)?;
     wait_trouble(&mut rig, &["castor", "pollux"], "")?;
     drop(theirs);
-    let other = Desk::start(&address, &directory.join("other"))?;
+    let other = Desk::start(&address, &directory.join("other"), &folder)?;
     wait_trouble(&mut rig, &["castor", "pollux"], STRANGER)?;
     let heir = rig.file()?.machine("backup")?.name.clone();
     rig.kill("primary")?;
@@ -250,7 +273,7 @@ fn an_arbiter_that_has_forgotten_everything_is_another_one() -> Result<()> {
     })?;
     ensure!(rig.file()?.machine(&heir)?.role == "backup", "a stranger's grant was taken");
     drop(other);
-    let _theirs = Desk::start(&address, &directory.join("theirs"))?;
+    let _theirs = Desk::start(&address, &directory.join("theirs"), &folder)?;
     rig.wait_role(&heir, "primary", TAKEOVER_LIMIT)?;
     wait_answers(&mut rig, &load, 10)?;
     judge(load)?;

@@ -21,6 +21,8 @@ pub const HYPERVISOR: &str = "pollux-hypervisor";
 pub const SIMULATOR: &str = "pollux-sim";
 /// See [`SIMULATOR`].
 pub const SIMULATION: &str = "sim";
+/// The package of the arbiter and the name of its binary.
+const ARBITER: &str = "pollux-arbiter";
 /// The package of the fuzz targets.
 const FUZZER: &str = "pollux-fuzz";
 /// The target that it is built for, this desk's.
@@ -156,6 +158,12 @@ pub fn build_simulator() -> Result<PathBuf> {
     let arguments = ["--profile", SIMULATION, "-p", SIMULATOR, "--bin", SIMULATOR];
     let mut built = build_as("building the simulator", &arguments)?;
     built.remove(SIMULATOR).context("cargo built no simulator")
+}
+
+/// Builds the arbiter.
+pub fn build_arbiter() -> Result<PathBuf> {
+    let mut built = build_as("building the arbiter", &["-p", ARBITER, "--bin", ARBITER])?;
+    built.remove(ARBITER).context("cargo built no arbiter")
 }
 
 /// Builds the fuzzer, with what counts coverage in the code that is fuzzed. It has a folder of its own, as these settings

@@ -64,7 +64,8 @@ enum Task {
     Lesson(lesson::LessonArgs),
     /// Draw what happened in a rig: a page for browser and paper
     Timeline(timeline::TimelineArgs),
-    /// Give terms to the machines of pairs: at most one machine for each
+    /// Give terms to the machines of pairs: at most one machine for each (see --help)
+    #[command(disable_help_flag = true)]
     Arbiter(arbiter::ArbiterArgs),
     /// Run the tests
     Test(checks::TestArgs),
@@ -167,7 +168,7 @@ mod tests {
             "rig --dir D start backup --wait --timeout 30s",
             "rig --dir D link log delay=5ms loss=1% down",
             "rig --dir D link arbiter down",
-            "qemu --arbiter 127.0.0.1:2379",
+            "qemu --arbiter 127.0.0.1:7003",
             "qemu --arbiter none",
             "rig --dir D stop",
             "timeline",
@@ -176,7 +177,8 @@ mod tests {
             "timeline D --out F --svg G --pcapng",
             "rig --dir D switch --timeout 20s",
             "rig --dir D console",
-            "arbiter --listen 127.0.0.1:2379 --file F",
+            "qemu --arbiter etcd://127.0.0.1:2379",
+            "arbiter serve --listen 127.0.0.1:7003 --file F --keys K",
             "test",
             "test host",
             "test rig takeover",

@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
+use pollux_ft::PairKey;
 
 use crate::output::{complain, say};
 
@@ -88,6 +89,11 @@ impl Secret {
     /// Its bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The pair's key that it is.
+    pub fn pair_key(&self) -> PairKey {
+        PairKey::new(&self.0)
     }
 
     /// Its bytes in hexadecimal digits.

@@ -5,13 +5,21 @@ use alloc::string::{String, ToString};
 use core::net::{Ipv4Addr, SocketAddrV4};
 use core::ops::RangeInclusive;
 
-use pollux_ft::Span;
+use pollux_ft::arbiter::Manner;
+use pollux_ft::{Protection, Span};
 
 use super::{Cidr, Config, duration, mac, number};
 use crate::host::pci::Bdf;
 
-/// The arbiter's port where an address has none: that of etcd's clients.
-const DEFAULT_PORT: u16 = 2379;
+/// The arbiter's port where an address has none.
+const DEFAULT_PORT: u16 = 7003;
+/// What an address begins with that is an etcd's, and the port of its clients.
+const ETCD: &str = "etcd://";
+const ETCD_PORT: u16 = 2379;
+/// Addresses at most.
+const MAX_SERVERS: usize = 4;
+/// Addresses of the arbiter.
+type Servers = heapless::Vec<SocketAddrV4, MAX_SERVERS>;
 /// Bounds of a try and of the pause behind it.
 const TIMES: RangeInclusive<Span> = Span::from_millis(10)..=Span::from_millis(60_000);
 /// Bounds of the time between two looks.
@@ -20,8 +28,10 @@ const WATCH: RangeInclusive<Span> = Span::from_millis(100)..=Span::from_millis(3
 /// What is said about the arbiter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArbiterOptions {
-    /// `arbiter=none|A.B.C.D[:PORT][,A.B.C.D[:PORT]]`: one address of the arbiter, or one on each network. Empty: none.
-    pub servers: Option<heapless::Vec<SocketAddrV4, 2>>,
+    /// `arbiter=none|[etcd://]A.B.C.D[:PORT][,A.B.C.D[:PORT]…]`: the addresses of the arbiter. Empty: none.
+    pub servers: Option<Servers>,
+    /// Whether they are an etcd's, which is asked in plain words.
+    pub etcd: bool,
     /// `arbiter-timeout=500ms`: the longest time for one try, in microseconds.
     pub timeout: Span,
     /// `arbiter-retry=200ms`: pause between two tries, in microseconds.
@@ -44,6 +54,7 @@ impl Default for ArbiterOptions {
     fn default() -> Self {
         Self {
             servers: None,
+            etcd: false,
             timeout: Span::from_millis(500),
             retry: Span::from_millis(200),
             watch: Span::from_millis(10_000),
@@ -57,12 +68,12 @@ impl Default for ArbiterOptions {
 }
 
 /// By which way which address of the arbiter is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Routes {
     /// Over the log network.
-    pub log: Option<SocketAddrV4>,
+    pub log: Servers,
     /// Over the client network, in the machine's own name.
-    pub machine: Option<SocketAddrV4>,
+    pub machine: Servers,
 }
 
 impl ArbiterOptions {
@@ -73,7 +84,7 @@ impl ArbiterOptions {
     /// Takes an option; none if it is not one of these.
     pub(super) fn set(&mut self, key: &str, value: &str) -> Option<Result<(), &'static str>> {
         let result = match key {
-            "arbiter" => servers(value).map(|servers| self.servers = Some(servers)),
+            "arbiter" => servers(value).map(|(etcd, servers)| (self.etcd, self.servers) = (etcd, Some(servers))),
             "arbiter-timeout" => duration(value).map(|span| self.timeout = span),
             "arbiter-retry" => duration(value).map(|span| self.retry = span),
             "arbiter-watch" => duration(value).map(|span| self.watch = span),
@@ -89,6 +100,15 @@ impl ArbiterOptions {
         Some(result)
     }
 
+    /// How the arbiter of a pair with this protection is spoken to.
+    #[must_use]
+    pub fn manner(&self, protection: &Protection) -> Manner {
+        match protection {
+            Protection::Key(key) if !self.etcd => Manner::Sealed(key.into()),
+            _ => Manner::Etcd,
+        }
+    }
+
     /// Whether there is an arbiter.
     #[must_use]
     pub fn is_used(&self) -> bool {
@@ -96,26 +116,24 @@ impl ArbiterOptions {
     }
 
     /// By which way each address is asked: over the log network if it lies there, else over the client network, where
-    /// this machine must have an address of its own. Both ways are tried at once.
+    /// this machine must have an address of its own. All are asked at once.
     ///
     /// # Errors
-    /// Names the address that no way leads to, or that is one too many on its network.
+    /// Names the address that no way leads to.
     pub fn routes(&self, log: Option<Cidr>) -> Result<Routes, String> {
         let mut routes = Routes::default();
         for &server in self.servers.iter().flatten() {
-            let (way, name) = if log.is_some_and(|own| own.contains(*server.ip())) {
-                (&mut routes.log, "log")
+            let way = if log.is_some_and(|own| own.contains(*server.ip())) {
+                &mut routes.log
             } else if self.is_reached_by_machine(*server.ip()) {
-                (&mut routes.machine, "client")
+                &mut routes.machine
             } else {
                 return Err(format!(
                     "option 'arbiter': {server} lies neither in the network of 'log-address' nor in that of \
                      'machine-address', and there is no 'machine-gateway'"
                 ));
             };
-            if way.replace(server).is_some() {
-                return Err(format!("option 'arbiter': both addresses are reached over the {name} network"));
-            }
+            way.push(server).expect("there are no more of them");
         }
         Ok(routes)
     }
@@ -130,6 +148,13 @@ impl ArbiterOptions {
             return Err(
                 "a machine of a pair needs the option 'arbiter': its address, or 'none', and then two machines \
                         may run the guest when they do not hear each other"
+                    .to_string(),
+            );
+        }
+        if self.is_used() && !self.etcd && config.insecure {
+            return Err(
+                "option 'arbiter': it is asked in words that are sealed with the pair's key, and this pair has none \
+                 ('insecure=on'): an etcd is asked in plain words with arbiter=etcd://…"
                     .to_string(),
             );
         }
@@ -187,28 +212,41 @@ impl ArbiterOptions {
     }
 }
 
-/// `none`, or one or two addresses.
-fn servers(text: &str) -> Result<heapless::Vec<SocketAddrV4, 2>, &'static str> {
-    const SHAPE: &str = "'none', or one or two addresses such as 10.0.2.3:2379,10.1.0.3 (default port 2379)";
-    let mut servers = heapless::Vec::new();
+/// `none`, or some addresses; and whether they are an etcd's.
+fn servers(text: &str) -> Result<(bool, Servers), &'static str> {
+    const SHAPE: &str = "'none', or up to four different addresses such as 10.0.2.3:7003,10.1.0.3 (default port 7003), or \
+                         of an etcd, such as etcd://10.0.2.3,10.1.0.3 (default port 2379)";
+    const _: () = assert!(MAX_SERVERS == 4, "the message says so");
+    let mut servers = Servers::new();
     if text == "none" {
-        return Ok(servers);
+        return Ok((false, servers));
     }
+    let (text, etcd, port) = match text.strip_prefix(ETCD) {
+        Some(rest) => (rest, true, ETCD_PORT),
+        None => (text, false, DEFAULT_PORT),
+    };
     for part in text.split(',') {
         let server = match part.parse() {
-            Ok(address) => SocketAddrV4::new(address, DEFAULT_PORT),
+            Ok(address) => SocketAddrV4::new(address, port),
             Err(_) => part.parse().map_err(|_| SHAPE)?,
         };
         if server.port() == 0 || server.ip().is_unspecified() || server.ip().is_broadcast() {
             return Err(SHAPE);
         }
+        if servers.contains(&server) {
+            return Err(SHAPE);
+        }
         servers.push(server).map_err(|_| SHAPE)?;
     }
-    Ok(servers)
+    Ok((etcd, servers))
 }
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
+    use pollux_ft::PairKey;
+
     use super::*;
 
     const PAIR: &str = "role=primary client-nic=0:4.0 log-nic=0:5.0 log-address=10.1.0.1/24 log-peer=10.1.0.2 arbiter=";
@@ -217,23 +255,25 @@ mod tests {
         Config::parse(&format!("{PAIR}{rest}")).map_err(|error| error.to_string())
     }
 
-    fn routes(rest: &str) -> [Option<String>; 2] {
+    fn routes(rest: &str) -> [String; 2] {
         let config = parse(rest).unwrap();
         let routes = config.arbiter.routes(config.log_address).unwrap();
-        [routes.log, routes.machine].map(|way| way.map(|server| server.to_string()))
+        [routes.log, routes.machine].map(|way| way.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
     }
 
     #[test]
     fn each_address_has_its_way() {
-        let text = |text: &str| Some(text.to_string());
-        assert_eq!(routes("10.1.0.3"), [text("10.1.0.3:2379"), None]);
-        assert_eq!(routes("10.0.2.3:99 machine-address=10.0.2.21/24"), [None, text("10.0.2.3:99")]);
-        let both = [text("10.1.0.3:2379"), text("10.0.2.3:7")];
+        assert_eq!(routes("10.1.0.3"), ["10.1.0.3:7003", ""]);
+        assert_eq!(routes("10.0.2.3:99 machine-address=10.0.2.21/24"), ["", "10.0.2.3:99"]);
+        let both = ["10.1.0.3:7003", "10.0.2.3:7"];
         assert_eq!(routes("10.1.0.3,10.0.2.3:7 machine-address=10.0.2.21/24"), both);
-        assert_eq!(routes("10.0.2.3:7,10.1.0.3:2379 machine-address=10.0.2.21/24"), both);
+        assert_eq!(routes("10.0.2.3:7,10.1.0.3:7003 machine-address=10.0.2.21/24"), both);
         let far = "192.0.2.1 machine-address=10.0.2.21/24 machine-gateway=10.0.2.1";
-        assert_eq!(routes(far), [None, text("192.0.2.1:2379")]);
-        assert_eq!(routes("none"), [None, None]);
+        assert_eq!(routes(far), ["", "192.0.2.1:7003"]);
+        let many = "10.1.0.3,10.1.0.4,10.0.2.3,10.1.0.3:9 machine-address=10.0.2.21/24";
+        assert_eq!(routes(many), ["10.1.0.3:7003 10.1.0.4:7003 10.1.0.3:9", "10.0.2.3:7003"]);
+        assert_eq!(routes("etcd://10.1.0.3,10.1.0.4:9"), ["10.1.0.3:2379 10.1.0.4:9", ""]);
+        assert_eq!(routes("none"), ["", ""]);
         assert!(!parse("none").unwrap().arbiter.is_used());
     }
 
@@ -245,9 +285,13 @@ mod tests {
             ("10.1.0.3:0", "arbiter"),
             ("10.1.0.3:99999", "arbiter"),
             ("0.0.0.0", "arbiter"),
-            ("10.1.0.3,10.1.0.4,10.1.0.5", "one or two"),
+            ("10.1.0.3,10.1.0.4,10.1.0.5,10.1.0.6,10.1.0.7", "up to four"),
+            ("10.1.0.3,10.1.0.3", "different addresses"),
+            ("etcd://", "etcd://10.0.2.3"),
+            ("etcd://10.1.0.3,etcd://10.1.0.4", "arbiter"),
+            ("http://10.1.0.3", "arbiter"),
+            ("10.1.0.3 insecure=on", "arbiter=etcd://"),
             ("10.1.0.3,none", "arbiter"),
-            ("10.1.0.3,10.1.0.4", "both addresses are reached over the log network"),
             ("10.1.0.2", "third party"),
             ("10.1.0.1", "third party"),
             ("10.0.2.21 machine-address=10.0.2.21/24", "third party"),
@@ -280,6 +324,19 @@ mod tests {
         assert!(silent.contains("needs the option 'arbiter'"), "{silent}");
     }
 
+    /// Sealed words are the rule where there is a key, and an etcd's are said so.
+    #[test]
+    fn the_manner_follows_from_key_and_address() {
+        let key = Protection::Key(PairKey::new(&[1; 32]));
+        let manner = |rest: &str, protection: &Protection| parse(rest).unwrap().arbiter.manner(protection);
+        assert!(matches!(manner("10.1.0.3", &key), Manner::Sealed(_)));
+        assert_eq!(manner("etcd://10.1.0.3", &key), Manner::Etcd);
+        assert_eq!(manner("etcd://10.1.0.3 insecure=on", &Protection::default()), Manner::Etcd);
+        let sealed = |rest: &str| parse(rest).unwrap().protocol().sealed_arbiter;
+        assert_eq!((sealed("10.1.0.3"), sealed("etcd://10.1.0.3"), sealed("none")), (true, false, false));
+        assert!(parse("none insecure=on").is_ok());
+    }
+
     #[test]
     fn a_machine_alone_needs_no_arbiter() {
         assert_eq!(Config::parse("role=solo").unwrap().arbiter, ArbiterOptions::default());
@@ -287,7 +344,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_list_is_survived(text in "[0-9.,:none]{0,40}") {
+        fn any_list_is_survived(text in "(etcd://)?[0-9.,:none]{0,40}") {
             let _ = parse(&text);
         }
     }

@@ -20,6 +20,7 @@ use alloc::format;
 use alloc::string::String;
 
 use pollux_driver::{Clock, Driver, Duty, Next, Tuning};
+use pollux_ft::arbiter::Manner;
 use pollux_ft::{Identity, Node, NodeId, Protection, Span, Start, Time};
 use pollux_nic::MacAddress;
 use pollux_nic::e1000::E1000;
@@ -92,10 +93,12 @@ impl Replica {
         let now = clock.now();
         let mut client = client.map(|(nic, route)| Client::new(nic, route, speaker(&config)));
         let id = make_id(&mut random);
+        let manner = config.arbiter.manner(&protection);
         let node = make_node(&config, protection, &guest, id, now);
         let mut link = log.and_then(|(nic, route)| make_link(&config, random.fork(), nic, route));
-        let arbiter =
-            link.as_mut().and_then(|link| make_arbiter(&config, id, random.fork(), link, machine, client.as_mut()));
+        let arbiter = link
+            .as_mut()
+            .and_then(|link| make_arbiter((&config, &manner), id, random.fork(), link, machine, client.as_mut()));
         let mut tuning = Tuning { transfer_stops: config.transfer_stops, ..Tuning::default() };
         if guest.counter().lends_tsc {
             // At any other rate the guest's clock reads would exit.
@@ -131,6 +134,11 @@ impl Replica {
         }
         if self.machine.link.is_some() && !self.driver.node().is_secure() {
             log::warn!("INSECURE: this pair has no key: everybody on the log network can decide who runs the guest");
+        }
+        if self.driver.node().is_secure() && self.machine.arbiter.as_ref().is_some_and(|arbiter| !arbiter.is_sealed()) {
+            log::warn!(
+                "INSECURE: the arbiter is asked in plain words (arbiter=etcd://): everybody on the way can answer for it"
+            );
         }
         self.driver.start(&mut self.machine);
         loop {
@@ -266,9 +274,9 @@ fn make_link(config: &Config, random: Random, nic: E1000, route: Route) -> Optio
 }
 
 fn make_arbiter(
-    config: &Config,
+    (config, manner): (&Config, &Manner),
     id: NodeId,
-    random: Random,
+    mut random: Random,
     link: &mut Link,
     machine: Option<MachinePlace>,
     client: Option<&mut Client>,
@@ -282,10 +290,10 @@ fn make_arbiter(
         if let (None, Some(client)) = (&place.card, client) {
             client.nic().add_machine_address(place.mac).expect("the machine's address was checked");
         }
-        (MachineStation::new(place.mac, own, options.machine_gateway, random), place.card)
+        (MachineStation::new(place.mac, own, options.machine_gateway, random.fork()), place.card)
     });
     let name = (config.pair.as_str(), config.name.as_str(), id);
-    Some(Arbiter::new(name, options, routes, link, station))
+    Some(Arbiter::new(name, routes, (manner, options), random, link, station))
 }
 
 /// The guest's disk as it is at the start: `guest` has not run yet.

@@ -162,10 +162,12 @@ impl Machine {
         let Some(arbiter) = &self.arbiter else { return };
         let figures = arbiter.figures();
         json.object("arbiter", |json| {
+            json.text("words", if arbiter.is_sealed() { "sealed" } else { "etcd" });
             json.number("asks_for", arbiter.asks_for().map_or(0, |term| term.0))
                 .number("questions", figures.questions)
                 .number("tries", figures.tries)
                 .number("failures", figures.failures)
+                .number("unauthentic", figures.unauthentic)
                 .number("granted", figures.granted)
                 .number("taken", figures.taken)
                 .number("answer_us", figures.answer.0)

@@ -127,7 +127,7 @@ pub enum Host {
 /// The address of the clients' host on the client network, a /24.
 pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// The port that machines reach the arbiter at.
-pub const ARBITER_PORT: u16 = 2379;
+pub const ARBITER_PORT: u16 = 7003;
 
 /// Where machines reach the arbiter on a network, if there is one. It is a host of its own, so that it can be cut off
 /// without the clients.

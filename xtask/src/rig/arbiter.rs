@@ -5,23 +5,32 @@ use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::str::FromStr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use pollux_arbiter::keys::{Keyring, Pair};
+use pollux_arbiter::{Holding, Service, Words};
 use serde::{Deserialize, Serialize};
 
 use super::network::FabricStats;
-use crate::arbiter::{Holding, Service, range};
 use crate::net::ARBITER_PORT;
+use crate::secret::Secret;
 
 /// The file of a rig's own arbiter, in the rig's directory.
 const FILE: &str = "arbiter.log";
+/// What says that the machines are to speak with an etcd; the hypervisor's option has it, too.
+pub const ETCD: &str = "etcd://";
+/// The port of etcd's clients.
+const ETCD_PORT: u16 = 2379;
 
 /// What `--arbiter` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
-    /// One in this process, with its file in the rig's directory.
+    /// One in this process, with its file in the rig's directory. It speaks in sealed words to a pair with a key, and as an
+    /// etcd does to one without.
     Own,
-    /// One that speaks as etcd does.
+    /// One elsewhere, which has the key of the pair.
     At(SocketAddr),
+    /// One that speaks as etcd does, in plain words.
+    Etcd(SocketAddr),
     /// None: nothing keeps two machines from running the guest when they do not hear each other.
     Off,
 }
@@ -35,9 +44,13 @@ impl FromStr for Choice {
             "none" => return Ok(Self::Off),
             _ => {}
         }
-        let full = if text.contains(':') { text.to_owned() } else { format!("{text}:{ARBITER_PORT}") };
+        let (rest, make, port): (_, fn(_) -> _, _) = match text.strip_prefix(ETCD) {
+            Some(rest) => (rest, Self::Etcd, ETCD_PORT),
+            None => (text, Self::At, ARBITER_PORT),
+        };
+        let full = if rest.contains(':') { rest.to_owned() } else { format!("{rest}:{port}") };
         let address = full.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
-        address.map(Self::At).ok_or_else(|| format!("`{text}` is none of own, none, HOST:PORT"))
+        address.map(make).ok_or_else(|| format!("`{text}` is none of own, none, HOST:PORT, etcd://HOST:PORT"))
     }
 }
 
@@ -45,11 +58,22 @@ impl FromStr for Choice {
 #[derive(Debug)]
 pub struct Arbiter {
     address: SocketAddr,
+    /// Whether it is asked in sealed words.
+    sealed: bool,
     /// None for one elsewhere.
     service: Option<Service>,
     pair: String,
     /// The newest term before the rig's machines came.
     before: Option<Holding>,
+}
+
+/// What machines are told about their arbiter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// The term that a primary is to bid for.
+    pub first_term: u64,
+    /// Whether it is asked in sealed words.
+    pub sealed: bool,
 }
 
 /// The arbiter at one moment.
@@ -58,6 +82,8 @@ pub struct Arbiter {
 pub struct ArbiterSnapshot {
     /// Where it listens.
     pub address: String,
+    /// Whether it is asked in plain words, so that everybody on the way can answer.
+    pub insecure: bool,
     /// The newest term that it gave to the pair, if it gave any; of one elsewhere, the newest before the rig started.
     pub newest_term: Option<u64>,
     /// Who got it: node and name of the machine.
@@ -69,19 +95,35 @@ pub struct ArbiterSnapshot {
 }
 
 impl Arbiter {
-    /// Starts what was chosen, for the machines of `pair`.
-    pub fn start(choice: Choice, directory: &Path, pair: &str) -> Result<Option<Self>> {
-        let (address, service, before) = match choice {
-            Choice::Off => return Ok(None),
-            Choice::At(address) => (address, None, range::newest_at(address, pair)?),
-            Choice::Own => {
-                let service = Service::start((Ipv4Addr::LOCALHOST, 0).into(), &directory.join(FILE));
+    /// Starts what was chosen, for the machines of `pair`, which have this key.
+    pub fn start(choice: Choice, directory: &Path, pair: &str, key: Option<&Secret>) -> Result<Option<Self>> {
+        let sealed = key.map(|key| Pair::new(pair, &key.pair_key()));
+        let (address, service, before) = match (choice, &sealed) {
+            (Choice::Off, _) => return Ok(None),
+            (Choice::Etcd(address), _) => (address, None, pollux_arbiter::newest_in_etcd(address, pair)?),
+            (Choice::At(address), Some(sealed)) => (address, None, pollux_arbiter::newest_at(address, sealed)?),
+            (Choice::At(address), None) => bail!(
+                "the arbiter at {address} is asked in sealed words, and this pair has no key: an etcd is asked with \
+                 --arbiter {ETCD}{address}"
+            ),
+            (Choice::Own, sealed) => {
+                let words = match sealed {
+                    Some(pair) => Words::Sealed(Keyring::of([pair.clone()])?),
+                    None => Words::Etcd,
+                };
+                let service = Service::start((Ipv4Addr::LOCALHOST, 0).into(), &directory.join(FILE), words);
                 let service = service.context("the rig's own arbiter")?;
                 let before = service.newest(pair);
                 (service.address(), Some(service), before)
             }
         };
-        Ok(Some(Self { address, service, pair: pair.to_owned(), before }))
+        let sealed = sealed.is_some() && !matches!(choice, Choice::Etcd(_));
+        Ok(Some(Self { address, sealed, service, pair: pair.to_owned(), before }))
+    }
+
+    /// What the machines are to know about it.
+    pub fn asked(&self) -> Asked {
+        Asked { first_term: self.first_free_term(), sealed: self.sealed }
     }
 
     /// Where it listens.
@@ -90,7 +132,7 @@ impl Arbiter {
     }
 
     /// The first term that had not been given to anybody when the rig started.
-    pub fn first_free_term(&self) -> u64 {
+    fn first_free_term(&self) -> u64 {
         self.before.as_ref().map_or(1, |holding| holding.term.saturating_add(1))
     }
 
@@ -103,6 +145,7 @@ impl Arbiter {
         let relay = stats.and_then(|stats| stats.relay).unwrap_or_default();
         ArbiterSnapshot {
             address: self.address.to_string(),
+            insecure: !self.sealed,
             newest_term: newest.as_ref().map(|holding| holding.term),
             winner: newest.map(|holding| holding.winner),
             requests: self.service.as_ref().map_or(relay.accepted, Service::requests),
@@ -113,7 +156,8 @@ impl Arbiter {
 
 impl fmt::Display for ArbiterSnapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "arbiter {}: {} requests", self.address, self.requests)?;
+        let insecure = if self.insecure { " (INSECURE: plain words)" } else { "" };
+        write!(f, "arbiter {}{insecure}: {} requests", self.address, self.requests)?;
         if self.failed > 0 {
             write!(f, ", {} failed", self.failed)?;
         }
@@ -133,8 +177,10 @@ mod tests {
         assert_eq!("own".parse(), Ok(Choice::Own));
         assert_eq!("none".parse(), Ok(Choice::Off));
         assert_eq!("127.0.0.1:7".parse(), Ok(Choice::At("127.0.0.1:7".parse().unwrap())));
-        assert_eq!("127.0.0.1".parse(), Ok(Choice::At("127.0.0.1:2379".parse().unwrap())));
-        for bad in ["", "127.0.0.1:", "127.0.0.1:x", "no such host:1", ":"] {
+        assert_eq!("127.0.0.1".parse(), Ok(Choice::At("127.0.0.1:7003".parse().unwrap())));
+        assert_eq!("etcd://127.0.0.1:7".parse(), Ok(Choice::Etcd("127.0.0.1:7".parse().unwrap())));
+        assert_eq!("etcd://127.0.0.1".parse(), Ok(Choice::Etcd("127.0.0.1:2379".parse().unwrap())));
+        for bad in ["", "127.0.0.1:", "127.0.0.1:x", "no such host:1", ":", "etcd://", "http://127.0.0.1"] {
             assert!(bad.parse::<Choice>().is_err(), "{bad}");
         }
     }
@@ -142,18 +188,29 @@ mod tests {
     #[test]
     fn a_rig_that_starts_again_bids_for_new_terms() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(Arbiter::start(Choice::Off, directory.path(), "p").unwrap().is_none());
-        let arbiter = Arbiter::start(Choice::Own, directory.path(), "p").unwrap().unwrap();
-        assert_eq!((arbiter.first_free_term(), arbiter.snapshot(None).newest_term), (1, None));
-        drop(arbiter);
-        let mut file = crate::arbiter::Store::open(&directory.path().join(FILE)).unwrap();
+        let [key, other] = [(); 2].map(|()| Secret::draw().unwrap());
+        let start = |choice, key| Arbiter::start(choice, directory.path(), "p", key);
+        assert!(start(Choice::Off, Some(&key)).unwrap().is_none());
+        for key in [None, Some(&key)] {
+            let arbiter = start(Choice::Own, key).unwrap().unwrap();
+            assert_eq!(arbiter.asked(), Asked { first_term: 1, sealed: key.is_some() });
+            assert_eq!(arbiter.snapshot(None).newest_term, None);
+        }
+        let mut file = pollux_arbiter::Store::open(&directory.path().join(FILE)).unwrap();
         for key in ["pollux/p/2", "pollux/p/10", "pollux/other/99", "pollux/p/x"] {
             file.create(key, "00 castor").unwrap();
         }
         drop(file);
-        let arbiter = Arbiter::start(Choice::Own, directory.path(), "p").unwrap().unwrap();
-        assert_eq!(arbiter.first_free_term(), 11);
+        let arbiter = start(Choice::Own, Some(&key)).unwrap().unwrap();
+        assert_eq!(arbiter.asked().first_term, 11);
         let text = arbiter.snapshot(None).to_string();
-        assert!(text.ends_with(": 0 requests, newest term 10 is 00 castor's"), "{text}");
+        assert!(text.ends_with(": 0 requests, newest term 10 is 00 castor's") && !text.contains("INSECURE"), "{text}");
+        // The same from elsewhere, if it is asked as it wants to be.
+        let elsewhere = start(Choice::At(arbiter.address()), Some(&key)).unwrap().unwrap();
+        assert_eq!(elsewhere.asked(), Asked { first_term: 11, sealed: true });
+        let refused = |choice, key| format!("{:#}", start(choice, key).unwrap_err());
+        assert!(refused(Choice::At(arbiter.address()), None).contains("has no key"));
+        assert!(refused(Choice::At(arbiter.address()), Some(&other)).contains("no key of this pair"));
+        assert!(refused(Choice::Etcd(arbiter.address()), Some(&key)).contains("cannot ask the arbiter"));
     }
 }

@@ -133,6 +133,10 @@ pub struct Disk {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Asking {
+    /// How it is asked: `sealed`, or `etcd`, in plain words.
+    pub words: String,
+    /// Answers that were not its own.
+    pub unauthentic: u64,
     /// The term that it asks for now; 0 if it asks for none.
     pub asks_for: u64,
     /// Connections that it began.

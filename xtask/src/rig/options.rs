@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use super::arbiter::{Asked, ETCD};
 use super::emulator::{Emulator, Purpose};
 use super::network::{Network, arbiter_address};
 use super::{SLOTS, Slot};
@@ -168,9 +169,9 @@ impl Common {
 pub struct CommandLine(Vec<(String, Option<String>)>);
 
 impl CommandLine {
-    /// The options of the machine in `slot`, started as `part` in `emulator`. A primary bids for `first_term` at the
-    /// arbiter; none if the pair has no arbiter.
-    pub fn new(slot: Slot, part: Part, emulator: Emulator, first_term: Option<u64>, common: &Common) -> Self {
+    /// The options of the machine in `slot`, started as `part` in `emulator`; `asked` says how the arbiter is asked, and is none
+    /// if the pair has no arbiter.
+    pub fn new(slot: Slot, part: Part, emulator: Emulator, asked: Option<Asked>, common: &Common) -> Self {
         let mut line = Self::default();
         line.set("role", Some(part.word()));
         line.set("name", Some(slot.name()));
@@ -185,7 +186,7 @@ impl CommandLine {
             if common.key.is_none() {
                 line.set("insecure", Some("on"));
             }
-            line.set_arbiter(slot, part, emulator, first_term);
+            line.set_arbiter(slot, part, emulator, asked);
         }
         line.set("guest-memory", Some(&format_size(common.guest_memory)));
         line.set_disk(common);
@@ -203,10 +204,11 @@ impl CommandLine {
         line
     }
 
-    fn set_arbiter(&mut self, slot: Slot, part: Part, emulator: Emulator, first_term: Option<u64>) {
-        let Some(first_term) = first_term else { return self.set("arbiter", Some("none")) };
-        let [client, log] = Network::ALL.map(|network| arbiter_address(network).ip().to_string());
-        self.set("arbiter", Some(&format!("{log},{client}")));
+    fn set_arbiter(&mut self, slot: Slot, part: Part, emulator: Emulator, asked: Option<Asked>) {
+        let Some(Asked { first_term, sealed }) = asked else { return self.set("arbiter", Some("none")) };
+        let [client, log] = Network::ALL.map(arbiter_address);
+        let arbiter = if sealed { format!("{},{}", log.ip(), client.ip()) } else { format!("{ETCD}{log},{client}") };
+        self.set("arbiter", Some(&arbiter));
         self.set("machine-address", Some(&format!("{}/24", slot.client_address())));
         if let Some(nic) = emulator.pci_address(Purpose::Machine) {
             self.set("arbiter-nic", Some(&nic));
@@ -357,7 +359,8 @@ mod tests {
     fn line_in(emulator: Emulator, slot: Slot, part: Part, first_term: Option<u64>, given: &[&str]) -> String {
         let given = given.iter().map(|text| text.parse().unwrap()).collect();
         let common = common(given);
-        CommandLine::new(slot, part, emulator, first_term, &common).to_string()
+        let asked = first_term.map(|first_term| Asked { first_term, sealed: true });
+        CommandLine::new(slot, part, emulator, asked, &common).to_string()
     }
 
     #[test]
@@ -426,6 +429,9 @@ mod tests {
         assert!(later.contains(" first-term=8 "), "{later}");
         let backup = line_with(Slot::Pollux, Part::Backup, Some(8), &[]);
         assert!(backup.contains("10.0.2.22/24") && !backup.contains("first-term"), "{backup}");
+        let asked = Some(Asked { first_term: 1, sealed: false });
+        let plain = CommandLine::new(Slot::Castor, Part::Primary, QEMU, asked, &common(Vec::new())).to_string();
+        assert!(plain.contains(" arbiter=etcd://10.1.0.3:7003,10.0.2.3:7003 "), "{plain}");
     }
 
     #[test]

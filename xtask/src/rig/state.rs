@@ -79,7 +79,8 @@ impl Rig {
     pub fn start(config: Config, directory: Directory) -> Result<Self> {
         let private = PrivateDirectory::create()?;
         let choice = if config.solo { Choice::Off } else { config.arbiter };
-        let arbiter = Arbiter::start(choice, directory.path(), config.options.pair())?;
+        let options = &config.options;
+        let arbiter = Arbiter::start(choice, directory.path(), options.pair(), options.key.as_ref())?;
         let networks = Networks::start(&NetworkConfig {
             transport: config.emulator.transport(),
             sockets: private.path(),
@@ -263,8 +264,8 @@ impl Rig {
         let place = &self.places[index];
         let (slot, name) = (place.slot, place.slot.name());
         let emulator = self.config.emulator;
-        let first_term = self.arbiter.as_ref().map(Arbiter::first_free_term);
-        let options = CommandLine::new(slot, part, emulator, first_term, &self.config.options);
+        let asked = self.arbiter.as_ref().map(Arbiter::asked);
+        let options = CommandLine::new(slot, part, emulator, asked, &self.config.options);
         let card = |&purpose: &Purpose| -> Result<Card> {
             let network = purpose.network();
             let guests_own = purpose == Purpose::Client && emulator.nics_are_strict();

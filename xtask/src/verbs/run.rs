@@ -88,8 +88,8 @@ pub struct RunArgs {
     /// Capture both networks into client.pcap and log.pcap
     #[arg(long)]
     capture: bool,
-    /// The arbiter: `own` to the rig, one at HOST:PORT (an etcd), or `none`
-    #[arg(long, default_value = "own", value_name = "own|none|HOST:PORT")]
+    /// The arbiter: `own` to the rig, one at HOST:PORT with the pair's key, an etcd in plain words (INSECURE), or `none`
+    #[arg(long, default_value = "own", value_name = "own|none|[etcd://]HOST:PORT")]
     arbiter: Choice,
     /// Seed of the networks' random faults
     #[arg(long, default_value_t = 0)]

@@ -40,6 +40,10 @@ pub fn rows(machine: &MachineSnapshot) -> Vec<Row> {
         rows.extend((!trouble.is_empty()).then(|| ("ARBITER", format!("would give no term now: {trouble}"))));
         let insecure = "no key: everybody on the log network can decide who runs the guest".to_owned();
         rows.extend((status.security == "insecure").then_some(("INSECURE", insecure)));
+        let plain =
+            "the arbiter is asked in plain words: everybody on the way can decide who runs the guest".to_owned();
+        let is_plain = status.security != "insecure" && status.arbiter.words == "etcd";
+        rows.extend(is_plain.then_some(("INSECURE", plain)));
         rows.extend(errors(status));
         rows.extend(lag(machine.role, status));
         rows.extend(gate(machine.role, status));
@@ -110,7 +114,7 @@ fn log(role: Role, status: &Status, rates: &Rates) -> Option<Row> {
 }
 
 fn term(status: &Status) -> Option<Row> {
-    let Asking { asks_for, tries, failures, granted, taken, answer_us, .. } = status.arbiter;
+    let Asking { asks_for, tries, failures, unauthentic, granted, taken, answer_us, .. } = status.arbiter;
     if status.term == 0 && asks_for == 0 && tries == 0 {
         return None;
     }
@@ -120,6 +124,9 @@ fn term(status: &Status) -> Option<Row> {
     }
     if tries > 0 {
         parts.push(format!("asked {tries} times, {failures} in vain"));
+    }
+    if unauthentic > 0 {
+        parts.push(format!("{unauthentic} answers that were not the arbiter's"));
     }
     if granted + taken > 0 {
         parts.push(format!("last answer after {}", millis(answer_us)));
@@ -253,6 +260,19 @@ mod tests {
             names(&rows(&machine)).contains(&"INSECURE")
         };
         assert_eq!([shown("insecure"), shown("key"), shown("")], [true, false, false]);
+    }
+
+    #[test]
+    fn an_arbiter_that_anybody_can_be_is_shown_as_such() {
+        let shown = |words: &str| {
+            let mut machine = example().machine(Role::Primary).unwrap().clone();
+            let status = machine.status.as_mut().unwrap();
+            (status.security, status.arbiter.words, status.arbiter.unauthentic) = ("key".into(), words.into(), 3);
+            let rows = rows(&machine);
+            assert!(rows.iter().any(|(name, text)| *name == "term" && text.contains("3 answers that were not")));
+            names(&rows).contains(&"INSECURE")
+        };
+        assert_eq!([shown("etcd"), shown("sealed"), shown("")], [true, false, false]);
     }
 
     #[test]

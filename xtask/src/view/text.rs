@@ -147,6 +147,7 @@ pub(super) mod tests {
             takeovers: vec![TakeoverEntry { at_s: 40.0, name: "pollux".into(), times }],
             arbiter: Some(ArbiterSnapshot {
                 address: "127.0.0.1:2379".into(),
+                insecure: false,
                 newest_term: Some(2),
                 winner: Some("00000000000000aa pollux".into()),
                 requests: 3,

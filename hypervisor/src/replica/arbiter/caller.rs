@@ -7,12 +7,14 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::net::SocketAddrV4;
 
-use pollux_ft::arbiter::{Ask, Failure, Try};
+use pollux_ft::arbiter::sealed::Nonce;
+use pollux_ft::arbiter::{Ask, Failure, Manner, Try};
 use pollux_ft::{Span, Time};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::wire::{IpAddress, IpEndpoint};
 
+use crate::random::Random;
 use crate::replica::stack::Stack;
 
 /// Bytes that TCP buffers in each direction; question and answer have less than a thousand.
@@ -55,6 +57,8 @@ pub struct Counts {
     pub tries: u64,
     /// Those without an answer.
     pub failures: u64,
+    /// Those of them that were answered by somebody else.
+    pub unauthentic: u64,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +83,8 @@ struct Exchange {
 pub struct Caller {
     server: SocketAddrV4,
     host: String,
+    manner: Manner,
+    random: Random,
     times: Times,
     socket: SocketHandle,
     phase: Phase,
@@ -86,14 +92,16 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// A caller with a socket on `stack`.
-    pub fn new(server: SocketAddrV4, times: Times, stack: &mut Stack) -> Self {
+    /// A caller with a socket on `stack`, which speaks to the arbiter at `server` in this manner.
+    pub fn new(server: SocketAddrV4, manner: Manner, times: Times, random: Random, stack: &mut Stack) -> Self {
         let buffer = || SocketBuffer::new(vec![0; BUFFER]);
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(false);
         Self {
             server,
             host: format!("{server}"),
+            manner,
+            random,
             times,
             socket: stack.add(socket),
             phase: Phase::Idle,
@@ -170,6 +178,7 @@ impl Caller {
             }
             Err(trouble) => {
                 self.counts.failures += 1;
+                self.counts.unauthentic += u64::from(matches!(trouble, Trouble::Answer(Failure::Unauthentic(_))));
                 self.phase = Phase::Waiting(now.after(self.times.retry));
                 Err(trouble)
             }
@@ -182,12 +191,15 @@ impl Caller {
         self.counts.tries += 1;
         let server = IpEndpoint::new(IpAddress::Ipv4(*self.server.ip()), self.server.port());
         stack.connect(self.socket, server).map_err(|_| Trouble::Refused)?;
-        self.phase = Phase::Trying(Exchange {
-            until: now.after(self.times.timeout),
-            unsent: ask.request(&self.host),
-            response: Try::default(),
-        });
+        let nonce = self.nonce();
+        let (response, unsent) = Try::begin(ask, &self.manner, &self.host, nonce);
+        self.phase = Phase::Trying(Exchange { until: now.after(self.times.timeout), unsent, response });
         Ok(Step::Moved)
+    }
+
+    /// Another one for each try.
+    fn nonce(&mut self) -> Nonce {
+        *self.random.draw().first_chunk().expect("it is shorter")
     }
 }
 

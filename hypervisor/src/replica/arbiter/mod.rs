@@ -1,6 +1,7 @@
 //! Wins terms at the arbiter, by every way that leads there: the log network, and the client network in the machine's
-//! own name, so that a dead log link does not hide it. Both are tried at once, and the first answer counts: the
-//! arbiter grants a term again to whom it belongs, so that two questions are as good as one.
+//! own name, so that a dead log link does not hide it; and each of its addresses, where several programs give the terms of
+//! one store. All are tried at once, and the first answer counts: the arbiter grants a term again to whom it belongs, so
+//! that two questions are as good as one. With a key only what was sealed with it is an answer.
 //!
 //! A question stays open until it is answered or withdrawn. What it means is the node's business.
 //!
@@ -16,7 +17,7 @@ mod way;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use pollux_ft::arbiter::{Answer, ArbiterId, Look, Question};
+use pollux_ft::arbiter::{Answer, ArbiterId, Look, Manner, Question};
 use pollux_ft::{NodeId, Span, Term, Time};
 use pollux_nic::FrameSink;
 use pollux_nic::e1000::E1000;
@@ -30,6 +31,7 @@ use super::stack::FRAMES_A_TURN;
 use crate::config::{ArbiterOptions, Routes};
 use crate::host::interrupts::Fired;
 use crate::host::nic::Route;
+use crate::random::Random;
 
 pub use self::station::Station as MachineStation;
 
@@ -42,6 +44,8 @@ pub struct ArbiterFigures {
     pub tries: u64,
     /// Those that brought no answer.
     pub failures: u64,
+    /// Answers that were not the arbiter's, to questions and looks.
+    pub unauthentic: u64,
     /// Terms won.
     pub granted: u64,
     /// Terms that others held.
@@ -54,10 +58,10 @@ pub struct ArbiterFigures {
     pub looks_in_vain: u64,
 }
 
-/// The way over the client network.
+/// The ways over the client network.
 struct Own {
     station: Station,
-    way: Way,
+    ways: Vec<Way>,
     /// The station's own card, if it does not share that of the clients.
     card: Option<(E1000, Route)>,
 }
@@ -74,27 +78,34 @@ pub struct Arbiter {
     agreed: Option<ArbiterId>,
     /// Looks are allowed.
     watching: bool,
-    log: Option<Way>,
+    sealed: bool,
+    log: Vec<Way>,
     own: Option<Own>,
     figures: ArbiterFigures,
 }
 
 impl Arbiter {
-    /// Prepares the ways to the arbiter; asks nothing yet.
+    /// Prepares the ways to the arbiter, which is spoken to in this manner; asks nothing yet.
     ///
     /// `station` is this machine's place on the client network and `card` its card, if it has one for itself.
     pub fn new(
         (pair, machine, node): (&str, &str, NodeId),
-        options: &ArbiterOptions,
         routes: Routes,
+        (manner, options): (&Manner, &ArbiterOptions),
+        mut random: Random,
         link: &mut Link,
         station: Option<(Station, Option<(E1000, Route)>)>,
     ) -> Self {
-        let log = routes.log.map(|server| link.with_stack(|stack| (Way::new("log", server, options, stack), false)));
-        let own = routes.machine.zip(station).map(|(server, (mut station, card))| {
-            station.talk_to(*server.ip());
-            let way = Way::new("client", server, options, &mut station.stack);
-            Own { station, way, card }
+        let Routes { log, machine: client } = routes;
+        let log = link.with_stack(|stack| {
+            let way = |server| Way::new("log", server, manner, options, &mut random, stack);
+            (log.into_iter().map(way).collect(), false)
+        });
+        let own = station.filter(|_| !client.is_empty()).map(|(mut station, card)| {
+            client.iter().for_each(|server| station.talk_to(*server.ip()));
+            let way = |server| Way::new("client", server, manner, options, &mut random, &mut station.stack);
+            let ways = client.into_iter().map(way).collect();
+            Own { station, ways, card }
         });
         Self {
             pair: pair.into(),
@@ -105,6 +116,7 @@ impl Arbiter {
             look: Look::new(pair),
             agreed: None,
             watching: false,
+            sealed: matches!(manner, Manner::Sealed(_)),
             log,
             own,
             figures: ArbiterFigures::default(),
@@ -122,8 +134,7 @@ impl Arbiter {
 
     /// Which arbiter has answered a look since this was last asked.
     pub fn take_seen(&mut self) -> Option<ArbiterId> {
-        let own = self.own.as_mut().map(|own| &mut own.way);
-        [self.log.as_mut(), own].into_iter().flatten().filter_map(Way::take_seen).next()
+        self.ways_mut().find_map(Way::take_seen)
     }
 
     /// Asks for `term` until there is an answer; an earlier question is dropped.
@@ -132,9 +143,7 @@ impl Arbiter {
         self.figures.questions += 1;
         self.question = Some(Question::new(&self.pair, term, self.node, &self.machine).of(self.agreed));
         self.asked = now;
-        if let Some(way) = &mut self.log {
-            way.begin(now);
-        }
+        self.log.iter_mut().for_each(|way| way.begin(now));
         if let Some(own) = &mut self.own {
             own.begin(now);
         }
@@ -143,11 +152,13 @@ impl Arbiter {
     /// Asks no more.
     pub fn cancel(&mut self, link: &mut Link) {
         self.question = None;
-        if let Some(way) = &mut self.log {
+        for way in &mut self.log {
             link.with_stack(|stack| ((), way.stop(stack)));
         }
-        if let Some(own) = &mut self.own {
-            own.way.stop(&mut own.station.stack);
+        if let Some(Own { station, ways, .. }) = &mut self.own {
+            for way in ways {
+                way.stop(&mut station.stack);
+            }
         }
     }
 
@@ -184,8 +195,9 @@ impl Arbiter {
         self.watching = watching && self.question.is_none();
         let look = self.watching.then_some(&self.look);
         let mut answer = None;
-        if let Some(way) = &mut self.log {
-            answer = link.with_stack(|stack| way.poll(now, self.question.as_ref(), look, stack));
+        for way in &mut self.log {
+            let other = link.with_stack(|stack| way.poll(now, self.question.as_ref(), look, stack));
+            answer = answer.or(other);
         }
         if let Some(own) = &mut self.own {
             let other = own.poll(now, self.question.as_ref(), look, client);
@@ -205,7 +217,7 @@ impl Arbiter {
     /// When [`poll`](Self::poll) has something to do even if no frame comes.
     #[must_use]
     pub fn poll_at(&mut self, now: Time) -> Option<Time> {
-        let log = self.log.as_ref().and_then(|way| way.poll_at(self.watching));
+        let log = self.log.iter().filter_map(|way| way.poll_at(self.watching)).min();
         let own = self.own.as_mut().and_then(|own| own.poll_at(now, self.watching));
         [log, own].into_iter().flatten().min()
     }
@@ -217,11 +229,13 @@ impl Arbiter {
             core::array::from_fn(|kind| Counts {
                 tries: sums[kind].tries + way[kind].tries,
                 failures: sums[kind].failures + way[kind].failures,
+                unauthentic: sums[kind].unauthentic + way[kind].unauthentic,
             })
         });
         ArbiterFigures {
             tries: questions.tries,
             failures: questions.failures,
+            unauthentic: questions.unauthentic + looks.unauthentic,
             looks: looks.tries,
             looks_in_vain: looks.failures,
             ..self.figures
@@ -242,12 +256,21 @@ impl Arbiter {
 
     /// What looks have found out since this was last asked.
     pub fn take_news(&mut self) -> impl Iterator<Item = News> + use<'_> {
-        let own = self.own.as_mut().map(|own| &mut own.way);
-        [self.log.as_mut(), own].into_iter().flatten().filter_map(Way::take_news)
+        self.ways_mut().filter_map(Way::take_news)
+    }
+
+    /// Whether it is asked in sealed words, so that nobody else can answer.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.sealed
     }
 
     fn ways(&self) -> impl Iterator<Item = &Way> {
-        [self.log.as_ref(), self.own.as_ref().map(|own| &own.way)].into_iter().flatten()
+        self.log.iter().chain(self.own.iter().flat_map(|own| &own.ways))
+    }
+
+    fn ways_mut(&mut self) -> impl Iterator<Item = &mut Way> {
+        self.log.iter_mut().chain(self.own.iter_mut().flat_map(|own| &mut own.ways))
     }
 }
 
@@ -255,7 +278,7 @@ impl Own {
     fn begin(&mut self, now: Time) {
         self.station.wake(true);
         self.station.set_urgent(true);
-        self.way.begin(now);
+        self.ways.iter_mut().for_each(|way| way.begin(now));
     }
 
     fn poll(
@@ -281,16 +304,20 @@ impl Own {
 
     /// Moves everything between the station's queues of frames, and the question or the look.
     fn turn(&mut self, now: Time, question: Option<&Question>, look: Option<&Look>) -> Option<Answer> {
-        let due = look.is_some() && self.way.poll_at(true).is_some_and(|at| at <= now);
+        let due = look.is_some() && self.ways_poll_at(true).is_some_and(|at| at <= now);
         if !self.station.is_awake() && !due {
             return None;
         }
         self.station.wake(true);
         self.station.poll(now);
-        let (answer, _) = self.way.poll(now, question, look, &mut self.station.stack);
+        let mut answer = None;
+        for way in &mut self.ways {
+            let (other, _) = way.poll(now, question, look, &mut self.station.stack);
+            answer = answer.or(other);
+        }
         // What that gave to say, perhaps a last reset, is said now.
         self.station.poll(now);
-        self.station.wake(self.way.is_busy());
+        self.station.wake(self.ways.iter().any(Way::is_busy));
         self.station.set_urgent(question.is_some() && answer.is_none());
         answer
     }
@@ -311,11 +338,15 @@ impl Own {
 
     fn poll_at(&mut self, now: Time, watching: bool) -> Option<Time> {
         if !self.station.is_awake() {
-            return self.way.poll_at(watching);
+            return self.ways_poll_at(watching);
         }
         if self.station.waiting() > 0 {
             return Some(now);
         }
-        [self.way.poll_at(watching), self.station.poll_at(now)].into_iter().flatten().min()
+        [self.ways_poll_at(watching), self.station.poll_at(now)].into_iter().flatten().min()
+    }
+
+    fn ways_poll_at(&self, watching: bool) -> Option<Time> {
+        self.ways.iter().filter_map(|way| way.poll_at(watching)).min()
     }
 }

@@ -37,8 +37,8 @@ pub struct Station {
     mac: MacAddress,
     address: Ipv4Addr,
     gateway: Option<Ipv4Addr>,
-    /// Whom it talks to; without one it hears everybody.
-    server: Option<Ipv4Addr>,
+    /// Whom it talks to; without any it hears everybody.
+    servers: Vec<Ipv4Addr>,
     frames: Frames,
     /// Its sockets are there while it is asleep, too.
     pub stack: Stack,
@@ -51,12 +51,12 @@ impl Station {
     pub fn new(mac: MacAddress, own: Cidr, gateway: Option<Ipv4Addr>, random: Random) -> Self {
         let mut frames = Frames::default();
         let stack = Stack::new(mac, own, gateway, random, &mut frames);
-        Self { mac, address: own.address, gateway, server: None, frames, stack, awake: false, urgent: false }
+        Self { mac, address: own.address, gateway, servers: Vec::new(), frames, stack, awake: false, urgent: false }
     }
 
-    /// From now on it talks to this server and hears nobody else.
+    /// From now on it talks to this server, too, and hears nobody whom it was not told of.
     pub fn talk_to(&mut self, server: Ipv4Addr) {
-        self.server = Some(server);
+        self.servers.push(server);
     }
 
     /// Its MAC address.
@@ -97,18 +97,20 @@ impl Station {
         whose != For::Machine
     }
 
-    /// Whether a frame comes from the server, or is ARP of a neighbour that may be on the way there.
+    /// Whether a frame comes from a server, or is ARP of a neighbour that may be on the way there.
     fn is_expected(&self, frame: &[u8]) -> bool {
-        let Some(server) = self.server else { return true };
+        if self.servers.is_empty() {
+            return true;
+        }
         let Ok(frame) = EthernetFrame::new_checked(frame) else { return false };
         match frame.ethertype() {
             EthernetProtocol::Ipv4 => {
-                Ipv4Packet::new_checked(frame.payload()).is_ok_and(|packet| packet.src_addr() == server)
+                Ipv4Packet::new_checked(frame.payload()).is_ok_and(|packet| self.servers.contains(&packet.src_addr()))
             }
             EthernetProtocol::Arp => {
                 let packet = ArpPacket::new_checked(frame.payload()).and_then(|packet| ArpRepr::parse(&packet));
                 matches!(packet, Ok(ArpRepr::EthernetIpv4 { source_protocol_addr, .. })
-                    if [Some(server), self.gateway].contains(&Some(source_protocol_addr)))
+                    if self.servers.contains(&source_protocol_addr) || self.gateway == Some(source_protocol_addr))
             }
             _ => false,
         }

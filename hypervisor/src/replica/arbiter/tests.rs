@@ -3,7 +3,9 @@
 use core::net::Ipv4Addr;
 use std::collections::VecDeque;
 
+use pollux_ft::PairKey;
 use pollux_ft::arbiter::Winner;
+use pollux_ft::arbiter::sealed::{self, ArbiterKey, Received, Verdict};
 use pollux_nic::MacAddress;
 use proptest::prelude::*;
 use smoltcp::iface::SocketHandle;
@@ -36,10 +38,21 @@ enum Reply {
     Raw(&'static str),
     Reset,
     Nothing,
+    /// To a sealed question: this.
+    Says(Verdict),
+    /// What it last said so.
+    SaysAgain,
+    /// The same, with a bit changed.
+    Forged,
+    /// The question.
+    Mirror,
 }
 
 struct Desk {
     own: Own,
+    /// With it questions are sealed.
+    key: Option<ArbiterKey>,
+    said: Vec<u8>,
     server: Station,
     /// Two, as the second connection of a machine may come before the end of its first.
     listeners: [SocketHandle; 2],
@@ -56,10 +69,20 @@ struct Desk {
 
 impl Desk {
     fn new(replies: &[Reply]) -> Self {
+        Self::with(None, &["10.0.2.3:2379"], replies)
+    }
+
+    /// A machine that has the addresses `servers` for its arbiter, and speaks to it with `key`; it answers at 10.0.2.3:2379.
+    fn with(key: Option<ArbiterKey>, servers: &[&str], replies: &[Reply]) -> Self {
         let mut station = Station::new(MACHINE, cidr("10.0.2.21/24"), None, Random::new([1; 32]));
-        station.talk_to(Ipv4Addr::new(10, 0, 2, 3));
-        let options = ArbiterOptions::default();
-        let way = Way::new("client", "10.0.2.3:2379".parse().unwrap(), &options, &mut station.stack);
+        let (options, mut random) = (ArbiterOptions::default(), Random::new([4; 32]));
+        let manner = key.clone().map_or(Manner::Etcd, Manner::Sealed);
+        let mut way = |server: &&str| {
+            let server: core::net::SocketAddrV4 = server.parse().unwrap();
+            station.talk_to(*server.ip());
+            Way::new("client", server, &manner, &options, &mut random, &mut station.stack)
+        };
+        let ways = servers.iter().map(&mut way).collect();
         let mut server = Station::new(SERVER, cidr("10.0.2.3/24"), None, Random::new([2; 32]));
         server.wake(true);
         let listeners = [(); 2].map(|()| {
@@ -71,7 +94,9 @@ impl Desk {
             server.stack.add(socket)
         });
         Self {
-            own: Own { station, way, card: None },
+            own: Own { station, ways, card: None },
+            key,
+            said: Vec::new(),
             server,
             listeners,
             replies: replies.iter().cloned().collect(),
@@ -133,7 +158,11 @@ impl Desk {
             socket.listen(2379).unwrap();
         }
         // It is answered when all of it is there.
+        let (key, said) = (&self.key, &mut self.said);
         let whole = |bytes: &[u8]| {
+            if key.is_some() {
+                return (sealed::length(bytes) == Ok(Some(bytes.len()))).then_some(());
+            }
             let text = String::from_utf8_lossy(bytes);
             let (head, body) = text.split_once("\r\n\r\n")?;
             let length = head.split("Content-Length: ").nth(1)?.lines().next()?.parse().ok()?;
@@ -145,7 +174,8 @@ impl Desk {
         }) else {
             return;
         };
-        assert!(request.starts_with(b"POST /v3/kv/txn HTTP/1.1\r\nHost: 10.0.2.3:2379\r\n"));
+        let plain = request.starts_with(b"POST /v3/kv/txn HTTP/1.1\r\nHost: 10.0.2.3:2379\r\n");
+        assert_eq!(plain, key.is_none());
         self.asked += 1;
         match self.replies.pop_front() {
             Some(Reply::Body(body)) => {
@@ -157,6 +187,20 @@ impl Desk {
             }
             Some(Reply::Raw(text)) => {
                 socket.send_slice(text.as_bytes()).unwrap();
+                socket.close();
+            }
+            Some(Reply::Says(verdict)) => {
+                let (key, nonce) = (key.as_ref().unwrap(), [self.asked as u8; 24]);
+                *said = Received::open(key, &request).unwrap().answer(key, nonce, ArbiterId(5), &verdict);
+                socket.send_slice(said).unwrap();
+                socket.close();
+            }
+            Some(odd @ (Reply::SaysAgain | Reply::Forged | Reply::Mirror)) => {
+                let mut bytes = if odd == Reply::Mirror { request } else { said.clone() };
+                if odd == Reply::Forged {
+                    bytes[60] ^= 1;
+                }
+                socket.send_slice(&bytes).unwrap();
                 socket.close();
             }
             Some(Reply::Reset) => socket.abort(),
@@ -173,13 +217,13 @@ impl Desk {
         let mut news = Vec::new();
         for _ in 0..millis {
             assert_eq!(self.step_with(None, Some(look)), None, "a look gives no term");
-            news.extend(self.own.way.take_news().map(|news| news.to_string()));
+            news.extend(self.own.ways[0].take_news().map(|news| news.to_string()));
         }
         news
     }
 
     fn looks(&self) -> (u64, u64) {
-        let [_, looks] = self.own.way.counts();
+        let [_, looks] = self.own.ways[0].counts();
         (looks.tries, looks.failures)
     }
 
@@ -191,7 +235,7 @@ impl Desk {
     }
 
     fn counts(&self) -> (u64, u64) {
-        let [questions, _] = self.own.way.counts();
+        let [questions, _] = self.own.ways[0].counts();
         (questions.tries, questions.failures)
     }
 }
@@ -368,11 +412,48 @@ fn a_full_arbiter_is_told_of_at_once_and_when_it_is_well_again() {
     for part in ["10.0.2.3:2379", "client network", "\"etcdserver: mvcc: database space exceeded\"", "alarm disarm"] {
         assert!(news[0].contains(part), "{part} is not in {}", news[0]);
     }
-    assert!(desk.own.way.trouble().unwrap().contains("space exceeded"));
+    assert!(desk.own.ways[0].trouble().unwrap().contains("space exceeded"));
     // The same again is no news.
     assert_eq!(desk.look(2 * INTERVAL), [""; 0]);
     assert_eq!(desk.look(INTERVAL), ["the arbiter at 10.0.2.3:2379, over the client network, is well again"]);
-    assert_eq!(desk.own.way.trouble(), None);
+    assert_eq!(desk.own.ways[0].trouble(), None);
+}
+
+fn key() -> ArbiterKey {
+    ArbiterKey::from(&PairKey::new(&[1; 32]))
+}
+
+/// What was recorded, changed or sent back is no answer, be it to a question or to a look: it is counted, and asked again.
+#[test]
+fn only_the_arbiter_itself_answers_a_machine_with_a_key() {
+    let says = |verdict| Reply::Says(verdict);
+    let mut desk = Desk::with(Some(key()), &["10.0.2.3:2379"], &[says(Verdict::Granted)]);
+    assert_eq!(desk.ask(1), Some(Answer::Granted));
+    let odd = [Reply::SaysAgain, Reply::Forged, Reply::Mirror, Reply::Nothing, Reply::Body("{}".into())];
+    desk.replies = odd.into_iter().chain([says(Verdict::Taken("000000000000000d pollux".into()))]).collect();
+    let by = Winner { node: Some(NodeId(0xD)), machine: "pollux".into() };
+    assert_eq!(desk.ask(10), Some(Answer::Taken { by }));
+    let [questions, _] = desk.own.ways[0].counts();
+    assert_eq!((questions.tries, questions.failures, questions.unauthentic), (7, 5, 4));
+    // A look: trouble at once, in the arbiter's own words, and none when it is well.
+    desk.replies = [says(Verdict::Refused("the disk is full".into())), says(Verdict::Well(None))].into();
+    let news = desk.look(500);
+    assert!(news.len() == 1 && news[0].contains("the arbiter says: the disk is full"), "{news:?}");
+    assert_eq!(desk.look(INTERVAL).len(), 1);
+    assert_eq!(desk.own.ways[0].take_seen(), Some(ArbiterId(5)));
+    // The answer to that look is none to a question.
+    desk.replies = [Reply::SaysAgain, says(Verdict::Granted)].into();
+    assert_eq!(desk.ask(10), Some(Answer::Granted));
+}
+
+/// One of several that does not answer delays nothing.
+#[test]
+fn all_addresses_are_asked_at_once() {
+    let servers = ["10.0.2.9:7003", "10.0.2.3:2379", "10.0.2.8:7003"];
+    let mut desk = Desk::with(Some(key()), &servers, &[Reply::Says(Verdict::Granted)]);
+    let begun = desk.now;
+    assert_eq!(desk.ask(1), Some(Answer::Granted));
+    assert!(desk.now < begun.after(Span::from_millis(50)));
 }
 
 /// It is known which arbiter answers, and another one than that which the twins agreed on is no help: neither a look nor a
@@ -383,12 +464,12 @@ fn another_arbiter_is_found_out() {
     let granted = ",\"succeeded\":true,\"responses\":[{\"response_put\":{}}]";
     let mut desk = Desk::new(&[of(5, ""), of(6, ""), of(6, granted), of(5, granted)]);
     assert_eq!(desk.look(500), [""; 0]);
-    assert_eq!((desk.own.way.take_seen(), desk.own.way.take_seen()), (Some(ArbiterId(5)), None));
+    assert_eq!((desk.own.ways[0].take_seen(), desk.own.ways[0].take_seen()), (Some(ArbiterId(5)), None));
     let mut look = Look::new("pair");
     look.agree_on(Some(ArbiterId(5)));
     let news = desk.look_of(INTERVAL, &look);
     assert!(news.len() == 1 && news[0].contains("cluster) 6, and the twins agreed on 5"), "{news:?}");
-    assert_eq!(desk.own.way.take_seen(), None);
+    assert_eq!(desk.own.ways[0].take_seen(), None);
     let question = question(1).of(Some(ArbiterId(5)));
     desk.own.begin(desk.now);
     let answer = (0..5000).find_map(|_| desk.step(Some(&question)));

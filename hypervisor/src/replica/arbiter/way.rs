@@ -6,11 +6,12 @@ use core::fmt;
 use core::net::SocketAddrV4;
 
 use pollux_ft::Time;
-use pollux_ft::arbiter::{Answer, ArbiterId, Look, Question};
+use pollux_ft::arbiter::{Answer, ArbiterId, Look, Manner, Question};
 
 use super::caller::{Caller, Counts, Times, Trouble};
 use super::watch::{RETRY, Watch};
 use crate::config::ArbiterOptions;
+use crate::random::Random;
 use crate::replica::stack::Stack;
 
 /// What a look has found out.
@@ -46,11 +47,20 @@ pub struct Way {
 }
 
 impl Way {
-    /// The way to `server` over the network of `stack`.
-    pub fn new(network: &'static str, server: SocketAddrV4, options: &ArbiterOptions, stack: &mut Stack) -> Self {
-        let times = Times { timeout: options.timeout, retry: options.retry };
-        let caller = Caller::new(server, times, stack);
-        let looker = Caller::new(server, Times { retry: options.retry.max(RETRY), ..times }, stack);
+    /// The way to `server` over the network of `stack`, where it is spoken to in this manner.
+    pub fn new(
+        network: &'static str,
+        server: SocketAddrV4,
+        manner: &Manner,
+        options: &ArbiterOptions,
+        random: &mut Random,
+        stack: &mut Stack,
+    ) -> Self {
+        let mut caller = |retry| {
+            let times = Times { timeout: options.timeout, retry };
+            Caller::new(server, manner.clone(), times, random.fork(), stack)
+        };
+        let (caller, looker) = (caller(options.retry), caller(options.retry.max(RETRY)));
         Self { network, caller, watch: Watch::new(looker, options.watch), trouble: None, news: None }
     }
 
@@ -61,7 +71,8 @@ impl Way {
 
     /// Why the arbiter would be of no use by this way now.
     pub fn trouble(&self) -> Option<String> {
-        self.watch.trouble().map(|trouble| format!("over the {} network: {trouble}", self.network))
+        let (server, network) = (self.caller.server(), self.network);
+        self.watch.trouble().map(|trouble| format!("at {server}, over the {network} network: {trouble}"))
     }
 
     /// What a look has found out since this was last asked.

@@ -10,8 +10,8 @@ use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
 
 use super::guest::Wire;
 use super::*;
-use crate::arbiter::Service;
 use crate::net::{LinkTarget, Network, arbiter_address};
+use pollux_arbiter::{Service, Words};
 
 /// Long enough for an answer that will come, short for one that will not.
 const MOMENT: Duration = Duration::from_millis(400);
@@ -24,7 +24,7 @@ struct Desk {
 
 fn desk() -> Desk {
     let dir = tempfile::tempdir().unwrap();
-    let service = Service::start("127.0.0.1:0".parse().unwrap(), &dir.path().join("arbiter.log")).unwrap();
+    let service = Service::start("127.0.0.1:0".parse().unwrap(), &dir.path().join("arbiter.log"), Words::Etcd).unwrap();
     let config = FabricConfig { arbiter: Some(service.address()), ..config(&dir, Host::None) };
     Desk { fabric: Fabric::start(config).unwrap(), dir, service }
 }
@@ -124,7 +124,7 @@ fn a_dead_arbiter_gives_no_answer_and_a_new_one_does() {
     drop(service);
     assert_eq!(ask(&fabric, Network::Client, 0, &question(1, 0xA), MOMENT), None);
     assert!(fabric.stats().unwrap().relay.unwrap().failed > 0);
-    let _service = Service::start(address, &dir.path().join("arbiter.log")).unwrap();
+    let _service = Service::start(address, &dir.path().join("arbiter.log"), Words::Etcd).unwrap();
     assert_eq!(ask(&fabric, Network::Client, 0, &question(1, 0xA), PATIENCE), Some(Answer::Granted));
 }
 

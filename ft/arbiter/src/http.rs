@@ -1,8 +1,15 @@
 //! One HTTP/1.1 request and its response, on a connection of their own. See: RFC 9112.
+//!
+//! Failures have etcd's form: the status, and a message with gRPC's code. See: grpc, `doc/statuscodes.md`.
 
 use std::io::{ErrorKind, Read, Write};
+use std::sync::Mutex;
 
 use serde_json::{Value, json};
+
+use crate::kv::{self, CallError};
+use crate::service::lock;
+use crate::store::Store;
 
 /// Longest request line and headers in bytes.
 const MAX_HEAD: usize = 8 << 10;
@@ -58,6 +65,40 @@ impl Response {
              Connection: close\r\n\r\n"
         );
         stream.write_all((head + &body).as_bytes())
+    }
+}
+
+/// What is supported.
+const SUPPORTED: &str = "it has POST /v3/kv/txn and /v3/kv/range, and GET /health";
+
+/// Answers the request that comes by `stream`.
+pub fn serve(stream: &mut (impl Read + Write), store: &Mutex<Store>) -> std::io::Result<()> {
+    match receive(stream) {
+        Ok(request) => answer(&request, store).send(stream),
+        Err(RequestError::Bad(what)) => Response::error(400, 3, what).send(stream),
+        Err(RequestError::Gone) => Ok(()),
+    }
+}
+
+/// One request after the other.
+fn answer(request: &Request, store: &Mutex<Store>) -> Response {
+    let mut store = lock(store);
+    let result = match (request.method.as_str(), request.path.as_str()) {
+        ("POST", "/v3/kv/txn") => kv::transaction(&mut store, &request.body),
+        ("POST", "/v3/kv/range") => kv::range(&store, &request.body),
+        ("GET", "/health") => Ok(json!({ "health": "true" })),
+        (_, "/v3/kv/txn" | "/v3/kv/range") => return Response::error(405, 12, "only by POST"),
+        (_, "/health") => return Response::error(405, 12, "only by GET"),
+        (_, path) if path.starts_with("/v3") => {
+            return Response::error(501, 12, &format!("{path} is not supported by this arbiter; {SUPPORTED}"));
+        }
+        (_, path) => return Response::error(404, 5, &format!("there is no {path}; {SUPPORTED}")),
+    };
+    match result {
+        Ok(body) => Response::ok(body),
+        Err(error @ CallError::Bad(_)) => Response::error(400, 3, &error.to_string()),
+        Err(error) if store.has_failed() => Response::error(500, 13, &error.to_string()),
+        Err(error) => Response::error(429, 8, &error.to_string()),
     }
 }
 

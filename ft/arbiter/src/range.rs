@@ -1,4 +1,4 @@
-//! Asks an arbiter elsewhere which terms it has given.
+//! Asks an etcd, or an arbiter that speaks as one, which terms it has given.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Holding, keys_of, newest};
+use crate::service::{Holding, keys_of, newest};
 
 /// How long it may take to connect, and to be silent.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -81,8 +81,8 @@ fn refusal(status: &str, body: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Service, Store};
     use super::*;
+    use crate::{Service, Store, Words};
 
     #[test]
     fn the_newest_term_is_found_from_afar() {
@@ -93,7 +93,7 @@ mod tests {
             store.create(key, "00 castor").unwrap();
         }
         drop(store);
-        let service = Service::start("127.0.0.1:0".parse().unwrap(), &file).unwrap();
+        let service = Service::start("127.0.0.1:0".parse().unwrap(), &file, Words::Etcd).unwrap();
         let address = service.address();
         assert_eq!(newest_at(address, "p").unwrap(), Some(Holding { term: 10, winner: "00 castor".into() }));
         assert_eq!(newest_at(address, "none").unwrap(), None);

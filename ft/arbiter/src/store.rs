@@ -70,7 +70,7 @@ impl Store {
         let mut store = Self { path, file, length, cluster, records, checksum, failed: false, limit: MAX_FILE };
         store.file.set_len(length).with_context(|| format!("cannot cut {shown}"))?;
         if length == 0 {
-            store.cluster = fastrand::u64(1..);
+            store.cluster = u64::from_le_bytes(crate::random::draw()?).max(1);
             store.checksum = store.cluster;
             store.append(&format!("{HEADER}{:016x}\n", store.cluster))?;
         }
@@ -79,6 +79,17 @@ impl Store {
         }
         sync_directory(&store.path)?;
         Ok(store)
+    }
+
+    /// All keys and values of a file, in order, also while an arbiter runs with it; changes nothing.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is damaged.
+    pub fn read(path: &Path) -> Result<Vec<(String, String)>> {
+        let shown = path.display();
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {shown}"))?;
+        let content = read(&bytes).with_context(|| format!("{shown} is damaged and cannot be trusted; {ADVICE}"))?;
+        Ok(content.records.into_iter().map(|(key, record)| (key, record.value)).collect())
     }
 
     /// The number that this arbiter has for as long as its file lasts.
@@ -107,6 +118,7 @@ impl Store {
         Ok(())
     }
 
+    /// Makes it full at so many bytes.
     #[cfg(test)]
     pub fn set_limit(&mut self, limit: u64) {
         self.limit = limit;

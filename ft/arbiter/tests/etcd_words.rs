@@ -1,46 +1,23 @@
-//! The arbiter as machines see it: the same questions to ours and to a real etcd, and what only ours must stand.
+//! The arbiter in etcd's plain words: the same questions to ours and to a real etcd, and what only ours must stand.
 //!
 //! The part with etcd is skipped, with a message, where there is no `etcd` (Debian: `etcd-server`) in the path.
 
+mod server;
+
 use std::collections::HashSet;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use pollux_ft::arbiter::{Answer, Ask, Failure, Look, Question, Try, Winner};
 use pollux_ft::{NodeId, Term};
 use serde_json::Value;
-use tempfile::TempDir;
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A process with an arbiter; killed, as by a power failure, when it is dropped.
-struct Server {
-    process: Child,
-    address: SocketAddr,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn xtask(file: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-    command.args(["arbiter", "--listen", "127.0.0.1:0", "--file"]).arg(file).stdin(Stdio::null());
-    command
-}
+use server::{PATIENCE, Server, command, desk};
 
 fn ours(file: &Path) -> Server {
-    let mut process = xtask(file).stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let address = line.split("listening at ").nth(1).and_then(|rest| rest.split(',').next()).expect(&line);
-    Server { address: address.parse().unwrap(), process }
+    server::start(file, None)
 }
 
 /// An etcd with its data in `directory`; none if there is no etcd.
@@ -247,12 +224,6 @@ fn race(address: SocketAddr) {
     }
 }
 
-fn desk() -> (TempDir, PathBuf) {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("arbiter.log");
-    (directory, file)
-}
-
 #[test]
 fn ours_gives_each_term_once() {
     let (_directory, file) = desk();
@@ -354,7 +325,7 @@ fn a_file_that_cannot_be_trusted_is_refused() {
     let text = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
     let (_directory, file) = desk();
     let server = ours(&file);
-    let second = xtask(&file).output().unwrap();
+    let second = command(&file, None).output().unwrap();
     assert!(!second.status.success() && text(&second).contains("another arbiter"), "{}", text(&second));
     drop(server);
     // A line with a wrong checksum, and a file of an older form.
@@ -363,7 +334,7 @@ fn a_file_that_cannot_be_trusted_is_refused() {
         ("pollux arbiter 1\n", "does not begin with `pollux arbiter 2`"),
     ] {
         std::fs::write(&file, content).unwrap();
-        let refused = xtask(&file).output().unwrap();
+        let refused = command(&file, None).output().unwrap();
         assert!(!refused.status.success() && text(&refused).contains(named), "{}", text(&refused));
     }
 }

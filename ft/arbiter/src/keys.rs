@@ -1,0 +1,278 @@
+//! The keys that an arbiter has: one file for each pair, in a folder that nobody but its owner reads.
+//!
+//! A file is one line, `pollux arbiter key 1 PAIR HEX`. It holds what [`PairKey::arbiter`] derives, not the pair's key: who
+//! steals it can give terms away, and can neither read the pair's stream nor speak for a twin. It names the pair, so that
+//! no pair speaks for another.
+
+use std::collections::HashMap;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use pollux_ft::PairKey;
+use pollux_ft::arbiter::sealed::ArbiterKey;
+use pollux_ft::key::KEY_BYTES;
+use pollux_ft::pairing::MAX_NAME;
+
+const HEADER: &str = "pollux arbiter key 1 ";
+/// Files in a folder at most.
+const MAX_FILES: usize = 10_000;
+/// The folder is read again for an unknown pair no more often than this.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A pair, and what it shares with its arbiter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// Its name.
+    pub name: String,
+    /// The key.
+    pub key: ArbiterKey,
+}
+
+impl Pair {
+    /// The pair called `name` that has this key.
+    #[must_use]
+    pub fn new(name: &str, key: &PairKey) -> Self {
+        Self { name: name.into(), key: key.into() }
+    }
+}
+
+/// Writes the arbiter's key file of the pair called `name`, whose own key is `secret`, for its owner alone.
+///
+/// # Errors
+/// A name that no pair can have; a file that exists already, or cannot be written.
+pub fn write(name: &str, secret: &[u8; KEY_BYTES], file: &Path) -> Result<()> {
+    check_name(name)?;
+    let hex: String = PairKey::new(secret).arbiter().iter().map(|byte| format!("{byte:02x}")).collect();
+    let shown = file.display();
+    let out = OpenOptions::new().create_new(true).write(true).mode(0o600).open(file);
+    let mut out = out.with_context(|| format!("cannot make the key {shown}"))?;
+    writeln!(out, "{HEADER}{name} {hex}").with_context(|| format!("cannot write {shown}"))
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let fits = !name.is_empty() && name.len() <= MAX_NAME && name.bytes().all(|byte| byte.is_ascii_graphic());
+    ensure!(fits, "`{name}` is no pair's name: 1 to {MAX_NAME} printable characters without spaces");
+    Ok(())
+}
+
+/// Reads one file.
+fn read(file: &Path) -> Result<Pair> {
+    let shown = file.display();
+    check_private(file)?;
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read the key {shown}"))?;
+    parse(&text).with_context(|| format!("{shown} is no arbiter's key: `pollux-arbiter key` makes one of a pair's key"))
+}
+
+fn parse(text: &str) -> Option<Pair> {
+    let (name, hex) = text.strip_prefix(HEADER)?.strip_suffix('\n')?.split_once(' ')?;
+    check_name(name).ok()?;
+    if hex.len() != 2 * KEY_BYTES || !hex.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
+        return None;
+    }
+    let mut secret = [0; KEY_BYTES];
+    for (byte, digits) in secret.iter_mut().zip(hex.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(Pair { name: name.into(), key: ArbiterKey::new(&secret) })
+}
+
+fn check_private(path: &Path) -> Result<()> {
+    let shown = path.display();
+    let mode = fs::metadata(path).with_context(|| format!("cannot read {shown}"))?.permissions().mode();
+    ensure!(mode & 0o077 == 0, "others than its owner can read {shown}: chmod go= {shown}");
+    Ok(())
+}
+
+/// All keys by fingerprint.
+type Known = HashMap<u64, Pair>;
+
+fn collect(pairs: impl IntoIterator<Item = Pair>) -> Result<Known> {
+    let mut known = Known::new();
+    for pair in pairs {
+        let name = pair.name.clone();
+        if let Some(other) = known.insert(pair.key.fingerprint(), pair) {
+            bail!("the pairs {} and {name} have the same key", other.name);
+        }
+    }
+    Ok(known)
+}
+
+fn read_folder(folder: &Path) -> Result<Known> {
+    let shown = folder.display();
+    check_private(folder)?;
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {shown}"))? {
+        let path = entry.with_context(|| format!("cannot read {shown}"))?.path();
+        let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.is_file() {
+            files.push(path);
+        }
+    }
+    ensure!(files.len() <= MAX_FILES, "{shown} has more than {MAX_FILES} files");
+    files.sort();
+    collect(files.iter().map(|file| read(file)).collect::<Result<Vec<_>>>()?)
+}
+
+/// The keys of an arbiter at work.
+#[derive(Debug)]
+pub struct Keyring {
+    folder: Option<PathBuf>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    known: Known,
+    read: Instant,
+}
+
+impl Keyring {
+    /// The keys in the files of `folder`. A pair whose file comes later is known from its first question on.
+    ///
+    /// # Errors
+    /// A file or folder that others can read, that is no key's, or two pairs with one key.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let state = State { known: read_folder(folder)?, read: Instant::now() };
+        Ok(Self { folder: Some(folder.to_owned()), state: Mutex::new(state) })
+    }
+
+    /// These, and never others.
+    ///
+    /// # Errors
+    /// Two pairs with one key.
+    pub fn of(pairs: impl IntoIterator<Item = Pair>) -> Result<Self> {
+        let state = State { known: collect(pairs)?, read: Instant::now() };
+        Ok(Self { folder: None, state: Mutex::new(state) })
+    }
+
+    /// How many pairs there are.
+    pub fn len(&self) -> usize {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).known.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The pair whose key has this fingerprint. For one that is not known the folder is read again, once a second at most.
+    pub fn find(&self, fingerprint: u64) -> Option<Pair> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(folder) = &self.folder
+            && !state.known.contains_key(&fingerprint)
+            && state.read.elapsed() >= PAUSE
+        {
+            state.read = Instant::now();
+            match read_folder(folder) {
+                Ok(known) => state.known = known,
+                Err(error) => eprintln!("arbiter: the keys stay as they were: {error:#}"),
+            }
+        }
+        state.known.get(&fingerprint).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        folder
+    }
+
+    fn print(byte: u8) -> u64 {
+        Pair::new("x", &PairKey::new(&[byte; 32])).key.fingerprint()
+    }
+
+    #[test]
+    fn each_pair_is_known_by_its_key() {
+        let folder = folder();
+        for (name, byte) in [("castor", 1), ("helen", 2)] {
+            write(name, &[byte; 32], &folder.path().join(name)).unwrap();
+            assert!(write(name, &[9; 32], &folder.path().join(name)).is_err(), "never over another one");
+        }
+        let keys = Keyring::open(folder.path()).unwrap();
+        assert_eq!((keys.len(), keys.find(print(1)).unwrap()), (2, Pair::new("castor", &PairKey::new(&[1; 32]))));
+        assert_eq!(keys.find(print(3)), None);
+        // One more pair.
+        write("leda", &[3; 32], &folder.path().join("leda")).unwrap();
+        keys.state.lock().unwrap().read -= PAUSE;
+        assert_eq!(keys.find(print(3)).unwrap().name, "leda");
+        // A file that is no key's changes nothing.
+        fs::write(folder.path().join("odd"), "odd").unwrap();
+        keys.state.lock().unwrap().read -= PAUSE;
+        assert_eq!((keys.find(print(4)), keys.len()), (None, 3));
+    }
+
+    /// Who has the arbiter's file has not the pair's key.
+    #[test]
+    fn a_file_holds_no_pairs_key() {
+        let folder = folder();
+        let file = folder.path().join("key");
+        write("castor", &[0x5a; 32], &file).unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(!fs::read_to_string(&file).unwrap().contains("5a5a"));
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused() {
+        let good = format!("{HEADER}castor {}\n", "0a".repeat(32));
+        assert!(parse(&good).is_some());
+        for bad in [
+            String::new(),
+            good.replace("0a", "0A"),
+            good.replace("castor", "ca stor"),
+            good.replace("castor", &"x".repeat(MAX_NAME + 1)),
+            good.replace("key 1", "key 2"),
+            good.trim_end().to_owned(),
+            good.clone() + "\n",
+        ] {
+            assert!(parse(&bad).is_none(), "{bad}");
+        }
+        let folder = folder();
+        let file = folder.path().join("key");
+        for bytes in [&[1; 32][..], b"text\n"] {
+            let _ = fs::remove_file(&file);
+            OpenOptions::new()
+                .create(true)
+                .write(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&file)
+                .unwrap()
+                .write_all(bytes)
+                .unwrap();
+            let error = format!("{:#}", Keyring::open(folder.path()).unwrap_err());
+            assert!(error.contains("key"), "{error}");
+        }
+        assert!(write("", &[1; 32], &folder.path().join("x")).is_err());
+    }
+
+    #[test]
+    fn others_must_not_read_keys() {
+        let folder = folder();
+        let file = folder.path().join("key");
+        write("castor", &[1; 32], &file).unwrap();
+        let refused = || Keyring::open(folder.path()).unwrap_err().to_string().contains("others than its owner");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(refused());
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o400)).unwrap();
+        assert!(Keyring::open(folder.path()).is_ok());
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(refused());
+    }
+
+    #[test]
+    fn one_key_is_one_pairs() {
+        let key = PairKey::new(&[1; 32]);
+        let error = Keyring::of([Pair::new("castor", &key), Pair::new("helen", &key)]).unwrap_err().to_string();
+        assert_eq!(error, "the pairs castor and helen have the same key");
+    }
+}

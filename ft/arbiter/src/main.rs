@@ -1,0 +1,156 @@
+//! The program: serves, and shows what was given.
+
+#![forbid(unsafe_code)]
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser};
+use pollux_arbiter::keys::{self, Keyring, Pair};
+use pollux_arbiter::{Service, Store, Words};
+use pollux_ft::PairKey;
+use pollux_ft::key::KEY_BYTES;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+/// Writes a line to the standard output. What a reader that has gone does not take is lost.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(out, $($text)*).and_then(|()| out.flush());
+    }};
+}
+
+/// How often to look whether we are to end.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Gives each term of a pair to at most one of its machines, and remembers it.
+#[derive(Debug, Parser)]
+#[command(name = "pollux-arbiter")]
+enum Task {
+    /// Answer the machines of pairs until somebody ends it
+    Serve(ServeArgs),
+    /// Show the terms in a file, also while an arbiter serves with it; changes nothing
+    Terms {
+        /// The arbiter's file
+        #[arg(long)]
+        file: PathBuf,
+    },
+    /// Ask an arbiter for the newest term of a pair
+    Newest {
+        /// Where it listens
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        at: SocketAddr,
+        #[command(flatten)]
+        pair: PairArgs,
+    },
+    /// Make an arbiter's key file of a pair's key
+    Key {
+        #[command(flatten)]
+        pair: PairArgs,
+        /// Where it goes; for its owner alone
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ServeArgs {
+    /// The address to listen at; port 0 takes any free one
+    #[arg(long, default_value = "127.0.0.1:7003", value_name = "ADDRESS:PORT")]
+    listen: SocketAddr,
+    /// The file that keeps the terms; it is created if there is none
+    #[arg(long)]
+    file: PathBuf,
+    #[command(flatten)]
+    words: WordsArgs,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct WordsArgs {
+    /// The folder with the key files of the pairs, readable by its owner only
+    #[arg(long, value_name = "FOLDER")]
+    keys: Option<PathBuf>,
+    /// Speak as an etcd does, in plain words: whoever reaches the address decides which machine lives
+    #[arg(long)]
+    insecure_etcd: bool,
+}
+
+#[derive(Debug, Args)]
+struct PairArgs {
+    /// The pair's name
+    #[arg(long = "pair", default_value = "pollux", value_name = "NAME")]
+    name: String,
+    /// The pair's key: 32 bytes
+    #[arg(long = "key", value_name = "FILE")]
+    key: PathBuf,
+}
+
+impl PairArgs {
+    fn secret(&self) -> Result<[u8; KEY_BYTES]> {
+        let shown = self.key.display();
+        let bytes = std::fs::read(&self.key).with_context(|| format!("cannot read the key {shown}"))?;
+        bytes.try_into().ok().with_context(|| format!("{shown} is no pair's key of {KEY_BYTES} bytes"))
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Task::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Serve(arguments) => serve(arguments),
+        Task::Terms { file } => terms(&file),
+        Task::Newest { at, pair } => {
+            let pair = Pair::new(&pair.name, &PairKey::new(&pair.secret()?));
+            match pollux_arbiter::newest_at(at, &pair)? {
+                Some(holding) => say!("{} {} {}", pair.name, holding.term, holding.winner),
+                None => say!("{} has no term yet", pair.name),
+            }
+            Ok(())
+        }
+        Task::Key { pair, file } => keys::write(&pair.name, &pair.secret()?, &file),
+    }
+}
+
+fn serve(arguments: ServeArgs) -> Result<()> {
+    let ended = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&ended)).context("cannot install a signal handler")?;
+    }
+    let (words, how) = match arguments.words.keys {
+        Some(folder) => {
+            let keys = Keyring::open(&folder)?;
+            let how = format!("keys of {} pairs", keys.len());
+            (Words::Sealed(keys), how)
+        }
+        None => (Words::Etcd, "INSECURE: whoever reaches it decides".to_owned()),
+    };
+    let file = arguments.file;
+    let service = Service::start(arguments.listen, &file, words)?;
+    say!("arbiter: listening at {}, {} terms in {}, {how}", service.address(), service.terms(), file.display());
+    while !ended.load(Ordering::Relaxed) {
+        std::thread::sleep(POLL);
+    }
+    say!("arbiter: ended, {} questions, {} of strangers", service.requests(), service.strangers());
+    Ok(())
+}
+
+fn terms(file: &Path) -> Result<()> {
+    for (key, holder) in Store::read(file)? {
+        say!("{key} {holder}");
+    }
+    Ok(())
+}

@@ -1,0 +1,257 @@
+//! The arbiter as the machines of pairs with keys see it, and as everybody else does.
+
+mod server;
+
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+
+use pollux_arbiter::keys::{self, Pair};
+use pollux_arbiter::{Holding, newest_at};
+use pollux_ft::arbiter::sealed::{ArbiterKey, Call, Pending, Query};
+use pollux_ft::arbiter::{Answer, ArbiterId, Ask, Failure, Look, Manner, Question, Try, Winner};
+use pollux_ft::{NodeId, PairKey, Term};
+use server::{PATIENCE, Server, command, desk, program, start};
+use tempfile::TempDir;
+
+const PAIR: [u8; 32] = [1; 32];
+const OTHER: [u8; 32] = [2; 32];
+
+fn key(secret: [u8; 32]) -> ArbiterKey {
+    ArbiterKey::from(&PairKey::new(&secret))
+}
+
+/// A folder with the keys of the pairs `pair` and `other`, and a place for the file.
+fn pairs() -> (TempDir, PathBuf, PathBuf) {
+    let (directory, file) = desk();
+    let folder = directory.path().join("keys");
+    std::fs::create_dir(&folder).unwrap();
+    std::process::Command::new("chmod").arg("go=").arg(&folder).status().unwrap();
+    keys::write("pair", &PAIR, &folder.join("pair")).unwrap();
+    keys::write("other", &OTHER, &folder.join("other")).unwrap();
+    (directory, file, folder)
+}
+
+fn ours(file: &Path, keys: &Path) -> Server {
+    start(file, Some(keys))
+}
+
+fn question(term: u64, node: u64, machine: &str) -> Question {
+    Question::new("pair", Term(term), NodeId(node), machine)
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+/// One try as a machine makes it, in pieces of `piece` bytes in both directions.
+fn ask_with<A: Ask>(address: SocketAddr, secret: [u8; 32], ask: &A, piece: usize) -> Result<A::Answer, Failure> {
+    let nonce = pollux_arbiter::random::draw().unwrap();
+    let (mut attempt, record) = Try::begin(ask, &Manner::Sealed(key(secret)), "", nonce);
+    let mut stream = connect(address);
+    for bytes in record.chunks(piece) {
+        // It may close as soon as it has seen enough.
+        let _ = stream.write_all(bytes);
+    }
+    let mut buffer = vec![0; piece];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => return attempt.closed(ask),
+            Ok(count) => {
+                if let Some(answer) = attempt.receive(ask, &buffer[..count])? {
+                    return Ok(answer);
+                }
+            }
+        }
+    }
+}
+
+fn ask<A: Ask>(address: SocketAddr, question: &A) -> Result<A::Answer, Failure> {
+    ask_with(address, PAIR, question, 4096)
+}
+
+fn taken_by(node: u64, machine: &str) -> Result<Answer, Failure> {
+    Ok(Answer::Taken { by: Winner { node: Some(NodeId(node)), machine: machine.into() } })
+}
+
+/// All that comes back for `bytes`, until the end of the connection.
+fn raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let (mut stream, mut answer) = (connect(address), Vec::new());
+    let _ = stream.write_all(bytes);
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    let _ = stream.read_to_end(&mut answer);
+    answer
+}
+
+#[test]
+fn each_term_is_given_once_and_for_ever() {
+    let (_directory, file, folder) = pairs();
+    let server = ours(&file, &folder);
+    let at = server.address;
+    let seen = ask(at, &Look::new("pair")).unwrap().unwrap();
+    let (castor, pollux) = (question(1, 0xC, "castor"), question(1, 0xD, "pollux"));
+    assert_eq!(ask(at, &castor), Ok(Answer::Granted));
+    assert_eq!(ask(at, &castor), Ok(Answer::Granted), "the answer may have been lost");
+    assert_eq!(ask(at, &pollux), taken_by(0xC, "castor"));
+    assert_eq!(ask_with(at, PAIR, &pollux, 1), taken_by(0xC, "castor"));
+    assert_eq!(ask(at, &question(10, 0xD, "pollux")), Ok(Answer::Granted));
+    // Another pair has terms of its own.
+    let other = Question::new("other", Term(1), NodeId(0xE), "helen");
+    assert_eq!(ask_with(at, OTHER, &other, 7), Ok(Answer::Granted));
+    assert_eq!(
+        ask(at, &question(11, 0xD, "pollux").of(Some(ArbiterId(seen.0 ^ 1)))),
+        Err(Failure::Stranger { agreed: ArbiterId(seen.0 ^ 1), found: seen })
+    );
+    drop(server);
+    let again = ours(&file, &folder);
+    assert_eq!(ask(again.address, &pollux), taken_by(0xC, "castor"));
+    assert_eq!(ask(again.address, &Look::new("pair")), Ok(Some(seen)), "it is the same arbiter");
+}
+
+/// Of many that ask at once, one wins each term, and all hear of the same one.
+#[test]
+fn of_many_one_wins() {
+    let (_directory, file, folder) = pairs();
+    let server = ours(&file, &folder);
+    for term in 100..105 {
+        let ask_as = |node| move |at| (node, ask(at, &question(term, node, "racer")).unwrap());
+        let answers: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (1..=8)
+                .map(|node| {
+                    let (asks, at) = (ask_as(node), server.address);
+                    scope.spawn(move || asks(at))
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let winner = |(node, answer): &(u64, Answer)| match answer {
+            Answer::Granted => *node,
+            Answer::Taken { by } => by.node.unwrap().0,
+        };
+        assert_eq!(answers.iter().map(winner).collect::<HashSet<_>>().len(), 1, "term {term}: {answers:?}");
+    }
+}
+
+/// Who has no key of a pair, or another pair's, gets no byte, and takes no term.
+#[test]
+fn strangers_get_no_answer_and_no_term() {
+    let (_directory, file, folder) = pairs();
+    let server = ours(&file, &folder);
+    let at = server.address;
+    assert_eq!(ask_with(at, [9; 32], &question(1, 0xE, "eve"), 4096), Err(Failure::Unanswered));
+    let genuine = |nonce| Pending::ask(&key(PAIR), question(1, 0xC, "castor").call(), [nonce; 24]).1;
+    let record = genuine(1);
+    for place in 0..record.len() {
+        let mut changed = record.clone();
+        changed[place] ^= 1;
+        // The other end is closed behind it, so that a longer length waits for nothing.
+        assert_eq!(raw(at, &changed), b"", "byte {place}");
+    }
+    assert_eq!(raw(at, &record[..record.len() - 1]), b"");
+    assert_eq!(raw(at, &[&record[..], b"x"].concat()), b"");
+    for bytes in [&b"POST /v3/kv/txn HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"[..], b"", &[0xff; 2000]] {
+        assert_eq!(raw(at, bytes), b"");
+    }
+    // The key of one pair is none of another one.
+    let greedy =
+        Call { pair: "pair".into(), query: Query::Term { term: Term(1), node: NodeId(1), machine: "h".into() } };
+    let (pending, record) = Pending::ask(&key(OTHER), greedy, [5; 24]);
+    let (_, verdict) = pending.open(&raw(at, &record)).unwrap();
+    assert!(format!("{verdict:?}").contains("its pair is pair"), "{verdict:?}");
+    assert_eq!(ask(at, &question(1, 0xD, "pollux")), Ok(Answer::Granted), "nobody has taken it");
+}
+
+/// A question that somebody recorded and sends again is answered again, to nobody's use.
+#[test]
+fn a_question_sent_again_changes_nothing() {
+    let (_directory, file, folder) = pairs();
+    let server = ours(&file, &folder);
+    let (first, record) = Pending::ask(&key(PAIR), question(1, 0xC, "castor").call(), [1; 24]);
+    let answers = [(); 2].map(|()| raw(server.address, &record));
+    assert_ne!(answers[0], answers[1], "a nonce came twice");
+    assert_eq!(first.open(&answers[0]), first.open(&answers[1]));
+    let (second, _) = Pending::ask(&key(PAIR), question(1, 0xC, "castor").call(), [2; 24]);
+    assert!(second.open(&answers[0]).is_err());
+    assert_eq!(ask(server.address, &question(1, 0xD, "pollux")), taken_by(0xC, "castor"));
+}
+
+#[test]
+fn connections_that_say_nothing_keep_nobody_out() {
+    let (_directory, file, folder) = pairs();
+    let server = ours(&file, &folder);
+    let half = &Pending::ask(&key(PAIR), question(1, 0xE, "eve").call(), [1; 24]).1[..50];
+    let _open: Vec<_> = (0..300)
+        .map(|_| {
+            let mut stream = connect(server.address);
+            let _ = stream.write_all(half);
+            stream
+        })
+        .collect();
+    assert_eq!(ask(server.address, &question(1, 0xC, "castor")), Ok(Answer::Granted));
+}
+
+#[test]
+fn nothing_granted_is_forgotten_when_the_power_fails() {
+    let (_directory, file, folder) = pairs();
+    for term in 1..=5 {
+        let server = ours(&file, &folder);
+        assert_eq!(ask(server.address, &question(term, term, "castor")), Ok(Answer::Granted));
+        drop(server);
+        let server = ours(&file, &folder);
+        for term in 1..=term {
+            assert_eq!(ask(server.address, &question(term, 99, "pollux")), taken_by(term, "castor"));
+        }
+    }
+}
+
+#[test]
+fn people_see_the_terms() {
+    let (directory, file, folder) = pairs();
+    let server = ours(&file, &folder);
+    let (pair, at) = (Pair::new("pair", &PairKey::new(&PAIR)), server.address);
+    assert_eq!(newest_at(at, &pair).unwrap(), None);
+    for term in [2, 10, 9] {
+        assert_eq!(ask(at, &question(term, 0xC, "castor")), Ok(Answer::Granted));
+    }
+    let winner = "000000000000000c castor".to_owned();
+    assert_eq!(newest_at(at, &pair).unwrap(), Some(Holding { term: 10, winner }));
+    let strange = Pair::new("pair", &PairKey::new(&[9; 32]));
+    assert!(format!("{:#}", newest_at(at, &strange).unwrap_err()).contains("no key of this pair"));
+    // The program, with the pair's key in a file; and the terms in the file while it serves.
+    let secret = directory.path().join("secret");
+    std::fs::write(&secret, PAIR).unwrap();
+    let (at, secret, made) = (at.to_string(), secret.to_str().unwrap(), directory.path().join("made"));
+    let output = |arguments: &[&str]| {
+        let output = program().args(arguments).output().unwrap();
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (newest, _) = output(&["newest", "--at", &at, "--pair", "pair", "--key", secret]);
+    assert_eq!(newest, "pair 10 000000000000000c castor\n");
+    let (listed, _) = output(&["terms", "--file", file.to_str().unwrap()]);
+    assert_eq!(listed.lines().count(), 3);
+    assert!(listed.contains("pollux/pair/9 000000000000000c castor\n"), "{listed}");
+    output(&["key", "--pair", "pair", "--key", secret, made.to_str().unwrap()]);
+    assert_eq!(std::fs::read(made).unwrap(), std::fs::read(folder.join("pair")).unwrap());
+}
+
+#[test]
+fn what_it_must_not_start_with_is_refused() {
+    let (_directory, file, folder) = pairs();
+    let refuses = |command: &mut std::process::Command, named: &str| {
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(named), "{said}");
+    };
+    refuses(program().args(["serve", "--file"]).arg(&file), "--keys");
+    refuses(command(&file, Some(&folder)).arg("--insecure-etcd"), "cannot be used with");
+    refuses(&mut command(&file, Some(&file)), "cannot read");
+    let _server = ours(&file, &folder);
+    refuses(&mut command(&file, Some(&folder)), "another arbiter");
+    std::fs::write(folder.join("odd"), "odd").unwrap();
+    std::process::Command::new("chmod").arg("go=").arg(folder.join("odd")).status().unwrap();
+    refuses(&mut command(&file, Some(&folder)), "is no arbiter's key");
+}
