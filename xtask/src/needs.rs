@@ -21,8 +21,12 @@ pub const QEMU: &str = "qemu-system-x86_64";
 pub const BOCHS: &str = "bochs";
 /// GRUB's program that makes boot media.
 pub const MKRESCUE: &str = "grub-mkrescue";
+/// The BIOS that comes with Bochs.
+pub const BOCHS_BIOS: &str = "/usr/share/bochs/BIOS-bochs-latest";
+/// The one that comes with QEMU, and takes seconds longer.
+pub const SEABIOS: &str = "/usr/share/seabios/bios.bin";
 /// The files that Bochs' machines refer to; see `qemu/bochsrc.in`.
-const BOCHS_FILES: [&str; 2] = ["/usr/share/bochs/BIOS-bochs-latest", "/usr/share/vgabios/vgabios.bin"];
+const BOCHS_FILES: [&str; 3] = [BOCHS_BIOS, SEABIOS, "/usr/share/vgabios/vgabios.bin"];
 /// What Debian signs its packages with.
 pub const DEBIAN_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Where GRUB has its parts, by firmware.
@@ -139,7 +143,7 @@ impl Need {
         match self {
             Self::Target => vec![vec!["rustup", "target", "add", METAL]],
             Self::Qemu => apt(&["qemu-system-x86"]),
-            Self::Bochs => apt(&["bochs", "bochsbios", "vgabios"]),
+            Self::Bochs => apt(&["bochs", "bochsbios", "seabios", "vgabios"]),
             Self::Grub => apt(&["grub-common", "grub-pc-bin", "grub-efi-amd64-bin", "xorriso", "mtools"]),
             Self::Apt => apt(&["apt", "dpkg", "debian-archive-keyring"]),
             Self::Redis => apt(&["redis-tools"]),

@@ -220,7 +220,12 @@ fn a_machine_is_as_large_as_its_guests_image_wants() {
 
 /// What a Bochs rig needs besides Bochs itself.
 fn has_grub_and_firmware() -> bool {
-    let files = ["/usr/share/bochs/BIOS-bochs-latest", "/usr/share/vgabios/vgabios.bin", "/usr/lib/grub/i386-pc"];
+    let files = [
+        "/usr/share/bochs/BIOS-bochs-latest",
+        "/usr/share/seabios/bios.bin",
+        "/usr/share/vgabios/vgabios.bin",
+        "/usr/lib/grub/i386-pc",
+    ];
     let present = files.iter().all(|path| Path::new(path).exists())
         && ["grub-mkrescue", "xorriso"].iter().all(|tool| Command::new(tool).arg("--version").output().is_ok());
     if !present {
