@@ -37,8 +37,8 @@ pub type Sent = (u64, u64);
 pub enum Record {
     /// The rig starts; all times are counted from here.
     Start {
-        /// Seconds since 1970.
-        unix_s: f64,
+        /// Microseconds since 1970.
+        unix_us: u64,
         /// The machines' names.
         machines: Vec<String>,
         /// What plays them.
@@ -132,7 +132,7 @@ impl Record {
     /// The start of a rig, now.
     pub fn start(machines: Vec<String>, emulator: String) -> Self {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self::Start { unix_s: since_1970.as_secs_f64(), machines, emulator }
+        Self::Start { unix_us: since_1970.as_micros() as u64, machines, emulator }
     }
 
     /// The links that are not as they were at first.

@@ -112,11 +112,11 @@ pub fn of_history(lines: &[Line]) -> Story {
         story.end = story.end.max(at);
         let index = |name: &str| story.machines.iter().position(|machine| machine.name == name);
         match record {
-            Record::Start { unix_s, machines, emulator } => {
+            Record::Start { unix_us, machines, emulator } => {
                 let machine = |name: &String| Machine { name: name.clone(), ..Machine::default() };
                 story.machines = machines.iter().map(machine).collect();
                 story.log = vec![Vec::new(); machines.len()];
-                (story.unix_s, story.emulator) = (*unix_s, emulator.clone());
+                (story.unix_s, story.emulator) = (*unix_us as f64 / 1e6, emulator.clone());
             }
             Record::Notice { text } => story.notices.push((at, text.clone())),
             Record::Role { machine, role } => {
@@ -231,7 +231,7 @@ mod tests {
     use crate::rig::history::parse;
 
     const LINES: &str = r#"
-{"at":0.0,"is":"start","unix_s":1000.0,"machines":["castor","pollux"],"emulator":"QEMU"}
+{"at":0.0,"is":"start","unix_us":1000000000,"machines":["castor","pollux"],"emulator":"QEMU"}
 {"at":0.1,"is":"role","machine":"castor","role":"joining"}
 {"at":0.5,"is":"role","machine":"castor","role":"primary"}
 {"at":1.0,"is":"protected","on":true}
