@@ -342,6 +342,10 @@ impl Config {
             return Ok(Protection::default());
         }
         match key {
+            None if self.insecure && self.arbiter.needs_key() => fail(
+                "option 'arbiter': it is asked in words that are sealed with the pair's key, and this pair has none \
+                 ('insecure=on'): an etcd is asked in plain words with arbiter=etcd://…",
+            ),
             None if self.insecure => Ok(Protection::default()),
             None => fail(
                 "a machine of a pair needs the pair's key as a module called 'key' ('cargo xtask key new' makes one); to do \

@@ -214,7 +214,7 @@ fn transfer(rig: &mut Rig, key: &str) -> Result<f64> {
 #[test]
 fn a_guest_that_rewrites_its_memory_is_protected_while_it_runs() -> Result<()> {
     let mut arguments =
-        vec!["--guest-memory", "64M", "--guest-args", "ip=10.0.2.15/24 gw=10.0.2.2 fill=16M rewrite=1M"];
+        vec!["--guest-memory", "128M", "--guest-args", "ip=10.0.2.15/24 gw=10.0.2.2 fill=16M rewrite=1M"];
     if Platform::get() == Platform::Bochs {
         // A machine there has 25 million instructions a second, and ciphers take 30 a byte: the guest would write faster.
         arguments.extend(["--key", "none"]);
@@ -235,7 +235,7 @@ fn a_guest_that_rewrites_its_memory_is_protected_while_it_runs() -> Result<()> {
     rig.wait("all of memory is compared", Duration::from_secs(120), |rig| {
         let status = rig.status()?;
         ensure!(status.notice("diverged").is_none());
-        Ok(status.of("backup").filter(|backup| backup.digests >= 64 * 4).map(drop))
+        Ok(status.of("backup").filter(|backup| backup.digests >= 128 * 4).map(drop))
     })?;
     rig.kill("primary")?;
     wait_answers(&mut rig, &load, 10)?;

@@ -138,7 +138,10 @@ fn host_steps(filter: Option<&str>) -> Vec<Step> {
     let simulate = |name, arguments: &[&str]| {
         step(name, &[&["run", "--quiet", "--profile", SIMULATION, "-p", SIMULATOR, "--"], arguments].concat())
     };
-    let mut tests = step("unit tests", &["test", "--workspace", "--exclude", GUESTS, "--exclude", END_TO_END, "--"]);
+    let mut tests = step(
+        "unit tests",
+        &["test", "--workspace", "--exclude", GUESTS, "--exclude", END_TO_END, "--no-fail-fast", "--"],
+    );
     tests.command.args(filter).arg("--show-output");
     if filter.is_some() {
         return vec![tests];

@@ -142,19 +142,17 @@ impl ArbiterOptions {
         self.machine_address.is_some_and(|own| own.contains(server) || self.machine_gateway.is_some())
     }
 
+    /// Whether only a pair with a key can ask it.
+    pub(super) fn needs_key(&self) -> bool {
+        self.is_used() && !self.etcd
+    }
+
     /// Checks all of it for a machine of a pair.
     pub(super) fn check(&self, config: &Config) -> Result<(), String> {
         if self.servers.is_none() {
             return Err(
                 "a machine of a pair needs the option 'arbiter': its address, or 'none', and then two machines \
                         may run the guest when they do not hear each other"
-                    .to_string(),
-            );
-        }
-        if self.is_used() && !self.etcd && config.insecure {
-            return Err(
-                "option 'arbiter': it is asked in words that are sealed with the pair's key, and this pair has none \
-                 ('insecure=on'): an etcd is asked in plain words with arbiter=etcd://…"
                     .to_string(),
             );
         }
@@ -290,7 +288,6 @@ mod tests {
             ("etcd://", "etcd://10.0.2.3"),
             ("etcd://10.1.0.3,etcd://10.1.0.4", "arbiter"),
             ("http://10.1.0.3", "arbiter"),
-            ("10.1.0.3 insecure=on", "arbiter=etcd://"),
             ("10.1.0.3,none", "arbiter"),
             ("10.1.0.2", "third party"),
             ("10.1.0.1", "third party"),

@@ -35,7 +35,13 @@ fn a_pair_has_a_key_or_says_that_it_needs_none() {
     assert!(of(PAIR, key, false).unwrap_err().contains("module called 'seed'"));
     let insecure = format!("{PAIR} insecure=on");
     assert_eq!(of(&insecure, None, false), Ok(false));
-    assert!(of(&insecure, key, true).unwrap_err().contains("contradict"));
+    // Only an etcd is asked in plain words.
+    let asks = |arbiter: &str| insecure.replace("arbiter=none", arbiter);
+    assert!(of(&asks("arbiter=10.1.0.3"), None, true).unwrap_err().contains("arbiter=etcd://"));
+    assert_eq!(of(&asks("arbiter=etcd://10.1.0.3"), None, true), Ok(false));
+    for options in [&insecure, &asks("arbiter=10.1.0.3")] {
+        assert!(of(options, key, true).unwrap_err().contains("contradict"));
+    }
     assert!(of(&format!("{PAIR} insecure=off"), None, true).is_err());
     assert_eq!(of("role=solo", None, false), Ok(false));
     assert!(Config::parse("role=solo insecure=yes").unwrap_err().0.contains("one of on, off"));
