@@ -224,28 +224,50 @@ fn while_cut<T>(rig: &mut Rig, look: impl FnOnce(&mut Rig) -> Result<T>) -> Resu
     found
 }
 
-/// Sends `rig`'s guest numbered datagrams all the time, until dropped.
+/// Does something again and again in a thread of its own, until dropped.
+struct Again {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Again {
+    fn new(mut act: impl FnMut() + Send + 'static) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                act();
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Again {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Sends a rig's guest numbered datagrams all the time, until dropped.
 struct Questions {
     client: Udp,
     asked: Arc<AtomicU32>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    _asking: Again,
 }
 
 impl Questions {
     fn new(rig: &Rig) -> Result<Self> {
         let client = Udp::connect(rig)?;
-        let socket = client.socket.try_clone()?;
-        let (asked, stop) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
-        let (number, stopped) = (Arc::clone(&asked), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                // What is lost is not missed.
-                let _ = socket.send(number.fetch_add(1, Ordering::Relaxed).to_string().as_bytes());
-                std::thread::sleep(Duration::from_millis(10));
-            }
+        let (socket, asked) = (client.socket.try_clone()?, Arc::new(AtomicU32::new(0)));
+        let number = Arc::clone(&asked);
+        let asking = Again::new(move || {
+            // What is lost is not missed.
+            let _ = socket.send(number.fetch_add(1, Ordering::Relaxed).to_string().as_bytes());
+            std::thread::sleep(Duration::from_millis(10));
         });
-        Ok(Self { client, asked, stop, thread: Some(thread) })
+        Ok(Self { client, asked, _asking: asking })
     }
 
     /// Waits for an answer to what is asked from now on.
@@ -260,13 +282,6 @@ impl Questions {
     /// The number of the next answer, if there is one within `limit`.
     fn answer(&self, limit: Duration) -> Result<Option<u32>> {
         Ok(self.client.receive(limit)?.map(|text| text.parse()).transpose()?)
-    }
-}
-
-impl Drop for Questions {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
@@ -349,35 +364,14 @@ fn a_backup_without_log_executes_nothing() -> Result<()> {
 }
 
 /// Lets a machine have the processor a tenth of the time only, until dropped.
-struct Brake {
-    machine: Pid,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Brake {
-    fn new(machine: Pid) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                for (signal, ms) in [(Signal::SIGSTOP, 45), (Signal::SIGCONT, 5)] {
-                    // It may have ended: the test will notice.
-                    let _ = kill(machine, signal);
-                    std::thread::sleep(Duration::from_millis(ms));
-                }
-            }
-        });
-        Self { machine, stop, thread: Some(thread) }
-    }
-}
-
-impl Drop for Brake {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().map(JoinHandle::join);
-        let _ = kill(self.machine, Signal::SIGCONT);
-    }
+fn brake(machine: Pid) -> Again {
+    Again::new(move || {
+        // It is left running. It may have ended: the test will notice.
+        for (signal, ms) in [(Signal::SIGSTOP, 45), (Signal::SIGCONT, 5)] {
+            let _ = kill(machine, signal);
+            std::thread::sleep(Duration::from_millis(ms));
+        }
+    })
 }
 
 #[test]
@@ -386,7 +380,7 @@ fn an_ack_says_received_not_executed() -> Result<()> {
     let mut rig = Rig::protected("acks", "poll-rx", &["--udp", &port, "--hypervisor-option", PATIENT])?;
     let client = Udp::connect(&rig)?;
     client.ask("hello")?;
-    let _brake = Brake::new(Pid::from_raw(rig.file()?.machine("backup")?.pid.context("no process")?));
+    let _brake = brake(Pid::from_raw(rig.file()?.machine("backup")?.pid.context("no process")?));
     // The lag takes a while to build up.
     for round in 1..=20 {
         let before = rig.fresh("primary")?.position;

@@ -19,11 +19,12 @@ fn stops() -> Result<u64> {
 /// Some seconds on an idle desk.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// A guest and what distinguishes it, for the directory's name; its further arguments.
+/// Runs `guest`, with these arguments behind its seed; `case` tells its directory from those of tests that run beside it.
 fn stops_are_exact(guest: &str, case: &str, stops: u64, seed: u64, guest_arguments: &str) -> Result<()> {
     stops_are_exact_with(guest, case, stops, seed, guest_arguments, &[])
 }
 
+/// The same with further arguments of the rig.
 fn stops_are_exact_with(
     guest: &str,
     case: &str,

@@ -73,8 +73,8 @@ struct Step {
     command: Command,
     /// Why it leaves tests out that exist, if it does.
     selection: Option<&'static str>,
-    /// Its tests run one after the other, mostly: what each took is known.
-    alone: bool,
+    /// What its tests took is known: they run one after the other, but for those of a machine alone.
+    timed: bool,
 }
 
 /// How a step went.
@@ -84,7 +84,7 @@ struct Outcome {
     failure: Option<String>,
     transcript: Transcript,
     selection: Option<&'static str>,
-    alone: bool,
+    timed: bool,
     duration: Duration,
 }
 
@@ -128,7 +128,7 @@ fn host_steps(filter: Option<&str>) -> Vec<Step> {
     let step = |name, arguments: &[&str]| {
         let mut command = artefacts::cargo();
         command.args(arguments);
-        Step { name, command, selection: None, alone: false }
+        Step { name, command, selection: None, timed: false }
     };
     let document = |name, arguments: &[&str]| {
         let mut documented = step(name, arguments);
@@ -189,7 +189,7 @@ fn rig_step(platform: Platform, filter: Option<&str>, long: bool) -> Result<Step
         Platform::Qemu => "end to end, QEMU",
         Platform::Bochs => "end to end, Bochs",
     };
-    Ok(Step { name, command, selection, alone: true })
+    Ok(Step { name, command, selection, timed: true })
 }
 
 fn run_step(mut step: Step) -> Result<Outcome> {
@@ -209,8 +209,8 @@ fn run_step(mut step: Step) -> Result<Outcome> {
         Ok(status) => Some(status.to_string()),
         Err(error) => Some(format!("{error:#}")),
     };
-    let Step { name, selection, alone, .. } = step;
-    Ok(Outcome { name, failure, transcript, selection, alone, duration: started.elapsed() })
+    let Step { name, selection, timed, .. } = step;
+    Ok(Outcome { name, failure, transcript, selection, timed, duration: started.elapsed() })
 }
 
 /// What failed is said again here: in the output of a whole run it is hard to find.
@@ -220,7 +220,7 @@ fn summary(outcomes: &[Outcome]) -> Vec<String> {
         lines.push(format!("== {}: what failed", outcome.name));
         lines.extend(outcome.transcript.of_failure().cloned());
     }
-    for outcome in outcomes.iter().filter(|outcome| outcome.alone) {
+    for outcome in outcomes.iter().filter(|outcome| outcome.timed) {
         lines.push(format!("== {}: the tests that took longest", outcome.name));
         let longest = outcome.transcript.longest(LONGEST);
         lines.extend(longest.iter().map(|(took, name)| format!("{:>7.1} s  {name}", took.as_secs_f64())));
@@ -276,7 +276,7 @@ mod tests {
 
     fn outcome(name: &'static str, transcript: Transcript) -> Outcome {
         let duration = Duration::from_millis(1500);
-        Outcome { name, failure: None, transcript, selection: None, alone: false, duration }
+        Outcome { name, failure: None, transcript, selection: None, timed: false, duration }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -65,10 +65,7 @@ impl Secret {
     /// # Errors
     /// When the system has no random numbers.
     pub fn draw() -> Result<Self> {
-        let mut bytes = [0; BYTES];
-        let drawn = File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut bytes));
-        drawn.context("no random numbers from /dev/urandom")?;
-        Ok(Self(bytes))
+        pollux_arbiter::random::draw().map(Self)
     }
 
     /// The key in a file.
