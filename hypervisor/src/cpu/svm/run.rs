@@ -97,6 +97,7 @@ impl SvmVcpu {
         let timer = self.calibration.timer_count(ticks);
         let injected = control.event_injection & vmcb::EVENT_VALID != 0;
         let before = (self.in_shadow(), self.registers.rip);
+        let at_once = !injected && !before.0 && self.registers.rflags & RFLAGS_IF != 0;
         let (exit, raw) = self.enter_raw(timer);
         let ticks = raw - self.calibration.overhead;
         let taken = offered.is_some() && self.guest.control.interrupt_control & vmcb::V_IRQ == 0;
@@ -111,6 +112,13 @@ impl SvmVcpu {
         }
         if self.guard.is_some() {
             self.look_after_guard(&mut once, offered.filter(|_| !taken));
+        }
+        if at_once && offered.is_some() && !taken && once.ticks > 0 {
+            log::warn!(
+                "the CPU has forgotten an interrupt that the guest at {:#x} could take, for {} ticks",
+                before.1,
+                once.ticks
+            );
         }
         // Nothing ran, nothing was delivered: what the emulated CPU did not restore it has not saved either.
         if once.ticks == 0 && !taken && before == (true, self.registers.rip) {
