@@ -113,14 +113,32 @@ pub fn request_for(target: Ipv4Addr, mac: MacAddress, own: Ipv4Addr) -> [u8; MIN
 }
 
 /// Whether a frame of the guest with the address `guest` speaks for somebody else: by its source, or by ARP that says where
-/// one of `others` is, in a question as well as in an answer. Hosts learn from both. See: RFC 826.
+/// one of `others` is, in a question as well as in an answer. Hosts learn from both, and from frames with the tag of VLAN 0
+/// as from those without. See: RFC 826.
 pub fn is_foreign(frame: &[u8], guest: MacAddress, others: &[Ipv4Addr]) -> bool {
     let own = frame.get(6..12).is_some_and(|source| source == guest.as_bytes());
-    let claims = frame.get(12..14) == Some(&ETHERTYPE_ARP.to_be_bytes())
-        && frame.get(28..32).is_some_and(|sender| others.iter().any(|other| sender == other.octets()));
+    let claims = untagged(frame).is_some_and(|(ethertype, payload)| {
+        let sender = payload.get(14..18);
+        ethertype == ETHERTYPE_ARP && sender.is_some_and(|sender| others.iter().any(|other| sender == other.octets()))
+    });
     !own || claims
 }
 
+/// The type of a frame and what follows, behind all tags.
+fn untagged(frame: &[u8]) -> Option<(u16, &[u8])> {
+    let mut rest = frame.get(12..)?;
+    loop {
+        let (ethertype, payload) = rest.split_first_chunk()?;
+        match u16::from_be_bytes(*ethertype) {
+            ETHERTYPE_VLAN | ETHERTYPE_QINQ => rest = payload.get(2..)?,
+            ethertype => return Some((ethertype, payload)),
+        }
+    }
+}
+
+/// Types of tags, which a second type follows. See: IEEE 802.1Q, 9.5.
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_QINQ: u16 = 0x88A8;
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_RARP: u16 = 0x8035;
 const REQUEST: u16 = 1;
@@ -192,6 +210,13 @@ mod tests {
         let mut answer = request_for(own, MAC, arbiter);
         answer[21] = 2;
         assert!(foreign(&answer));
+        let tagged = |tags: &[[u8; 4]]| [&answer[..12], tags.as_flattened(), &answer[12..]].concat();
+        for tags in [&[[0x81, 0, 0, 0]][..], &[[0x88, 0xA8, 0x20, 5], [0x81, 0, 0, 7]]] {
+            assert!(foreign(&tagged(tags)), "a tag hides nothing");
+            for len in 14..tagged(tags).len() {
+                foreign(&tagged(tags)[..len]);
+            }
+        }
         // The same bytes are no ARP in a frame of another kind.
         answer[12..14].copy_from_slice(&[8, 0]);
         assert!(!foreign(&answer));

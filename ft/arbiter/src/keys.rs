@@ -2,15 +2,15 @@
 //!
 //! A file is one line, `pollux arbiter key 1 PAIR HEX`. It holds what [`PairKey::arbiter`] derives, not the pair's key: who
 //! steals it can give terms away, and can neither read the pair's stream nor speak for a twin. It names the pair, so that
-//! no pair speaks for another.
+//! no pair speaks for another; pairs of one name would take each other's terms, so that there is one key a name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use pollux_ft::PairKey;
@@ -92,9 +92,10 @@ fn check_private(path: &Path) -> Result<()> {
 type Known = HashMap<u64, Pair>;
 
 fn collect(pairs: impl IntoIterator<Item = Pair>) -> Result<Known> {
-    let mut known = Known::new();
+    let (mut known, mut names) = (Known::new(), HashSet::new());
     for pair in pairs {
         let name = pair.name.clone();
+        ensure!(names.insert(name.clone()), "two keys are for pairs called {name}: call one of the pairs otherwise");
         if let Some(other) = known.insert(pair.key.fingerprint(), pair) {
             bail!("the pairs {} and {name} have the same key", other.name);
         }
@@ -128,25 +129,40 @@ pub struct Keyring {
 #[derive(Debug)]
 struct State {
     known: Known,
+    /// When the folder was read, and when it had changed last.
     read: Instant,
+    changed: Option<SystemTime>,
+}
+
+impl State {
+    fn new(known: Known, changed: Option<SystemTime>) -> Self {
+        Self { known, read: Instant::now(), changed }
+    }
+}
+
+/// When a file was put into the folder, or taken out.
+fn changed(folder: &Path) -> Option<SystemTime> {
+    fs::metadata(folder).and_then(|folder| folder.modified()).ok()
 }
 
 impl Keyring {
-    /// The keys in the files of `folder`. A pair whose file comes later is known from its first question on.
+    /// The keys in the files of `folder`. Files that come later, or go, count from the next question on, a second later at most.
     ///
     /// # Errors
-    /// A file or folder that others can read, that is no key's, or two pairs with one key.
+    /// A file or folder that others can read, that is no key's, or two pairs with one key or one name.
     pub fn open(folder: &Path) -> Result<Self> {
-        let state = State { known: read_folder(folder)?, read: Instant::now() };
+        // What changes meanwhile is found later.
+        let changed = changed(folder);
+        let state = State::new(read_folder(folder)?, changed);
         Ok(Self { folder: Some(folder.to_owned()), state: Mutex::new(state) })
     }
 
     /// These, and never others.
     ///
     /// # Errors
-    /// Two pairs with one key.
+    /// Two pairs with one key or one name.
     pub fn of(pairs: impl IntoIterator<Item = Pair>) -> Result<Self> {
-        let state = State { known: collect(pairs)?, read: Instant::now() };
+        let state = State::new(collect(pairs)?, None);
         Ok(Self { folder: None, state: Mutex::new(state) })
     }
 
@@ -160,17 +176,20 @@ impl Keyring {
         self.len() == 0
     }
 
-    /// The pair whose key has this fingerprint. For one that is not known the folder is read again, once a second at most.
+    /// The pair whose key has this fingerprint. Where the folder has changed, or has no such key, it is read again, once a
+    /// second at most.
     pub fn find(&self, fingerprint: u64) -> Option<Pair> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(folder) = &self.folder
-            && !state.known.contains_key(&fingerprint)
             && state.read.elapsed() >= PAUSE
         {
-            state.read = Instant::now();
-            match read_folder(folder) {
-                Ok(known) => state.known = known,
-                Err(error) => eprintln!("arbiter: the keys stay as they were: {error:#}"),
+            let changed = changed(folder);
+            if changed != state.changed || !state.known.contains_key(&fingerprint) {
+                state.read = Instant::now();
+                match read_folder(folder) {
+                    Ok(known) => *state = State::new(known, changed),
+                    Err(error) => eprintln!("arbiter: the keys stay as they were: {error:#}"),
+                }
             }
         }
         state.known.get(&fingerprint).cloned()
@@ -205,10 +224,14 @@ mod tests {
         write("leda", &[3; 32], &folder.path().join("leda")).unwrap();
         keys.state.lock().unwrap().read -= PAUSE;
         assert_eq!(keys.find(print(3)).unwrap().name, "leda");
+        // One less: its key was stolen, say.
+        fs::remove_file(folder.path().join("helen")).unwrap();
+        keys.state.lock().unwrap().read -= PAUSE;
+        assert_eq!((keys.find(print(2)), keys.len()), (None, 2));
         // A file that is no key's changes nothing.
         fs::write(folder.path().join("odd"), "odd").unwrap();
         keys.state.lock().unwrap().read -= PAUSE;
-        assert_eq!((keys.find(print(4)), keys.len()), (None, 3));
+        assert_eq!((keys.find(print(4)), keys.len()), (None, 2));
     }
 
     /// Who has the arbiter's file has not the pair's key.
@@ -274,5 +297,12 @@ mod tests {
         let key = PairKey::new(&[1; 32]);
         let error = Keyring::of([Pair::new("castor", &key), Pair::new("helen", &key)]).unwrap_err().to_string();
         assert_eq!(error, "the pairs castor and helen have the same key");
+    }
+
+    /// Each would find terms taken that it needs.
+    #[test]
+    fn one_name_is_one_pairs() {
+        let error = Keyring::of([1, 2].map(|byte| Pair::new("castor", &PairKey::new(&[byte; 32])))).unwrap_err();
+        assert_eq!(error.to_string(), "two keys are for pairs called castor: call one of the pairs otherwise");
     }
 }

@@ -9,8 +9,11 @@ use pollux_ft::arbiter::{ArbiterId, holder, term_key};
 
 use crate::keys::Keyring;
 use crate::random;
-use crate::service::newest_in;
+use crate::service::{newest_in, terms_of};
 use crate::store::Store;
+
+/// Terms that a pair may have: a hundred a day for years, and no more than a quarter of a file that is shared.
+const MAX_TERMS: usize = 100_000;
 
 /// Receives one question; none if the connection ends or breaks before.
 fn receive(stream: &mut impl Read) -> Result<Option<Vec<u8>>, Unauthentic> {
@@ -58,7 +61,7 @@ fn judge(received: &Received, pair: &str, store: &Mutex<Store>) -> (ArbiterId, V
             "this key is the pair {pair}'s, and the machine says that its pair is {}",
             call.pair
         )),
-        Query::Term { term, node, machine } => claim(&mut store, &term_key(pair, *term), &holder(*node, machine)),
+        Query::Term { term, node, machine } => claim(&mut store, pair, *term, &holder(*node, machine)),
         Query::Look => {
             let newest = newest_in(&store, pair).map(|holding| (Term(holding.term), holding.winner));
             store.check_writable().map_or_else(refused, |()| Verdict::Well(newest))
@@ -68,11 +71,15 @@ fn judge(received: &Received, pair: &str, store: &Mutex<Store>) -> (ArbiterId, V
 }
 
 /// Test and set.
-fn claim(store: &mut Store, key: &str, holder: &str) -> Verdict {
-    if let Some(record) = store.get(key) {
+fn claim(store: &mut Store, pair: &str, term: Term, holder: &str) -> Verdict {
+    let key = term_key(pair, term);
+    if let Some(record) = store.get(&key) {
         return if record.value == holder { Verdict::Granted } else { Verdict::Taken(record.value.clone()) };
     }
-    store.create(key, holder).map_or_else(refused, |()| Verdict::Granted)
+    if terms_of(store, pair).count() >= MAX_TERMS {
+        return Verdict::Refused(format!("the pair {pair} has had {MAX_TERMS} terms, and no pair gets more"));
+    }
+    store.create(&key, holder).map_or_else(refused, |()| Verdict::Granted)
 }
 
 fn refused(error: anyhow::Error) -> Verdict {

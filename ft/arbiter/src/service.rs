@@ -152,8 +152,14 @@ pub fn keys_of(pair: &str) -> [String; 2] {
 
 /// The newest term of a pair in a store.
 pub fn newest_in(store: &Store, pair: &str) -> Option<Holding> {
+    newest(pair, terms_of(store, pair))
+}
+
+/// The keys and values of all terms of a pair.
+pub fn terms_of<'a>(store: &'a Store, pair: &str) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
     let [first, end] = keys_of(pair);
-    newest(pair, store.range(&first, Some(&end)).map(|(key, record)| (key.as_str(), record.value.as_str())))
+    let keys = store.range(&first, None).take_while(move |(key, _)| **key < end);
+    keys.map(|(key, record)| (key.as_str(), record.value.as_str()))
 }
 
 /// The newest term of a pair among keys with their values.

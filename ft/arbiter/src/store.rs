@@ -1,10 +1,11 @@
 //! What the arbiter remembers: keys that are written once, in a file that grows by a line for each.
 //!
 //! The file begins with [`HEADER`] and a random number, by which this arbiter is told from every other one, as etcd's
-//! clusters are; each further line is `CHECKSUM KEY VALUE`. A checksum depends on all lines before it, so that a line that
-//! was changed, taken out or put in is found. A line is on the disk before anybody hears of
-//! it. Part of a line at the end was never confirmed to anybody (the power failed while it was written) and is cut
-//! off; everything else that is wrong is refused: a term handed out twice is worse than none.
+//! clusters are; each further line is `CHECKSUM KEY VALUE`. A checksum depends on all lines before it, so that damage is
+//! found: a line that was changed, put in, or taken out before the last one. It is no seal: an older copy of a file is a
+//! good file. A line is on the disk before anybody hears of it, and after a start before anybody hears of it again. Part of
+//! a line at the end was never confirmed to anybody (the power failed while it was written) and is cut off; everything else
+//! that is wrong is refused: a term handed out twice is worse than none.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -19,6 +20,8 @@ const HEADER: &str = "pollux arbiter 2 ";
 const DIGITS: usize = 16;
 /// Longest key, and longest value, in bytes.
 pub const MAX_TEXT: usize = 256;
+/// Longest line: checksum, key, value, and what is between and behind them.
+const MAX_LINE: u64 = DIGITS as u64 + 2 * MAX_TEXT as u64 + 3;
 /// The file grows no further than this, in bytes: some hundred thousand terms.
 const MAX_FILE: u64 = 32 << 20;
 
@@ -69,6 +72,7 @@ impl Store {
         let path = path.to_owned();
         let mut store = Self { path, file, length, cluster, records, checksum, failed: false, limit: MAX_FILE };
         store.file.set_len(length).with_context(|| format!("cannot cut {shown}"))?;
+        make_durable(&store.path, &bytes[..length as usize])?;
         if length == 0 {
             store.cluster = u64::from_le_bytes(crate::random::draw()?).max(1);
             store.checksum = store.cluster;
@@ -114,7 +118,7 @@ impl Store {
     pub fn check_writable(&self) -> Result<()> {
         let shown = self.path.display();
         ensure!(!self.failed, "{shown} could not be written before: start the arbiter anew when the disk is well");
-        ensure!(self.length < self.limit, "{shown} is full ({} bytes); {ADVICE}", self.length);
+        ensure!(self.length + MAX_LINE <= self.limit, "{shown} is full ({} bytes); {ADVICE}", self.length);
         Ok(())
     }
 
@@ -130,7 +134,11 @@ impl Store {
     }
 
     /// All keys from `first` on and before `end`; without `end`, all from `first` on.
-    pub fn range<'a>(&'a self, first: &str, end: Option<&'a str>) -> impl Iterator<Item = (&'a String, &'a Record)> {
+    pub fn range<'a>(
+        &'a self,
+        first: &str,
+        end: Option<&'a str>,
+    ) -> impl Iterator<Item = (&'a String, &'a Record)> + use<'a> {
         self.records.range(first.to_owned()..).take_while(move |(key, _)| end.is_none_or(|end| key.as_str() < end))
     }
 
@@ -243,6 +251,17 @@ fn check_text(text: &str, lowest: u8) -> Result<()> {
     Ok(())
 }
 
+/// Writes what the file holds over itself, and waits for the disk. The one who wrote it may have ended before that, and if
+/// the disk failed then, what was read may be a memory's: the kernel takes such pages for written. See: fsync(2).
+fn make_durable(path: &Path, content: &[u8]) -> Result<()> {
+    let write = || {
+        let mut file = OpenOptions::new().write(true).open(path)?;
+        file.write_all(content)?;
+        file.sync_all()
+    };
+    write().with_context(|| format!("cannot make sure of what is in {}", path.display()))
+}
+
 /// A new file is safe only when its directory's entry is. See: fsync(2).
 fn sync_directory(path: &Path) -> Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -313,6 +332,21 @@ mod tests {
         drop(store);
         let store = Store::open(&path).unwrap();
         assert_eq!(["k", "nothing"].map(|key| store.get(key).unwrap().value.as_str()), ["a value ~", ""]);
+    }
+
+    #[test]
+    fn a_full_file_still_says_what_it_holds() {
+        let (_directory, path) = desk();
+        let limit = 3000;
+        let mut store = Store::open(&path).unwrap();
+        store.set_limit(limit);
+        let full = (1..).find_map(|term| store.create(&format!("pollux/p/{term}"), "castor").err()).unwrap();
+        assert!(full.to_string().contains("is full"), "{full:#}");
+        let held = keys(&store);
+        store.check_writable().unwrap_err();
+        drop(store);
+        assert!(std::fs::metadata(&path).unwrap().len() <= limit);
+        assert_eq!(keys(&Store::open(&path).unwrap()), held);
     }
 
     #[test]

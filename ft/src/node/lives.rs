@@ -31,6 +31,9 @@ struct Life {
 pub(super) struct Lives {
     /// Those that named us, the last one first. Nobody else's heartbeats drive them out.
     known: [Life; HEARD - 1],
+    /// The one of them that was met on the stream last: nobody's heartbeats drive it out. Former lives named us as well,
+    /// and whoever recorded more of them than there is room for could have each make place for the next, again and again.
+    met: Option<NodeId>,
     /// The last one that did not: it shall know that it is heard.
     stranger: NodeId,
 }
@@ -44,6 +47,7 @@ impl Lives {
     /// The machine was met on the stream; what it said up to `counter` is of no interest. Returns the newest number of it.
     pub(super) fn meet(&mut self, node: NodeId, counter: u64) -> u64 {
         let newest = self.newest(node).unwrap_or(0).max(counter);
+        self.met = Some(node);
         self.remember(Life { node, counter: newest });
         newest
     }
@@ -69,8 +73,9 @@ impl Lives {
     }
 
     fn remember(&mut self, life: Life) {
-        let last = self.known.len() - 1;
-        let at = self.known.iter().position(|known| known.node == life.node).unwrap_or(last);
+        let known = |node: NodeId| self.known.iter().position(|life| life.node == node);
+        let oldest = || self.known.iter().rposition(|life| Some(life.node) != self.met).unwrap_or(0);
+        let at = known(life.node).unwrap_or_else(oldest);
         self.known[..=at].rotate_right(1);
         self.known[0] = life;
         if self.stranger == life.node {
@@ -132,6 +137,24 @@ mod tests {
             assert_eq!(hear(&mut lives, 7, 9, false), Freshness::Unanswered);
             let names = lives.names();
             assert!(names.contains(&NodeId(7)) && names.contains(&NodeId(old)), "{names:?}");
+        }
+    }
+
+    /// Somebody sends again, in a fitting order, what former lives of the twin have said to us.
+    #[test]
+    fn former_lives_of_the_twin_do_not_drive_it_out() {
+        let mut lives = Lives::default();
+        for node in 101..=103 {
+            assert_eq!(hear(&mut lives, node, 9, true), Freshness::Fresh);
+        }
+        assert_eq!(lives.meet(NodeId(7), 1), 1);
+        for counter in 2..50 {
+            for old in 101..=103 {
+                hear(&mut lives, old, 9, true);
+                assert!(lives.names().contains(&NodeId(7)), "{:?}", lives.names());
+            }
+            assert_eq!(hear(&mut lives, 7, counter - 1, true), Freshness::Late);
+            assert_eq!(hear(&mut lives, 7, counter, true), Freshness::Fresh);
         }
     }
 
