@@ -2,7 +2,6 @@
 
 use pollux_ft::arbiter::sealed::*;
 use pollux_ft::arbiter::{Answer, ArbiterId, Ask, Failure, Look, Manner, Question, Try, Winner};
-use pollux_ft::key::TAG_BYTES;
 use pollux_ft::pairing::MAX_NAME;
 use pollux_ft::{NodeId, PairKey, Term};
 use proptest::prelude::*;
@@ -149,7 +148,7 @@ fn a_rule_that_is_not_kept_is_noticed() {
     assert_eq!(takes(&stale, Mutation::ArbiterNonceNotCompared), granted);
     assert_eq!(takes(&answer_about(call("pollux", 8, 0xC, "castor")), Mutation::ArbiterTermNotCompared), granted);
     let (_, _, mut taken) = exchange(&ours(), 3, &Verdict::Taken("x".into()));
-    let name = taken.len() - TAG_BYTES - 1;
+    let name = taken.len() - pollux_ft::key::TAG_BYTES - 1;
     taken[name] ^= 1;
     assert_eq!(takes(&taken, Mutation::ArbiterTagNotChecked), Ok((ARBITER, Verdict::Taken("y".into()))));
 }

@@ -4,7 +4,7 @@ use alloc::collections::VecDeque;
 use alloc::vec;
 
 use pollux_ft::Span;
-use pollux_nic::frame::MAX_FRAME;
+use pollux_nic::frame::{MAX_FRAME, request_for};
 use proptest::prelude::*;
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp::{Socket as Tcp, SocketBuffer, State};
@@ -193,6 +193,64 @@ fn a_peer_that_appears_is_found_soon() {
         network.cable.input.iter().any(|frame| frame[12..14] == [8, 0])
     };
     assert!((0..60_000).find(|_| heard(&mut network)).is_some_and(|ms| ms < 300));
+}
+
+/// A host claims the address of a neighbour that lives, before each millisecond.
+fn claims(network: &mut Network, n: u8, at: MacAddress) {
+    for operation in [1, 2] {
+        let mut claim = request_for(address(1), at, address(n));
+        claim[21] = operation;
+        network.cable.input.push_back(claim.to_vec());
+    }
+}
+
+const ELSEWHERE: MacAddress = MacAddress([0x52, 0x54, 0, 0, 0, 0xEE]);
+
+#[test]
+fn a_neighbour_that_answers_is_nowhere_else() {
+    let mut network = Network::new(1);
+    network.stack.keep_in_reach(address(2));
+    for _ in 0..10 {
+        network.step(&[2]);
+    }
+    let mut requests = 0;
+    for _ in 0..70_000 {
+        claims(&mut network, 2, ELSEWHERE);
+        let sent_before = network.servers[0].1.input.len();
+        assert_eq!(sent_before, 0);
+        network.stack.poll(network.now, &mut network.cable);
+        for frame in &network.cable.output {
+            requests += usize::from(frame[12..14] == [8, 6]);
+            assert_ne!(frame[..6], ELSEWHERE.0, "at {:?}", network.now);
+        }
+        network.step(&[2]);
+    }
+    assert!(requests <= 70 * 6, "{requests} requests in 70 s");
+    let connection = network.connect(2);
+    claims(&mut network, 2, ELSEWHERE);
+    assert!(network.up_after(&[connection], &[2], 1000).is_some_and(|ms| ms < 10));
+}
+
+#[test]
+fn a_neighbour_that_has_moved_is_found_there() {
+    let mut network = Network::new(1);
+    network.stack.keep_in_reach(address(2));
+    for _ in 0..10 {
+        network.step(&[2]);
+    }
+    network.servers.clear();
+    let moved = |network: &mut Network| {
+        claims(network, 2, ELSEWHERE);
+        let socket = network.stack.socket::<udp::Socket<'_>>(network.heartbeats);
+        let _ = socket.send_slice(b"alive", IpEndpoint::new(IpAddress::Ipv4(address(2)), 7002));
+        network.now = network.now.after(Span::from_millis(1));
+        network.stack.poll(network.now, &mut network.cable);
+        core::mem::take(&mut network.cable.output)
+            .iter()
+            .any(|frame| frame[..6] == ELSEWHERE.0 && frame[12..14] == [8, 0])
+    };
+    let found = (0..5_000).find(|_| moved(&mut network));
+    assert!(found.is_some_and(|ms| (500..1000).contains(&ms)), "{found:?}");
 }
 
 /// Whom nobody answers is asked for in moderation, and whom somebody answers hardly ever.
