@@ -21,8 +21,8 @@ struct Tried {
 /// All of them. What is not in here may work as well: nobody has looked.
 const TRIED: [Tried; 6] = [
     Tried { emulator: Need::Qemu, version: "7.2.22", what: "all tests" },
-    Tried { emulator: Need::Qemu, version: "8.2.2", what: "kills of the primary under one connection" },
-    Tried { emulator: Need::Qemu, version: "10.0.13", what: "kills of the primary under one connection" },
+    Tried { emulator: Need::Qemu, version: "8.2.2", what: "all tests but those that take minutes" },
+    Tried { emulator: Need::Qemu, version: "10.0.13", what: "all tests but those that take minutes" },
     Tried { emulator: Need::Qemu, version: "11.1.3", what: "kills of the primary under one connection" },
     Tried { emulator: Need::Bochs, version: "2.7", what: "the end-to-end tests of Bochs, exact stops" },
     Tried { emulator: Need::Bochs, version: "3.0", what: "the end-to-end tests of Bochs, exact stops" },
