@@ -292,3 +292,38 @@ fn what_was_acked_leaves_while_no_successor_can_be_live() {
     assert!(!follows(Heartbeat { linked: true, ..beat(Role::Backup, 1, 4, 2) }));
     assert!(!follows(Heartbeat { linked: true, ..beat(Role::Backup, 1, 5, 3) }));
 }
+
+/// A reign that is over and whose machine does not know it yet.
+#[test]
+fn only_an_older_primary_is_outdated() {
+    let of = |term, node, primary| Claim { term: Term(term), node: NodeId(node), primary };
+    let ours = of(3, 1, true);
+    assert!(is_outdated(Role::Protected, ours, of(2, 2, true)) && is_outdated(Role::Alone, ours, of(1, 2, true)));
+    for theirs in [of(3, 2, true), of(4, 2, true), of(2, 1, true), of(2, 2, false)] {
+        assert!(!is_outdated(Role::Protected, ours, theirs), "{theirs:?}");
+    }
+    assert!(!is_outdated(Role::Backup, ours, of(2, 2, true)), "it is not our reign");
+}
+
+#[test]
+fn only_who_handed_over_believes_that_it_was_taken_over() {
+    let may = |role, term, acked| may_have_taken_over(role, Term(3), Term(term), acked);
+    assert!(may(Role::HandingOver, 3, true));
+    assert!(!may(Role::Protected, 3, true) && !may(Role::HandingOver, 2, true) && !may(Role::HandingOver, 4, true));
+    assert!(!may(Role::HandingOver, 3, false), "the twin has not acked that it shall");
+}
+
+#[test]
+fn only_a_backup_acks() {
+    assert!(may_ack(Role::Backup));
+    for role in [Role::Alone, Role::Protected, Role::Transferring, Role::Joining, Role::Loading, Role::Halted] {
+        assert!(!may_ack(role), "{role:?}");
+    }
+}
+
+#[test]
+fn a_backup_of_ours_contends_when_it_drains() {
+    let contends = |role, session, peer| contends(&beat(role, 1, session, peer), NodeId(2), SessionId(5));
+    assert!(contends(Role::Draining, 5, 2));
+    assert!(!contends(Role::Backup, 5, 2) && !contends(Role::Draining, 4, 2) && !contends(Role::Draining, 5, 3));
+}

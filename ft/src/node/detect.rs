@@ -315,3 +315,23 @@ impl Node {
         candidates.into_iter().flatten().min()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_a_heartbeat_was_sent_is_known_for_a_while() {
+        let mut beats = Beats::new(Time(0));
+        assert_eq!(beats.sent_at(0), None, "there was none");
+        for counter in 1..=200 {
+            beats.due = true;
+            assert!(beats.take(Time(counter * 10)));
+            assert_eq!((beats.sent_at(counter), beats.sent_at(counter + 1)), (Some(Time(counter * 10)), None));
+            let oldest = counter.saturating_sub(BEATS as u64 - 1).max(1);
+            assert_eq!(beats.sent_at(oldest), Some(Time(oldest * 10)), "at {counter}");
+            assert_eq!(beats.sent_at(oldest - 1), None, "at {counter}: its place is another one's");
+        }
+        assert!(!beats.take(Time(0)), "none is due");
+    }
+}

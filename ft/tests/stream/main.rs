@@ -2,6 +2,7 @@
 
 mod attacks;
 mod bytes;
+mod deadlines;
 mod leases;
 mod log;
 mod pairing;
