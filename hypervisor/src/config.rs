@@ -17,7 +17,7 @@ use pollux_ft::{PairKey, Protection, Span, Term};
 
 pub use self::arbiter::{ArbiterOptions, Routes};
 pub use self::values::Cidr;
-use self::values::{bytes_of_hex, disk, duration, mac, number, one_of, short, size};
+use self::values::{bytes_of_hex, cold_start, disk, duration, mac, number, one_of, short, size};
 use crate::counter::choose::Wanted;
 use crate::extended;
 use crate::host::pci::Bdf;
@@ -30,6 +30,8 @@ pub enum StartRole {
     Primary,
     /// Asks the twin for the guest's state and follows it.
     Backup,
+    /// Joins a primary if there is one, and creates the guest if no machine has one: both machines start as this.
+    Auto,
     /// Runs the guest without replication.
     Solo,
     /// Runs the exact-stop property test on the guest image, twice, and ends.
@@ -68,7 +70,7 @@ pub enum Disk {
 /// All options with their meaning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// `role=primary|backup|solo|stops`.
+    /// `role=primary|backup|auto|solo|stops`.
     pub role: StartRole,
     /// `name=TEXT`: this machine's name in log and status.
     pub name: String,
@@ -102,6 +104,12 @@ pub struct Config {
     pub heartbeat: Span,
     /// `suspect=1000ms`: silence after which the twin is given up.
     pub suspect: Span,
+    /// `cold-start=wait|alone-after:TIME`: after how long without a sign of life `role=auto` takes the twin for dead.
+    pub alone_after: Option<Span>,
+    /// `on-halt=stay|reset`: whether a machine whose part has ended by an error starts anew.
+    pub resets: bool,
+    /// `resets-an-hour=60`: how often at most.
+    pub resets_an_hour: u64,
     /// `log-buffer=4M`: bytes of log that may wait on either side.
     pub log_buffer: u64,
     /// `transfer=live|stop`: whether the guest stands still while a new backup gets its state.
@@ -144,6 +152,9 @@ impl Default for Config {
             insecure: false,
             heartbeat: Span::from_millis(100),
             suspect: Span::from_millis(1000),
+            alone_after: None,
+            resets: false,
+            resets_an_hour: 60,
             log_buffer: 4 << 20,
             transfer_stops: false,
             counter: Wanted::Auto,
@@ -172,7 +183,7 @@ const ON_OFF: &[(&str, bool)] = &[("on", true), ("off", false)];
 
 /// All option names, for the message about an unknown one.
 const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, guest-memory, disk, guest-mac, guest-sources, guest-args, \
-                     guest-seed, insecure, heartbeat, suspect, log-buffer, transfer, counter, vectors, mmu, clock, monitor, break, test-commands, stops, seed";
+                     guest-seed, insecure, heartbeat, suspect, cold-start, on-halt, resets-an-hour, log-buffer, transfer, counter, vectors, mmu, clock, monitor, break, test-commands, stops, seed";
 
 impl Config {
     /// Reads a command line.
@@ -211,6 +222,7 @@ impl Config {
                     &[
                         ("primary", StartRole::Primary),
                         ("backup", StartRole::Backup),
+                        ("auto", StartRole::Auto),
                         ("solo", StartRole::Solo),
                         ("stops", StartRole::Stops),
                     ],
@@ -234,6 +246,9 @@ impl Config {
             "insecure" => self.insecure = one_of(value, ON_OFF).map_err(|text| bad(&text))?,
             "heartbeat" => self.heartbeat = duration(value).map_err(bad)?,
             "suspect" => self.suspect = duration(value).map_err(bad)?,
+            "cold-start" => self.alone_after = cold_start(value).map_err(bad)?,
+            "on-halt" => self.resets = one_of(value, &[("stay", false), ("reset", true)]).map_err(|text| bad(&text))?,
+            "resets-an-hour" => self.resets_an_hour = number(value).map_err(bad)?,
             "log-buffer" => self.log_buffer = size(value).map_err(bad)?,
             "transfer" => {
                 self.transfer_stops = one_of(value, &[("live", false), ("stop", true)]).map_err(|text| bad(&text))?
@@ -303,6 +318,14 @@ impl Config {
         if self.log_buffer < 64 << 10 || self.log_buffer > 24 << 20 {
             return fail("option 'log-buffer' must be between 64K and 24M".to_owned());
         }
+        if !(1..=3600).contains(&self.resets_an_hour) {
+            return fail("option 'resets-an-hour' must be between 1 and 3600".to_owned());
+        }
+        if self.alone_after.is_some() && self.role != StartRole::Auto {
+            return fail(
+                "option 'cold-start' is for machines that find out by themselves what they are: role=auto".to_owned(),
+            );
+        }
         let cards = [("client-nic", self.client_nic), ("log-nic", self.log_nic), ("arbiter-nic", self.arbiter.nic)];
         for (index, (name, card)) in cards.iter().enumerate() {
             if let Some((other, _)) = cards[..index].iter().find(|(_, other)| card.is_some() && other == card) {
@@ -327,6 +350,7 @@ impl Config {
             arbiter: self.arbiter.is_used(),
             sealed_arbiter: self.arbiter.is_used() && !self.arbiter.etcd,
             first_term: Term(self.arbiter.first_term),
+            alone_after: self.alone_after,
             ..pollux_ft::Config::default()
         }
     }
@@ -363,7 +387,7 @@ impl Config {
     }
 
     fn is_of_a_pair(&self) -> bool {
-        matches!(self.role, StartRole::Primary | StartRole::Backup)
+        matches!(self.role, StartRole::Primary | StartRole::Backup | StartRole::Auto)
     }
 
     fn check_pair(&self) -> Result<(), ConfigError> {

@@ -18,7 +18,7 @@ use pollux_hypervisor::host::apic::Apic;
 use pollux_hypervisor::host::clock::{self, WallClock};
 use pollux_hypervisor::host::memory::HostMemory;
 use pollux_hypervisor::host::pci::Bdf;
-use pollux_hypervisor::host::{entropy, interrupts, logger, nic, pci, serial};
+use pollux_hypervisor::host::{entropy, interrupts, logger, nic, pci, reset, serial};
 use pollux_hypervisor::memory::GuestMemory;
 use pollux_hypervisor::mmu;
 use pollux_hypervisor::platform::virtio::block::{Ram, SECTOR};
@@ -53,6 +53,9 @@ fn main(info: &'static BootInfo) -> ! {
     log::info!("Pollux {}, {:?}: {}", env!("CARGO_PKG_VERSION"), info.loader, info.command_line);
     let mut memory = start_memory(info);
     let config = Config::parse(info.command_line).unwrap_or_else(|error| refuse(&error));
+    if config.resets {
+        reset::allow(config.resets_an_hour);
+    }
     // SAFETY: first and only call; the boot code maps the first 4 GiB one to one.
     let apic = unsafe { interrupts::start() }.unwrap_or_else(|error| refuse(&error));
     let files = find_files(info);
@@ -314,5 +317,9 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         "PANIC: {info}\nThis machine halts; its twin goes on. To reproduce: boot the same image with the options above."
     ));
     monitor::panic_event();
+    if let Some(left) = reset::due_in() {
+        logger::raw(format_args!("It resets itself in {left} s (on-halt=reset)."));
+        reset::when_due();
+    }
     halt()
 }

@@ -13,4 +13,5 @@ pub mod msr;
 pub mod nic;
 pub mod pci;
 pub mod pic;
+pub mod reset;
 pub mod serial;

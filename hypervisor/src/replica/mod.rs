@@ -117,6 +117,8 @@ impl Replica {
                 cut,
                 figures,
                 ending,
+                starts_anew: false,
+                waits_for: None,
                 stranger_at: Time(0),
                 now,
             },
@@ -145,6 +147,7 @@ impl Replica {
             self.poll();
             let next = self.driver.turn(&mut self.machine);
             self.machine.report_end(&self.driver);
+            self.machine.reset_if_due();
             if let Next::Wait(until) = next {
                 self.sleep(until);
             }
@@ -169,6 +172,7 @@ impl Replica {
         let speaking = monitor::pump();
         if self.machine.clock.has_ticked() {
             self.serve_monitor();
+            self.machine.report_waiting(&self.driver);
             if !speaking {
                 self.machine.report_if_due(&self.driver);
             }
@@ -244,6 +248,7 @@ fn make_node(config: &Config, protection: Protection, guest: &Guest, id: NodeId,
     let (start, protocol) = match config.role {
         StartRole::Primary => (Start::Primary, config.protocol()),
         StartRole::Backup => (Start::Backup, config.protocol()),
+        StartRole::Auto => (Start::Auto, config.protocol()),
         StartRole::Solo | StartRole::Stops => (Start::Primary, pollux_ft::Config::default()),
     };
     let protocol = pollux_ft::Config { protection, ..protocol };
@@ -267,7 +272,7 @@ fn make_node(config: &Config, protection: Protection, guest: &Guest, id: NodeId,
 fn make_link(config: &Config, random: Random, nic: E1000, route: Route) -> Option<Link> {
     let end = match config.role {
         StartRole::Primary => End::Listen,
-        StartRole::Backup => End::Connect,
+        StartRole::Backup | StartRole::Auto => End::Connect,
         StartRole::Solo | StartRole::Stops => return None,
     };
     Some(Link::new(nic, route, config.log_address?, config.log_peer?, end, random))

@@ -129,6 +129,19 @@ impl Env {
         }
     }
 
+    pub(crate) fn look_at_arbiter(&mut self, machine: usize, node: NodeId) {
+        if let Some(after) = self.arbiter.flight(machine) {
+            self.queue.push(self.now + after, Event::ArbiterLooked { machine, node });
+        }
+    }
+
+    /// Machine `index` creates a guest: for clients all begins anew.
+    pub(crate) fn creates_guest(&mut self, index: usize) {
+        self.audit.creates(index);
+        self.clients.begin_anew();
+        self.figures.created += 1;
+    }
+
     /// A frame of the guest leaves the client card of a machine.
     pub(crate) fn guest_sends(&mut self, machine: usize, frame: &[u8], why: Leave) {
         self.audit.leaves(machine, frame, why, &self.arbiter);

@@ -160,13 +160,23 @@ impl World {
     fn guest_is_lost(&mut self) -> bool {
         let ended = self.env.audit.is_powered_off();
         let held = self.find(|machine| machine.holds_guest()).is_some();
-        if held || ended {
+        let never = self.env.plan.auto && self.env.audit.lives() == 0;
+        if held {
+            (self.lost, self.site_cut) = (false, self.site_cut && !self.lost);
+        }
+        if held || ended || never || self.lost {
             return false;
         }
         self.note(Who::World, 400, || "the guest is lost".to_owned());
         self.env.figures.lost += 1;
-        if self.env.plan.faults == Faults::OneByOne {
+        self.lost = true;
+        self.env.audit.guest_lost();
+        if self.env.plan.faults == Faults::OneByOne && !self.site_cut {
             self.env.audit.broken(Check::Survival, "one fault alone lost the guest".to_owned());
+        }
+        if self.env.plan.auto {
+            // The machines create another one.
+            return false;
         }
         self.enter(Stage::Over);
         true

@@ -464,7 +464,8 @@ fn another_arbiter_is_found_out() {
     let granted = ",\"succeeded\":true,\"responses\":[{\"response_put\":{}}]";
     let mut desk = Desk::new(&[of(5, ""), of(6, ""), of(6, granted), of(5, granted)]);
     assert_eq!(desk.look(500), [""; 0]);
-    assert_eq!((desk.own.ways[0].take_seen(), desk.own.ways[0].take_seen()), (Some(ArbiterId(5)), None));
+    let seen = Seen { arbiter: Some(ArbiterId(5)), newest: None };
+    assert_eq!((desk.own.ways[0].take_seen(), desk.own.ways[0].take_seen()), (Some(seen), None));
     let mut look = Look::new("pair");
     look.agree_on(Some(ArbiterId(5)));
     let news = desk.look_of(INTERVAL, &look);
