@@ -33,7 +33,7 @@ impl Machine {
             Action::Beaten { reason } => {
                 log::warn!("the guest held here is out of date: {reason}; joining the other machine");
                 monitor::event("beaten", "reason", reason);
-                self.figures.protected_since_us = None;
+                self.figures.protected_since = None;
             }
             Action::Halt { reason } => self.halts_for(reason),
             Action::BeginLoad => log::info!("receiving the guest's state"),
