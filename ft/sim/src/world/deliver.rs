@@ -32,8 +32,10 @@ impl World {
             Event::ArbiterAnswers { machine, node, term, winner } => self.arbiter_answers(machine, node, term, winner),
             Event::ArbiterLooked { machine, node } => self.arbiter_looked(machine, node),
             Event::ArbiterShows { machine, node, newest } => self.arbiter_shows(machine, node, newest),
-            Event::ToGuest { frame } => self.towards_guest(frame),
-            Event::ToClient { client, reply } => {
+            // What is still under way from or to a guest that is no more concerns nobody.
+            Event::ToGuest { life, .. } | Event::ToClient { life, .. } if life != self.env.audit.lives() => {}
+            Event::ToGuest { frame, .. } => self.towards_guest(frame),
+            Event::ToClient { client, reply, .. } => {
                 let answered = self.env.clients.receive(self.env.now, client, &reply, &mut self.env.audit);
                 if let Some((after, timer)) = answered {
                     self.env.queue.push(self.env.now + after, Event::ClientTimer { client, timer });

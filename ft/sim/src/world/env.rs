@@ -149,7 +149,7 @@ impl Env {
         let Some(reply) = Reply::decode(frame).filter(|reply| reply.client != NO_CLIENT) else { return };
         for _ in 0..self.copies() {
             let at = self.now + self.rng.between(100, 3_000);
-            self.queue.push(at, Event::ToClient { client: reply.client as usize, reply });
+            self.queue.push(at, Event::ToClient { life: self.audit.lives(), client: reply.client as usize, reply });
         }
     }
 
@@ -157,7 +157,7 @@ impl Env {
     pub(crate) fn client_sends(&mut self, frame: &[u8]) {
         for _ in 0..self.copies() {
             let at = self.now + self.rng.between(100, 3_000);
-            self.queue.push(at, Event::ToGuest { frame: frame.to_vec() });
+            self.queue.push(at, Event::ToGuest { life: self.audit.lives(), frame: frame.to_vec() });
         }
     }
 

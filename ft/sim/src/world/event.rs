@@ -59,10 +59,13 @@ pub(crate) enum Event {
         node: NodeId,
         newest: Term,
     },
+    /// A frame of a client's, or of the guest's, arrives; `life` is the guest that there was when it was sent.
     ToGuest {
+        life: u64,
         frame: Vec<u8>,
     },
     ToClient {
+        life: u64,
         client: usize,
         reply: Reply,
     },
@@ -115,8 +118,8 @@ impl Event {
             Self::ArbiterAnswers { machine, term, .. } => (Who::Machine(*machine), 9 + 32 * term.0),
             Self::ArbiterLooked { .. } => (Who::Arbiter, 20),
             Self::ArbiterShows { machine, newest, .. } => (Who::Machine(*machine), 21 + 32 * newest.0),
-            Self::ToGuest { frame } => (Who::World, 10 + 32 * frame.len() as u64),
-            Self::ToClient { client, reply } => (Who::Client(*client), 11 + 32 * reply.value),
+            Self::ToGuest { frame, .. } => (Who::World, 10 + 32 * frame.len() as u64),
+            Self::ToClient { client, reply, .. } => (Who::Client(*client), 11 + 32 * reply.value),
             Self::ClientTimer { client, .. } => (Who::Client(*client), 12),
             Self::Fault => (Who::World, 13),
             Self::Over(_) => (Who::World, 14),
