@@ -315,7 +315,7 @@ local b = {
 }
 beat.fields = b
 
--- The numbers of a heartbeat in the order of the wire; up to version 8 of the protocol two of them were not there.
+-- The numbers of a heartbeat in the order of the wire; up to version 9 of the protocol two of them were not there.
 local LAYOUTS = {
   PLXb = { "pair", "peer", "echo", "term", "session", "seq", "position", "time" },
   PLXc = { "pair", "peer", "echo", "answers", "creator", "term", "session", "seq", "position", "time" },

@@ -95,7 +95,7 @@ fn suite(address: SocketAddr) {
     let looks = |piece| matches!(ask(address, &look, piece), Ok(Seen { arbiter: Some(_), newest: None }));
     assert!(looks(4096) && looks(1));
     let mut newest = look.clone();
-    newest.want_newest("test-pair", true);
+    newest.want_newest(true);
     let newest = |piece| ask(address, &newest, piece).map(|seen| seen.newest);
     assert_eq!(newest(4096), Ok(Some(Term(0))));
     let (castor, pollux) = (question(1, 0xC, "castor"), question(1, 0xD, "pollux"));

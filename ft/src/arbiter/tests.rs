@@ -173,7 +173,7 @@ fn a_look_is_no_bid() {
 #[test]
 fn a_look_shows_the_newest_term() {
     let mut look = Look::new("pair");
-    look.want_newest("pair", true);
+    look.want_newest(true);
     let request = String::from_utf8(look.request("h")).unwrap();
     let [first, end] = ["pollux/pair/", "pollux/pair0"].map(|key| base64::encode(key.as_bytes()));
     assert!(request.contains(&format!("\"range_end\":\"{end}\"")) && request.contains(&first), "{request}");
@@ -189,7 +189,7 @@ fn a_look_shows_the_newest_term() {
     assert_eq!(newest(&look, &keys), Ok(Some(Term(12))));
     // Who does not look does not show.
     assert!(matches!(look.judge(b"{\"header\":{}}"), Err(Failure::Content(_))));
-    look.want_newest("pair", false);
+    look.want_newest(false);
     assert!(newest(&look, &keys).is_err());
 }
 

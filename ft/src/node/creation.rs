@@ -23,13 +23,25 @@ pub(super) struct Creation {
     vacant_since: Time,
     /// When it last heard any machine of the pair.
     heard: Time,
-    /// The newest term that is known to have been given away.
+    /// The newest term that a machine of the pair spoke of.
+    known: Term,
+    /// The newest term that the arbiter gave away, once it has said so.
     newest: Option<Term>,
 }
 
 impl Creation {
     pub(super) fn new(now: Time, auto: bool) -> Self {
-        Self { auto, pristine: auto, stance: Stance::Listens, mark: 1, vacant_since: now, heard: now, newest: None }
+        let (vacant_since, heard) = (now, now);
+        Self {
+            auto,
+            pristine: auto,
+            stance: Stance::Listens,
+            mark: 1,
+            vacant_since,
+            heard,
+            known: Term(0),
+            newest: None,
+        }
     }
 
     /// A guest was run here, or its state begins to arrive.
@@ -69,8 +81,8 @@ impl fmt::Display for WaitsFor {
 impl Node {
     /// The arbiter has given away no newer term than this one.
     pub fn terms_seen(&mut self, now: Time, newest: Term) {
-        let known = &mut self.creation.newest;
-        *known = Some(known.map_or(newest, |known| known.max(newest)));
+        let seen = &mut self.creation.newest;
+        *seen = Some(seen.map_or(newest, |seen| seen.max(newest)));
         self.consider_creation(now);
         self.check();
     }
@@ -136,7 +148,7 @@ impl Node {
         let creator = if unheard { me } else { beat.creator };
         let word = Word { node: beat.node, role, creator, current };
         let may_offer = self.may_offer(now) || (unheard && self.creation.pristine);
-        self.creation.newest = self.creation.newest.map(|newest| newest.max(beat.term));
+        self.creation.known = self.creation.known.max(beat.term);
         let stance = decide::on_word(me, self.creation.stance, may_offer, word);
         self.take_stance(now, stance);
     }
@@ -180,7 +192,7 @@ impl Node {
         let newest = if needless { Some(Term(0)) } else { self.creation.newest };
         let Some(newest) = newest else { return };
         self.close_link(Queued::Dropped);
-        self.next = decide::first_term(self.config.first_term, self.term, newest);
+        self.next = decide::first_term(self.config.first_term, self.term.max(self.creation.known), newest);
         self.side = Side::Primary(PrimarySide::starting());
         self.beats.next = now;
         if self.ask() == Bid::Won {
@@ -197,7 +209,8 @@ impl Node {
         }
         self.close_link(Queued::Dropped);
         if self.role() == Role::Starting {
-            self.creation.newest = self.creation.newest.map(|newest| newest.max(term));
+            // Others were given away since the arbiter was asked.
+            self.creation.newest = None;
         } else {
             self.term = self.term.max(term);
             self.actions.push_back(Action::Beaten { reason });

@@ -75,6 +75,22 @@ fn a_promise_and_a_term_make_a_primary() {
     assert!(actions(&mut own).contains(&Action::Started { term: Term(8) }));
 }
 
+/// Without an arbiter nobody remembers terms but the machines themselves: the twin follows no reign of before its own.
+#[test]
+fn what_the_twin_knows_of_terms_counts() {
+    let mut own = auto(Config::default());
+    pass(&mut own, 0, 2000);
+    let says_of = |own: &mut Node, ms: u64, counter, creator| {
+        let beat = Heartbeat { term: Term(3), answers: 1000, creator, ..beat_of(9, counter, Role::Joining) };
+        own.heartbeat_received(Time(ms * 1000), &beat.encode(&Protection::default()));
+    };
+    says_of(&mut own, 2000, 1, NodeId(0));
+    says_of(&mut own, 2010, 2, ME);
+    assert_eq!((own.role(), own.term()), (Role::Alone, Term(4)));
+    says_of(&mut own, 2020, 3, ME);
+    assert_eq!(own.role(), Role::Alone, "it is not beaten by its own twin");
+}
+
 /// Whoever is refused listens again, and needs another promise.
 #[test]
 fn a_term_that_is_taken_makes_it_listen_again() {
@@ -85,6 +101,8 @@ fn a_term_that_is_taken_makes_it_listen_again() {
     says(&mut own, 2010, 9, 2, 1000, Role::Joining, ME.0);
     own.arbiter_answered(Time(2_020_000), Term(8), Verdict::Taken);
     assert_eq!((own.role(), own.asks_for()), (Role::Joining, None));
+    assert!(own.wants_newest_term(), "another one was given away meanwhile");
+    own.terms_seen(Time(2_025_000), Term(8));
     says(&mut own, 2030, 9, 3, 1000, Role::Joining, ME.0);
     assert_eq!(own.asks_for(), None);
     pass(&mut own, 2050, 4100);

@@ -5,6 +5,7 @@ use super::event::Event;
 use crate::check::Check;
 use crate::plan::Faults;
 use crate::trace::Who;
+use pollux_ft::Role;
 
 /// Time between two looks in microseconds.
 const LOOK: u64 = 50_000;
@@ -159,7 +160,9 @@ impl World {
     /// No machine has the guest any more.
     fn guest_is_lost(&mut self) -> bool {
         let ended = self.env.audit.is_powered_off();
-        let held = self.find(|machine| machine.holds_guest()).is_some();
+        // One that is about to create a guest has none yet, and may be refused.
+        let creates = |role| self.env.plan.auto && role == Role::Starting;
+        let held = self.find(|machine| machine.holds_guest() && !creates(machine.node().role())).is_some();
         let never = self.env.plan.auto && self.env.audit.lives() == 0;
         if held {
             (self.lost, self.site_cut) = (false, self.site_cut && !self.lost);
