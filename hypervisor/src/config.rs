@@ -21,6 +21,7 @@ use self::values::{bytes_of_hex, cold_start, disk, duration, mac, number, one_of
 use crate::counter::choose::Wanted;
 use crate::extended;
 use crate::host::pci::Bdf;
+use crate::host::watchdog;
 use crate::mmu;
 
 /// What this machine starts as.
@@ -110,6 +111,8 @@ pub struct Config {
     pub resets: bool,
     /// `resets-an-hour=60`: how often at most.
     pub resets_an_hour: u64,
+    /// `watchdog=off|TIME`: after how long without progress the machine's watchdog resets it.
+    pub watchdog: Option<Span>,
     /// `log-buffer=4M`: bytes of log that may wait on either side.
     pub log_buffer: u64,
     /// `transfer=live|stop`: whether the guest stands still while a new backup gets its state.
@@ -155,6 +158,7 @@ impl Default for Config {
             alone_after: None,
             resets: false,
             resets_an_hour: 60,
+            watchdog: None,
             log_buffer: 4 << 20,
             transfer_stops: false,
             counter: Wanted::Auto,
@@ -181,9 +185,12 @@ impl fmt::Display for ConfigError {
 
 const ON_OFF: &[(&str, bool)] = &[("on", true), ("off", false)];
 
+/// A turn of the loop may take almost as long as this: a guest with much memory is cleared, or hashed, within one.
+const SHORTEST_WATCH: Span = Span::from_millis(2000);
+
 /// All option names, for the message about an unknown one.
 const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, guest-memory, disk, guest-mac, guest-sources, guest-args, \
-                     guest-seed, insecure, heartbeat, suspect, cold-start, on-halt, resets-an-hour, log-buffer, transfer, counter, vectors, mmu, clock, monitor, break, test-commands, stops, seed";
+                     guest-seed, insecure, heartbeat, suspect, cold-start, on-halt, resets-an-hour, watchdog, log-buffer, transfer, counter, vectors, mmu, clock, monitor, break, test-commands, stops, seed";
 
 impl Config {
     /// Reads a command line.
@@ -249,6 +256,7 @@ impl Config {
             "cold-start" => self.alone_after = cold_start(value).map_err(bad)?,
             "on-halt" => self.resets = one_of(value, &[("stay", false), ("reset", true)]).map_err(|text| bad(&text))?,
             "resets-an-hour" => self.resets_an_hour = number(value).map_err(bad)?,
+            "watchdog" => self.watchdog = if value == "off" { None } else { Some(duration(value).map_err(bad)?) },
             "log-buffer" => self.log_buffer = size(value).map_err(bad)?,
             "transfer" => {
                 self.transfer_stops = one_of(value, &[("live", false), ("stop", true)]).map_err(|text| bad(&text))?
@@ -321,6 +329,7 @@ impl Config {
         if !(1..=3600).contains(&self.resets_an_hour) {
             return fail("option 'resets-an-hour' must be between 1 and 3600".to_owned());
         }
+        self.check_watchdog()?;
         if self.alone_after.is_some() && self.role != StartRole::Auto {
             return fail(
                 "option 'cold-start' is for machines that find out by themselves what they are: role=auto".to_owned(),
@@ -384,6 +393,21 @@ impl Config {
             ),
             Some(key) => Ok(Protection::Key(PairKey::new(key))),
         }
+    }
+
+    fn check_watchdog(&self) -> Result<(), ConfigError> {
+        let Some(patience) = self.watchdog else { return Ok(()) };
+        if !self.resets {
+            return Err(ConfigError(
+                "option 'watchdog' resets a machine that hangs, and on-halt=stay says that it stays: give on-halt=reset"
+                    .to_owned(),
+            ));
+        }
+        if patience < SHORTEST_WATCH || patience > watchdog::LONGEST {
+            let [least, most] = [SHORTEST_WATCH, watchdog::LONGEST].map(|span| span.0 / 1_000_000);
+            return Err(ConfigError(format!("option 'watchdog' must be off, or between {least}s and {most}s")));
+        }
+        Ok(())
     }
 
     fn is_of_a_pair(&self) -> bool {

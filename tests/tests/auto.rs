@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use pollux_tests::resp::Client;
-use pollux_tests::rig::{Rig, START_LIMIT, TAKEOVER_LIMIT};
+use pollux_tests::rig::{Platform, Rig, START_LIMIT, TAKEOVER_LIMIT};
+use pollux_tests::skip;
 
 /// Short times, so that a cold start takes a second of listening; a machine that died boots again after a while.
 const AUTO: [&str; 8] = [
@@ -48,5 +49,30 @@ fn a_pair_comes_back_by_itself() -> Result<()> {
     ensure!(count(&rig)? == 1, "it is a new guest");
     let status = rig.status()?;
     ensure!(status.notice("diverged").is_none(), "{:?}", status.notice("diverged"));
+    rig.stop()
+}
+
+/// The machine's watchdog resets it, which ends its process: the rig starts it again as a server's firmware does.
+#[test]
+fn a_machine_that_hangs_comes_back_by_itself() -> Result<()> {
+    if Platform::get() == Platform::Bochs {
+        return skip("its machines have no watchdog");
+    }
+    let mut options = AUTO.to_vec();
+    for option in ["test-commands=on", "on-halt=reset", "resets-an-hour=3600", "watchdog=2s"] {
+        options.extend(["--hypervisor-option", option]);
+    }
+    let mut rig = Rig::protected("watchdog", "counter", &options)?;
+    ensure!(count(&rig)? == 1);
+    let survivor = rig.file()?.machine("backup")?.name.clone();
+    let hung = rig.file()?.machine("primary")?.clone();
+    rig.command("primary", &["hang"])?;
+    rig.wait_role(&survivor, "primary", TAKEOVER_LIMIT)?;
+    rig.wait_file("the one that hung is another process", START_LIMIT, |file| {
+        file.machine(&hung.name).is_ok_and(|machine| machine.pid.is_some() && machine.pid != hung.pid)
+    })?;
+    rig.wait_role(&hung.name, "backup", START_LIMIT)?;
+    rig.wait_protected()?;
+    ensure!(count(&rig)? == 2, "the guest lives on");
     rig.stop()
 }

@@ -58,6 +58,8 @@ fn a_machine_that_finds_out_what_it_is_waits_unless_it_is_told_otherwise() {
     let early = of("cold-start=alone-after:1s").unwrap_err();
     assert!(early.0.contains("twice the time to suspicion"), "{early}");
     assert!(of("on-halt=reset resets-an-hour=6").is_ok_and(|config| config.resets && config.resets_an_hour == 6));
+    assert!(of("on-halt=reset watchdog=30s").is_ok_and(|config| config.watchdog == Some(Span(30_000_000))));
+    assert!(of("watchdog=off").is_ok_and(|config| config.watchdog.is_none()));
     assert!(Config::parse("role=auto").unwrap_err().0.contains("client-nic"));
 }
 
@@ -81,6 +83,9 @@ fn what_is_refused_is_named() {
     refused("cold-start=alone-after:60s", "role=auto");
     refused("cold-start=alone", "alone-after:60s");
     refused("on-halt=reboot", "one of stay, reset");
+    refused("watchdog=30s", "on-halt=reset");
+    refused("on-halt=reset watchdog=1s", "between 2s and 2097s");
+    refused("on-halt=reset watchdog=on", "'watchdog'");
     refused("resets-an-hour=0", "between 1 and 3600");
     refused("guest-memory=5M", "guest-memory");
     refused("guest-memory=99999999999G", "guest-memory");

@@ -15,3 +15,4 @@ pub mod pci;
 pub mod pic;
 pub mod reset;
 pub mod serial;
+pub mod watchdog;

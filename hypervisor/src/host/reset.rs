@@ -79,7 +79,13 @@ pub fn now() -> ! {
         x86_64::instructions::tables::lidt(&DescriptorTablePointer { limit: 0, base: x86_64::VirtAddr::zero() });
         x86_64::instructions::interrupts::int3();
     }
+    hang()
+}
+
+/// Makes no progress any more; only the power switch, or a watchdog that runs, helps then.
+pub fn hang() -> ! {
     loop {
+        x86_64::instructions::interrupts::disable();
         x86_64::instructions::hlt();
     }
 }

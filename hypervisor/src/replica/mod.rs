@@ -37,8 +37,9 @@ use crate::config::{BrokenRule, Config, Disk, StartRole};
 use crate::guest::Guest;
 use crate::host::apic::Apic;
 use crate::host::clock::{self, WallClock};
-use crate::host::interrupts;
 use crate::host::nic::Route;
+use crate::host::watchdog::Watchdog;
+use crate::host::{interrupts, reset};
 use crate::platform::clock::RATE_ONE;
 use crate::random::Random;
 
@@ -65,6 +66,8 @@ pub struct Parts {
     pub log: Option<(E1000, Route)>,
     /// This machine's own place on the client network.
     pub machine: Option<MachinePlace>,
+    /// What resets this machine if it hangs.
+    pub watchdog: Option<Watchdog>,
 }
 
 /// By what a machine is known on the client network, beside the guest.
@@ -80,6 +83,7 @@ pub struct Replica {
     driver: Driver<Guest>,
     machine: Machine,
     monitor: Monitor,
+    watchdog: Option<Watchdog>,
 }
 
 impl Replica {
@@ -89,7 +93,7 @@ impl Replica {
     /// When the configuration passed its checks but the protocol refuses it (a bug of ours).
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { config, apic, mut clock, mut random, protection, guest, client, log, machine } = parts;
+        let Parts { config, apic, mut clock, mut random, protection, guest, client, log, machine, watchdog } = parts;
         let now = clock.now();
         let mut client = client.map(|(nic, route)| Client::new(nic, route, speaker(&config)));
         let id = make_id(&mut random);
@@ -123,6 +127,7 @@ impl Replica {
                 now,
             },
             monitor: Monitor::default(),
+            watchdog,
         }
     }
 
@@ -148,6 +153,9 @@ impl Replica {
             let next = self.driver.turn(&mut self.machine);
             self.machine.report_end(&self.driver);
             self.machine.reset_if_due();
+            if let Some(watchdog) = &mut self.watchdog {
+                watchdog.goes_on(self.machine.now);
+            }
             if let Next::Wait(until) = next {
                 self.sleep(until);
             }
@@ -200,6 +208,10 @@ impl Replica {
             Command::Switch => monitor::event("refused", "reason", &"there is no backup to hand the guest over to"),
             Command::Console(bytes) => driver.type_text(&bytes),
             Command::Cut(count) => self.machine.cut.arm(count),
+            Command::Hang => {
+                log::warn!("test: this machine hangs");
+                reset::hang();
+            }
             Command::FlipMemory(gpa, bit) => {
                 let done = driver.guest_mut().flip_memory_bit(gpa, bit);
                 log::warn!("test: bit {bit} of guest memory at {gpa:?} flipped: {done}");
