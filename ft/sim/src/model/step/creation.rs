@@ -40,7 +40,7 @@ impl Step<'_> {
         if !own.is_vacant() {
             return;
         }
-        if decide::has_guest(word.role) {
+        if decide::has_guest(word.role) && !rules.is(Broken::GuestUnheard) {
             own.listened = false;
         }
         let (me, may_offer) = (own.node, own.pristine && own.listened);
