@@ -303,6 +303,8 @@ local b = {
   pair = ProtoField.uint64("pollux_heartbeat.pair", "Digest of the pair's name", base.HEX),
   peer = ProtoField.uint64("pollux_heartbeat.peer", "Twin", base.HEX),
   echo = ProtoField.uint64("pollux_heartbeat.echo", "Newest heard of the twin"),
+  answers = ProtoField.uint64("pollux_heartbeat.answers", "Newest heard of the first named"),
+  creator = ProtoField.uint64("pollux_heartbeat.creator", "Who is to create a guest", base.HEX),
   term = ProtoField.uint64("pollux_heartbeat.term", "Term"),
   session = ProtoField.uint64("pollux_heartbeat.session", "Session", base.HEX),
   seq = ProtoField.uint64("pollux_heartbeat.seq", "Newest entry"),
@@ -313,10 +315,18 @@ local b = {
 }
 beat.fields = b
 
-local BODY, BEAT = 2 + 8 * 8 + 4 * 8, 4 + 16 + 2 + 8 * 8 + 4 * 8 + 16
+-- The numbers of a heartbeat in the order of the wire; up to version 9 of the protocol two of them were not there.
+local LAYOUTS = {
+  PLXb = { "pair", "peer", "echo", "term", "session", "seq", "position", "time" },
+  PLXc = { "pair", "peer", "echo", "answers", "creator", "term", "session", "seq", "position", "time" },
+}
 
 function beat.dissector(tvb, pinfo, root)
-  if tvb:len() ~= BEAT or tvb(0, 4):string() ~= "PLXb" then return 0 end
+  local numbers = tvb:len() > 4 and LAYOUTS[tvb(0, 4):string()]
+  if not numbers then return 0 end
+  local BODY = 2 + #numbers * 8 + 4 * 8
+  local BEAT = 4 + 16 + BODY + 16
+  if tvb:len() ~= BEAT then return 0 end
   pinfo.cols.protocol = "POLLUX"
   local tree = root:add(beat, tvb())
   tree:add_le(b.node, tvb(4, 8))
@@ -329,16 +339,17 @@ function beat.dissector(tvb, pinfo, root)
     tree:add(b.role, tvb(20, 1))
     tree:add(b.linked, tvb(21, 1))
     local at = 22
-    for _, name in ipairs({ "pair", "peer", "echo", "term", "session", "seq", "position", "time" }) do
+    local said = {}
+    for _, name in ipairs(numbers) do
       tree:add_le(b[name], tvb(at, 8))
+      said[name] = tostring(tvb(at, 8):le_uint64())
       at = at + 8
     end
     for _ = 1, 4 do
       tree:add_le(b.heard, tvb(at, 8))
       at = at + 8
     end
-    told = string.format("%s, %s, term %s, entry %s", told, ROLES[role] or "?", tostring(tvb(46, 8):le_uint64()),
-      tostring(tvb(62, 8):le_uint64()))
+    told = string.format("%s, %s, term %s, entry %s", told, ROLES[role] or "?", said.term, said.seq)
   else
     tree:add(b.sealed, tvb(20, BODY))
     told = told .. ", sealed"

@@ -36,6 +36,9 @@ pub struct Config {
     pub sealed_arbiter: bool,
     /// The term that a machine started as primary bids for. Default 1; higher where the arbiter remembers more.
     pub first_term: Term,
+    /// After how long without a sign of life of any machine one that started by itself takes its twin for dead, and creates
+    /// the guest: an operator's word that the twin has none, which is not checked. Default: it waits.
+    pub alone_after: Option<Span>,
     /// What protects the machines' words. Default: a checksum.
     pub protection: Protection,
     /// The rule to break.
@@ -59,6 +62,7 @@ impl Default for Config {
             arbiter: false,
             sealed_arbiter: false,
             first_term: Term(1),
+            alone_after: None,
             protection: Protection::default(),
             #[cfg(feature = "mutations")]
             mutation: None,
@@ -95,6 +99,9 @@ impl Config {
         }
         if self.receive_buffer_bytes == 0 || self.max_entries < 16 {
             return Err("the log buffers are too small");
+        }
+        if self.alone_after.is_some_and(|after| after.0 < self.suspect_after.0.saturating_mul(2)) {
+            return Err("a twin must not be declared dead before twice the time to suspicion");
         }
         if self.first_term == Term(0) {
             return Err("terms start at 1");

@@ -19,9 +19,15 @@
 //!   ([`agrees`]); once the backup hears so, the earlier term is burnt, and its question is withdrawn.
 //! * A primary that asked and then hears that the backup gave up needs the answer no more. It may have been granted:
 //!   the term is burnt, and the next session bids for a higher one ([`after_session`]).
+//!
+//! Who creates the guest where there is none is decided in [`Stance`]'s module.
 
 use crate::heartbeat::Heartbeat;
 use crate::types::{NodeId, Position, Role, Seq, SessionId, Span, Term, Time};
+
+mod creation;
+
+pub use creation::{Stance, Word, first_term, has_guest, listens_for, on_word};
 
 /// Who runs the guest or follows it, and in which term.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,7 +56,7 @@ pub fn must_yield(ours: Claim, theirs: Claim) -> bool {
 pub enum OnClaim {
     /// Nothing on account of the claim.
     Ignore,
-    /// Halt: our guest is out of date.
+    /// Halt, or join it if there is nobody to ask: our guest is out of date.
     Yield,
     /// The twin took the guest over that we handed to it: become its backup.
     HandedOver,
@@ -450,7 +456,7 @@ pub enum OnAnswer {
     RunAlone,
     /// Take over, come what may; if it suffices, see [`suffices`].
     TakeOver,
-    /// Halt: somebody else runs the guest, or will.
+    /// Halt, or join if there is nobody to ask: somebody else runs the guest, or will.
     FailStop,
 }
 

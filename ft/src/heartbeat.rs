@@ -11,10 +11,10 @@ use xxhash_rust::xxh64::xxh64;
 /// How many other machines a heartbeat names as heard.
 pub const HEARD: usize = 4;
 const HEAD: usize = 4 + 2 * 8;
-const BODY: usize = 1 + 1 + 8 * 8 + HEARD * 8;
+const BODY: usize = 1 + 1 + 10 * 8 + HEARD * 8;
 /// Size of a heartbeat in bytes.
 pub const SIZE: usize = HEAD + BODY + TAG_BYTES;
-const MAGIC: u32 = u32::from_le_bytes(*b"PLXb");
+const MAGIC: u32 = u32::from_le_bytes(*b"PLXc");
 const SEED: u64 = 0x6865_6172_7462_6561;
 
 /// A heartbeat on the wire.
@@ -34,6 +34,10 @@ pub struct Heartbeat {
     /// Machines that the sender has heard of late; zeros behind them. Who is among them knows that this was said since it
     /// started: its id was not known before.
     pub heard: [NodeId; HEARD],
+    /// Counter of the newest heartbeat that the sender took of the first of them.
+    pub answers: u64,
+    /// Of one that is joining, or starts by itself: who is to create a guest; see [`Stance`](crate::decide::Stance).
+    pub creator: NodeId,
     /// Counter of the newest heartbeat of `peer` that the sender took: what it says was said after it.
     pub echo: u64,
     /// The sender's term.
@@ -70,8 +74,18 @@ impl Heartbeat {
         let (body, tag) = rest.split_at_mut(BODY);
         body[0] = self.role.code();
         body[1] = u8::from(self.linked);
-        let numbers =
-            [self.pair, self.peer.0, self.echo, self.term.0, self.session.0, self.seq.0, self.position.0, self.time.0];
+        let numbers = [
+            self.pair,
+            self.peer.0,
+            self.echo,
+            self.answers,
+            self.creator.0,
+            self.term.0,
+            self.session.0,
+            self.seq.0,
+            self.position.0,
+            self.time.0,
+        ];
         put_numbers(&mut body[2..], &numbers);
         put_numbers(&mut body[2 + 8 * numbers.len()..], &self.heard.map(|node| node.0));
         tag.copy_from_slice(&protection.seal(self.node.0, self.counter, head, body));
@@ -112,6 +126,8 @@ impl Heartbeat {
             pair: reader.u64()?,
             peer: NodeId(reader.u64()?),
             echo: reader.u64()?,
+            answers: reader.u64()?,
+            creator: NodeId(reader.u64()?),
             term: Term(reader.u64()?),
             session: SessionId(reader.u64()?),
             seq: Seq(reader.u64()?),
@@ -143,6 +159,8 @@ mod tests {
             counter: 3,
             heard: [NodeId(2), NodeId(9), NodeId(0), NodeId(0)],
             echo: 2,
+            answers: 2,
+            creator: NodeId(1),
             term: Term(4),
             role: Role::Draining,
             session: SessionId(5),

@@ -62,7 +62,7 @@ pub use entry::{Control, Entry, EntryRef, Kind, Record};
 pub use handshake::{Handshake, Meeting, Stranger};
 pub use key::{PairKey, Protection};
 pub use mutation::Mutation;
-pub use node::{Action, AppendError, HaltReason, LossReason, Node, NotLive, Start, TakenOver};
+pub use node::{Action, AppendError, HaltReason, LossReason, Node, NotLive, Start, TakenOver, WaitsFor};
 pub use pairing::Identity;
 pub use send_log::Lag;
 pub use stats::Stats;

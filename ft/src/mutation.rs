@@ -87,11 +87,19 @@ pub enum Mutation {
     ArbiterNonceNotCompared,
     /// An answer of the arbiter counts that is about another term.
     ArbiterTermNotCompared,
+    /// A machine that starts by itself creates a guest without the word of its twin.
+    CreatesUnasked,
+    /// A machine that starts by itself takes one with a guest for one without, that yields.
+    GuestUnheard,
+    /// A promise counts that was made to an earlier offer.
+    OldPromiseCounts,
+    /// A machine that creates a guest does not ask which term is the newest.
+    NewestUnasked,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 45] = [
         Self::AckBeforeBuffering,
         Self::ReleaseBeforeAck,
         Self::LiveBeforeDrained,
@@ -133,5 +141,9 @@ impl Mutation {
         Self::ArbiterTagNotChecked,
         Self::ArbiterNonceNotCompared,
         Self::ArbiterTermNotCompared,
+        Self::CreatesUnasked,
+        Self::GuestUnheard,
+        Self::OldPromiseCounts,
+        Self::NewestUnasked,
     ];
 }

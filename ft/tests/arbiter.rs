@@ -1,7 +1,7 @@
 //! What somebody without the key, or with old records, can make of a question and its answer: nothing.
 
 use pollux_ft::arbiter::sealed::*;
-use pollux_ft::arbiter::{Answer, ArbiterId, Ask, Failure, Look, Manner, Question, Try, Winner};
+use pollux_ft::arbiter::{Answer, ArbiterId, Ask, Failure, Look, Manner, Question, Seen, Try, Winner};
 use pollux_ft::pairing::MAX_NAME;
 use pollux_ft::{NodeId, PairKey, Term};
 use proptest::prelude::*;
@@ -171,7 +171,9 @@ fn a_question_asks_and_a_try_hears() {
     assert_eq!(question.clone().of(Some(ArbiterId(1))).heed(ARBITER, Verdict::Granted), Err(stranger.clone()));
     let mut look = Look::new("pollux");
     assert_eq!(look.call(), Call { pair: "pollux".into(), query: Query::Look });
-    assert_eq!(look.heed(ARBITER, Verdict::Well(None)), Ok(Some(ARBITER)));
+    let seen = |newest| Ok(Seen { arbiter: Some(ARBITER), newest: Some(Term(newest)) });
+    assert_eq!(look.heed(ARBITER, Verdict::Well(None)), seen(0), "there was none yet");
+    assert_eq!(look.heed(ARBITER, Verdict::Well(Some((Term(9), "000000000000000d pollux".into())))), seen(9));
     assert!(matches!(look.heed(ARBITER, Verdict::Granted), Err(Failure::Content(_))), "a look is never a term");
     look.agree_on(Some(ArbiterId(1)));
     assert_eq!(look.heed(ARBITER, Verdict::Well(None)), Err(stranger));

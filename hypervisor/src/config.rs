@@ -17,10 +17,11 @@ use pollux_ft::{PairKey, Protection, Span, Term};
 
 pub use self::arbiter::{ArbiterOptions, Routes};
 pub use self::values::Cidr;
-use self::values::{bytes_of_hex, disk, duration, mac, number, one_of, short, size};
+use self::values::{bytes_of_hex, cold_start, disk, duration, mac, number, one_of, short, size};
 use crate::counter::choose::Wanted;
 use crate::extended;
 use crate::host::pci::Bdf;
+use crate::host::watchdog;
 use crate::mmu;
 
 /// What this machine starts as.
@@ -30,6 +31,8 @@ pub enum StartRole {
     Primary,
     /// Asks the twin for the guest's state and follows it.
     Backup,
+    /// Joins a primary if there is one, and creates the guest if no machine has one: both machines start as this.
+    Auto,
     /// Runs the guest without replication.
     Solo,
     /// Runs the exact-stop property test on the guest image, twice, and ends.
@@ -68,7 +71,7 @@ pub enum Disk {
 /// All options with their meaning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// `role=primary|backup|solo|stops`.
+    /// `role=primary|backup|auto|solo|stops`.
     pub role: StartRole,
     /// `name=TEXT`: this machine's name in log and status.
     pub name: String,
@@ -102,6 +105,14 @@ pub struct Config {
     pub heartbeat: Span,
     /// `suspect=1000ms`: silence after which the twin is given up.
     pub suspect: Span,
+    /// `cold-start=wait|alone-after:TIME`: after how long without a sign of life `role=auto` takes the twin for dead.
+    pub alone_after: Option<Span>,
+    /// `on-halt=stay|reset`: whether a machine whose part has ended by an error starts anew.
+    pub resets: bool,
+    /// `resets-an-hour=60`: how often at most.
+    pub resets_an_hour: u64,
+    /// `watchdog=off|TIME`: after how long without progress the machine's watchdog resets it.
+    pub watchdog: Option<Span>,
     /// `log-buffer=4M`: bytes of log that may wait on either side.
     pub log_buffer: u64,
     /// `transfer=live|stop`: whether the guest stands still while a new backup gets its state.
@@ -144,6 +155,10 @@ impl Default for Config {
             insecure: false,
             heartbeat: Span::from_millis(100),
             suspect: Span::from_millis(1000),
+            alone_after: None,
+            resets: false,
+            resets_an_hour: 60,
+            watchdog: None,
             log_buffer: 4 << 20,
             transfer_stops: false,
             counter: Wanted::Auto,
@@ -170,9 +185,12 @@ impl fmt::Display for ConfigError {
 
 const ON_OFF: &[(&str, bool)] = &[("on", true), ("off", false)];
 
+/// A turn of the loop may take almost as long as this: a guest with much memory is cleared, or hashed, within one.
+const SHORTEST_WATCH: Span = Span::from_millis(2000);
+
 /// All option names, for the message about an unknown one.
 const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, guest-memory, disk, guest-mac, guest-sources, guest-args, \
-                     guest-seed, insecure, heartbeat, suspect, log-buffer, transfer, counter, vectors, mmu, clock, monitor, break, test-commands, stops, seed";
+                     guest-seed, insecure, heartbeat, suspect, cold-start, on-halt, resets-an-hour, watchdog, log-buffer, transfer, counter, vectors, mmu, clock, monitor, break, test-commands, stops, seed";
 
 impl Config {
     /// Reads a command line.
@@ -211,6 +229,7 @@ impl Config {
                     &[
                         ("primary", StartRole::Primary),
                         ("backup", StartRole::Backup),
+                        ("auto", StartRole::Auto),
                         ("solo", StartRole::Solo),
                         ("stops", StartRole::Stops),
                     ],
@@ -234,6 +253,10 @@ impl Config {
             "insecure" => self.insecure = one_of(value, ON_OFF).map_err(|text| bad(&text))?,
             "heartbeat" => self.heartbeat = duration(value).map_err(bad)?,
             "suspect" => self.suspect = duration(value).map_err(bad)?,
+            "cold-start" => self.alone_after = cold_start(value).map_err(bad)?,
+            "on-halt" => self.resets = one_of(value, &[("stay", false), ("reset", true)]).map_err(|text| bad(&text))?,
+            "resets-an-hour" => self.resets_an_hour = number(value).map_err(bad)?,
+            "watchdog" => self.watchdog = if value == "off" { None } else { Some(duration(value).map_err(bad)?) },
             "log-buffer" => self.log_buffer = size(value).map_err(bad)?,
             "transfer" => {
                 self.transfer_stops = one_of(value, &[("live", false), ("stop", true)]).map_err(|text| bad(&text))?
@@ -303,6 +326,15 @@ impl Config {
         if self.log_buffer < 64 << 10 || self.log_buffer > 24 << 20 {
             return fail("option 'log-buffer' must be between 64K and 24M".to_owned());
         }
+        if !(1..=3600).contains(&self.resets_an_hour) {
+            return fail("option 'resets-an-hour' must be between 1 and 3600".to_owned());
+        }
+        self.check_watchdog()?;
+        if self.alone_after.is_some() && self.role != StartRole::Auto {
+            return fail(
+                "option 'cold-start' is for machines that find out by themselves what they are: role=auto".to_owned(),
+            );
+        }
         let cards = [("client-nic", self.client_nic), ("log-nic", self.log_nic), ("arbiter-nic", self.arbiter.nic)];
         for (index, (name, card)) in cards.iter().enumerate() {
             if let Some((other, _)) = cards[..index].iter().find(|(_, other)| card.is_some() && other == card) {
@@ -327,6 +359,7 @@ impl Config {
             arbiter: self.arbiter.is_used(),
             sealed_arbiter: self.arbiter.is_used() && !self.arbiter.etcd,
             first_term: Term(self.arbiter.first_term),
+            alone_after: self.alone_after,
             ..pollux_ft::Config::default()
         }
     }
@@ -362,8 +395,23 @@ impl Config {
         }
     }
 
+    fn check_watchdog(&self) -> Result<(), ConfigError> {
+        let Some(patience) = self.watchdog else { return Ok(()) };
+        if !self.resets {
+            return Err(ConfigError(
+                "option 'watchdog' resets a machine that hangs, and on-halt=stay says that it stays: give on-halt=reset"
+                    .to_owned(),
+            ));
+        }
+        if patience < SHORTEST_WATCH || patience > watchdog::LONGEST {
+            let [least, most] = [SHORTEST_WATCH, watchdog::LONGEST].map(|span| span.0 / 1_000_000);
+            return Err(ConfigError(format!("option 'watchdog' must be off, or between {least}s and {most}s")));
+        }
+        Ok(())
+    }
+
     fn is_of_a_pair(&self) -> bool {
-        matches!(self.role, StartRole::Primary | StartRole::Backup)
+        matches!(self.role, StartRole::Primary | StartRole::Backup | StartRole::Auto)
     }
 
     fn check_pair(&self) -> Result<(), ConfigError> {

@@ -18,7 +18,8 @@ use pollux_hypervisor::host::apic::Apic;
 use pollux_hypervisor::host::clock::{self, WallClock};
 use pollux_hypervisor::host::memory::HostMemory;
 use pollux_hypervisor::host::pci::Bdf;
-use pollux_hypervisor::host::{entropy, interrupts, logger, nic, pci, serial};
+use pollux_hypervisor::host::watchdog::{self, Watchdog};
+use pollux_hypervisor::host::{entropy, interrupts, logger, nic, pci, reset, serial};
 use pollux_hypervisor::memory::GuestMemory;
 use pollux_hypervisor::mmu;
 use pollux_hypervisor::platform::virtio::block::{Ram, SECTOR};
@@ -53,13 +54,16 @@ fn main(info: &'static BootInfo) -> ! {
     log::info!("Pollux {}, {:?}: {}", env!("CARGO_PKG_VERSION"), info.loader, info.command_line);
     let mut memory = start_memory(info);
     let config = Config::parse(info.command_line).unwrap_or_else(|error| refuse(&error));
+    if config.resets {
+        reset::allow(config.resets_an_hour);
+    }
     // SAFETY: first and only call; the boot code maps the first 4 GiB one to one.
     let apic = unsafe { interrupts::start() }.unwrap_or_else(|error| refuse(&error));
     let files = find_files(info);
     let (mut random, is_good) = gather_random(&config, files.seed);
     let protection = config.protection(files.key, is_good).unwrap_or_else(|error| refuse(&error));
     let mut guest = make_guest(&files, &config, &mut random, &apic, &mut memory);
-    let clock = WallClock::start(&apic).unwrap_or_else(|error| refuse(&error));
+    let mut clock = WallClock::start(&apic).unwrap_or_else(|error| refuse(&error));
     log::info!("ticks per microsecond asleep: {:?}", clock.speeds());
     if config.role == StartRole::Stops {
         stops::run(guest, &config, clock);
@@ -86,7 +90,11 @@ fn main(info: &'static BootInfo) -> ! {
     };
     // The guest's time begins now, and not when its machine was made.
     guest.platform.set_birth(clock::unix_time());
-    Replica::new(Parts { config, apic, clock, random, protection, guest, client, log, machine }).run()
+    let watchdog = config.watchdog.map(|patience| {
+        // SAFETY: first and only call; the boot code maps the first 4 GiB one to one.
+        unsafe { Watchdog::arm(clock.now(), patience) }.unwrap_or_else(|error| refuse(&error))
+    });
+    Replica::new(Parts { config, apic, clock, random, protection, guest, client, log, machine, watchdog }).run()
 }
 
 /// What this machine is known by on the client network.
@@ -289,14 +297,7 @@ fn guest_image(files: &BootFiles<'static>, config: &Config) -> GuestImage<'stati
 fn refuse(reason: &dyn Display) -> ! {
     log::error!("refused: {reason}");
     monitor::halt_event(reason);
-    halt()
-}
-
-fn halt() -> ! {
-    loop {
-        x86_64::instructions::interrupts::disable();
-        x86_64::instructions::hlt();
-    }
+    reset::hang()
 }
 
 /// A bug of ours: say what and where, then be silent for good. The twin lives on.
@@ -314,5 +315,10 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         "PANIC: {info}\nThis machine halts; its twin goes on. To reproduce: boot the same image with the options above."
     ));
     monitor::panic_event();
-    halt()
+    watchdog::stop();
+    if let Some(left) = reset::due_in() {
+        logger::raw(format_args!("It resets itself in {left} s (on-halt=reset)."));
+        reset::when_due();
+    }
+    reset::hang()
 }

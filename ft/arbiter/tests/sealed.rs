@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use pollux_arbiter::keys::{self, Pair};
 use pollux_arbiter::{Holding, newest_at};
 use pollux_ft::arbiter::sealed::{ArbiterKey, Call, Pending, Query};
-use pollux_ft::arbiter::{Answer, ArbiterId, Ask, Failure, Look, Manner, Question, Try, Winner};
+use pollux_ft::arbiter::{Answer, ArbiterId, Ask, Failure, Look, Manner, Question, Seen, Try, Winner};
 use pollux_ft::{NodeId, PairKey, Term};
 use server::{PATIENCE, Server, command, desk, program, start};
 use tempfile::TempDir;
@@ -92,7 +92,8 @@ fn each_term_is_given_once_and_for_ever() {
     let (_directory, file, folder) = pairs();
     let server = ours(&file, &folder);
     let at = server.address;
-    let seen = ask(at, &Look::new("pair")).unwrap().unwrap();
+    let look = || ask(at, &Look::new("pair")).unwrap();
+    let Seen { arbiter: Some(seen), newest: Some(Term(0)) } = look() else { panic!("{:?}", look()) };
     let (castor, pollux) = (question(1, 0xC, "castor"), question(1, 0xD, "pollux"));
     assert_eq!(ask(at, &castor), Ok(Answer::Granted));
     assert_eq!(ask(at, &castor), Ok(Answer::Granted), "the answer may have been lost");
@@ -106,10 +107,12 @@ fn each_term_is_given_once_and_for_ever() {
         ask(at, &question(11, 0xD, "pollux").of(Some(ArbiterId(seen.0 ^ 1)))),
         Err(Failure::Stranger { agreed: ArbiterId(seen.0 ^ 1), found: seen })
     );
+    let newest = Seen { arbiter: Some(seen), newest: Some(Term(11)) };
+    assert_eq!(look(), newest);
     drop(server);
     let again = ours(&file, &folder);
     assert_eq!(ask(again.address, &pollux), taken_by(0xC, "castor"));
-    assert_eq!(ask(again.address, &Look::new("pair")), Ok(Some(seen)), "it is the same arbiter");
+    assert_eq!(ask(again.address, &Look::new("pair")), Ok(newest), "it is the same arbiter");
 }
 
 /// Of many that ask at once, one wins each term, and all hear of the same one.

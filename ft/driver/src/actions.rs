@@ -49,6 +49,10 @@ impl<G: Guest> Driver<G> {
             Action::ArbiterNotNeeded => host.withdraw(),
             Action::OutdatedClaim { .. } => self.announce_again(),
             Action::HandedOver { .. } => self.forget_guest(host),
+            Action::Beaten { .. } => {
+                self.end_transfer();
+                self.forget_guest(host);
+            }
             Action::BeginLoad => self.begin_load(host),
             Action::LoadMemory { gpa, data } => self.load_memory(host, gpa, &data),
             Action::LoadZero { gpa, len } => self.load_zero(host, gpa, len),

@@ -44,6 +44,11 @@ impl Arbiter {
         *self.terms.entry(term).or_insert(node)
     }
 
+    /// The newest term that was given away.
+    pub(crate) fn newest(&self) -> Term {
+        self.terms.last_key_value().map_or(Term(0), |(newest, _)| *newest)
+    }
+
     /// Who won `term`.
     pub(crate) fn winner(&self, term: Term) -> Option<NodeId> {
         self.terms.get(&term).copied()

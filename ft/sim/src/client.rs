@@ -36,6 +36,8 @@ pub(crate) struct Clients {
     /// Who got which answer.
     seen: BTreeMap<u64, usize>,
     resting: bool,
+    /// Answers of guests that are no more.
+    former: u64,
     pub(crate) longest_wait: u64,
 }
 
@@ -61,7 +63,7 @@ impl Clients {
             timer: 0,
         };
         let clients = (0..count).map(|_| client()).collect();
-        Self { clients, rng, think, seen: BTreeMap::new(), resting: false, longest_wait: 0 }
+        Self { clients, rng, think, seen: BTreeMap::new(), resting: false, former: 0, longest_wait: 0 }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -85,7 +87,17 @@ impl Clients {
 
     /// Answers so far.
     pub(crate) fn answers(&self) -> u64 {
-        self.seen.len() as u64
+        self.former + self.seen.len() as u64
+    }
+
+    /// Another guest begins: it knows of no request, and nobody waits for answers of the former one.
+    pub(crate) fn begin_anew(&mut self) {
+        self.former += self.seen.len() as u64;
+        self.seen.clear();
+        for client in &mut self.clients {
+            (client.number, client.waiting) = (0, false);
+            client.answers.clear();
+        }
     }
 
     /// The timer of `client` rang.

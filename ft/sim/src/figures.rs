@@ -44,6 +44,8 @@ pub struct Figures {
     pub power_offs: u64,
     /// Guests lost because several faults came together.
     pub lost: u64,
+    /// Guests created by machines that started by themselves.
+    pub created: u64,
 }
 
 impl Figures {
@@ -70,5 +72,6 @@ impl Figures {
         self.flips_found += other.flips_found;
         self.power_offs += other.power_offs;
         self.lost += other.lost;
+        self.created += other.created;
     }
 }

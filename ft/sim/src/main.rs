@@ -235,6 +235,7 @@ fn print_figures(figures: &Figures) {
     );
     println!("            {} announcements", figures.announcements);
     println!("ends        {} power-offs, {} guests lost to several faults at once", figures.power_offs, figures.lost);
+    println!("            {} guests created by machines that started by themselves", figures.created);
     let faults: u64 = figures.faults.values().sum();
     println!("faults      {faults}");
     for kind in Kind::ALL {

@@ -24,6 +24,8 @@ pub(crate) enum Faults {
 pub(crate) struct Plan {
     pub(crate) machines: usize,
     pub(crate) arbiter: bool,
+    /// Machines start by themselves, create the guest where there is none, and come back as they were started.
+    pub(crate) auto: bool,
     pub(crate) faults: Faults,
     /// Microseconds until faults stop.
     pub(crate) duration: u64,
@@ -49,7 +51,18 @@ pub(crate) struct Plan {
     pub(crate) most_events: u64,
 }
 
+/// Runs whose machines start by themselves, per thousand.
+const RUNS_WITHOUT_A_PERSON: u64 = 300;
+
 impl Plan {
+    /// Perhaps nobody tells the machines what they are.
+    pub(crate) fn perhaps_auto(mut self, rng: &mut Rng) -> Self {
+        if rng.chance(RUNS_WITHOUT_A_PERSON) {
+            (self.auto, self.machines) = (true, 2);
+        }
+        self
+    }
+
     /// The plan of a seed.
     pub(crate) fn new(rng: &mut Rng) -> Self {
         let heartbeat = rng.pick(&[50, 100, 100, 200]);
@@ -75,6 +88,7 @@ impl Plan {
         Self {
             machines: if rng.chance(400) { 3 } else { 2 },
             arbiter,
+            auto: false,
             faults: if storm { Faults::Storm } else { Faults::OneByOne },
             duration: rng.between(4, 14) * 1_000_000,
             pause: rng.between(100, 1500) * 1000,

@@ -46,7 +46,7 @@ pub fn catch_panics() {
 /// Runs one seed, with a rule broken if wanted.
 #[must_use]
 pub fn run_seed(seed: u64, mutation: Option<Mutation>, keep: Keep) -> Report {
-    let mut plan = Plan::new(&mut Rng::new(seed, 1));
+    let mut plan = Plan::new(&mut Rng::new(seed, 1)).perhaps_auto(&mut Rng::new(seed, 9));
     plan.config.mutation = mutation;
     report(seed, World::new(seed, plan, keep), World::run)
 }

@@ -17,7 +17,7 @@ use pollux_ft::{
 type Tell = fn(Option<Mutation>) -> Result<(), &'static str>;
 
 /// The stories, and the rule that each is about.
-const STORIES: [(Mutation, Tell); 18] = [
+const STORIES: [(Mutation, Tell); 19] = [
     (Mutation::JoinedOfAnySession, joined_of_another_session),
     (Mutation::OldHeartbeatCounts, a_heartbeat_comes_again),
     (Mutation::NumbersRestart, a_log_goes_on_after_a_takeover),
@@ -36,6 +36,7 @@ const STORIES: [(Mutation, Tell); 18] = [
     (Mutation::ArbiterTagNotChecked, arbiter::a_refusal_is_changed_on_the_way),
     (Mutation::ArbiterNonceNotCompared, arbiter::a_good_answer_is_sent_again),
     (Mutation::ArbiterTermNotCompared, arbiter::a_nonce_comes_twice),
+    (Mutation::OldPromiseCounts, a_promise_of_a_former_life),
 ];
 
 /// Between whom a connection is; without a key nobody asks.
@@ -127,6 +128,8 @@ fn beat(node: NodeId, peer: NodeId, counter: u64, role: Role, term: u64, session
         counter,
         heard: [PRIMARY, BACKUP, NodeId(0), NodeId(0)],
         echo: 0,
+        answers: 0,
+        creator: NodeId(0),
         term: Term(term),
         role,
         session: SessionId(session),
@@ -333,6 +336,27 @@ fn a_joiner_is_recorded_and_comes_again(mutation: Option<Mutation>) -> Result<()
     let mut door = primary.handshake(&Meeting { random: [9; 32], ..MEETING });
     let taken = door.receive(&said);
     holds(taken.is_err() && !door.is_done(), "what a joiner said once opens the door again")
+}
+
+/// A machine that starts by itself, and two lives of its twin's: it promises the second one to leave the guest to that, and
+/// then hears what the first one had promised.
+fn a_promise_of_a_former_life(mutation: Option<Mutation>) -> Result<(), &'static str> {
+    const FORMER: NodeId = NodeId(9);
+    let mut own = node(Start::Auto, mutation, identity(BACKUP));
+    let say = |own: &mut Node, node: NodeId, counter: u64, answers: u64, creator: NodeId| {
+        let beat = Heartbeat { answers, creator, ..beat(node, NodeId(0), counter, Role::Joining, 0, 0) };
+        own.heartbeat_received(ms(2000), &Heartbeat { heard: [BACKUP; 4], ..beat }.encode(&Protection::default()));
+        while own.poll_action().is_some() {}
+    };
+    tick(&mut own, 0, 2000);
+    while own.poll_datagram(ms(2000)).is_some() {}
+    say(&mut own, FORMER, 1, 1, NodeId(0));
+    // Of the lower id, which is thus the one to create the guest.
+    say(&mut own, PRIMARY, 1, u64::MAX, PRIMARY);
+    for counter in 2..6 {
+        say(&mut own, FORMER, counter, 1, BACKUP);
+    }
+    holds(own.role() == Role::Joining, "a guest is created that was promised to be the twin's")
 }
 
 #[cfg(test)]

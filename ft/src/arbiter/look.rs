@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use super::question::{Found, pair_prefix, post};
 use super::sealed::{Call, Query, Verdict};
 use super::{ArbiterId, Ask, Failure, base64, check_agreed};
+use crate::types::Term;
 
 /// "Would you give away a term?"
 ///
@@ -15,9 +16,14 @@ use super::{ArbiterId, Ask, Failure, base64, check_agreed};
 /// for the same reason. A plain read would not tell: a full etcd answers it. (Its status page knows of alarms, but not
 /// of permissions, nor whether a majority is there.) The key is no term's, so that not even an arbiter that does not
 /// compare would give one away.
+///
+/// It can ask which term is the newest, too, for a machine that may have to create a guest. The keys that were created last
+/// are shown: a question that was long on its way may have come behind one for a later term.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Look {
     pair: String,
+    /// Whether an etcd is asked which term is the newest; a Pollux arbiter says so in any case.
+    newest: bool,
     agreed: Option<ArbiterId>,
 }
 
@@ -25,7 +31,12 @@ impl Look {
     /// Looks for `pair`, whose name has at most [`MAX_NAME`](crate::pairing::MAX_NAME) bytes.
     #[must_use]
     pub fn new(pair: &str) -> Self {
-        Self { pair: pair.into(), agreed: None }
+        Self { pair: pair.into(), newest: false, agreed: None }
+    }
+
+    /// Whether to find out which term of the pair is the newest.
+    pub fn want_newest(&mut self, wanted: bool) {
+        self.newest = wanted;
     }
 
     /// From now on only this arbiter will do.
@@ -34,26 +45,58 @@ impl Look {
     }
 }
 
+/// How many of the newest keys are looked at, and the largest term that is one.
+const NEWEST: usize = 16;
+const LARGEST: u64 = u64::MAX / 2;
+
+/// A question would be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// By this arbiter, if it has a number.
+    pub arbiter: Option<ArbiterId>,
+    /// The newest term that it gave away, 0 if it gave none; if that was asked.
+    pub newest: Option<Term>,
+}
+
 impl Ask for Look {
-    /// A question would be answered, by this arbiter if it has a number.
-    type Answer = Option<ArbiterId>;
+    type Answer = Seen;
 
     fn request(&self, host: &str) -> Vec<u8> {
-        let key = base64::encode((pair_prefix(&self.pair) + "look").as_bytes());
+        let prefix = pair_prefix(&self.pair);
+        let key = base64::encode(format!("{prefix}look").as_bytes());
+        let newest = self.newest.then(|| {
+            // Behind '/' comes '0'.
+            let end = format!("{}0", &prefix[..prefix.len() - 1]);
+            let (first, end) = (base64::encode(prefix.as_bytes()), base64::encode(end.as_bytes()));
+            format!(
+                ",\"failure\":[{{\"request_range\":{{\"key\":\"{first}\",\"range_end\":\"{end}\",\"keys_only\":true,\
+                 \"sort_target\":\"CREATE\",\"sort_order\":\"DESCEND\",\"limit\":\"{NEWEST}\"}}}}]"
+            )
+        });
+        let newest = newest.unwrap_or_default();
         // No key was created at a negative revision.
         post(
             host,
             &format!(
                 "{{\"compare\":[{{\"target\":\"CREATE\",\"result\":\"EQUAL\",\"key\":\"{key}\",\"create_revision\":\"-1\"}}],\
-                 \"success\":[{{\"request_put\":{{\"key\":\"{key}\",\"value\":\"\"}}}}]}}"
+                 \"success\":[{{\"request_put\":{{\"key\":\"{key}\",\"value\":\"\"}}}}]{newest}}}"
             ),
         )
     }
 
-    fn judge(&self, body: &[u8]) -> Result<Option<ArbiterId>, Failure> {
-        match Found::read(body, self.agreed)? {
-            Found { header: true, succeeded: false, put: false, key: None, arbiter, .. } => Ok(arbiter),
-            Found { succeeded: true, .. } => Err(Failure::Content("what cannot be holds there: it does not compare")),
+    fn judge(&self, body: &[u8]) -> Result<Seen, Failure> {
+        match (Found::read(body, self.agreed)?, self.newest) {
+            (Found { header: true, succeeded: false, put: false, range: true, keys, arbiter, .. }, true) => {
+                let prefix = pair_prefix(&self.pair);
+                let newest = keys.iter().filter_map(|key| term(&base64::decode(key)?, prefix.as_bytes())).max();
+                Ok(Seen { arbiter, newest: Some(newest.unwrap_or(Term(0))) })
+            }
+            (Found { header: true, succeeded: false, put: false, range: false, arbiter, .. }, false) => {
+                Ok(Seen { arbiter, newest: None })
+            }
+            (Found { succeeded: true, .. }, _) => {
+                Err(Failure::Content("what cannot be holds there: it does not compare"))
+            }
             _ => Err(Failure::Content("it is not that of a transaction whose comparison fails")),
         }
     }
@@ -62,11 +105,20 @@ impl Ask for Look {
         Call { pair: self.pair.clone(), query: Query::Look }
     }
 
-    fn heed(&self, arbiter: ArbiterId, verdict: Verdict) -> Result<Option<ArbiterId>, Failure> {
+    fn heed(&self, arbiter: ArbiterId, verdict: Verdict) -> Result<Seen, Failure> {
         check_agreed(self.agreed, arbiter)?;
         match verdict {
-            Verdict::Well(_) => Ok(Some(arbiter)),
+            Verdict::Well(newest) => {
+                let newest = newest.map_or(Term(0), |(term, _)| term);
+                Ok(Seen { arbiter: Some(arbiter), newest: Some(newest) })
+            }
             _ => Err(Failure::Content("it is no answer to a look")),
         }
     }
+}
+
+/// The term whose key this is, among those that begin with `first`.
+fn term(key: &[u8], first: &[u8]) -> Option<Term> {
+    let number: u64 = core::str::from_utf8(key.strip_prefix(first)?).ok()?.parse().ok()?;
+    (number <= LARGEST).then_some(Term(number))
 }

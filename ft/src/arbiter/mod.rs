@@ -29,7 +29,7 @@ use core::fmt;
 
 use self::http::Response;
 pub use self::http::{HttpError, MAX_BODY, MAX_HEAD};
-pub use self::look::Look;
+pub use self::look::{Look, Seen};
 pub use self::question::{Question, holder, pair_prefix, term_key};
 pub use self::refusal::Refusal;
 use self::sealed::{ArbiterKey, Call, Nonce, Pending, Unauthentic, Verdict};

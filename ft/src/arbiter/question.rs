@@ -85,9 +85,9 @@ impl Ask for Question {
 
     fn judge(&self, body: &[u8]) -> Result<Answer, Failure> {
         match Found::read(body, self.agreed)? {
-            Found { succeeded: true, put: true, key: None, .. } => Ok(Answer::Granted),
-            Found { succeeded: false, put: false, key: Some(key), value, .. } => {
-                if base64::decode(&key) != Some(self.key()) {
+            Found { succeeded: true, put: true, keys, .. } if keys.is_empty() => Ok(Answer::Granted),
+            Found { succeeded: false, put: false, keys, value, .. } if keys.len() == 1 => {
+                if base64::decode(&keys[0]).as_ref() != Some(&self.key()) {
                     return Err(Failure::Content("it speaks of another key"));
                 }
                 let value = base64::decode(&value.unwrap_or_default());
@@ -141,7 +141,9 @@ pub(super) struct Found {
     pub(super) arbiter: Option<ArbiterId>,
     pub(super) succeeded: bool,
     pub(super) put: bool,
-    pub(super) key: Option<String>,
+    /// A range of keys was looked at, and what was found of it; of the last one the value, too.
+    pub(super) range: bool,
+    pub(super) keys: Vec<String>,
     value: Option<String>,
 }
 
@@ -191,23 +193,24 @@ impl Found {
                 self.put = true;
                 reader.skip()
             }
-            "response_range" | "responseRange" => reader.object(|reader, name| match name {
-                "kvs" => reader.array(|reader| self.pair(reader)),
-                _ => reader.skip(),
-            }),
+            "response_range" | "responseRange" => {
+                self.range = true;
+                reader.object(|reader, name| match name {
+                    "kvs" => reader.array(|reader| self.pair(reader)),
+                    _ => reader.skip(),
+                })
+            }
             _ => reader.skip(),
         })
     }
 
-    /// One key with its value; there may be one only.
+    /// One key with its value.
     fn pair(&mut self, reader: &mut Reader<'_>) -> Result<(), BadJson> {
-        if self.key.is_some() {
-            return Err(BadJson);
-        }
+        let (mut key, mut value) = (None, None);
         reader.object(|reader, name| {
             let field = match name {
-                "key" => &mut self.key,
-                "value" => &mut self.value,
+                "key" => &mut key,
+                "value" => &mut value,
                 _ => return reader.skip(),
             };
             if field.is_some() {
@@ -215,6 +218,9 @@ impl Found {
             }
             *field = Some(reader.string()?);
             Ok(())
-        })
+        })?;
+        self.keys.extend(key);
+        self.value = value;
+        Ok(())
     }
 }

@@ -141,7 +141,8 @@ const FULL: &str = "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/
 fn a_look_tells_whether_a_question_would_be_answered() {
     let look = Look::new("pair");
     let seen = |response: &str| Try::default().receive(&look, response.as_bytes());
-    assert_eq!(seen(LOOKED), Ok(Some(Some(ETCD))));
+    let well = Seen { arbiter: Some(ETCD), newest: None };
+    assert_eq!(seen(LOOKED), Ok(Some(well)));
     let full = Failure::Refused(Refusal { status: 429, said: "etcdserver: mvcc: database space exceeded".into() });
     assert_eq!(seen(FULL), Err(full.clone()));
     assert_eq!(outcome(&ask(7, 1), FULL.as_bytes(), &[3]), Err(full));
@@ -168,6 +169,30 @@ fn a_look_is_no_bid() {
     );
 }
 
+/// The newest terms may have been given away in another order; what is no term of this pair's is none.
+#[test]
+fn a_look_shows_the_newest_term() {
+    let mut look = Look::new("pair");
+    look.want_newest(true);
+    let request = String::from_utf8(look.request("h")).unwrap();
+    let [first, end] = ["pollux/pair/", "pollux/pair0"].map(|key| base64::encode(key.as_bytes()));
+    assert!(request.contains(&format!("\"range_end\":\"{end}\"")) && request.contains(&first), "{request}");
+    let newest = |look: &Look, names: &[&str]| {
+        let kvs = names.iter().map(|name| format!("{{\"key\":\"{}\"}}", base64::encode(name.as_bytes())));
+        let kvs = kvs.collect::<Vec<_>>().join(",");
+        let body = format!("{{\"header\":{{}},\"responses\":[{{\"response_range\":{{\"kvs\":[{kvs}]}}}}]}}");
+        look.judge(body.as_bytes()).map(|seen| seen.newest)
+    };
+    assert_eq!(newest(&look, &[]), Ok(Some(Term(0))));
+    let keys =
+        ["pollux/pair/9", "pollux/pair/12", "pollux/pair/x", "pollux/other/99", "pollux/pair/18446744073709551615"];
+    assert_eq!(newest(&look, &keys), Ok(Some(Term(12))));
+    // Who does not look does not show.
+    assert!(matches!(look.judge(b"{\"header\":{}}"), Err(Failure::Content(_))));
+    look.want_newest(false);
+    assert!(newest(&look, &keys).is_err());
+}
+
 #[test]
 fn the_other_spelling_is_understood() {
     let put = "{\"succeeded\":true,\"responses\":[{\"responsePut\":{}}]}";
@@ -188,7 +213,9 @@ fn another_arbiter_does_not_count() {
         assert!(asked(None).is_ok());
     }
     let mut look = Look::new("pair");
-    for (agreed, want) in [(Some(strange), Err(stranger)), (Some(ETCD), Ok(Some(Some(ETCD))))] {
+    for (agreed, want) in
+        [(Some(strange), Err(stranger)), (Some(ETCD), Ok(Some(Seen { arbiter: Some(ETCD), newest: None })))]
+    {
         look.agree_on(agreed);
         assert_eq!(Try::default().receive(&look, LOOKED.as_bytes()), want);
     }

@@ -5,6 +5,8 @@ use proptest::prelude::*;
 fn beat(role: Role, term: u64, session: u64, peer: u64) -> Heartbeat {
     Heartbeat {
         echo: 0,
+        answers: 0,
+        creator: NodeId(0),
         pair: 0,
         node: NodeId(1),
         peer: NodeId(peer),

@@ -87,6 +87,12 @@ pub enum Action {
         /// The twin's term.
         term: Term,
     },
+    /// A machine that started by itself: the guest held here is out of date, as another machine reigns or will. Throw it and
+    /// its held output away and join.
+    Beaten {
+        /// What a machine that started otherwise would have halted for.
+        reason: HaltReason,
+    },
     /// Backup: the guest held here is worthless; throw it away and join again.
     Abandoned {
         /// Why.

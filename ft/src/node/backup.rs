@@ -217,6 +217,7 @@ impl Node {
         self.position = Position(0);
         self.beats.next = now;
         self.stats.losses += 1;
+        self.begin_joining(now);
         self.actions.push_back(Action::Abandoned { reason });
     }
 

@@ -68,6 +68,7 @@ impl Node {
         match self.freshness(&beat) {
             Freshness::Fresh => {}
             Freshness::Unanswered => {
+                self.machine_heard(now);
                 self.stats.heartbeats_unanswered += 1;
                 return;
             }
@@ -79,6 +80,8 @@ impl Node {
         if self.hear_claim(now, &beat) {
             return;
         }
+        self.machine_heard(now);
+        self.hear_word(now, &beat);
         match &mut self.peer {
             Some(_) if self.config.broken(Mutation::AnyHeartbeatCounts) => {}
             Some(peer)
@@ -123,7 +126,8 @@ impl Node {
             OnClaim::Yield if self.config.broken(Mutation::SupersededGoesOn) => return false,
             OnClaim::Yield => {
                 self.close_link(Queued::Dropped);
-                self.halt(HaltReason::Superseded(beat.term));
+                self.withdraw();
+                self.beaten(now, beat.term, HaltReason::Superseded(beat.term));
             }
         }
         true
@@ -180,6 +184,8 @@ impl Node {
             counter: self.beats.counter,
             heard: self.lives.names(),
             echo: self.peer.map_or(0, |peer| peer.counter),
+            answers: self.lives.answers(),
+            creator: self.creator(),
             term: self.term,
             role: self.role(),
             session: self.session,
@@ -214,6 +220,7 @@ impl Node {
         self.tick_ack(now);
         self.tick_silence(now);
         self.tick_link(now);
+        self.tick_creation(now, stopped);
         if self.beats.next <= now && self.role() != Role::Halted {
             self.beats.due = true;
             self.beats.next = now.after(self.config.heartbeat_interval);

@@ -44,6 +44,11 @@ impl Lives {
         core::array::from_fn(|at| self.known.get(at).map_or(self.stranger, |life| life.node))
     }
 
+    /// The number of the newest heartbeat of the one that is named first.
+    pub(super) fn answers(&self) -> u64 {
+        self.known[0].counter
+    }
+
     /// The machine was met on the stream; what it said up to `counter` is of no interest. Returns the newest number of it.
     pub(super) fn meet(&mut self, node: NodeId, counter: u64) -> u64 {
         let newest = self.newest(node).unwrap_or(0).max(counter);
@@ -101,6 +106,8 @@ mod tests {
             counter,
             heard,
             echo: 0,
+            answers: 0,
+            creator: NodeId(0),
             term: Term(0),
             role: Role::Joining,
             session: SessionId(0),

@@ -8,6 +8,7 @@
 mod action;
 mod arbiter;
 mod backup;
+mod creation;
 mod detect;
 mod lives;
 mod primary;
@@ -17,6 +18,7 @@ mod switch_over;
 mod term;
 
 pub use action::{Action, AppendError, HaltReason, LossReason, NotLive, TakenOver};
+pub use creation::WaitsFor;
 
 use self::lives::Lives;
 use crate::arbiter::ArbiterId;
@@ -31,6 +33,7 @@ use crate::pairing::Identity;
 use crate::stats::Stats;
 use crate::types::{NodeId, Position, Role, Seq, SessionId, Term, Time};
 use alloc::collections::VecDeque;
+use creation::Creation;
 use detect::Beats;
 use side::{BackupSide, Follower, Phase, PrimarySide, Side};
 
@@ -41,6 +44,9 @@ pub enum Start {
     Primary,
     /// It waits for a primary's state.
     Backup,
+    /// It joins a primary if there is one, and creates the guest if there is none: see [`decide::Stance`]. The caller has
+    /// a guest that never ran.
+    Auto,
 }
 
 /// The twin of the current session, or of the last one.
@@ -76,6 +82,7 @@ pub struct Node {
     beats: Beats,
     /// Whose heartbeats are made now, and which of them were taken.
     lives: Lives,
+    creation: Creation,
     /// Bytes of state in `actions`.
     load_bytes: usize,
     actions: VecDeque<Action>,
@@ -95,7 +102,7 @@ impl Node {
         identity.shorten()?;
         let (side, next) = match start {
             Start::Primary => (Side::Primary(PrimarySide::starting()), config.first_term),
-            Start::Backup => (Side::Backup(BackupSide::Joining), Term(0)),
+            Start::Backup | Start::Auto => (Side::Backup(BackupSide::Joining), Term(0)),
         };
         let mut node = Self {
             pair: pair_digest(&identity.pair),
@@ -113,6 +120,7 @@ impl Node {
             last_heard: now,
             beats: Beats::new(now),
             lives: Lives::default(),
+            creation: Creation::new(now, start == Start::Auto),
             load_bytes: 0,
             actions: VecDeque::new(),
             stats: Stats::default(),

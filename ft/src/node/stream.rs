@@ -228,7 +228,8 @@ impl Node {
             JoinVerdict::NotPrimary => self.refuse("this machine is not a primary", Retry::Later),
             JoinVerdict::Outdated => {
                 self.refuse("the backup belonged to a newer reign than this primary's", Retry::Later);
-                self.halt(HaltReason::Superseded(term));
+                self.withdraw();
+                self.beaten(now, term, HaltReason::Superseded(term));
             }
         }
     }
@@ -266,6 +267,7 @@ impl Node {
                 if !decide::may_follow(self.term, term, next) || session == SessionId(0) {
                     return Err(Refusal::Order);
                 }
+                self.creation.has_guest();
                 self.side = Side::Backup(BackupSide::Loading { machine_bytes: 0 });
                 (self.session, self.term, self.next) = (session, term, next);
                 self.beats.next = now;

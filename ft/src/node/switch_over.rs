@@ -32,6 +32,7 @@ impl Node {
         self.position = Position(0);
         self.beats.next = now;
         self.stats.switch_overs += 1;
+        self.begin_joining(now);
         self.actions.push_back(Action::HandedOver { term });
     }
 

@@ -16,7 +16,7 @@ impl Node {
             OnAnswer::Stale => self.stats.answers_stale += 1,
             OnAnswer::FailStop => {
                 self.stats.terms_lost += 1;
-                self.end(HaltReason::TermTaken(term));
+                self.beaten(now, term, HaltReason::TermTaken(term));
             }
             OnAnswer::Start => {
                 self.begin_reign(now);
@@ -37,6 +37,7 @@ impl Node {
 
     /// The first term of a guest that never ran is ours.
     pub(super) fn begin_reign(&mut self, now: Time) {
+        self.creation.has_guest();
         self.enter_next_term();
         self.side = Side::Primary(PrimarySide::alone(SendLog::default()));
         self.beats.next = now;

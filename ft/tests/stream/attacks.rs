@@ -52,6 +52,8 @@ fn claim(node: u64, term: u64) -> Heartbeat {
         counter: u64::MAX,
         heard: [NodeId(1), NodeId(2), NOBODY, NOBODY],
         echo: 1,
+        answers: 0,
+        creator: NodeId(0),
         term: Term(term),
         role: Role::Alone,
         session: SessionId(1),

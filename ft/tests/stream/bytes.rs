@@ -31,7 +31,7 @@ fn a_computing_guest_costs_little_on_the_wire() {
         segments += u64::from(there > 0) + u64::from(back > 0);
         for node in [&mut primary, &mut backup] {
             let beat = node.poll_datagram(now);
-            assert!(beat.is_none_or(|beat| beat.len() < 140));
+            assert!(beat.is_none_or(|beat| beat.len() < 160));
         }
     }
     assert_eq!((primary.role(), backup.role()), (Role::Protected, Role::Backup));

@@ -112,6 +112,8 @@ fn a_stale_heartbeat_does_not_stand_in_the_way_of_a_takeover() {
         counter: 50,
         heard: [NodeId(2), NodeId(0), NodeId(0), NodeId(0)],
         echo: 0,
+        answers: 0,
+        creator: NodeId(0),
         term: Term(1),
         role: Role::Alone,
         session: SessionId(0),

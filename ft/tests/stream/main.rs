@@ -1,6 +1,7 @@
 //! The stream between two nodes: who may be on it, what it says when machines come, fall silent and go.
 
 mod attacks;
+mod auto;
 mod bytes;
 mod deadlines;
 mod leases;

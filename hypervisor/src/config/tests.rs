@@ -48,6 +48,22 @@ fn a_pair_has_a_key_or_says_that_it_needs_none() {
 }
 
 #[test]
+fn a_machine_that_finds_out_what_it_is_waits_unless_it_is_told_otherwise() {
+    let auto = PAIR.replace("role=primary", "role=auto");
+    let of = |extra: &str| Config::parse(&format!("{auto} {extra}"));
+    let config = of("").unwrap();
+    assert_eq!((config.role, config.protocol().alone_after, config.resets), (StartRole::Auto, None, false));
+    assert_eq!(of("cold-start=wait").unwrap().protocol().alone_after, None);
+    assert_eq!(of("cold-start=alone-after:60s").unwrap().protocol().alone_after, Some(Span(60_000_000)));
+    let early = of("cold-start=alone-after:1s").unwrap_err();
+    assert!(early.0.contains("twice the time to suspicion"), "{early}");
+    assert!(of("on-halt=reset resets-an-hour=6").is_ok_and(|config| config.resets && config.resets_an_hour == 6));
+    assert!(of("on-halt=reset watchdog=30s").is_ok_and(|config| config.watchdog == Some(Span(30_000_000))));
+    assert!(of("watchdog=off").is_ok_and(|config| config.watchdog.is_none()));
+    assert!(Config::parse("role=auto").unwrap_err().0.contains("client-nic"));
+}
+
+#[test]
 fn a_card_has_one_task_in_every_role() {
     let error = Config::parse("role=solo client-nic=0:4.0 log-nic=0:4.0").unwrap_err();
     assert!(error.0.contains("'client-nic' and 'log-nic' name the same device"), "{error}");
@@ -64,6 +80,13 @@ fn what_is_refused_is_named() {
     refused(&format!("pair={}", "x".repeat(33)), "'pair=xxx");
     assert!(Config::parse(&format!("{PAIR} pair={}", "x".repeat(32))).is_ok());
     refused("role=backup", "'role' is given twice");
+    refused("cold-start=alone-after:60s", "role=auto");
+    refused("cold-start=alone", "alone-after:60s");
+    refused("on-halt=reboot", "one of stay, reset");
+    refused("watchdog=30s", "on-halt=reset");
+    refused("on-halt=reset watchdog=1s", "between 2s and 2097s");
+    refused("on-halt=reset watchdog=on", "'watchdog'");
+    refused("resets-an-hour=0", "between 1 and 3600");
     refused("guest-memory=5M", "guest-memory");
     refused("guest-memory=99999999999G", "guest-memory");
     refused("guest-mac=01:00:00:00:00:00", "guest-mac");

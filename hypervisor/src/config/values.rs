@@ -103,6 +103,15 @@ pub(super) fn disk(text: &str) -> Result<Disk, String> {
     Ok(Disk::Ram(bytes))
 }
 
+/// After how many microseconds of silence a twin is taken for dead; never if the machine is to wait.
+pub(super) fn cold_start(text: &str) -> Result<Option<Span>, &'static str> {
+    match text.strip_prefix("alone-after:") {
+        Some(time) => duration(time).map(Some),
+        None if text == "wait" => Ok(None),
+        None => Err("wait, or a time such as alone-after:60s"),
+    }
+}
+
 /// Microseconds from a number with the suffix us, ms or s; at most an hour.
 pub(super) fn duration(text: &str) -> Result<Span, &'static str> {
     const SHAPE: &str = "a time looks like 100ms (suffixes us, ms, s), at most 1 hour";

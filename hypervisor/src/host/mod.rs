@@ -13,4 +13,6 @@ pub mod msr;
 pub mod nic;
 pub mod pci;
 pub mod pic;
+pub mod reset;
 pub mod serial;
+pub mod watchdog;

@@ -96,6 +96,65 @@ pub fn scan(mut found: impl FnMut(Device)) {
     }
 }
 
+/// The first endpoint with these ids: vendor and device.
+#[must_use]
+pub fn find(ids: (u16, u16)) -> Option<Bdf> {
+    let mut first = None;
+    scan(|device| {
+        if (device.vendor, device.id) == ids {
+            first.get_or_insert(device.bdf);
+        }
+    });
+    first
+}
+
+/// Enables memory access of the device at `bdf`; where its registers are, if BAR 0 has so many bytes at least, below 4 GiB.
+///
+/// # Errors
+/// When it has no such BAR.
+pub fn enable_memory(bdf: Bdf, bytes: u64) -> Result<u64, PciError> {
+    let header = header(bdf.bus, bdf.device, bdf.function);
+    let mut endpoint = EndpointHeader::from_header(header, Mechanism1).ok_or(PciError::NoEndpoint(bdf))?;
+    match endpoint.bar(0, Mechanism1) {
+        Some(Bar::Memory32 { address, size, .. }) if address != 0 && u64::from(size) >= bytes => {
+            endpoint.update_command(Mechanism1, |command| command | CommandRegister::MEMORY_ENABLE);
+            Ok(u64::from(address))
+        }
+        _ => Err(PciError::NoMemoryBar(bdf)),
+    }
+}
+
+/// Selects a register of configuration space; the port of its bytes.
+fn data_port(bdf: Bdf, offset: u16) -> u16 {
+    Mechanism1::select(PciAddress::new(0, bdf.bus, bdf.device, bdf.function), offset);
+    0xCFC + (offset & 3)
+}
+
+/// Reads a byte of configuration space. Such reads have no effects on the devices that we use.
+#[must_use]
+pub fn read8(bdf: Bdf, offset: u16) -> u8 {
+    // SAFETY: says the function's description.
+    unsafe { Port::new(data_port(bdf, offset)).read() }
+}
+
+/// Writes a byte of configuration space, in that width.
+///
+/// # Safety
+/// What the device does then is the caller's affair.
+pub unsafe fn write8(bdf: Bdf, offset: u16, value: u8) {
+    // SAFETY: the caller vouches for the write.
+    unsafe { Port::new(data_port(bdf, offset)).write(value) }
+}
+
+/// Writes two bytes of configuration space at an even offset, in that width.
+///
+/// # Safety
+/// As [`write8`].
+pub unsafe fn write16(bdf: Bdf, offset: u16, value: u16) {
+    // SAFETY: the caller vouches for the write.
+    unsafe { Port::new(data_port(bdf, offset)).write(value) }
+}
+
 fn header(bus: u8, device: u8, function: u8) -> PciHeader {
     PciHeader::new(PciAddress::new(0, bus, device, function))
 }

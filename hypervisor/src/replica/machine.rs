@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use pollux_driver::{ArbiterLine, Clock, Driver, LogLink, Outlet};
 use pollux_ft::arbiter::Answer;
-use pollux_ft::{Position, Role, Seq, Span, Term, Time, Verdict};
+use pollux_ft::{HaltReason, Position, Role, Seq, Span, Term, Time, Verdict, WaitsFor};
 use pollux_nic::{Gate, GateMode, Mark};
 
 use super::arbiter::Arbiter;
@@ -14,11 +14,12 @@ use super::cut::Cut;
 use super::link::{Change, End, Link};
 use super::monitor;
 use super::status::Figures;
-use crate::config::Config;
+use crate::config::{Config, StartRole};
 use crate::guest::Guest;
 use crate::host::apic::Apic;
 use crate::host::clock::WallClock;
 use crate::host::interrupts::Fired;
+use crate::host::{reset, serial};
 
 /// What to do when the first term of a primary is taken.
 const ADVICE: &str = "this pair has run before: start this machine with role=backup; or, if no machine of the pair runs \
@@ -41,6 +42,10 @@ pub(super) struct Machine {
     /// Why the guest ended here, until the twin has our last words: who reads on the monitor that a machine has halted may
     /// switch it off.
     pub(super) ending: Option<String>,
+    /// It is to be reset once it has halted.
+    pub(super) starts_anew: bool,
+    /// What it waits for until it has a guest, as was said last.
+    pub(super) waits_for: Option<WaitsFor>,
     /// When a connection that is refused is next worth a line.
     pub(super) stranger_at: Time,
     /// The wall time when it was last looked at.
@@ -95,12 +100,45 @@ impl Machine {
         }
     }
 
+    /// The part of this machine has ended: for an error it may be reset.
+    pub(super) fn halts_for(&mut self, reason: &HaltReason) {
+        let in_order = matches!(reason, HaltReason::PoweredOff | HaltReason::Stopped);
+        self.starts_anew = self.config.resets && !in_order;
+    }
+
+    /// Starts this machine anew, if it has halted for an error and it is time to.
+    pub(super) fn reset_if_due(&mut self) {
+        if self.starts_anew && self.ending.is_none() && reset::due_in() == Some(0) {
+            log::warn!("this machine resets itself (on-halt=reset)");
+            serial::MONITOR.flush();
+            reset::now();
+        }
+    }
+
+    /// Says what this machine waits for until it has a guest, when that is something else.
+    pub(super) fn report_waiting(&mut self, driver: &Driver<Guest>) {
+        let waits_for = driver.node().waits_for(self.now);
+        if core::mem::replace(&mut self.waits_for, waits_for) == waits_for {
+            return;
+        }
+        let Some(waits_for) = waits_for else { return };
+        log::info!("waiting for {waits_for}");
+        if waits_for == WaitsFor::Twin && self.config.alone_after.is_none() {
+            log::warn!(
+                "should the other machine be dead for good, start this one with cold-start=alone-after:60s, or with \
+                 role=primary and a first-term above every term that the arbiter has given"
+            );
+        }
+        monitor::event("waits", "for", &waits_for);
+    }
+
     /// Lets the arbiter's ways move, and hands an answer to the node.
     pub(super) fn poll_arbiter(&mut self, fired: Fired, driver: &mut Driver<Guest>) {
         let (Some(arbiter), Some(link)) = (&mut self.arbiter, &mut self.link) else { return };
         arbiter.interrupted(fired);
         let may_look = driver.node().may_look_at_arbiter();
         arbiter.agree_on(driver.node().agreed_arbiter());
+        arbiter.want_newest(driver.node().wants_newest_term());
         let answer = arbiter.poll(self.now, may_look, link, self.client.as_mut());
         for news in arbiter.take_news() {
             if news.trouble.is_some() {
@@ -112,7 +150,13 @@ impl Machine {
             }
         }
         if let Some(seen) = arbiter.take_seen() {
-            driver.node_mut().arbiter_seen(seen);
+            let node = driver.node_mut();
+            if let Some(arbiter) = seen.arbiter {
+                node.arbiter_seen(arbiter);
+            }
+            if let Some(newest) = seen.newest {
+                node.terms_seen(self.now, newest);
+            }
         }
         let Some((term, answer)) = answer else { return };
         let verdict = match answer {
@@ -123,7 +167,7 @@ impl Machine {
             }
             Answer::Taken { by } => {
                 log::error!("term {} is taken by {by}", term.0);
-                if driver.node().role() == Role::Starting {
+                if driver.node().role() == Role::Starting && self.config.role != StartRole::Auto {
                     log::error!("{ADVICE}");
                 }
                 monitor::event("term-taken", "by", &by);

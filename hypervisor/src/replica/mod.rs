@@ -37,8 +37,9 @@ use crate::config::{BrokenRule, Config, Disk, StartRole};
 use crate::guest::Guest;
 use crate::host::apic::Apic;
 use crate::host::clock::{self, WallClock};
-use crate::host::interrupts;
 use crate::host::nic::Route;
+use crate::host::watchdog::Watchdog;
+use crate::host::{interrupts, reset};
 use crate::platform::clock::RATE_ONE;
 use crate::random::Random;
 
@@ -65,6 +66,8 @@ pub struct Parts {
     pub log: Option<(E1000, Route)>,
     /// This machine's own place on the client network.
     pub machine: Option<MachinePlace>,
+    /// What resets this machine if it hangs.
+    pub watchdog: Option<Watchdog>,
 }
 
 /// By what a machine is known on the client network, beside the guest.
@@ -80,6 +83,7 @@ pub struct Replica {
     driver: Driver<Guest>,
     machine: Machine,
     monitor: Monitor,
+    watchdog: Option<Watchdog>,
 }
 
 impl Replica {
@@ -89,7 +93,7 @@ impl Replica {
     /// When the configuration passed its checks but the protocol refuses it (a bug of ours).
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { config, apic, mut clock, mut random, protection, guest, client, log, machine } = parts;
+        let Parts { config, apic, mut clock, mut random, protection, guest, client, log, machine, watchdog } = parts;
         let now = clock.now();
         let mut client = client.map(|(nic, route)| Client::new(nic, route, speaker(&config)));
         let id = make_id(&mut random);
@@ -117,10 +121,13 @@ impl Replica {
                 cut,
                 figures,
                 ending,
+                starts_anew: false,
+                waits_for: None,
                 stranger_at: Time(0),
                 now,
             },
             monitor: Monitor::default(),
+            watchdog,
         }
     }
 
@@ -145,6 +152,10 @@ impl Replica {
             self.poll();
             let next = self.driver.turn(&mut self.machine);
             self.machine.report_end(&self.driver);
+            self.machine.reset_if_due();
+            if let Some(watchdog) = &mut self.watchdog {
+                watchdog.goes_on(self.machine.now);
+            }
             if let Next::Wait(until) = next {
                 self.sleep(until);
             }
@@ -169,6 +180,7 @@ impl Replica {
         let speaking = monitor::pump();
         if self.machine.clock.has_ticked() {
             self.serve_monitor();
+            self.machine.report_waiting(&self.driver);
             if !speaking {
                 self.machine.report_if_due(&self.driver);
             }
@@ -196,6 +208,10 @@ impl Replica {
             Command::Switch => monitor::event("refused", "reason", &"there is no backup to hand the guest over to"),
             Command::Console(bytes) => driver.type_text(&bytes),
             Command::Cut(count) => self.machine.cut.arm(count),
+            Command::Hang => {
+                log::warn!("test: this machine hangs");
+                reset::hang();
+            }
             Command::FlipMemory(gpa, bit) => {
                 let done = driver.guest_mut().flip_memory_bit(gpa, bit);
                 log::warn!("test: bit {bit} of guest memory at {gpa:?} flipped: {done}");
@@ -244,6 +260,7 @@ fn make_node(config: &Config, protection: Protection, guest: &Guest, id: NodeId,
     let (start, protocol) = match config.role {
         StartRole::Primary => (Start::Primary, config.protocol()),
         StartRole::Backup => (Start::Backup, config.protocol()),
+        StartRole::Auto => (Start::Auto, config.protocol()),
         StartRole::Solo | StartRole::Stops => (Start::Primary, pollux_ft::Config::default()),
     };
     let protocol = pollux_ft::Config { protection, ..protocol };
@@ -267,7 +284,7 @@ fn make_node(config: &Config, protection: Protection, guest: &Guest, id: NodeId,
 fn make_link(config: &Config, random: Random, nic: E1000, route: Route) -> Option<Link> {
     let end = match config.role {
         StartRole::Primary => End::Listen,
-        StartRole::Backup => End::Connect,
+        StartRole::Backup | StartRole::Auto => End::Connect,
         StartRole::Solo | StartRole::Stops => return None,
     };
     Some(Link::new(nic, route, config.log_address?, config.log_peer?, end, random))

@@ -25,6 +25,8 @@ pub enum Command {
     Console(Vec<u8>),
     /// Go out, as by a power cut, at the boundary that many ahead; see the module `cut` (test only).
     Cut(u64),
+    /// Make no progress any more (test only).
+    Hang,
     /// Flip a bit of guest memory (test only).
     FlipMemory(Gpa, u32),
     /// Flip a bit of a guest register (test only).
@@ -45,6 +47,7 @@ impl Command {
             "console" => Ok(Self::Console([rest.as_bytes(), b"\n"].concat())),
             "type" => bytes_of_hex(rest.trim()).map(Self::Console).ok_or("type needs pairs of hexadecimal digits"),
             "cut" => rest.trim().parse().map(Self::Cut).map_err(|_| "cut needs a number of boundaries"),
+            "hang" => Ok(Self::Hang),
             "flip-memory" => {
                 let (gpa, bit) = rest.split_once(' ').ok_or("flip-memory needs an address and a bit")?;
                 let gpa = match gpa.strip_prefix("0x") {
@@ -58,14 +61,16 @@ impl Command {
                 let (name, bit) = rest.split_once(' ').ok_or("flip-register needs a name and a bit")?;
                 Ok(Self::FlipRegister(name.into(), bit.trim().parse().map_err(|_| "the bit is no number")?))
             }
-            _ => Err("unknown command; known: status, stop, switch, console, type, cut, flip-memory, flip-register"),
+            _ => Err(
+                "unknown command; known: status, stop, switch, console, type, cut, hang, flip-memory, flip-register",
+            ),
         }
     }
 
     /// Whether the command does damage and is only for tests.
     #[must_use]
     pub fn is_for_tests(&self) -> bool {
-        matches!(self, Self::Cut(_) | Self::FlipMemory(..) | Self::FlipRegister(..))
+        matches!(self, Self::Cut(_) | Self::Hang | Self::FlipMemory(..) | Self::FlipRegister(..))
     }
 }
 
@@ -159,6 +164,8 @@ mod tests {
             assert!(Command::parse(bad).is_err(), "{bad}");
         }
         assert_eq!(Command::parse("cut 7"), Ok(Command::Cut(7)));
+        assert_eq!(Command::parse("hang"), Ok(Command::Hang));
+        assert!(Command::Hang.is_for_tests() && !Command::Switch.is_for_tests());
         assert_eq!(Command::parse("flip-memory 0x10 3"), Ok(Command::FlipMemory(Gpa(16), 3)));
         assert_eq!(Command::parse("flip-register rax 9"), Ok(Command::FlipRegister("rax".into(), 9)));
         for bad in

@@ -30,6 +30,12 @@ impl Machine {
                 monitor::event("handed-over", "term", &term.0);
                 self.figures.protected_since = None;
             }
+            Action::Beaten { reason } => {
+                log::warn!("the guest held here is out of date: {reason}; joining the other machine");
+                monitor::event("beaten", "reason", reason);
+                self.figures.protected_since = None;
+            }
+            Action::Halt { reason } => self.halts_for(reason),
             Action::BeginLoad => log::info!("receiving the guest's state"),
             Action::TakeOver { last } => {
                 log::warn!("the primary is gone: draining the log up to position {last}");

@@ -78,6 +78,7 @@ impl Machine {
         let protected_ms = self.figures.protected_since.map_or(0, |since| self.now.since(since).0 / 1000);
         json.text("name", &self.config.name)
             .text("role", role_name(driver))
+            .text("waits_for", &driver.node().waits_for(self.now).map(|what| what.to_string()).unwrap_or_default())
             .flag("protected", driver.is_protected() && !driver.has_ended())
             .number("protected_ms", protected_ms)
             .text("guest_state", guest_state(driver))

@@ -98,6 +98,8 @@ impl Beat {
             counter: u64::from(self.counter),
             heard: [NodeId(u64::from(self.answers)), NodeId(0), NodeId(0), NodeId(0)],
             echo: u64::from(self.echo),
+            answers: u64::from(self.echo),
+            creator: NodeId(u64::from(self.peer)),
             term: Term(u64::from(self.term)),
             role: Role::ALL[usize::from(self.role) % Role::ALL.len()],
             session: if self.session.is_multiple_of(4) { session } else { SessionId(self.session) },

@@ -77,6 +77,8 @@ pub struct Config {
     pub arbiter: arbiter::Choice,
     /// Seed of the networks' randomness.
     pub seed: u64,
+    /// The machines find out by themselves what they are.
+    pub auto: bool,
     /// How long a machine stays dead before it is started again as a backup; for ever if not given.
     pub revive: Option<Duration>,
     /// The services that are asked until all have answered for the first time.

@@ -33,6 +33,8 @@ pub enum Part {
     Primary,
     /// Gets the guest by state transfer.
     Backup,
+    /// Finds out by itself which of these it is.
+    Auto,
     /// Runs the guest without replication.
     Solo,
 }
@@ -43,6 +45,7 @@ impl Part {
         match self {
             Self::Primary => "primary",
             Self::Backup => "backup",
+            Self::Auto => "auto",
             Self::Solo => "solo",
         }
     }

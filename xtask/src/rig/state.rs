@@ -215,6 +215,9 @@ impl Rig {
         if self.powered_off {
             return Ok(true);
         }
+        if self.config.auto && self.config.revive.is_some() {
+            return Ok(false);
+        }
         let mut report = "no machine is left".to_owned();
         for place in &self.places {
             let halted =
@@ -248,7 +251,7 @@ impl Rig {
             let other = roles.map(|(place, role)| format!("{} is {}", place.slot.name(), role.word()));
             return Ok(format!("nothing to start: {}", other.collect::<Vec<_>>().join(", ")));
         };
-        if self.roles.iter().all(|role| *role == Role::Dead) {
+        if self.roles.iter().all(|role| *role == Role::Dead) && !self.config.auto {
             bail!("both machines are dead: there is no guest left to protect");
         }
         if let Some(machine) = &mut self.places[index].machine {
@@ -257,10 +260,12 @@ impl Rig {
         }
         self.start_machine(index, Part::Backup)?;
         self.update()?;
-        Ok(format!("started {} as backup", self.places[index].slot.name()))
+        let part = if self.config.auto { Part::Auto } else { Part::Backup };
+        Ok(format!("started {} as {}", self.places[index].slot.name(), part.word()))
     }
 
     fn start_machine(&mut self, index: usize, part: Part) -> Result<()> {
+        let part = if self.config.auto { Part::Auto } else { part };
         let place = &self.places[index];
         let (slot, name) = (place.slot, place.slot.name());
         let emulator = self.config.emulator;

@@ -41,6 +41,15 @@ pub struct QemuArgs {
     nic: NicModel,
 }
 
+/// Who says what the machines of a pair are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RoleChoice {
+    /// The rig: one is the primary, whoever comes later a backup
+    Told,
+    /// They themselves
+    Auto,
+}
+
 /// When a rig's backup starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum BackupStart {
@@ -82,6 +91,9 @@ pub struct RunArgs {
     /// Make the client network this kernel interface instead of forwarding a port (root)
     #[arg(long, value_name = "NAME", conflicts_with_all = ["udp", "forward"])]
     tap: Option<String>,
+    /// `auto`: nobody tells the machines what they are: they find out, and come back as they were started
+    #[arg(long, value_enum, default_value = "told", value_name = "told|auto", conflicts_with = "solo")]
+    role: RoleChoice,
     /// Start a dead machine again, as a backup, this long after its end, as a server does that boots after a power cut
     #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "solo")]
     revive: Option<Duration>,
@@ -140,9 +152,11 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
         capture: arguments.capture,
         arbiter: arguments.arbiter,
         seed: arguments.seed,
+        auto: arguments.role == RoleChoice::Auto,
         revive: arguments.revive,
         services,
-        late_backup: backup == BackupStart::Answering,
+        // Machines that find out by themselves what they are need each other for that.
+        late_backup: backup == BackupStart::Answering && arguments.role == RoleChoice::Told,
         guest,
         options,
     };

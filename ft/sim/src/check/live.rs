@@ -23,6 +23,30 @@ impl Audit {
         }
     }
 
+    /// Machine `index` creates a guest. The history of the one before, if there was one, is over.
+    pub(crate) fn creates(&mut self, index: usize) {
+        let others = self.views.iter().enumerate().filter(|(other, _)| *other != index).filter_map(|(_, view)| *view);
+        let has = |view: &View| view.role.is_primary() || view.role.is_backup();
+        if let Some(holder) = others.into_iter().find(has) {
+            let text =
+                format!("machine {index} creates a guest while node {} has one as {:?}", holder.node, holder.role);
+            self.broken(Check::OneLife, text);
+        }
+        self.lives += 1;
+        self.former += self.wire.len() as u64;
+        self.wire.clear();
+        self.wire_time = 0;
+        self.sessions.clear();
+        self.repeatable = Default::default();
+    }
+
+    /// No machine has a guest. Without an arbiter nobody remembers the terms of before.
+    pub(crate) fn guest_lost(&mut self) {
+        if !self.arbitrated {
+            self.reigns.clear();
+        }
+    }
+
     /// A frame leaves through the open gate of `index`: no complete replica may be able to go live.
     pub(super) fn check_alone(&mut self, index: usize, arbiter: &Arbiter) {
         let Some(me) = self.views[index].map(|view| view.node).filter(|_| self.arbitrated) else { return };

@@ -24,6 +24,8 @@ pub enum Check {
     AloneRule,
     /// At most one machine has its gate open.
     OneLive,
+    /// A guest is created only where no machine has one.
+    OneLife,
     /// One machine acts in a term, the one that won it at the arbiter.
     OneTermOneNode,
     /// Once a successor is live, nothing leaves its former primary in the guest's name.
@@ -73,10 +75,11 @@ pub enum Check {
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::OutputRule,
         Self::AloneRule,
         Self::OneLive,
+        Self::OneLife,
         Self::OneTermOneNode,
         Self::Successor,
         Self::NothingLost,
@@ -108,6 +111,7 @@ impl Check {
             Self::OutputRule => "output-rule",
             Self::AloneRule => "alone-rule",
             Self::OneLive => "one-live",
+            Self::OneLife => "one-life",
             Self::OneTermOneNode => "one-term-one-node",
             Self::Successor => "successor",
             Self::NothingLost => "nothing-lost",
@@ -175,6 +179,9 @@ pub(crate) struct Audit {
     views: [Option<View>; MACHINES],
     /// Hashes of the guest's frames that were on the client wire, by index.
     wire: Vec<u64>,
+    /// Frames of guests that are no more, and how many guests were created by machines that started by themselves.
+    former: u64,
+    lives: u64,
     wire_time: u64,
     /// Frames in the machines' gates, and how many each may still send again since the last takeover.
     gates: [u64; MACHINES],
@@ -193,6 +200,8 @@ impl Audit {
             arbitrated,
             views: [None; MACHINES],
             wire: Vec::new(),
+            former: 0,
+            lives: 0,
             wire_time: 0,
             gates: [0; MACHINES],
             repeatable: [0; MACHINES],
@@ -219,7 +228,12 @@ impl Audit {
 
     /// Frames of the guest that were on the client wire.
     pub(crate) fn frames(&self) -> u64 {
-        self.wire.len() as u64
+        self.former + self.wire.len() as u64
+    }
+
+    /// Guests that were created by machines that started by themselves.
+    pub(crate) fn lives(&self) -> u64 {
+        self.lives
     }
 
     /// Looks at a machine again; `None`: it has no power.

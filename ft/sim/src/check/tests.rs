@@ -11,6 +11,7 @@ fn objections(check: Check) -> Vec<Option<Violation>> {
         Check::OutputRule => audit::output_rule(),
         Check::AloneRule => audit::alone_rule(),
         Check::OneLive => audit::one_live(),
+        Check::OneLife => audit::one_life(),
         Check::OneTermOneNode => audit::one_term_one_node(),
         Check::Successor => audit::successor(),
         Check::NothingLost => audit::nothing_lost(),

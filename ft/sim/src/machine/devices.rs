@@ -56,6 +56,8 @@ pub(crate) struct Devices {
     /// Frames of clients that wait for an exact stop.
     pub(crate) ingress: VecDeque<Vec<u8>>,
     question: Option<Question>,
+    /// When to look again which term is the newest.
+    look_at: Option<u64>,
     /// Hashes of all frames that the guest ever made.
     pub(super) history: Vec<u64>,
     /// The newest log that this machine wrote to, and its `Output` entries whose frames have not left.
@@ -81,6 +83,7 @@ impl Devices {
             stream: None,
             ingress: VecDeque::new(),
             question: None,
+            look_at: None,
             history: Vec::new(),
             log: LogId::default(),
             seals: VecDeque::new(),
@@ -140,9 +143,19 @@ impl Devices {
         }
     }
 
-    /// When to ask next.
+    /// Looks which term is the newest, again and again as long as that is wanted.
+    pub(super) fn look(&mut self, env: &mut Env, wanted: bool) {
+        if wanted && self.look_at.is_none_or(|at| at <= env.now) && self.fuse.goes_on() {
+            self.look_at = Some(env.now + ASK_AGAIN);
+            env.look_at_arbiter(self.index, self.id);
+        } else if !wanted {
+            self.look_at = None;
+        }
+    }
+
+    /// When to ask or look next.
     pub(super) fn asks_at(&self) -> Option<u64> {
-        self.question.map(|question| question.again_at)
+        self.question.map(|question| question.again_at).into_iter().chain(self.look_at).min()
     }
 }
 

@@ -96,7 +96,7 @@ impl Machine {
         let clock_offset = env.rng.below(1 << 40);
         let plan = &env.plan;
         let guest = match start {
-            Start::Primary => Guest::booted(plan.busy_guest, plan.work),
+            Start::Primary | Start::Auto => Guest::booted(plan.busy_guest, plan.work),
             Start::Backup => Guest::empty(),
         };
         let now = Time(env.now + clock_offset);
@@ -167,6 +167,12 @@ impl Machine {
         self.driver.node_mut().arbiter_answered(now, term, verdict);
     }
 
+    /// The arbiter says which term is the newest.
+    pub(crate) fn arbiter_shows(&mut self, now: u64, newest: Term) {
+        let now = self.local(now);
+        self.driver.node_mut().terms_seen(now, newest);
+    }
+
     /// An operator takes it out of service.
     pub(crate) fn stop(&mut self, env: &mut Env) {
         self.driver.stop(&mut self.devices.in_world(env));
@@ -224,6 +230,7 @@ impl Machine {
         };
         self.runs = next == Next::Again;
         self.devices.ask(env);
+        self.devices.look(env, self.driver.node().wants_newest_term());
         self.show(env);
         self.plan_wake(env, next);
     }

@@ -56,7 +56,8 @@ impl InWorld<'_> {
                 figures.switch_overs += 1;
                 self.own.history.clear();
             }
-            Action::Abandoned { .. } => self.own.history.clear(),
+            Action::Abandoned { .. } | Action::Beaten { .. } => self.own.history.clear(),
+            Action::Started { .. } if self.env.plan.auto => self.env.creates_guest(self.own.index),
             Action::BeginLoad => (self.own.flipped, self.own.hangs) = (false, false),
             Action::StateLoaded { .. } => self.own.is_busy_for(self.env.rng.below(LOOKING)),
             Action::TakeOver { .. } => self.suspect(driver.node()),

@@ -30,14 +30,28 @@ pub struct Bounds {
     pub restarts: u64,
     /// Times that a backup, which asked for a term and hears its primary again, gets to say so; else it never does.
     pub burns: u64,
+    /// Machines start by themselves, none with a guest.
+    pub auto: bool,
+    /// Times that such a machine changes how it stands to creating one, from 1 on.
+    pub marks: u64,
     /// What else happens.
     pub planned: &'static [Planned],
 }
 
 impl Bounds {
     /// The pair, its guest, and all that can break.
-    pub const INPUTS: Self =
-        Self { name: "inputs", machines: 2, terms: 3, sessions: 1, inputs: 2, restarts: 0, burns: 0, planned: &[] };
+    pub const INPUTS: Self = Self {
+        name: "inputs",
+        machines: 2,
+        terms: 3,
+        sessions: 1,
+        inputs: 2,
+        restarts: 0,
+        burns: 0,
+        auto: false,
+        marks: 0,
+        planned: &[],
+    };
     /// The guest is taken over, protected again and taken over again.
     pub const CRASHES: Self = Self { name: "crashes", sessions: 2, inputs: 1, ..Self::INPUTS };
     /// Machines that failed, or were refused a term, come back.
@@ -54,15 +68,37 @@ impl Bounds {
     };
     /// A backup asks for terms, hears its primary again, and answers come when they come.
     pub const LATE: Self = Self { name: "late answers", inputs: 1, burns: 2, ..Self::INPUTS };
+    /// Machines that start by themselves, fail, and come back; sessions are of no interest.
+    pub const COLD: Self = Self {
+        name: "cold starts",
+        terms: 2,
+        sessions: 0,
+        inputs: 0,
+        restarts: 2,
+        auto: true,
+        marks: 4,
+        ..Self::INPUTS
+    };
     /// A third machine wants to join.
     pub const THREE: Self = Self { name: "three machines", machines: 3, inputs: 0, ..Self::INPUTS };
 
     /// Those that are checked, large ones first.
-    pub const ALL: [Self; 7] =
-        [Self::SWITCH_OVER, Self::CRASHES, Self::RESTARTS, Self::THREE, Self::ENDS, Self::LATE, Self::INPUTS];
+    pub const ALL: [Self; 8] = [
+        Self::COLD,
+        Self::SWITCH_OVER,
+        Self::CRASHES,
+        Self::RESTARTS,
+        Self::THREE,
+        Self::ENDS,
+        Self::LATE,
+        Self::INPUTS,
+    ];
 
     pub(super) fn hold(&self, state: &State) -> bool {
-        let within = |machine: &Machine| machine.term.0 <= self.terms && machine.session.0 <= self.sessions;
+        let within = |machine: &Machine| {
+            let marked = !self.auto || machine.mark <= self.marks;
+            machine.term.0 <= self.terms && machine.session.0 <= self.sessions && marked
+        };
         state.machines.iter().all(within)
     }
 

@@ -44,6 +44,8 @@ pub(super) enum Event {
     Stop(usize),
     /// A machine that is off is switched on.
     Restart(usize),
+    /// A machine that started by itself has heard of no guest for long.
+    Listened(usize),
 }
 
 /// All that can happen in `state`.
@@ -67,7 +69,10 @@ fn of_machine(bounds: &Bounds, state: &State, me: usize, events: &mut Vec<Event>
     if own.link.is_some() {
         events.push(Event::LinkLost(me));
     }
-    let in_session = !matches!(own.role, Role::Alone | Role::Joining);
+    if own.role == Role::Joining && own.pristine && !own.listened {
+        events.push(Event::Listened(me));
+    }
+    let in_session = !matches!(own.role, Role::Alone | Role::Joining | Role::Starting);
     if in_session && !own.silent {
         events.push(Event::Suspect(me));
     }
@@ -88,7 +93,7 @@ fn of_machine(bounds: &Bounds, state: &State, me: usize, events: &mut Vec<Event>
         events.push(Event::Stop(me));
     }
     for other in (0..bounds.machines).filter(|other| *other != me) {
-        between(state, me, other, events);
+        between(bounds, state, me, other, events);
     }
 }
 
@@ -110,7 +115,7 @@ fn of_guest(bounds: &Bounds, state: &State, me: usize, events: &mut Vec<Event>) 
     }
 }
 
-fn between(state: &State, me: usize, other: usize, events: &mut Vec<Event>) {
+fn between(bounds: &Bounds, state: &State, me: usize, other: usize, events: &mut Vec<Event>) {
     let (own, theirs) = (&state.machines[me], &state.machines[other]);
     let listens = matches!(theirs.role, Role::Alone | Role::Detaching) && theirs.link.is_none();
     if own.role == Role::Joining && own.link.is_none() && listens {
@@ -118,7 +123,7 @@ fn between(state: &State, me: usize, other: usize, events: &mut Vec<Event>) {
     }
     // All that a machine which is no primary has to say is for its twin, or for whoever takes it for one.
     let twins = own.peer == Some(theirs.node) || theirs.peer == Some(own.node);
-    let concerned = twins || (own.role.is_primary() && own.peer.is_some());
+    let concerned = twins || bounds.auto || (own.role.is_primary() && own.peer.is_some());
     if concerned && state.beats[me][other] != Some(own.beat()) {
         events.push(Event::Beat(me, other));
     }

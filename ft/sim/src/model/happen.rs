@@ -2,14 +2,14 @@
 
 use super::Pair;
 use super::event::Event;
-use super::state::{Entry, Machine, State};
+use super::state::{Entry, Machine, State, automatic_node};
 use super::step::Step;
 use pollux_ft::decide::LastWord;
 use pollux_ft::{NodeId, Term, Verdict};
 
 impl Pair {
     fn at<'a>(&self, state: &'a mut State, me: usize) -> Step<'a> {
-        Step { rules: self.rules, burns: self.bounds.burns, state, me }
+        Step { rules: self.rules, burns: self.bounds.burns, auto: self.bounds.auto, state, me }
     }
 
     pub(super) fn happen(&self, state: &mut State, event: Event) {
@@ -33,12 +33,17 @@ impl Pair {
             Event::GoLive(me) => self.at(state, me).go_live(),
             Event::Claim(node, term) => claim(state, node, term),
             Event::Answer(me, term) => self.answer(state, me, term),
+            Event::Listened(me) => self.at(state, me).listened(),
             Event::Crash(me) => self.at(state, me).halt(),
             Event::Stop(me) => self.at(state, me).stop(),
             Event::Restart(me) => {
                 state.nodes += 1;
                 let refused = state.machines[me].refused;
-                state.machines[me] = Machine { refused, ..Machine::joining(NodeId(state.nodes)) };
+                state.machines[me] = if self.bounds.auto {
+                    Machine { refused, ..Machine::automatic(automatic_node(state.nodes - 1)) }
+                } else {
+                    Machine { refused, ..Machine::joining(NodeId(state.nodes)) }
+                };
             }
         }
     }

@@ -36,7 +36,8 @@ impl Model for Pair {
     type Action = Event;
 
     fn init_states(&self) -> Vec<State> {
-        vec![State::new(self.bounds.machines)]
+        let machines = self.bounds.machines;
+        vec![if self.bounds.auto { State::cold(machines) } else { State::new(machines) }]
     }
 
     fn actions(&self, state: &State, events: &mut Vec<Event>) {

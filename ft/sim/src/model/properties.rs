@@ -8,7 +8,8 @@ use stateright::Property;
 
 type Named = (&'static str, fn(&Pair, &State) -> bool);
 
-const ALWAYS: [Named; 7] = [
+const ALWAYS: [Named; 8] = [
+    ("a guest is created only where there is none", |_, state| state.flaw != Some(Flaw::TwoLives)),
     ("at most one machine is live", |_, state| count(state, Machine::is_open) <= 1),
     ("only the winner of a term acts in it", |_, state| {
         state.machines.iter().all(|own| !own.role.is_primary() || state.winner(own.term) == Some(own.node))
@@ -23,7 +24,9 @@ const ALWAYS: [Named; 7] = [
     ("a primary that hears of a newer one gives way", |_, state| state.flaw != Some(Flaw::Superseded)),
 ];
 
-const POSSIBLE: [Named; 11] = [
+const POSSIBLE: [Named; 13] = [
+    ("machines that start by themselves create a guest", |_, state| state.created == 1),
+    ("they create another one when it was lost", |_, state| state.created == 2),
     ("a backup goes live in a term of its own", |_, state| {
         any(state, |own| own.is_open() && own.term.0 > 1 && own.node.0 > 1)
     }),

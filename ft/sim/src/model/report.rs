@@ -92,7 +92,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "bounds          machines  terms  sessions  inputs  restarts  burns    states  depth  seconds")?;
         for Row { bounds, outcome, took, .. } in &self.whole {
-            let Bounds { name, machines, terms, sessions, inputs, restarts, burns, planned } = bounds;
+            let Bounds { name, machines, terms, sessions, inputs, restarts, burns, planned, .. } = bounds;
             write!(f, "{name:<14} {machines:>9} {terms:>6} {sessions:>9} {inputs:>7} {restarts:>9} {burns:>6}")?;
             write!(f, " {:>9} {:>6} {:>8.1}", outcome.states, outcome.depth, took.as_secs_f64())?;
             writeln!(f, "{}", planned_words(planned))?;

@@ -4,7 +4,8 @@
 
 use super::bounds::{Bounds, Planned};
 use pollux_ft::decide::{
-    self, BackupView, Bid, Claim, JoinVerdict, LastWord, LostBackup, OnAnswer, OnClaim, OnStanding, Standing, Verdict,
+    self, BackupView, Bid, Claim, JoinVerdict, LastWord, LostBackup, OnAnswer, OnClaim, OnStanding, Stance, Standing,
+    Verdict, Word,
 };
 use pollux_ft::heartbeat::Heartbeat;
 use pollux_ft::{NodeId, Role, Seq, SessionId, Term};
@@ -48,11 +49,15 @@ pub enum Broken {
     SupersededGoesOn,
     /// A backup that proposed to bid for a later term needs that one alone before its primary has agreed.
     BurntUnagreed,
+    /// A machine that starts by itself creates a guest without the word of its twin.
+    CreatesUnasked,
+    /// A machine that starts by itself takes one with a guest for one without, that yields.
+    GuestUnheard,
 }
 
 impl Broken {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::ReleaseBeforeAck,
         Self::AckBeyondReceived,
         Self::LiveBeforeDrained,
@@ -71,6 +76,8 @@ impl Broken {
         Self::OldAnswerCounts,
         Self::SupersededGoesOn,
         Self::BurntUnagreed,
+        Self::CreatesUnasked,
+        Self::GuestUnheard,
     ];
 
     /// Bounds in which it does harm, small ones.
@@ -80,6 +87,8 @@ impl Broken {
             Self::PowerOffIgnored => Bounds { inputs: 0, planned: &[Planned::PowerOff], ..Bounds::INPUTS },
             Self::JoinWhileBusy => Bounds::THREE,
             Self::BurntUnagreed => Bounds::LATE,
+            Self::CreatesUnasked => Bounds { restarts: 0, ..Bounds::COLD },
+            Self::GuestUnheard => Bounds { restarts: 1, ..Bounds::COLD },
             Self::TermNotBurnt | Self::EarlyWordCounts => Bounds { inputs: 0, ..Bounds::CRASHES },
             _ => Bounds::INPUTS,
         }
@@ -166,6 +175,16 @@ impl Rules {
             LastWord::Contends if beat.session != session => LastWord::None,
             word => word,
         }
+    }
+
+    pub(super) fn on_word(self, me: NodeId, stance: Stance, may_offer: bool, word: Word) -> Stance {
+        let word = match self.broken {
+            Some(Broken::GuestUnheard) if decide::has_guest(word.role) => {
+                Word { role: Role::Joining, creator: me, ..word }
+            }
+            _ => word,
+        };
+        decide::on_word(me, stance, may_offer, word)
     }
 
     pub(super) fn after_session(self, next: Term, may_be_complete: bool) -> Term {

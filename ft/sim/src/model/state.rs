@@ -1,6 +1,6 @@
 //! What the model's machines, networks and arbiter are at a moment.
 
-use pollux_ft::decide::{BackupView, Bid};
+use pollux_ft::decide::{BackupView, Bid, Stance, Word};
 use pollux_ft::heartbeat::{HEARD, Heartbeat};
 use pollux_ft::{NodeId, Position, Role, Seq, SessionId, Term, Time};
 use std::collections::{BTreeSet, VecDeque};
@@ -57,15 +57,44 @@ pub(super) struct Beat {
     linked: bool,
     /// Its sender has said Hello since then.
     pub(super) before_hello: bool,
+    /// Machines that start by themselves: whom the sender heard last, and the mark of that; the sender's own mark; who is to
+    /// create a guest.
+    pub(super) heard: Option<(NodeId, u64)>,
+    pub(super) mark: u64,
+    creator: NodeId,
 }
 
 impl Beat {
     /// As the protocol sees it.
     pub(super) fn heartbeat(self) -> Heartbeat {
-        let Self { node, peer, term, role, session, linked, before_hello: _ } = self;
+        let Self { node, peer, term, role, session, linked, creator, .. } = self;
         let (pair, counter, echo, seq, position, time) = (0, 0, 0, Seq(0), Position(0), Time(0));
         let heard = [NodeId(0); HEARD];
-        Heartbeat { pair, node, peer, counter, heard, echo, term, role, session, linked, seq, position, time }
+        let answers = 0;
+        Heartbeat {
+            pair,
+            node,
+            peer,
+            counter,
+            heard,
+            answers,
+            creator,
+            echo,
+            term,
+            role,
+            session,
+            linked,
+            seq,
+            position,
+            time,
+        }
+    }
+
+    /// What it says of the creation of a guest to `machine`, unless it was made for another life than that.
+    pub(super) fn word(self, machine: &Machine) -> Option<Word> {
+        let Self { node, role, creator, .. } = self;
+        let (_, mark) = self.heard.filter(|(heard, _)| *heard == machine.node)?;
+        Some(Word { node, role, creator, current: mark >= machine.mark })
     }
 }
 
@@ -95,6 +124,13 @@ pub(super) struct Machine {
     pub(super) log: Vec<Entry>,
     pub(super) applied: usize,
     pub(super) acked: usize,
+    /// It starts by itself: how it stands to the creation of a guest, how often that changed, whether it never had one, and
+    /// has listened long enough; whom it heard last, and the mark of that.
+    pub(super) stance: Stance,
+    pub(super) mark: u64,
+    pub(super) pristine: bool,
+    pub(super) listened: bool,
+    pub(super) heard: Option<(NodeId, u64)>,
 }
 
 impl Machine {
@@ -118,7 +154,22 @@ impl Machine {
             log: Vec::new(),
             applied: 0,
             acked: 0,
+            stance: Stance::Listens,
+            mark: 0,
+            pristine: false,
+            listened: false,
+            heard: None,
         }
+    }
+
+    /// One that was just switched on and finds out by itself what it is.
+    pub(super) fn automatic(node: NodeId) -> Self {
+        Self { pristine: true, mark: 1, ..Self::joining(node) }
+    }
+
+    /// It is open who creates the guest, as far as it is concerned.
+    pub(super) fn is_vacant(&self) -> bool {
+        matches!(self.role, Role::Joining | Role::Starting)
     }
 
     /// One that runs the guest in the first term.
@@ -139,6 +190,9 @@ impl Machine {
                 role => role.is_backup() && self.link.is_some() && self.paired,
             },
             before_hello: false,
+            heard: self.heard,
+            mark: self.mark,
+            creator: if self.is_vacant() { self.stance.creator(self.node) } else { NodeId(0) },
         }
     }
 
@@ -205,6 +259,14 @@ pub(super) enum Flaw {
     NeedlessBid,
     /// A primary heard of a newer one and went on.
     Superseded,
+    /// A guest was created although a machine had one.
+    TwoLives,
+}
+
+/// The id of the node that starts as number `number`, from 0: the newer a life, the lower its id, so that it is the one to
+/// create a guest.
+pub(super) fn automatic_node(number: u64) -> NodeId {
+    NodeId(100 - number)
 }
 
 /// All of it.
@@ -227,11 +289,19 @@ pub(super) struct State {
     pub(super) burnt: u64,
     /// The guest ended by its own will.
     pub(super) ended: bool,
+    /// Guests that were created by machines that started by themselves.
+    pub(super) created: u64,
     pub(super) faults: Faults,
     pub(super) flaw: Option<Flaw>,
 }
 
 impl State {
+    /// Machines that start by themselves.
+    pub(super) fn cold(machines: usize) -> Self {
+        let own = (0..machines as u64).map(|number| Machine::automatic(automatic_node(number))).collect();
+        Self { machines: own, winners: [None; TERMS], ..Self::new(machines) }
+    }
+
     pub(super) fn new(machines: usize) -> Self {
         let node = |index: usize| NodeId(index as u64 + 1);
         let mut winners = [None; TERMS];
@@ -247,6 +317,7 @@ impl State {
             nodes: machines as u64,
             burnt: 0,
             ended: false,
+            created: 0,
             faults: Faults::Unprotected,
             flaw: None,
         }

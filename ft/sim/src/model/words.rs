@@ -37,7 +37,8 @@ pub(super) fn words(state: &State, event: Event) -> String {
         }
         Event::Crash(me) => format!("{} loses power", name(me)),
         Event::Stop(me) => format!("{} is stopped in order", name(me)),
-        Event::Restart(me) => format!("{} is switched on again, as node {}", name(me), state.nodes + 1),
+        Event::Restart(me) => format!("{} is switched on again", name(me)),
+        Event::Listened(me) => format!("{} has listened for long", name(me)),
     }
 }
 

@@ -144,6 +144,8 @@ impl Attacker {
             counter: self.rng.below(1 << 40),
             heard,
             echo: self.rng.below(1000),
+            answers: u64::MAX,
+            creator: node,
             term: Term(self.rng.below(60)),
             role: self.rng.pick(&Role::ALL),
             session: SessionId(self.rng.below(4)),

@@ -2,6 +2,7 @@
 
 use super::event::Event;
 use super::{INBOX, World};
+use crate::arbiter::Mood;
 use pollux_ft::{NodeId, Start, Term};
 
 /// Frames for the guest that wait in a machine at most.
@@ -29,8 +30,12 @@ impl World {
             Event::Dial { machine } => self.dial(machine),
             Event::ArbiterAsked { machine, node, term } => self.arbiter_asked(machine, node, term),
             Event::ArbiterAnswers { machine, node, term, winner } => self.arbiter_answers(machine, node, term, winner),
-            Event::ToGuest { frame } => self.towards_guest(frame),
-            Event::ToClient { client, reply } => {
+            Event::ArbiterLooked { machine, node } => self.arbiter_looked(machine, node),
+            Event::ArbiterShows { machine, node, newest } => self.arbiter_shows(machine, node, newest),
+            // What is still under way from or to a guest that is no more concerns nobody.
+            Event::ToGuest { life, .. } | Event::ToClient { life, .. } if life != self.env.audit.lives() => {}
+            Event::ToGuest { frame, .. } => self.towards_guest(frame),
+            Event::ToClient { client, reply, .. } => {
                 let answered = self.env.clients.receive(self.env.now, client, &reply, &mut self.env.audit);
                 if let Some((after, timer)) = answered {
                     self.env.queue.push(self.env.now + after, Event::ClientTimer { client, timer });
@@ -172,7 +177,6 @@ impl World {
     }
 
     fn arbiter_asked(&mut self, machine: usize, node: NodeId, term: Term) {
-        use crate::arbiter::Mood;
         if self.env.arbiter.mood == Mood::Down || self.env.arbiter.cut[machine] {
             return;
         }
@@ -192,6 +196,26 @@ impl World {
             return;
         };
         machine.arbiter_answered(self.env.now, term, winner == node);
+        self.turn(index);
+    }
+
+    fn arbiter_looked(&mut self, machine: usize, node: NodeId) {
+        let arbiter = &mut self.env.arbiter;
+        if arbiter.mood == Mood::Down || arbiter.mood == Mood::Mute || arbiter.cut[machine] {
+            return;
+        }
+        let newest = arbiter.newest();
+        if let Some(after) = arbiter.flight(machine) {
+            self.env.queue.push(self.env.now + after, Event::ArbiterShows { machine, node, newest });
+        }
+    }
+
+    fn arbiter_shows(&mut self, index: usize, node: NodeId, newest: Term) {
+        let slot = &mut self.slots[index];
+        let Some(machine) = slot.machine.as_mut().filter(|machine| machine.devices.id == node && !slot.frozen) else {
+            return;
+        };
+        machine.arbiter_shows(self.env.now, newest);
         self.turn(index);
     }
 
@@ -220,7 +244,7 @@ impl World {
         }
         // A machine that halted closed its streams; one that is switched off and on loses what is left.
         self.crash_quietly(index);
-        self.start(index, Start::Backup);
+        self.start(index, if self.env.plan.auto { Start::Auto } else { Start::Backup });
     }
 
     fn crash_quietly(&mut self, index: usize) {

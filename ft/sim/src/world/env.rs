@@ -129,6 +129,19 @@ impl Env {
         }
     }
 
+    pub(crate) fn look_at_arbiter(&mut self, machine: usize, node: NodeId) {
+        if let Some(after) = self.arbiter.flight(machine) {
+            self.queue.push(self.now + after, Event::ArbiterLooked { machine, node });
+        }
+    }
+
+    /// Machine `index` creates a guest: for clients all begins anew.
+    pub(crate) fn creates_guest(&mut self, index: usize) {
+        self.audit.creates(index);
+        self.clients.begin_anew();
+        self.figures.created += 1;
+    }
+
     /// A frame of the guest leaves the client card of a machine.
     pub(crate) fn guest_sends(&mut self, machine: usize, frame: &[u8], why: Leave) {
         self.audit.leaves(machine, frame, why, &self.arbiter);
@@ -136,7 +149,7 @@ impl Env {
         let Some(reply) = Reply::decode(frame).filter(|reply| reply.client != NO_CLIENT) else { return };
         for _ in 0..self.copies() {
             let at = self.now + self.rng.between(100, 3_000);
-            self.queue.push(at, Event::ToClient { client: reply.client as usize, reply });
+            self.queue.push(at, Event::ToClient { life: self.audit.lives(), client: reply.client as usize, reply });
         }
     }
 
@@ -144,7 +157,7 @@ impl Env {
     pub(crate) fn client_sends(&mut self, frame: &[u8]) {
         for _ in 0..self.copies() {
             let at = self.now + self.rng.between(100, 3_000);
-            self.queue.push(at, Event::ToGuest { frame: frame.to_vec() });
+            self.queue.push(at, Event::ToGuest { life: self.audit.lives(), frame: frame.to_vec() });
         }
     }
 

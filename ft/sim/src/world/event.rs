@@ -49,10 +49,23 @@ pub(crate) enum Event {
         term: Term,
         winner: NodeId,
     },
+    /// Somebody wants to know which term is the newest, and hears of it.
+    ArbiterLooked {
+        machine: usize,
+        node: NodeId,
+    },
+    ArbiterShows {
+        machine: usize,
+        node: NodeId,
+        newest: Term,
+    },
+    /// A frame of a client's, or of the guest's, arrives; `life` is the guest that there was when it was sent.
     ToGuest {
+        life: u64,
         frame: Vec<u8>,
     },
     ToClient {
+        life: u64,
         client: usize,
         reply: Reply,
     },
@@ -103,8 +116,10 @@ impl Event {
             Self::Dial { machine } => (Who::Machine(*machine), 7),
             Self::ArbiterAsked { term, .. } => (Who::Arbiter, 8 + 32 * term.0),
             Self::ArbiterAnswers { machine, term, .. } => (Who::Machine(*machine), 9 + 32 * term.0),
-            Self::ToGuest { frame } => (Who::World, 10 + 32 * frame.len() as u64),
-            Self::ToClient { client, reply } => (Who::Client(*client), 11 + 32 * reply.value),
+            Self::ArbiterLooked { .. } => (Who::Arbiter, 20),
+            Self::ArbiterShows { machine, newest, .. } => (Who::Machine(*machine), 21 + 32 * newest.0),
+            Self::ToGuest { frame, .. } => (Who::World, 10 + 32 * frame.len() as u64),
+            Self::ToClient { client, reply, .. } => (Who::Client(*client), 11 + 32 * reply.value),
             Self::ClientTimer { client, .. } => (Who::Client(*client), 12),
             Self::Fault => (Who::World, 13),
             Self::Over(_) => (Who::World, 14),
@@ -130,7 +145,8 @@ impl Event {
             }
             Self::ToClient { reply, .. } => format!("gets {} for request {}", reply.value, reply.number),
             Self::Over(lasting) => format!("over: {lasting:?}"),
-            Self::Restart { .. } => "is switched on again, as backup".to_owned(),
+            Self::Restart { .. } => "is switched on again".to_owned(),
+            Self::ArbiterShows { newest, .. } => format!("the arbiter shows that term {} is the newest", newest.0),
             Self::Thaw { .. } => "goes on after its freeze".to_owned(),
             _ => return None,
         })

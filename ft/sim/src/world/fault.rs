@@ -48,11 +48,15 @@ pub enum Kind {
     GuestReset,
     /// The client card of the primary takes no frames.
     Card,
+    /// All machines lose power at once.
+    Site,
+    /// A machine loses power, whatever it is.
+    CrashAny,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::CrashPrimary,
         Self::CrashBackup,
         Self::FreezePrimary,
@@ -71,7 +75,14 @@ impl Kind {
         Self::Hang,
         Self::GuestReset,
         Self::Card,
+        Self::Site,
+        Self::CrashAny,
     ];
+
+    /// Those that a pair with a person survives.
+    fn usual() -> &'static [Self] {
+        &Self::ALL[..18]
+    }
 
     /// Without an arbiter a pair survives only what cannot be taken for a death of the other.
     const SAFE_ALONE: [Self; 8] = [
@@ -83,6 +94,19 @@ impl Kind {
         Self::SwitchOver,
         Self::GuestReset,
         Self::Card,
+    ];
+
+    /// The same with machines that start by themselves.
+    const SAFE_AUTO: [Self; 9] = [
+        Self::CrashPrimary,
+        Self::CrashBackup,
+        Self::Reset,
+        Self::StopPrimary,
+        Self::StopBackup,
+        Self::SwitchOver,
+        Self::GuestReset,
+        Self::Card,
+        Self::Site,
     ];
 
     /// Its name in reports.
@@ -107,6 +131,8 @@ impl Kind {
             Self::Hang => "backup's guest hung",
             Self::GuestReset => "guest reset",
             Self::Card => "client card stuck",
+            Self::Site => "site cut",
+            Self::CrashAny => "any machine crashed",
         }
     }
 }
@@ -129,7 +155,12 @@ impl World {
             self.env.queue.push(self.env.now + 50_000, Event::Fault);
             return;
         }
-        let kinds: &[Kind] = if self.env.plan.arbiter { &Kind::ALL } else { &Kind::SAFE_ALONE };
+        let kinds: &[Kind] = match (self.env.plan.arbiter, self.env.plan.auto) {
+            (true, true) => &Kind::ALL,
+            (true, false) => Kind::usual(),
+            (false, true) => &Kind::SAFE_AUTO,
+            (false, false) => &Kind::SAFE_ALONE,
+        };
         let kind = self.faults.pick(kinds);
         if (self.env.plan.arbiter || calm) && self.make(kind) {
             self.note(Who::World, 200 + kind as u64, || format!("FAULT: {kind}"));
@@ -167,7 +198,15 @@ impl World {
     /// Makes a fault; false when it cannot be made now.
     fn make(&mut self, kind: Kind) -> bool {
         let backup = self.find(|machine| machine.node().role() == Role::Backup);
-        let (Some(primary), now) = (self.primary(), self.env.now) else { return false };
+        let now = self.env.now;
+        let primary = match (self.primary(), kind) {
+            (Some(primary), _) => primary,
+            // Who is to become it may meet these, too.
+            (None, Kind::Partition | Kind::OneWay | Kind::Arbiter | Kind::ArbiterCut | Kind::Site | Kind::CrashAny) => {
+                0
+            }
+            (None, _) => return false,
+        };
         let suspect = self.env.plan.config.suspect_after.0;
         let span = self.faults.between(1_000, 3 * suspect);
         match kind {
@@ -206,8 +245,39 @@ impl World {
                 self.env.queue.push(now + span, Event::Over(Lasting::Card { machine: primary }));
                 true
             }
+            Kind::Site => self.cut_site(),
+            Kind::CrashAny => {
+                let any = self.faults.below(self.slots.len() as u64) as usize;
+                let spares = self.env.plan.faults == Faults::OneByOne || !self.env.plan.auto;
+                let last = self.is_last_with_guest(any) && !self.faults.chance(100);
+                !spares && !last && self.blow(any, Blow::Crash)
+            }
             Kind::GuestReset => self.slots[primary].machine.as_mut().is_some_and(|machine| machine.request_reset()),
         }
+    }
+
+    /// No other machine than this one has a guest that could go on.
+    fn is_last_with_guest(&self, index: usize) -> bool {
+        let holds = |slot: &super::Slot| slot.machine.as_ref().is_some_and(Machine::holds_guest);
+        let mut others = self.slots.iter().enumerate().filter(|(other, _)| *other != index);
+        holds(&self.slots[index]) && !others.any(|(_, slot)| holds(slot))
+    }
+
+    /// All machines lose power: in a storm not all in the same moment.
+    fn cut_site(&mut self) -> bool {
+        let at_once = self.env.plan.faults == Faults::OneByOne;
+        if !at_once && !self.faults.chance(200) {
+            return false;
+        }
+        self.site_cut = true;
+        for index in 0..self.slots.len() {
+            if at_once {
+                self.crash(index);
+            } else {
+                self.blow(index, Blow::Crash);
+            }
+        }
+        true
     }
 
     /// A storm may also take the last machine that has the guest, but rarely does.

@@ -43,6 +43,9 @@ pub(crate) struct World {
     troubles: [u32; 2],
     /// The guest was told to switch itself off.
     ending: bool,
+    /// No machine has a guest; and all lost power at once, so that none may.
+    lost: bool,
+    site_cut: bool,
 }
 
 /// How a run ended.
@@ -62,9 +65,16 @@ impl World {
             faults: Rng::new(seed, 6),
             troubles: [0; 2],
             ending: false,
+            lost: false,
+            site_cut: false,
         };
         for index in 0..world.slots.len() {
-            world.start(index, if index == 0 { Start::Primary } else { Start::Backup });
+            match (world.env.plan.auto, index) {
+                (true, 1) if world.faults.chance(300) => world.restart_later(index),
+                (true, _) => world.start(index, Start::Auto),
+                (false, 0) => world.start(index, Start::Primary),
+                (false, _) => world.start(index, Start::Backup),
+            }
         }
         for client in 0..world.env.clients.count() {
             let at = world.env.rng.below(200_000);

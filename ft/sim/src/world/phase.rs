@@ -5,6 +5,7 @@ use super::event::Event;
 use crate::check::Check;
 use crate::plan::Faults;
 use crate::trace::Who;
+use pollux_ft::Role;
 
 /// Time between two looks in microseconds.
 const LOOK: u64 = 50_000;
@@ -159,14 +160,26 @@ impl World {
     /// No machine has the guest any more.
     fn guest_is_lost(&mut self) -> bool {
         let ended = self.env.audit.is_powered_off();
-        let held = self.find(|machine| machine.holds_guest()).is_some();
-        if held || ended {
+        // One that is about to create a guest has none yet, and may be refused.
+        let creates = |role| self.env.plan.auto && role == Role::Starting;
+        let held = self.find(|machine| machine.holds_guest() && !creates(machine.node().role())).is_some();
+        let never = self.env.plan.auto && self.env.audit.lives() == 0;
+        if held {
+            (self.lost, self.site_cut) = (false, self.site_cut && !self.lost);
+        }
+        if held || ended || never || self.lost {
             return false;
         }
         self.note(Who::World, 400, || "the guest is lost".to_owned());
         self.env.figures.lost += 1;
-        if self.env.plan.faults == Faults::OneByOne {
+        self.lost = true;
+        self.env.audit.guest_lost();
+        if self.env.plan.faults == Faults::OneByOne && !self.site_cut {
             self.env.audit.broken(Check::Survival, "one fault alone lost the guest".to_owned());
+        }
+        if self.env.plan.auto {
+            // The machines create another one.
+            return false;
         }
         self.enter(Stage::Over);
         true

@@ -17,7 +17,7 @@ mod way;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use pollux_ft::arbiter::{Answer, ArbiterId, Look, Manner, Question};
+use pollux_ft::arbiter::{Answer, ArbiterId, Look, Manner, Question, Seen};
 use pollux_ft::{NodeId, Span, Term, Time};
 use pollux_nic::FrameSink;
 use pollux_nic::e1000::E1000;
@@ -132,8 +132,13 @@ impl Arbiter {
         }
     }
 
-    /// Which arbiter has answered a look since this was last asked.
-    pub fn take_seen(&mut self) -> Option<ArbiterId> {
+    /// Whether looks ask which term is the newest.
+    pub fn want_newest(&mut self, wanted: bool) {
+        self.look.want_newest(wanted);
+    }
+
+    /// What an arbiter has answered to a look since this was last asked.
+    pub fn take_seen(&mut self) -> Option<Seen> {
         self.ways_mut().find_map(Way::take_seen)
     }
 

@@ -440,7 +440,8 @@ fn only_the_arbiter_itself_answers_a_machine_with_a_key() {
     let news = desk.look(500);
     assert!(news.len() == 1 && news[0].contains("the arbiter says: the disk is full"), "{news:?}");
     assert_eq!(desk.look(INTERVAL).len(), 1);
-    assert_eq!(desk.own.ways[0].take_seen(), Some(ArbiterId(5)));
+    let seen = Seen { arbiter: Some(ArbiterId(5)), newest: Some(Term(0)) };
+    assert_eq!(desk.own.ways[0].take_seen(), Some(seen));
     // The answer to that look is none to a question.
     desk.replies = [Reply::SaysAgain, says(Verdict::Granted)].into();
     assert_eq!(desk.ask(10), Some(Answer::Granted));
@@ -464,7 +465,8 @@ fn another_arbiter_is_found_out() {
     let granted = ",\"succeeded\":true,\"responses\":[{\"response_put\":{}}]";
     let mut desk = Desk::new(&[of(5, ""), of(6, ""), of(6, granted), of(5, granted)]);
     assert_eq!(desk.look(500), [""; 0]);
-    assert_eq!((desk.own.ways[0].take_seen(), desk.own.ways[0].take_seen()), (Some(ArbiterId(5)), None));
+    let seen = Seen { arbiter: Some(ArbiterId(5)), newest: None };
+    assert_eq!((desk.own.ways[0].take_seen(), desk.own.ways[0].take_seen()), (Some(seen), None));
     let mut look = Look::new("pair");
     look.agree_on(Some(ArbiterId(5)));
     let news = desk.look_of(INTERVAL, &look);

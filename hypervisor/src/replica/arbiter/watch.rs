@@ -3,7 +3,7 @@
 //! A look has a socket of its own and gives way to every question. What it finds out is for people, and whom it found is
 //! for the node: twins must have one arbiter.
 
-use pollux_ft::arbiter::{ArbiterId, Look};
+use pollux_ft::arbiter::{Look, Seen};
 use pollux_ft::{Span, Time};
 
 use super::caller::{Caller, Counts, Trouble};
@@ -25,7 +25,7 @@ pub struct Watch {
     /// Tries without an answer since the last answer.
     in_vain: u32,
     trouble: Option<Trouble>,
-    seen: Option<ArbiterId>,
+    seen: Option<Seen>,
 }
 
 impl Watch {
@@ -44,8 +44,8 @@ impl Watch {
         self.trouble.as_ref()
     }
 
-    /// Which arbiter has answered since this was last asked.
-    pub fn take_seen(&mut self) -> Option<ArbiterId> {
+    /// What an arbiter has answered since this was last asked.
+    pub fn take_seen(&mut self) -> Option<Seen> {
         self.seen.take()
     }
 
@@ -73,8 +73,8 @@ impl Watch {
         let (outcome, moved) = self.caller.poll(now, look, stack);
         let found = match outcome {
             None => return (false, moved),
-            Some(Ok(arbiter)) => {
-                self.seen = arbiter;
+            Some(Ok(seen)) => {
+                self.seen = Some(seen);
                 None
             }
             Some(Err(trouble)) => {

@@ -6,7 +6,7 @@ use core::fmt;
 use core::net::SocketAddrV4;
 
 use pollux_ft::Time;
-use pollux_ft::arbiter::{Answer, ArbiterId, Look, Manner, Question};
+use pollux_ft::arbiter::{Answer, Look, Manner, Question, Seen};
 
 use super::caller::{Caller, Counts, Times, Trouble};
 use super::watch::{RETRY, Watch};
@@ -80,8 +80,8 @@ impl Way {
         self.news.take()
     }
 
-    /// Which arbiter has answered a look since this was last asked.
-    pub fn take_seen(&mut self) -> Option<ArbiterId> {
+    /// What an arbiter has answered to a look since this was last asked.
+    pub fn take_seen(&mut self) -> Option<Seen> {
         self.watch.take_seen()
     }
 

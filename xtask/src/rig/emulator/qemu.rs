@@ -15,6 +15,9 @@ const TCG: &str = include_str!("../../../../qemu/tcg.args");
 /// The CPU with KVM; see the file.
 const KVM: &str = include_str!("../../../../qemu/kvm.args");
 
+/// The watchdog of a machine that is told to use one: not every QEMU has it.
+const WATCHDOG: [&str; 2] = ["-device", "i6300esb,addr=8"];
+
 /// The PCI device number of the first NIC in the machine's file.
 pub const FIRST_SLOT: usize = 4;
 /// The NICs in that file.
@@ -34,6 +37,9 @@ fn invocation(machine: &MachineSpec<'_>, accelerator: Accelerator, nic: NicModel
     };
     let mut command = Command::new(needs::QEMU);
     command.args(cpu).args(arguments(MACHINE, machine, nic)?);
+    if machine.options.value("watchdog").is_some_and(|value| value != "off") {
+        command.args(WATCHDOG);
+    }
     Ok(command)
 }
 

@@ -84,6 +84,17 @@ pub(super) fn successor() -> Vec<Option<Violation>> {
     vec![judge(history(Role::Alone, 2)), judge(history(Role::Protected, 2))]
 }
 
+pub(super) fn one_life() -> Vec<Option<Violation>> {
+    let history = |role: Role| {
+        move |audit: &mut Audit, arbiter: &mut Arbiter| {
+            audit.look(0, view(PRIMARY, role, 1, false), arbiter);
+            audit.creates(1);
+        }
+    };
+    assert_eq!(judge(history(Role::Joining)), None);
+    vec![judge(history(Role::Protected)), judge(history(Role::Draining))]
+}
+
 pub(super) fn one_term_one_node() -> Vec<Option<Violation>> {
     let another = |audit: &mut Audit, arbiter: &mut Arbiter| {
         audit.look(0, view(PRIMARY, Role::Alone, 1, true), arbiter);

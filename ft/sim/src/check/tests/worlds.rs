@@ -80,6 +80,8 @@ fn beat_to(to: NodeId, node: NodeId, role: Role, term: Term) -> Heartbeat {
         counter: u64::MAX,
         heard: [to; HEARD],
         echo: 0,
+        answers: 0,
+        creator: NodeId(0),
         term,
         role,
         session: SessionId(0),

@@ -1,9 +1,9 @@
 //! What comes from other machines.
 
 use super::Step;
-use crate::model::state::{Beat, Flaw, Message};
+use crate::model::state::{Flaw, Message};
 use pollux_ft::Role;
-use pollux_ft::decide::{self, Claim, LastWord, OnClaim};
+use pollux_ft::decide::{self, Claim, LastWord, OnClaim, Stance};
 
 impl Step<'_> {
     /// Opens a stream to a primary.
@@ -45,6 +45,7 @@ impl Step<'_> {
                     return self.link_lost();
                 }
                 own.role = Role::Loading;
+                (own.pristine, own.stance) = (false, Stance::Listens);
                 (own.session, own.term, own.next) = (session, term, next);
             }
             (Role::Loading, Message::State(log)) => self.join(log),
@@ -82,10 +83,23 @@ impl Step<'_> {
     pub(in crate::model) fn hear(&mut self, from: usize) {
         let rules = self.rules;
         let me = self.me;
-        let Some(beat) = self.state.beats[from][me].map(Beat::heartbeat) else { return };
+        let Some(said) = self.state.beats[from][me] else { return };
+        let beat = said.heartbeat();
+        let auto = self.auto;
         let own = self.own();
         if own.role == Role::Halted || beat.node == own.node {
             return;
+        }
+        let word = said.word(own).filter(|_| auto);
+        if auto {
+            match word {
+                Some(_) => own.heard = Some((beat.node, said.mark)),
+                // It shall know that it is heard; what it says was not said to this life.
+                None => {
+                    own.heard = own.heard.filter(|(node, _)| *node == beat.node).or(Some((beat.node, 0)));
+                    return;
+                }
+            }
         }
         let ours = Claim { term: own.term, node: own.node, primary: true };
         let theirs = Claim { term: beat.term, node: beat.node, primary: beat.role.is_primary() };
@@ -93,7 +107,10 @@ impl Step<'_> {
             OnClaim::Ignore if own.role.is_primary() && theirs.term > ours.term => self.flaw(Flaw::Superseded),
             OnClaim::Ignore => {}
             OnClaim::HandedOver => return self.handed_over(beat.term),
-            OnClaim::Yield => return self.halt(),
+            OnClaim::Yield => return self.beaten(beat.term),
+        }
+        if let Some(word) = word {
+            self.hear_word(word);
         }
         let own = self.own();
         if own.peer != Some(beat.node) {

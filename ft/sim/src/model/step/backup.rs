@@ -2,7 +2,7 @@
 
 use super::Step;
 use crate::model::rules::Broken;
-use crate::model::state::{Entry, Flaw, Machine, Message};
+use crate::model::state::{Entry, Flaw, Message};
 use pollux_ft::Role;
 use pollux_ft::decide::{self, Bid, OnStanding};
 
@@ -84,9 +84,8 @@ impl Step<'_> {
 
     pub(super) fn abandon(&mut self) {
         self.close();
-        let own = self.own();
-        let Machine { term, session, peer, refused, .. } = *own;
-        *own = Machine { term, session, peer, refused, ..Machine::joining(own.node) };
+        let term = self.own().term;
+        self.joins(term);
     }
 
     /// Goes live, or asks for the term that it takes.

@@ -2,6 +2,7 @@
 
 mod arrive;
 mod backup;
+mod creation;
 mod primary;
 
 use super::rules::{Broken, Rules};
@@ -13,6 +14,7 @@ use pollux_ft::{Role, Term, Verdict};
 pub(super) struct Step<'a> {
     pub(super) rules: Rules,
     pub(super) burns: u64,
+    pub(super) auto: bool,
     pub(super) state: &'a mut State,
     pub(super) me: usize,
 }
@@ -105,10 +107,10 @@ impl Step<'_> {
         match rules.on_answer(own.role, own.bid, own.next, term, verdict) {
             OnAnswer::Stale => {}
             OnAnswer::FailStop => {
-                self.halt();
+                self.beaten(term);
                 self.own().refused = true;
             }
-            OnAnswer::Start => unreachable!("no machine of the model starts the guest"),
+            OnAnswer::Start => self.create(),
             OnAnswer::RunAlone => {
                 self.own().bid = Bid::Won;
                 self.go_alone();

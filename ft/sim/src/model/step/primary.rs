@@ -45,7 +45,7 @@ impl Step<'_> {
         match rules.on_join(own.role, own.term, term, word) {
             JoinVerdict::Begin => {}
             JoinVerdict::Busy | JoinVerdict::NotPrimary => return self.close(),
-            JoinVerdict::Outdated => return self.halt(),
+            JoinVerdict::Outdated => return self.beaten(term),
         }
         if self.own().role == Role::Detaching {
             self.go_alone();
@@ -135,8 +135,6 @@ impl Step<'_> {
 
     pub(super) fn handed_over(&mut self, term: Term) {
         self.close();
-        let own = self.own();
-        let Machine { session, peer, refused, .. } = *own;
-        *own = Machine { term, session, peer, refused, ..Machine::joining(own.node) };
+        self.joins(term);
     }
 }
