@@ -36,6 +36,10 @@ pub struct Config {
     pub sealed_arbiter: bool,
     /// The term that a machine started as primary bids for. Default 1; higher where the arbiter remembers more.
     pub first_term: Term,
+    /// Bytes of what a backup is told that may wait for a recorder, see [`crate::record`]. Default 0: nothing is recorded.
+    pub record_bytes: usize,
+    /// Whether this machine only follows: whatever becomes of the primary, it never goes live, but halts. Default false.
+    pub follows_only: bool,
     /// What protects the machines' words. Default: a checksum.
     pub protection: Protection,
     /// The rule to break.
@@ -59,6 +63,8 @@ impl Default for Config {
             arbiter: false,
             sealed_arbiter: false,
             first_term: Term(1),
+            record_bytes: 0,
+            follows_only: false,
             protection: Protection::default(),
             #[cfg(feature = "mutations")]
             mutation: None,
