@@ -132,6 +132,8 @@ pub enum Message<'a> {
 impl<'a> Message<'a> {
     /// The type of [`Message::StateBegin`] on the wire.
     pub(crate) const STATE_BEGIN: u8 = 3;
+    /// The type of [`Message::Bye`] on the wire.
+    pub const BYE: u8 = 10;
 
     /// Whether it tells a backup something of the guest: its state, or what happens to it.
     #[must_use]
@@ -157,7 +159,7 @@ impl<'a> Message<'a> {
             Self::Joined(_) => 7,
             Self::Entries(_) => 8,
             Self::Ack { .. } => 9,
-            Self::Bye(_) => 10,
+            Self::Bye(_) => Self::BYE,
             Self::Zero { .. } => 11,
             Self::Arbiter(_) => 12,
             Self::BidFor(_) => 13,

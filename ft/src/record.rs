@@ -13,6 +13,7 @@ use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::vec::Vec;
 use core::fmt;
+use core::net::Ipv4Addr;
 
 /// What a copy counts beyond its payload.
 const OVERHEAD: usize = 32;
@@ -154,11 +155,14 @@ pub struct RecordStream {
 }
 
 impl RecordStream {
-    /// An end of a connection that belongs to `pair`. It can be mistaken for no stream between the twins.
+    /// An end of a connection that belongs to `pair`; `random` is drawn for it alone, and a secret. It can be mistaken for no
+    /// stream between the twins.
     #[must_use]
-    pub fn new(config: &Config, pair: &str, end: End, meeting: &Meeting) -> Self {
+    pub fn new(config: &Config, pair: &str, end: End, random: [u8; 32]) -> Self {
+        // A recorder may be anywhere, and what it sees of the machine's address another one.
+        let meeting = Meeting { dialer: Ipv4Addr::UNSPECIFIED, listener: Ipv4Addr::UNSPECIFIED, random };
         // No pair's name has a blank in it.
-        let handshake = Handshake::new(config, &format!("record of {pair}"), end, meeting);
+        let handshake = Handshake::new(config, &format!("record of {pair}"), end, &meeting);
         let mut this = Self { stage: Stage::Greeting(handshake), out: Vec::new(), received: Vec::new() };
         this.follow_handshake();
         this

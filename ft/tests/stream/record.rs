@@ -138,8 +138,8 @@ fn exchange(dialer: &mut RecordStream, listener: &mut RecordStream) -> Result<Ve
 }
 
 fn ends(dials: &Config, listens: &Config) -> [RecordStream; 2] {
-    [(dials, End::Dials), (listens, End::Listens)]
-        .map(|(config, end)| RecordStream::new(config, "gemini", end, &MEETING))
+    [(dials, End::Dials, 1), (listens, End::Listens, 2)]
+        .map(|(config, end, random)| RecordStream::new(config, "gemini", end, [random; 32]))
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn a_recorder_cannot_be_mistaken_for_a_twin() {
     let config = with_key(1);
     let twin = Node::new(Time(0), Start::Primary, config.clone(), identity(1)).unwrap();
     let mut twin = twin.handshake(&MEETING);
-    let mut dialer = RecordStream::new(&config, "gemini", End::Dials, &MEETING);
+    let mut dialer = RecordStream::new(&config, "gemini", End::Dials, [3; 32]);
     let mut result = Ok(0);
     for _ in 0..2 {
         let bytes = dialer.transmit().to_vec();

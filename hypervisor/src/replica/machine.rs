@@ -13,6 +13,7 @@ use super::client::Client;
 use super::cut::Cut;
 use super::link::{Change, End, Link};
 use super::monitor;
+use super::recorder::Recorder;
 use super::status::Figures;
 use crate::config::Config;
 use crate::guest::Guest;
@@ -36,6 +37,7 @@ pub(super) struct Machine {
     /// The wire to the twin; a machine alone has none.
     pub(super) link: Option<Link>,
     pub(super) arbiter: Option<Arbiter>,
+    pub(super) recorder: Option<Recorder>,
     pub(super) cut: Cut,
     pub(super) figures: Figures,
     /// Why the guest ended here, until the twin has our last words: who reads on the monitor that a machine has halted may
@@ -92,6 +94,16 @@ impl Machine {
             log::info!("halted");
             monitor::halt_event(&reason);
             self.report(driver);
+        }
+    }
+
+    /// Lets copies for the recorder move. Without one they are not even made.
+    pub(super) fn poll_recorder(&mut self, driver: &mut Driver<Guest>) {
+        let (Some(recorder), Some(link)) = (&mut self.recorder, &mut self.link) else { return };
+        let (now, copies) = (self.now, driver.node_mut().copies());
+        if let Some(why) = link.with_stack(|stack| recorder.poll(now, copies, stack)) {
+            log::warn!("the recorder is lost, and the recording of this session with it: {why}");
+            monitor::event("recording-lost", "reason", &why);
         }
     }
 
