@@ -65,7 +65,7 @@ pub struct ReplayArgs {
     /// The emulator [default: the one that it was recorded in; counters and processors differ]
     #[arg(long, value_enum)]
     on: Option<On>,
-    /// Change one bit of what entry N, or the next one that says something to the guest, says: to see where it is found
+    /// Change one bit of the frame, or of the typed text, in entry N or the next one with any: to see where it is found
     #[arg(long, value_name = "N")]
     flip: Option<u64>,
     /// Where the machine's logs go [default: nowhere]
@@ -231,7 +231,7 @@ impl Replay<'_> {
         let mut run = Run { stage, player, reader, stream: None, started, follows: None, moved: started, stands: None };
         let outcome = run.to_the_end(session, &spinner)?;
         drop(spinner);
-        run.report(&outcome, index, session)
+        run.report(&outcome, index, session, flip)
     }
 }
 
@@ -384,11 +384,13 @@ impl Run {
         format!("{:.0}%, position {}, {} digests equal", share * 100.0, progress.position, progress.digests)
     }
 
-    fn report(&mut self, outcome: &Outcome, index: usize, session: &Session) -> Result<()> {
+    fn report(&mut self, outcome: &Outcome, index: usize, session: &Session, flip: Option<u64>) -> Result<()> {
         let progress = self.player.progress();
         let number = index + 1;
-        if let Some(entry) = self.player.flipped() {
-            say!("changed on request: entry {}", entry.0);
+        match (flip, self.player.flipped()) {
+            (Some(_), Some(entry)) => say!("changed on request: entry {}", entry.0),
+            (Some(from), None) => bail!("nothing was changed: no entry from {from} on brings the guest anything"),
+            (None, _) => {}
         }
         match outcome {
             Outcome::Equal => {}
