@@ -39,6 +39,10 @@ pub struct Config {
     /// After how long without a sign of life of any machine one that started by itself takes its twin for dead, and creates
     /// the guest: an operator's word that the twin has none, which is not checked. Default: it waits.
     pub alone_after: Option<Span>,
+    /// Bytes of what a backup is told that may wait for a recorder, see [`crate::record`]. Default 0: nothing is recorded.
+    pub record_bytes: usize,
+    /// Whether this machine only follows: whatever becomes of the primary, it never goes live, but halts. Default false.
+    pub follows_only: bool,
     /// What protects the machines' words. Default: a checksum.
     pub protection: Protection,
     /// The rule to break.
@@ -63,6 +67,8 @@ impl Default for Config {
             sealed_arbiter: false,
             first_term: Term(1),
             alone_after: None,
+            record_bytes: 0,
+            follows_only: false,
             protection: Protection::default(),
             #[cfg(feature = "mutations")]
             mutation: None,

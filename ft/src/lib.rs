@@ -49,6 +49,7 @@ mod mutation;
 pub mod node;
 mod noise;
 pub mod pairing;
+pub mod record;
 mod replay_log;
 pub mod seal;
 mod send_log;

@@ -130,20 +130,36 @@ pub enum Message<'a> {
 }
 
 impl<'a> Message<'a> {
+    /// The type of [`Message::StateBegin`] on the wire.
+    pub(crate) const STATE_BEGIN: u8 = 3;
+    /// The type of [`Message::Bye`] on the wire.
+    pub const BYE: u8 = 10;
+
+    /// Whether it tells a backup something of the guest: its state, or what happens to it.
+    #[must_use]
+    pub const fn is_of_a_recording(&self) -> bool {
+        match self {
+            Self::StateBegin { .. } | Self::Memory { .. } | Self::Zero { .. } | Self::Machine(_) => true,
+            Self::StateEnd { .. } | Self::Entries(_) => true,
+            Self::Hello(_) | Self::Refuse { .. } | Self::Joined(_) | Self::Ack { .. } => false,
+            Self::Bye(_) | Self::Arbiter(_) | Self::BidFor(_) => false,
+        }
+    }
+
     /// The type's number on the wire.
     #[must_use]
     pub const fn kind(&self) -> u8 {
         match self {
             Self::Hello(_) => 1,
             Self::Refuse { .. } => 2,
-            Self::StateBegin { .. } => 3,
+            Self::StateBegin { .. } => Self::STATE_BEGIN,
             Self::Memory { .. } => 4,
             Self::Machine(_) => 5,
             Self::StateEnd { .. } => 6,
             Self::Joined(_) => 7,
             Self::Entries(_) => 8,
             Self::Ack { .. } => 9,
-            Self::Bye(_) => 10,
+            Self::Bye(_) => Self::BYE,
             Self::Zero { .. } => 11,
             Self::Arbiter(_) => 12,
             Self::BidFor(_) => 13,

@@ -9,7 +9,7 @@ use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
 use core::fmt;
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, SocketAddrV4};
 
 use pollux_boot::command_line::{CommandOption, options};
 use pollux_ft::key::KEY_BYTES;
@@ -17,7 +17,7 @@ use pollux_ft::{PairKey, Protection, Span, Term};
 
 pub use self::arbiter::{ArbiterOptions, Routes};
 pub use self::values::Cidr;
-use self::values::{bytes_of_hex, cold_start, disk, duration, mac, number, one_of, short, size};
+use self::values::{bytes_of_hex, cold_start, disk, duration, mac, number, one_of, recorder, short, size};
 use crate::counter::choose::Wanted;
 use crate::extended;
 use crate::host::pci::Bdf;
@@ -33,6 +33,8 @@ pub enum StartRole {
     Backup,
     /// Joins a primary if there is one, and creates the guest if no machine has one: both machines start as this.
     Auto,
+    /// The same for a recording: has no clients, and never goes live.
+    Replay,
     /// Runs the guest without replication.
     Solo,
     /// Runs the exact-stop property test on the guest image, twice, and ends.
@@ -71,7 +73,7 @@ pub enum Disk {
 /// All options with their meaning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// `role=primary|backup|auto|solo|stops`.
+    /// `role=primary|backup|auto|solo|stops|replay`.
     pub role: StartRole,
     /// `name=TEXT`: this machine's name in log and status.
     pub name: String,
@@ -85,6 +87,8 @@ pub struct Config {
     pub log_address: Option<Cidr>,
     /// `log-peer=A.B.C.D`: the twin's.
     pub log_peer: Option<Ipv4Addr>,
+    /// `record=A.B.C.D[:PORT]`: a recorder on the log network, which gets a copy of what this machine is told as a backup.
+    pub record: Option<SocketAddrV4>,
     /// Options about the arbiter.
     pub arbiter: ArbiterOptions,
     /// `guest-memory=64M`: guest RAM in bytes.
@@ -145,6 +149,7 @@ impl Default for Config {
             log_nic: None,
             log_address: None,
             log_peer: None,
+            record: None,
             arbiter: ArbiterOptions::default(),
             guest_memory: 64 << 20,
             disk: Disk::None,
@@ -183,13 +188,16 @@ impl fmt::Display for ConfigError {
     }
 }
 
+/// Bytes that may wait for a recorder.
+const RECORD_BYTES: usize = 12 << 20;
+
 const ON_OFF: &[(&str, bool)] = &[("on", true), ("off", false)];
 
 /// A turn of the loop may take almost as long as this: a guest with much memory is cleared, or hashed, within one.
 const SHORTEST_WATCH: Span = Span::from_millis(2000);
 
 /// All option names, for the message about an unknown one.
-const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, guest-memory, disk, guest-mac, guest-sources, guest-args, \
+const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, record, guest-memory, disk, guest-mac, guest-sources, guest-args, \
                      guest-seed, insecure, heartbeat, suspect, cold-start, on-halt, resets-an-hour, watchdog, log-buffer, transfer, counter, vectors, mmu, clock, monitor, break, test-commands, stops, seed";
 
 impl Config {
@@ -232,6 +240,7 @@ impl Config {
                         ("auto", StartRole::Auto),
                         ("solo", StartRole::Solo),
                         ("stops", StartRole::Stops),
+                        ("replay", StartRole::Replay),
                     ],
                 )
                 .map_err(|text| bad(&text))?
@@ -242,6 +251,7 @@ impl Config {
             "log-nic" => self.log_nic = Some(value.parse().map_err(bad)?),
             "log-address" => self.log_address = Some(value.parse().map_err(bad)?),
             "log-peer" => self.log_peer = Some(value.parse().map_err(|_| bad("not an IPv4 address"))?),
+            "record" => self.record = Some(recorder(value).map_err(bad)?),
             "guest-memory" => self.guest_memory = size(value).map_err(bad)?,
             "disk" => self.disk = disk(value).map_err(|text| bad(&text))?,
             "guest-mac" => self.guest_mac = mac(value).map_err(bad)?,
@@ -360,6 +370,8 @@ impl Config {
             sealed_arbiter: self.arbiter.is_used() && !self.arbiter.etcd,
             first_term: Term(self.arbiter.first_term),
             alone_after: self.alone_after,
+            record_bytes: if self.record.is_some() { RECORD_BYTES } else { 0 },
+            follows_only: self.role == StartRole::Replay,
             ..pollux_ft::Config::default()
         }
     }
@@ -411,15 +423,26 @@ impl Config {
     }
 
     fn is_of_a_pair(&self) -> bool {
-        matches!(self.role, StartRole::Primary | StartRole::Backup | StartRole::Auto)
+        matches!(self.role, StartRole::Primary | StartRole::Backup | StartRole::Auto | StartRole::Replay)
     }
 
     fn check_pair(&self) -> Result<(), ConfigError> {
         if !self.is_of_a_pair() {
             return Ok(());
         }
+        let replays = self.role == StartRole::Replay;
+        let meaningless = [
+            ("client-nic", self.client_nic.is_some()),
+            ("arbiter", self.arbiter.is_used()),
+            ("record", self.record.is_some()),
+        ];
+        if let Some((name, _)) = meaningless.iter().find(|(_, given)| replays && *given) {
+            return Err(ConfigError(format!(
+                "option '{name}': a machine that replays has no clients and never goes live"
+            )));
+        }
         let missing = [
-            ("client-nic", self.client_nic.is_none()),
+            ("client-nic", self.client_nic.is_none() && !replays),
             ("log-nic", self.log_nic.is_none()),
             ("log-address", self.log_address.is_none()),
             ("log-peer", self.log_peer.is_none()),
@@ -429,6 +452,16 @@ impl Config {
         }
         if self.log_address.map(|own| own.address) == self.log_peer {
             return Err(ConfigError("options 'log-address' and 'log-peer' are the same machine".to_owned()));
+        }
+        if let (Some(record), Some(own)) = (self.record, self.log_address)
+            && (!own.contains(*record.ip()) || *record.ip() == own.address || Some(*record.ip()) == self.log_peer)
+        {
+            return Err(ConfigError(
+                "option 'record': the recorder must be another host on the log network".to_owned(),
+            ));
+        }
+        if replays {
+            return Ok(());
         }
         self.arbiter.check(self).map_err(ConfigError)
     }

@@ -17,6 +17,7 @@ mod net;
 mod output;
 mod platform;
 mod process;
+mod replay;
 mod rig;
 mod secret;
 mod sim;
@@ -60,6 +61,8 @@ enum Task {
     Guest(guest::debian::GuestArgs),
     /// Look at a running rig, and make faults in it
     Rig(verbs::rig::RigArgs),
+    /// Run a recorded guest again, instruction by instruction, and look whether it is the same
+    Replay(replay::ReplayArgs),
     /// Show what fault tolerance by a log teaches, lesson by lesson
     Lesson(lesson::LessonArgs),
     /// Draw what happened in a rig: a page for browser and paper
@@ -108,6 +111,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Task::Key { command } => secret::run(&command),
         Task::Guest(arguments) => guest::debian::run(&arguments),
         Task::Rig(arguments) => verbs::rig::run(arguments),
+        Task::Replay(arguments) => replay::run(&arguments),
         Task::Lesson(arguments) => lesson::run(&arguments),
         Task::Timeline(arguments) => timeline::run(&arguments),
         Task::Arbiter(arguments) => arbiter::run(&arguments),
@@ -143,6 +147,10 @@ mod tests {
         let forms = [
             "qemu --solo --headless --dir D --port 7777 --for 60s --guest counter --accel auto",
             "qemu --accel kvm",
+            "qemu --record F",
+            "replay F",
+            "replay F --session 2 --on bochs --flip 7 --dir D --yes",
+            "replay F --list",
             "qemu --guest ./x --guest-memory 128M --tap tap0 --seed 3 --hypervisor-option a=1 b=2 --yes",
             "qemu --hypervisor-option a=1 --hypervisor-option pollux:b=2",
             "qemu --nic e1000e --accel tcg",

@@ -177,6 +177,8 @@ pub enum HaltReason {
     GaveUp(String),
     /// The machine that this one wanted to follow is not its twin; with the reason.
     Refused(String),
+    /// The primary is gone, and this machine only follows, see [`Config::follows_only`](crate::Config::follows_only).
+    OnlyFollows,
 }
 
 impl fmt::Display for HaltReason {
@@ -191,6 +193,7 @@ impl fmt::Display for HaltReason {
             Self::Diverged(what) => write!(f, "diverged from the primary: {what}"),
             Self::GaveUp(why) => write!(f, "gave up: {why}"),
             Self::Refused(why) => write!(f, "pairing refused: {why}"),
+            Self::OnlyFollows => f.write_str("the primary is gone, and this machine only follows"),
         }
     }
 }

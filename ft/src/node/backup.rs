@@ -74,7 +74,9 @@ impl Node {
         if !self.role().is_backup() && self.role() != Role::Loading {
             return;
         }
-        self.link.send(&mut self.stats, &Message::Bye(Bye::Diverged(details.to_string())));
+        let bye = Message::Bye(Bye::Diverged(details.to_string()));
+        self.link.send(&mut self.stats, &bye);
+        self.copies.end(&bye);
         self.close_link(Queued::Kept);
         self.halt(HaltReason::Diverged(details.to_string()));
         self.check();
@@ -129,6 +131,7 @@ impl Node {
         if planned {
             self.link.send(&mut self.stats, &Message::Bye(Bye::TookOver(self.next)));
         }
+        self.copies.end(&Message::Bye(Bye::TookOver(self.next)));
         self.close_link(if planned { Queued::Kept } else { Queued::Dropped });
         self.enter_next_term();
         let last = if self.config.broken(Mutation::NumbersRestart) { Seq(0) } else { last };
@@ -159,6 +162,9 @@ impl Node {
     pub(super) fn consider_takeover(&mut self, now: Time) {
         if !self.backup_view(now, self.position).is_some_and(decide::may_drain) {
             return;
+        }
+        if self.config.follows_only {
+            return self.halt(HaltReason::OnlyFollows);
         }
         let Some(follower) = self.side.follower_mut() else { return };
         follower.takeover = Some(Takeover { heard: self.last_heard, suspected: now, drained: None });
@@ -213,6 +219,9 @@ impl Node {
     pub(super) fn abandon(&mut self, now: Time, reason: LossReason) {
         self.close_link(Queued::Dropped);
         self.withdraw();
+        if self.copies.is_wanted() {
+            self.copies.end(&Message::Bye(Bye::GaveUp(reason.to_string())));
+        }
         self.side = Side::Backup(BackupSide::Joining);
         self.position = Position(0);
         self.beats.next = now;

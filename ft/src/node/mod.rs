@@ -30,6 +30,7 @@ use crate::link::{Link, LinkState, Queued};
 use crate::message::{Bye, Message};
 use crate::mutation::Mutation;
 use crate::pairing::Identity;
+use crate::record::Copies;
 use crate::stats::Stats;
 use crate::types::{NodeId, Position, Role, Seq, SessionId, Term, Time};
 use alloc::collections::VecDeque;
@@ -86,6 +87,8 @@ pub struct Node {
     /// Bytes of state in `actions`.
     load_bytes: usize,
     actions: VecDeque<Action>,
+    /// What is to be recorded.
+    copies: Copies,
     stats: Stats,
 }
 
@@ -104,7 +107,9 @@ impl Node {
             Start::Primary => (Side::Primary(PrimarySide::starting()), config.first_term),
             Start::Backup | Start::Auto => (Side::Backup(BackupSide::Joining), Term(0)),
         };
+        let copies = Copies::new(config.record_bytes);
         let mut node = Self {
+            copies,
             pair: pair_digest(&identity.pair),
             config,
             identity,
@@ -290,6 +295,11 @@ impl Node {
             *unsent = unsent.saturating_sub(count);
         }
         self.stats.stream_sent += count as u64;
+    }
+
+    /// What this machine is told as a backup, for a recorder. Nothing comes if nobody takes it.
+    pub fn copies(&mut self) -> &mut Copies {
+        &mut self.copies
     }
 
     /// The next thing to do.

@@ -110,7 +110,14 @@ impl Node {
             self.primary_heard(now);
         }
         let result = match Message::decode(kind, payload) {
-            Ok(message) => self.take_message(now, message),
+            Ok(message) => {
+                let part = message.is_of_a_recording();
+                let taken = self.take_message(now, message);
+                if part && taken.is_ok() {
+                    self.copy(kind, payload);
+                }
+                taken
+            }
             Err(_) => Err(Refusal::Content),
         };
         let Err(refusal) = result else { return };
@@ -159,10 +166,26 @@ impl Node {
         Ok(())
     }
 
-    pub(super) fn send_hello(&mut self, joining: bool) {
+    /// A message of the primary's was taken, which a recorder wants to have.
+    fn copy(&mut self, kind: u8, payload: &[u8]) {
+        if !self.copies.is_wanted() {
+            return;
+        }
+        if kind == Message::STATE_BEGIN {
+            let hello = self.hello(true);
+            self.copies.begin(&hello);
+        }
+        self.copies.add(kind, payload);
+    }
+
+    fn hello(&self, joining: bool) -> Message<'static> {
         let claim = Box::new(self.claim());
-        let hello = Hello::Known { joining, term: self.term, beats: self.beats.counter, claim };
-        self.link.send(&mut self.stats, &Message::Hello(hello));
+        Message::Hello(Hello::Known { joining, term: self.term, beats: self.beats.counter, claim })
+    }
+
+    pub(super) fn send_hello(&mut self, joining: bool) {
+        let hello = self.hello(joining);
+        self.link.send(&mut self.stats, &hello);
     }
 
     fn take_hello(&mut self, now: Time, hello: Hello) {

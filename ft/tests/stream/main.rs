@@ -7,6 +7,7 @@ mod deadlines;
 mod leases;
 mod log;
 mod pairing;
+mod record;
 mod rounds;
 mod sessions;
 mod strangers;

@@ -117,6 +117,32 @@ fn what_is_refused_is_named() {
 }
 
 #[test]
+fn a_machine_may_be_recorded() {
+    let record = |text: &str| Config::parse(&format!("{PAIR} record={text}")).map_err(|error| error.0);
+    let config = record("10.1.0.4").unwrap();
+    assert_eq!(config.record, Some("10.1.0.4:7004".parse().unwrap()));
+    assert!(config.protocol().record_bytes > 0 && Config::parse(PAIR).unwrap().protocol().record_bytes == 0);
+    assert_eq!(record("10.1.0.4:9").unwrap().record, Some("10.1.0.4:9".parse().unwrap()));
+    for bad in ["", "me", "10.1.0.4:0", "10.1.0.4:x", "10.1.0.1", "10.1.0.2:9", "10.9.0.4"] {
+        assert!(record(bad).unwrap_err().contains("'record"), "{bad}");
+    }
+}
+
+#[test]
+fn a_machine_that_replays_has_no_clients() {
+    const REPLAY: &str = "role=replay log-nic=0:5.0 log-address=10.1.0.2/24 log-peer=10.1.0.1";
+    let protocol = Config::parse(REPLAY).unwrap().protocol();
+    assert!(protocol.follows_only && !Config::parse(PAIR).unwrap().protocol().follows_only);
+    assert!(Config::parse(&format!("{REPLAY} arbiter=none")).is_ok());
+    for extra in ["client-nic=0:4.0", "arbiter=10.1.0.3", "record=10.1.0.4"] {
+        let error = Config::parse(&format!("{REPLAY} {extra}")).unwrap_err().0;
+        assert!(error.contains("never goes live"), "{error}");
+    }
+    // It has a key, as any machine of a pair.
+    assert!(Config::parse(REPLAY).unwrap().protection(None, true).is_err());
+}
+
+#[test]
 fn networks_contain_their_addresses() {
     let contains = |network: &str, address: &str| network.parse::<Cidr>().unwrap().contains(address.parse().unwrap());
     assert!(contains("10.1.0.1/24", "10.1.0.255") && !contains("10.1.0.1/24", "10.1.1.1"));

@@ -3,7 +3,7 @@
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, SocketAddrV4};
 use core::str::FromStr;
 
 use pollux_ft::Span;
@@ -11,6 +11,9 @@ use pollux_ft::pairing::MAX_NAME;
 
 use super::Disk;
 use crate::platform::virtio::block::SECTOR;
+
+/// The port of recorders unless another one is given.
+const RECORD_PORT: u16 = 7004;
 
 /// An IPv4 address with the length of its network's prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +42,14 @@ impl FromStr for Cidr {
         let cidr = Self { address: address.parse().map_err(|_| SHAPE)?, prefix: prefix.parse().map_err(|_| SHAPE)? };
         if cidr.prefix <= 32 { Ok(cidr) } else { Err(SHAPE) }
     }
+}
+
+/// Where a recorder is.
+pub(super) fn recorder(text: &str) -> Result<SocketAddrV4, &'static str> {
+    const _: () = assert!(RECORD_PORT == 7004, "the message says so");
+    let address = || Some(SocketAddrV4::new(text.parse().ok()?, RECORD_PORT));
+    let recorder = text.parse().ok().or_else(address).filter(|recorder| recorder.port() != 0);
+    recorder.ok_or("an address such as 10.1.0.4 or 10.1.0.4:7004")
 }
 
 /// One of a few words, each with its meaning.

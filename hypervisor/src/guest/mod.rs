@@ -7,6 +7,7 @@
 //! * an interrupt is offered to the CPU just before entry.
 
 mod exits;
+mod look;
 mod mmio;
 mod paging;
 mod shadow;
@@ -442,11 +443,7 @@ impl Guest {
 
     /// Flips a bit of a general register, RIP or RFLAGS: a fault for tests. Returns whether there is such a register.
     pub fn flip_register_bit(&mut self, name: &str, bit: u32) -> bool {
-        const NAMES: [&str; 18] = [
-            "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
-            "r15", "rip", "rflags",
-        ];
-        let Some(index) = NAMES.iter().position(|known| *known == name) else { return false };
+        let Some(index) = REGISTERS.iter().position(|known| *known == name) else { return false };
         let registers = self.vcpu.registers_mut();
         let value = match index {
             16 => &mut registers.rip,
@@ -468,6 +465,12 @@ impl Guest {
         }
     }
 }
+
+/// The general registers, in the order of instruction encodings, instruction pointer and flags.
+pub const REGISTERS: [&str; 18] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+    "rip", "rflags",
+];
 
 /// CPU, platform and position, shown to a visitor in this order.
 struct MachineState<'a> {

@@ -139,11 +139,11 @@ fn counter(margin: u64) -> Counter {
     Counter::new(Box::new(Ticks), margin)
 }
 
-/// A guest whose CPU leaves it for `exits`; `host` says whether the host always wants attention.
-fn guest(exits: &[Exit], host: bool) -> Guest {
+/// A CPU that leaves its guest for `exits`.
+fn script(exits: &[Exit]) -> Script {
     let mut registers = Registers::default();
     registers.gpr[0] = POWER_OFF.1;
-    let vcpu = Box::new(Script {
+    Script {
         exits: exits.iter().copied().collect(),
         registers,
         extended: MadeUp::default(),
@@ -151,7 +151,12 @@ fn guest(exits: &[Exit], host: bool) -> Guest {
         lent: Lent::default(),
         injected: false,
         cr2: 0,
-    });
+    }
+}
+
+/// A guest whose CPU leaves it for `exits`; `host` says whether the host always wants attention.
+fn guest(exits: &[Exit], host: bool) -> Guest {
+    let vcpu = Box::new(script(exits));
     let counter = Chosen { counter: counter(0), figures: Figures::default(), why: "a test".into(), lends_tsc: false };
     let memory = GuestMemory::for_test(MEMORY);
     let config = PlatformConfig {
@@ -172,6 +177,30 @@ fn guest(exits: &[Exit], host: bool) -> Guest {
 
 fn out(port: u16) -> Exit {
     Exit::Io(IoExit { port, size: 2, input: false, string: false, next_rip: 0 })
+}
+
+/// Pages of 2 MiB and 4 KiB, a hole, and the end of memory; and nothing is touched by looking.
+#[test]
+fn what_is_looked_at_stays_as_it_is() {
+    let mut guest = guest(&[], false);
+    for (gpa, entry) in [(0x1000, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x83), (0x3008, 0x4003), (0x4000, 0x5003)] {
+        guest.memory.write(Gpa(gpa), &entry.to_le_bytes()).unwrap();
+    }
+    guest.memory.write(Gpa(0x5FFE), &[7, 8]).unwrap();
+    guest.memory.write(Gpa(0x9000), &[1, 2, 3, 4]).unwrap();
+    let before = guest.memory.all().to_vec();
+    // Without paging an address is what it is.
+    assert_eq!(guest.peek(0x9001, 2), [2, 3]);
+    assert_eq!(guest.peek(MEMORY as u64, 1), []);
+    let mut cpu = Mode { cr0: CR0_PG | CR0_PE, cr3: 0x1000, cr4: CR4_PAE, efer: EFER_LMA, ..Mode::default() };
+    cpu.segments.cs.attributes = Segment::LONG;
+    guest.vcpu = Box::new(Script { mode: cpu, ..script(&[]) });
+    assert_eq!(guest.peek(0x9000, 4), [1, 2, 3, 4]);
+    // From the small page into the one behind it, which is not there.
+    assert_eq!(guest.peek(0x20_0FFE, 10), [7, 8]);
+    assert_eq!(guest.peek(0x40_0000, 1), []);
+    assert_eq!(guest.code_at(), (0, 64));
+    assert!(before == guest.memory.all());
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::client::Client;
 use super::cut::Cut;
 use super::link::{Change, End, Link};
 use super::monitor;
+use super::recorder::Recorder;
 use super::status::Figures;
 use crate::config::{Config, StartRole};
 use crate::guest::Guest;
@@ -37,6 +38,7 @@ pub(super) struct Machine {
     /// The wire to the twin; a machine alone has none.
     pub(super) link: Option<Link>,
     pub(super) arbiter: Option<Arbiter>,
+    pub(super) recorder: Option<Recorder>,
     pub(super) cut: Cut,
     pub(super) figures: Figures,
     /// Why the guest ended here, until the twin has our last words: who reads on the monitor that a machine has halted may
@@ -130,6 +132,16 @@ impl Machine {
             );
         }
         monitor::event("waits", "for", &waits_for);
+    }
+
+    /// Lets copies for the recorder move. Without one they are not even made.
+    pub(super) fn poll_recorder(&mut self, driver: &mut Driver<Guest>) {
+        let (Some(recorder), Some(link)) = (&mut self.recorder, &mut self.link) else { return };
+        let (now, copies) = (self.now, driver.node_mut().copies());
+        if let Some(why) = link.with_stack(|stack| recorder.poll(now, copies, stack)) {
+            log::warn!("the recorder is lost, and the recording of this session with it: {why}");
+            monitor::event("recording-lost", "reason", &why);
+        }
     }
 
     /// Lets the arbiter's ways move, and hands an answer to the node.

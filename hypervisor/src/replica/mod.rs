@@ -13,6 +13,7 @@ pub mod link;
 mod machine;
 pub mod monitor;
 mod observe;
+mod recorder;
 pub mod stack;
 mod status;
 
@@ -32,6 +33,7 @@ use self::cut::Cut;
 use self::link::{End, Link};
 use self::machine::Machine;
 use self::monitor::{Command, Monitor};
+use self::recorder::Recorder;
 use self::status::Figures;
 use crate::config::{BrokenRule, Config, Disk, StartRole};
 use crate::guest::Guest;
@@ -98,11 +100,16 @@ impl Replica {
         let mut client = client.map(|(nic, route)| Client::new(nic, route, speaker(&config)));
         let id = make_id(&mut random);
         let manner = config.arbiter.manner(&protection);
+        let recorded_by = pollux_ft::Config { protection: protection.clone(), ..config.protocol() };
         let node = make_node(&config, protection, &guest, id, now);
         let mut link = log.and_then(|(nic, route)| make_link(&config, random.fork(), nic, route));
         let arbiter = link
             .as_mut()
             .and_then(|link| make_arbiter((&config, &manner), id, random.fork(), link, machine, client.as_mut()));
+        let recorder = link.as_mut().zip(config.record).map(|(link, server)| {
+            let (pair, random) = (config.pair.clone(), random.fork());
+            link.with_stack(|stack| (Recorder::new(server, recorded_by, pair, random, stack), false))
+        });
         let mut tuning = Tuning { transfer_stops: config.transfer_stops, ..Tuning::default() };
         if guest.counter().lends_tsc {
             // At any other rate the guest's clock reads would exit.
@@ -118,6 +125,7 @@ impl Replica {
                 client,
                 link,
                 arbiter,
+                recorder,
                 cut,
                 figures,
                 ending,
@@ -177,6 +185,7 @@ impl Replica {
         }
         machine.poll_link(fired, driver);
         machine.poll_arbiter(fired, driver);
+        machine.poll_recorder(driver);
         let speaking = monitor::pump();
         if self.machine.clock.has_ticked() {
             self.serve_monitor();
@@ -228,7 +237,8 @@ impl Replica {
         let machine = &mut self.machine;
         let link = machine.link.as_ref().and_then(Link::poll_at);
         let arbiter = machine.arbiter.as_mut().and_then(|arbiter| arbiter.poll_at(machine.now));
-        let wake = [until, link, arbiter].into_iter().flatten().min();
+        let recorder = machine.recorder.as_ref().and_then(Recorder::poll_at);
+        let wake = [until, link, arbiter, recorder].into_iter().flatten().min();
         let Span(us) = wake.map_or(LONGEST_SLEEP, |at| at.since(machine.now)).min(LONGEST_SLEEP);
         if us == 0 {
             return interrupts::open_window();
@@ -259,7 +269,7 @@ fn make_id(random: &mut Random) -> NodeId {
 fn make_node(config: &Config, protection: Protection, guest: &Guest, id: NodeId, now: Time) -> Node {
     let (start, protocol) = match config.role {
         StartRole::Primary => (Start::Primary, config.protocol()),
-        StartRole::Backup => (Start::Backup, config.protocol()),
+        StartRole::Backup | StartRole::Replay => (Start::Backup, config.protocol()),
         StartRole::Auto => (Start::Auto, config.protocol()),
         StartRole::Solo | StartRole::Stops => (Start::Primary, pollux_ft::Config::default()),
     };
@@ -284,7 +294,7 @@ fn make_node(config: &Config, protection: Protection, guest: &Guest, id: NodeId,
 fn make_link(config: &Config, random: Random, nic: E1000, route: Route) -> Option<Link> {
     let end = match config.role {
         StartRole::Primary => End::Listen,
-        StartRole::Backup | StartRole::Auto => End::Connect,
+        StartRole::Backup | StartRole::Auto | StartRole::Replay => End::Connect,
         StartRole::Solo | StartRole::Stops => return None,
     };
     Some(Link::new(nic, route, config.log_address?, config.log_peer?, end, random))

@@ -1,5 +1,8 @@
 //! What a driver does, in words for people, as events on the monitor, and as figures.
 
+use alloc::format;
+use alloc::string::String;
+
 use pollux_driver::pages::PAGE_SIZE;
 use pollux_driver::takeover::TakeoverTimes;
 use pollux_driver::transfer::Sent;
@@ -9,7 +12,8 @@ use pollux_ft::{Action, Control, Entry, EntryRef, Position};
 use super::json::Json;
 use super::machine::Machine;
 use super::monitor;
-use crate::guest::Guest;
+use crate::config::StartRole;
+use crate::guest::{Guest, REGISTERS};
 
 impl Machine {
     fn asked(&mut self, action: &Action) {
@@ -85,6 +89,29 @@ impl Machine {
     }
 }
 
+/// Bytes of code that are shown.
+const CODE: usize = 48;
+
+impl Machine {
+    /// Says where the guest stands, with what in its registers: in the log, and to whoever replays a recording.
+    fn show_place(&self, guest: &Guest) {
+        let (registers, (code_at, bits)) = (guest.registers(), guest.code_at());
+        let code: String = guest.peek(code_at, CODE).iter().map(|byte| format!("{byte:02x}")).collect();
+        log::error!("it stands at {:#x} (linear {code_at:#x}), {bits}-bit code {code}; {registers:x?}", registers.rip);
+        if self.config.role != StartRole::Replay {
+            return;
+        }
+        let mut json = Json::line("event");
+        json.text("event", "stands").number("position", guest.position().0).number("code_at", code_at);
+        json.number("bits", bits.into()).text("code", &code).object("registers", |json| {
+            for (name, value) in REGISTERS.iter().zip(registers.gpr.iter().chain([&registers.rip, &registers.rflags])) {
+                json.number(name, *value);
+            }
+        });
+        monitor::send(json);
+    }
+}
+
 impl Observer<Guest> for Machine {
     fn observe(&mut self, event: Event<'_>, driver: &Driver<Guest>) {
         match event {
@@ -112,6 +139,7 @@ impl Observer<Guest> for Machine {
             Event::Diverged(details) => {
                 log::error!("DIVERGED: {details}");
                 monitor::event("diverged", "details", &details);
+                self.show_place(driver.guest());
             }
             Event::Ended(reason) => {
                 log::warn!("the guest ends here: {reason}");

@@ -5,6 +5,7 @@
 
 mod boot;
 mod guest;
+mod record;
 mod wire;
 
 /// What is fuzzed.
@@ -17,7 +18,7 @@ pub struct Target {
 }
 
 /// All targets, by who sends the bytes.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     // The twin, or whoever is on its network.
     Target { name: "message", run: wire::message },
     Target { name: "stream", run: wire::stream },
@@ -25,6 +26,8 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "state", run: guest::state },
     // The arbiter.
     Target { name: "arbiter", run: wire::arbiter },
+    // Whoever gives away a recording.
+    Target { name: "recording", run: record::recording },
     // The boot loader and the files that it passes.
     Target { name: "options", run: boot::options },
     Target { name: "loader", run: boot::loader },

@@ -103,6 +103,15 @@ impl GuestFiles {
         Ok((self, len))
     }
 
+    /// The names that files of guests have among [modules](Self::modules).
+    pub const NAMES: [&str; 3] = ["kernel", "initrd", "disk"];
+
+    /// The files of these names in `directory`; none without a kernel.
+    pub fn unpacked(directory: &Path) -> Option<Self> {
+        let [kernel, initrd, disk] = Self::NAMES.map(|name| Some(directory.join(name)).filter(|path| path.is_file()));
+        Some(Self { kernel: kernel?, initrd, disk, scratch: None })
+    }
+
     /// Whether it is a kernel with an initial ramdisk.
     pub fn has_initrd(&self) -> bool {
         self.initrd.is_some()

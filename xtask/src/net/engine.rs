@@ -25,7 +25,7 @@ use super::stats::{FabricStats, RelayStats};
 use super::tap::Tap;
 use super::{
     CaptureConfig, FabricConfig, Forward, Host, LinkPart, LinkStatus, LinkTarget, MAX_FORWARDS, Network, Plug, SLOTS,
-    Transport,
+    Transport, arbiter_address,
 };
 
 const WAKER: Token = Token(0);
@@ -33,10 +33,10 @@ const TIMER: Token = Token(1);
 const TAP: Token = Token(2);
 const INBOUND: usize = 8;
 const OUTBOUND: usize = INBOUND + 2 * SLOTS;
-/// The first token of the arbiter's host on each network.
-const RELAYS: [usize; 2] = [34, 34 + relay::MAX_CONNECTIONS];
+/// The first token of the arbiter's host on each network, and of the station's.
+const RELAYS: [usize; 3] = [34, 34 + relay::MAX_CONNECTIONS, 34 + 2 * relay::MAX_CONNECTIONS];
 const FORWARDER: Tokens = Tokens { forwards: 64, connections: 64 + MAX_FORWARDS };
-const _: () = assert!(RELAYS[1] + relay::MAX_CONNECTIONS <= FORWARDER.forwards);
+const _: () = assert!(RELAYS[2] + relay::MAX_CONNECTIONS <= FORWARDER.forwards);
 
 /// Frames taken from one port before the others have their turn.
 const BATCH: usize = 64;
@@ -94,12 +94,17 @@ impl Engine {
         let [client_capture, log_capture] = captures(config.capture.as_ref())?;
         let arbiter = |network: Network| -> Result<_> {
             let Some(target) = config.arbiter else { return Ok(None) };
-            Ok(Some(Box::new(Relay::new(network, target, config.seed, RELAYS[network.index()])?)))
+            let own = arbiter_address(network);
+            Ok(Some(Box::new(Relay::new(own, target, relay::SMALL, config.seed, RELAYS[network.index()])?)))
+        };
+        let station = match config.station {
+            Some((own, target)) => Some(Box::new(Relay::new(own, target, relay::LARGE, config.seed, RELAYS[2])?)),
+            None => None,
         };
         let [client_arbiter, log_arbiter] = [arbiter(Network::Client)?, arbiter(Network::Log)?];
         let lans = [
-            Lan::new(Network::Client, client, host, client_arbiter, client_capture),
-            Lan::new(Network::Log, log, HostEnd::None, log_arbiter, log_capture),
+            Lan::new(Network::Client, client, host, [client_arbiter, None], client_capture),
+            Lan::new(Network::Log, log, HostEnd::None, [log_arbiter, station], log_capture),
         ];
         let engine = Self {
             poll,
@@ -186,7 +191,8 @@ impl Engine {
             _ => None,
         };
         let captures = self.lans.iter().any(|lan| lan.capture.is_some()).then_some(self.flush_at);
-        let relays = self.lans.iter().filter_map(|lan| lan.arbiter.as_ref()?.stack.deadline());
+        let relays =
+            self.lans.iter().flat_map(|lan| lan.relays.iter().flatten()).filter_map(|relay| relay.stack.deadline());
         let ports = self.lans.iter().flat_map(|lan| lan.slots.iter().filter_map(Port::flush_at));
         let next = [forwarder, captures].into_iter().flatten().chain(relays).chain(ports).min();
         Ok(next.map(|next| next.saturating_sub(now)))
@@ -210,7 +216,10 @@ impl Engine {
                 self.lans[index / SLOTS].flush(index % SLOTS, self.now, registry);
             }
             Token(token) if (RELAYS[0]..FORWARDER.forwards).contains(&token) => {
-                self.lans.iter_mut().filter_map(|lan| lan.arbiter.as_mut()).for_each(|relay| relay.event(event));
+                self.lans
+                    .iter_mut()
+                    .flat_map(|lan| lan.relays.iter_mut().flatten())
+                    .for_each(|relay| relay.event(event));
             }
             _ => {
                 if let HostEnd::Forwarder(forwarder) = &mut self.lans[0].host {
@@ -281,18 +290,20 @@ impl Engine {
         }
     }
 
-    /// Lets the arbiter's hosts work, and takes their frames.
+    /// Lets hosts of arbiter and recordings work, and takes their frames.
     fn relay(&mut self) {
         let registry = self.poll.registry();
         let mut way = Way { now: self.now, rng: &mut self.rng, queue: &mut self.queue, registry };
         for lan in &mut self.lans {
-            if let Some(relay) = &mut lan.arbiter {
-                relay.poll(self.now, registry);
-            }
-            while let Some(frame) = lan.arbiter.as_mut().and_then(|relay| relay.stack.pop()) {
-                lan.enter(ARBITER, &frame, &mut way);
-                if let Some(relay) = &mut lan.arbiter {
-                    relay.stack.recycle(frame);
+            for index in 0..lan.relays.len() {
+                if let Some(relay) = &mut lan.relays[index] {
+                    relay.poll(self.now, registry);
+                }
+                while let Some(frame) = lan.relays[index].as_mut().and_then(|relay| relay.stack.pop()) {
+                    lan.enter(ARBITER + index, &frame, &mut way);
+                    if let Some(relay) = &mut lan.relays[index] {
+                        relay.stack.recycle(frame);
+                    }
                 }
             }
         }
@@ -344,7 +355,7 @@ impl Engine {
             HostEnd::Forwarder(forwarder) => Some(forwarder.stats()),
             _ => None,
         };
-        let relays = self.lans.iter().filter_map(|lan| Some(lan.arbiter.as_ref()?.stats()));
+        let relays = self.lans.iter().filter_map(|lan| Some(lan.arbiter()?.stats()));
         let relay = relays.reduce(|sum, relay| RelayStats {
             accepted: sum.accepted + relay.accepted,
             failed: sum.failed + relay.failed,

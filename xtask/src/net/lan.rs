@@ -22,7 +22,9 @@ use super::{LinkPart, LinkStatus, Network, SLOTS};
 pub const HOST: usize = SLOTS;
 /// The number of the arbiter's port.
 pub const ARBITER: usize = SLOTS + 1;
-const PORTS: usize = SLOTS + 2;
+/// The number of the port of a host that a recording goes to, or comes from.
+pub const STATION: usize = SLOTS + 2;
+const PORTS: usize = STATION + 1;
 
 /// What is attached to the clients' port.
 pub enum HostEnd {
@@ -59,8 +61,8 @@ pub struct Lan {
     pub slots: [Port; SLOTS],
     /// The clients' port.
     pub host: HostEnd,
-    /// The arbiter's host; without one the switch does not have its port.
-    pub arbiter: Option<Box<Relay>>,
+    /// The hosts at the ports [`ARBITER`] and [`STATION`]; without one the switch does not have its port.
+    pub relays: [Option<Box<Relay>>; 2],
     stats: [PortStats; PORTS],
     /// Records every legal frame as it enters the switch, before loss and delay.
     pub capture: Option<Capture<File>>,
@@ -74,15 +76,15 @@ impl Lan {
         network: Network,
         slots: [Port; SLOTS],
         host: HostEnd,
-        arbiter: Option<Box<Relay>>,
+        relays: [Option<Box<Relay>>; 2],
         capture: Option<Capture<File>>,
     ) -> Self {
         let mut ports = PortSet::first(SLOTS);
         if !matches!(host, HostEnd::None) {
             ports = ports.with(HOST);
         }
-        if arbiter.is_some() {
-            ports = ports.with(ARBITER);
+        for (port, _) in (ARBITER..).zip(&relays).filter(|(_, relay)| relay.is_some()) {
+            ports = ports.with(port);
         }
         Self {
             network,
@@ -91,7 +93,7 @@ impl Lan {
             cables: [LinkSettings::default(); PORTS],
             slots,
             host,
-            arbiter,
+            relays,
             stats: [PortStats::default(); PORTS],
             capture,
             latest: [[Duration::ZERO; PORTS]; PORTS],
@@ -111,14 +113,19 @@ impl Lan {
     pub fn links(&self) -> impl Iterator<Item = LinkStatus> {
         let network = self.network;
         let slots = (0..SLOTS).map(|slot| (LinkPart::Slot(slot), self.cables[slot]));
-        let arbiter = self.arbiter.is_some().then_some((LinkPart::Arbiter, self.cables[ARBITER]));
+        let arbiter = self.arbiter().is_some().then_some((LinkPart::Arbiter, self.cables[ARBITER]));
         let parts = [(LinkPart::Whole, self.link)].into_iter().chain(slots).chain(arbiter);
         parts.map(move |(part, settings)| LinkStatus { network, part, settings })
     }
 
-    /// What was counted.
+    /// The arbiter's host.
+    pub fn arbiter(&self) -> Option<&Relay> {
+        self.relays[0].as_deref()
+    }
+
+    /// What was counted. Recordings are none of the pair's traffic.
     pub fn stats(&self) -> NetworkStats {
-        let [slots @ .., host, arbiter] = self.stats;
+        let [slots @ .., host, arbiter, _station] = self.stats;
         let not_captured = self.capture.as_ref().map_or(0, |capture| capture.skipped);
         NetworkStats { network: self.network, slots, host, arbiter, not_captured, moves: self.switch.moves() }
     }
@@ -180,7 +187,9 @@ impl Lan {
             port.send(frame, now, registry)
         } else {
             let taken = match (&mut self.host, Header::parse(frame)) {
-                _ if egress == ARBITER => self.arbiter.as_mut().is_some_and(|relay| relay.receive(frame)),
+                _ if egress >= ARBITER => {
+                    self.relays[egress - ARBITER].as_mut().is_some_and(|relay| relay.receive(frame))
+                }
                 (HostEnd::Forwarder(forwarder), Some(header)) => forwarder.receive(&header, frame, now),
                 (HostEnd::Tap(tap), _) => tap.send(frame),
                 _ => false,

@@ -218,6 +218,8 @@ pub struct FabricConfig {
     pub host: Host,
     /// Where the arbiter listens on this desk or elsewhere; see [`arbiter_address`] for where machines find it.
     pub arbiter: Option<SocketAddr>,
+    /// A host on the log network that recordings go to or come from: its address there, and where it leads.
+    pub station: Option<(SocketAddrV4, SocketAddr)>,
     /// Captures from the first frame on.
     pub capture: Option<CaptureConfig>,
     /// Seed of loss, jitter, duplication and reordering.

@@ -1,7 +1,7 @@
-//! A host in user space that accepts TCP connections from the machines and leads each to a local address: the
-//! arbiter's place on a network. It is the forwarder's mirror image.
+//! A host in user space that accepts TCP connections from the machines and leads each to a local address: the place of
+//! arbiter, recorder, or of who plays a recording, on a network. It is the forwarder's mirror image.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -13,16 +13,18 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
 use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket};
 
+use super::Network;
 use super::forward::connection::{Connection, Standing};
 use super::frame::{Header, IPV4, MIN_FRAME, Mac, arp_reply};
 use super::stack::Stack;
 use super::stats::RelayStats;
-use super::{ARBITER_PORT, Network};
 
 /// Connections at a time; each machine has one.
 pub const MAX_CONNECTIONS: usize = 8;
-/// Buffer of each direction in bytes; a question and its answer have less than a thousand.
-const BUFFER: usize = 8 << 10;
+/// Buffer of each direction in bytes, for questions and answers that have less than a thousand.
+pub const SMALL: usize = 8 << 10;
+/// The same for streams.
+pub const LARGE: usize = 256 << 10;
 /// A machine that is silent for so long in the middle of a connection is gone, and its place is free.
 const SILENCE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(10);
 /// How often a machine that is silent is asked for a sign of life.
@@ -40,6 +42,7 @@ pub fn address(network: Network) -> Ipv4Addr {
 
 /// The host.
 pub struct Relay {
+    port: u16,
     target: SocketAddr,
     own: (Mac, Ipv4Addr),
     pub stack: Stack,
@@ -55,16 +58,18 @@ struct Place {
 }
 
 impl Relay {
-    /// A host on `network` that leads to `target`; its events have tokens from `first_token` on.
-    pub fn new(network: Network, target: SocketAddr, seed: u64, first_token: usize) -> Result<Self> {
-        let address = address(network);
+    /// A host at `own` that leads to `target`, with so many bytes of buffer in each direction; its events have tokens from
+    /// `first_token` on.
+    pub fn new(own: SocketAddrV4, target: SocketAddr, buffer: usize, seed: u64, first_token: usize) -> Result<Self> {
+        let (address, port) = (*own.ip(), own.port());
         let [_, b, c, d] = address.octets();
         // Locally administered.
         let mac = Mac([0x52, 0x54, 0x00, b, c, d]);
         let mut stack = Stack::new(mac, address, seed, Instant::ZERO)?;
-        let places = [(); MAX_CONNECTIONS].map(|()| Place { socket: stack.sockets.add(socket()), connection: None });
+        let places =
+            [(); MAX_CONNECTIONS].map(|()| Place { socket: stack.sockets.add(socket(buffer)), connection: None });
         let stats = RelayStats::default();
-        Ok(Self { target, own: (mac, address), stack, places, first_token, stats })
+        Ok(Self { port, target, own: (mac, address), stack, places, first_token, stats })
     }
 
     /// What was counted.
@@ -138,7 +143,7 @@ impl Relay {
                 // A closed socket keeps its remote end until its reset has gone out.
                 None if socket.state() == State::Closed && socket.remote_endpoint().is_none() => {
                     // Listening fails only on an open socket or port 0.
-                    let _ = socket.listen(ARBITER_PORT);
+                    let _ = socket.listen(self.port);
                 }
                 None => {}
             }
@@ -157,8 +162,8 @@ fn opener(frame: &[u8]) -> Option<(Mac, Ipv4Addr)> {
     (segment.syn() && !segment.ack()).then_some((header.source, packet.src_addr()))
 }
 
-fn socket() -> Socket<'static> {
-    let buffer = || SocketBuffer::new(vec![0; BUFFER]);
+fn socket(bytes: usize) -> Socket<'static> {
+    let buffer = || SocketBuffer::new(vec![0; bytes]);
     let mut socket = Socket::new(buffer(), buffer());
     socket.set_nagle_enabled(false);
     socket.set_timeout(Some(SILENCE));
@@ -184,6 +189,7 @@ mod tests {
     use proptest::prelude::*;
     use smoltcp::wire::IpAddress;
 
+    use super::super::{ARBITER_PORT, arbiter_address};
     use super::*;
 
     const NETWORK: Network = Network::Log;
@@ -203,7 +209,7 @@ mod tests {
         /// Begins a connection to the arbiter, whose MAC address is known here.
         fn dial(&mut self, relay: &Relay) -> SocketHandle {
             self.stack.receive(&arp_reply(relay.own, self.address));
-            let handle = self.stack.sockets.add(socket());
+            let handle = self.stack.sockets.add(socket(SMALL));
             let socket = self.stack.sockets.get_mut::<Socket<'_>>(handle);
             socket
                 .connect(self.stack.interface.context(), (IpAddress::Ipv4(relay.own.1), ARBITER_PORT), 50_000)
@@ -221,7 +227,7 @@ mod tests {
     fn a_dead_machine_does_not_hide_a_living_one() {
         let poll = mio::Poll::new().unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut relay = Relay::new(NETWORK, listener.local_addr().unwrap(), 1, 0).unwrap();
+        let mut relay = Relay::new(arbiter_address(NETWORK), listener.local_addr().unwrap(), SMALL, 1, 0).unwrap();
         let mut now = Duration::from_secs(1);
         let mut dead = Machine::new(100);
         dead.dial(&relay);

@@ -16,6 +16,7 @@ pub mod network;
 pub mod options;
 pub mod probe;
 pub mod rates;
+pub mod recording;
 pub mod roles;
 mod serial;
 pub mod snapshot;
@@ -73,6 +74,8 @@ pub struct Config {
     pub tap: Option<String>,
     /// Whether to write `client.pcap` and `log.pcap`.
     pub capture: bool,
+    /// Where to record what the backups are told.
+    pub record: Option<PathBuf>,
     /// The pair's arbiter.
     pub arbiter: arbiter::Choice,
     /// Seed of the networks' randomness.

@@ -1,7 +1,7 @@
 //! The rig's view of its two networks; the switch behind them is `crate::net`.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::path::Path;
 use std::time::Duration;
 
@@ -122,6 +122,8 @@ pub struct NetworkConfig<'a> {
     pub tap: Option<&'a str>,
     /// Where the arbiter listens, if there is one.
     pub arbiter: Option<SocketAddr>,
+    /// A host on the log network that recordings go to or come from: its address there, and where it leads.
+    pub station: Option<(SocketAddrV4, SocketAddr)>,
     /// Seed of all randomness.
     pub seed: u64,
 }
@@ -145,6 +147,7 @@ impl Networks {
             sockets: config.sockets.to_owned(),
             host,
             arbiter: config.arbiter,
+            station: config.station,
             capture: config.captures.map(CaptureConfig::new),
             seed: config.seed,
         })?;

@@ -4,10 +4,12 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::time::Duration;
 
 use super::arbiter::{Asked, ETCD};
 use super::emulator::{Emulator, Purpose};
 use super::network::{Network, arbiter_address};
+use super::recording::RECORDER;
 use super::{SLOTS, Slot};
 use crate::net::{Forward, Protocol};
 use crate::secret::Secret;
@@ -25,6 +27,14 @@ pub const HYPERVISOR_MEMORY: u64 = 96 << 20;
 pub const GUEST_ARGUMENTS: &str = "ip=10.0.2.15/24 gw=10.0.2.2";
 /// The guest's own hardware address, on whichever machine it lives.
 pub const GUEST_MAC: &str = "52:54:00:12:34:56";
+
+/// Distance of heartbeats to a machine that replays, and how long it waits for more of the recording: the longest there is.
+pub const REPLAY_HEARTBEAT: Duration = Duration::from_secs(60);
+/// See [`REPLAY_HEARTBEAT`].
+pub const REPLAY_SUSPECT: Duration = Duration::from_secs(3600);
+/// Options that say nothing of the guest, and are not for who replays it.
+const NOT_REPLAYED: [&str; 7] =
+    ["client-nic", "insecure", "record", "guest-seed", "first-term", "test-commands", "transfer"];
 
 /// The part that a machine is started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,6 +165,8 @@ pub struct Common {
     pub guest_seed: String,
     /// The pair's key.
     pub key: Option<Secret>,
+    /// Whether the machines are recorded.
+    pub record: bool,
     /// What the user gave; wins over ours.
     pub given: Vec<GivenOption>,
 }
@@ -188,6 +200,9 @@ impl CommandLine {
             line.set("suspect", Some(patience.suspect));
             if common.key.is_none() {
                 line.set("insecure", Some("on"));
+            }
+            if common.record {
+                line.set("record", Some(&RECORDER.to_string()));
             }
             line.set_arbiter(slot, part, emulator, asked);
         }
@@ -226,6 +241,26 @@ impl CommandLine {
         if let Some(disk) = common.disk {
             self.complete(&[("disk", &disk.option())]);
         }
+    }
+
+    /// That of a machine that replays a recording, whose machine had the options `recorded`, as castor's backup.
+    pub fn replay(recorded: &[String], emulator: Emulator) -> Self {
+        let mut line = Self::default();
+        line.set("role", Some("replay"));
+        line.set("name", Some("replay"));
+        line.set("log-nic", emulator.pci_address(Purpose::Log).as_deref());
+        line.set("log-address", Some(&format!("{}/24", Slot::Pollux.log_address())));
+        line.set("log-peer", Some(Slot::Castor.log_address()));
+        line.set("heartbeat", Some(&format!("{}ms", REPLAY_HEARTBEAT.as_millis())));
+        line.set("suspect", Some(&format!("{}ms", REPLAY_SUSPECT.as_millis())));
+        for word in recorded {
+            let (key, value) = word.split_once('=').map_or((word.as_str(), None), |(key, value)| (key, Some(value)));
+            let of_the_pair = ["arbiter", "machine-"].iter().any(|part| key.starts_with(part));
+            if !of_the_pair && !NOT_REPLAYED.contains(&key) && line.value(key).is_none() {
+                line.set(key, value);
+            }
+        }
+        line
     }
 
     /// What was given, for no machine in particular.
@@ -313,7 +348,7 @@ impl Slot {
     }
 
     /// Its address on the log network.
-    fn log_address(self) -> &'static str {
+    pub fn log_address(self) -> &'static str {
         ["10.1.0.1", "10.1.0.2"][self.index()]
     }
 
@@ -355,6 +390,7 @@ mod tests {
             guest_arguments: GUEST_ARGUMENTS.into(),
             guest_seed: "5eed".into(),
             key: Some(Secret::draw().unwrap()),
+            record: false,
             given,
         }
     }
@@ -406,6 +442,22 @@ mod tests {
         assert!(castor.contains("suspect=2500ms"), "{castor}");
         let castor = line_in(Emulator::Bochs, Slot::Castor, Part::Primary, Some(1), &[]);
         assert!(castor.contains("machine-address=10.0.2.21/24 arbiter-nic=0:4.0"), "{castor}");
+    }
+
+    #[test]
+    fn a_recording_is_replayed_with_the_options_that_concern_the_guest() {
+        let given = ["counter=ticks", "test-commands=on", "pair=x", "log-buffer=8M"];
+        let common = Common { record: true, ..common(given.map(|text| text.parse().unwrap()).to_vec()) };
+        let asked = Some(Asked { first_term: 1, sealed: true });
+        let recorded = CommandLine::new(Slot::Pollux, Part::Backup, QEMU, asked, &common);
+        assert!(recorded.to_string().contains(" record=10.1.0.4:7004 "));
+        let words: Vec<_> = recorded.words().collect();
+        assert_eq!(
+            CommandLine::replay(&words, QEMU).to_string(),
+            "role=replay name=replay log-nic=0:5.0 log-address=10.1.0.2/24 log-peer=10.1.0.1 heartbeat=60000ms \
+             suspect=3600000ms guest-memory=64M guest-mac=52:54:00:12:34:56 clock=rtc monitor=com2 \
+             guest-args=\"ip=10.0.2.15/24 gw=10.0.2.2\" counter=ticks pair=x log-buffer=8M"
+        );
     }
 
     #[test]

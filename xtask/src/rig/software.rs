@@ -102,6 +102,7 @@ impl SoftwareArgs {
             guest_arguments: self.guest_args.clone().unwrap_or(arguments),
             guest_seed: Secret::draw()?.hex(),
             key,
+            record: false,
             given: self.hypervisor_option.clone(),
         };
         Ok(Software { hypervisor, guest, options, services, boots_long })

@@ -20,12 +20,14 @@ use super::logs::tail;
 use super::machine::{Lines, Machine};
 use super::network::{NetworkConfig, Networks};
 use super::options::{CommandLine, Part};
+use super::recording::{RECORDER, Recording, Setup};
 use super::roles::Role;
 use super::snapshot::{Notice, TakeoverEntry};
 use super::{Config, Event, SLOTS, Slot, probe};
 use crate::net::Forward;
-use crate::output::complain;
+use crate::output::{complain, say};
 use crate::secret::Secret;
+use crate::units::format_bytes;
 
 /// Events that may wait for the main loop before their senders have to.
 const QUEUE: usize = 1024;
@@ -51,6 +53,7 @@ pub struct Rig {
     places: Vec<Place>,
     networks: Networks,
     arbiter: Option<Arbiter>,
+    recording: Option<Recording>,
     networks_checked: Instant,
     private: PrivateDirectory,
     directory: Directory,
@@ -81,6 +84,7 @@ impl Rig {
         let choice = if config.solo { Choice::Off } else { config.arbiter };
         let options = &config.options;
         let arbiter = Arbiter::start(choice, directory.path(), options.pair(), options.key.as_ref())?;
+        let recording = start_recording(&config)?;
         let networks = Networks::start(&NetworkConfig {
             transport: config.emulator.transport(),
             sockets: private.path(),
@@ -88,6 +92,7 @@ impl Rig {
             forwards: &config.forwards,
             tap: config.tap.as_deref(),
             arbiter: arbiter.as_ref().map(Arbiter::address),
+            station: recording.as_ref().map(|recording| (RECORDER, recording.address())),
             seed: config.seed,
         })?;
         let (sender, events) = mpsc::sync_channel(QUEUE);
@@ -105,6 +110,7 @@ impl Rig {
             places,
             networks,
             arbiter,
+            recording,
             networks_checked: now,
             private,
             directory,
@@ -187,6 +193,10 @@ impl Rig {
         }
         if self.networks_checked.elapsed() >= NETWORK_CHECK {
             self.networks_checked = Instant::now();
+            if let Some(why) = self.recording.as_mut().and_then(Recording::trouble) {
+                self.notice(format!("the recording has ended, and the rig goes on: {why}"));
+                self.recording = None;
+            }
             if let Err(ended) = self.networks.stats() {
                 self.networks.end().context("the networks failed")?;
                 return Err(ended);
@@ -376,6 +386,16 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
+        // First the last words for the recorder: those of machines that die now are lost on their way.
+        if let Some(recording) = self.recording.take() {
+            match recording.finish() {
+                Ok(Some((path, sessions, size))) => {
+                    say!("recording: {}, {}, {sessions} sessions", path.display(), format_bytes(size as f64));
+                }
+                Ok(None) => {}
+                Err(error) => complain!("warning: {error:#}"),
+            }
+        }
         self.places.clear();
         self.history.write(self.started, Record::End);
         for result in [self.networks.end(), self.directory.close()] {
@@ -384,6 +404,16 @@ impl Drop for Rig {
             }
         }
     }
+}
+
+/// Begins to record, if that was asked for.
+fn start_recording(config: &Config) -> Result<Option<Recording>> {
+    let Some(path) = &config.record else { return Ok(None) };
+    let (options, emulator) = (&config.options, config.emulator);
+    let line = CommandLine::new(Slot::Pollux, Part::Backup, emulator, None, options);
+    let memory = line.machine_memory(options, config.guest.len()?) >> 20;
+    let setup = Setup::new(emulator, memory, line.words().collect());
+    Recording::start(path, &setup, &config.hypervisor, &config.guest, options.pair(), options.key.as_ref()).map(Some)
 }
 
 fn new_place(slot: Slot, directory: &Path) -> Result<Place> {

@@ -97,6 +97,9 @@ pub struct RunArgs {
     /// Start a dead machine again, as a backup, this long after its end, as a server does that boots after a power cut
     #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "solo")]
     revive: Option<Duration>,
+    /// Record what the backups are told, from each state on, for `cargo xtask replay`; all of the guest is in this file
+    #[arg(long, value_name = "FILE", conflicts_with = "solo")]
+    record: Option<PathBuf>,
     /// Capture both networks into client.pcap and log.pcap
     #[arg(long)]
     capture: bool,
@@ -125,8 +128,9 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
     check_ports(&arguments, &forwards)?;
     needs::ensure_present(emulator.needs(), arguments.software.yes)?;
     interrupt::check()?;
-    let Software { hypervisor, guest, options, mut services, boots_long } =
+    let Software { hypervisor, guest, mut options, mut services, boots_long } =
         arguments.software.build(|| Secret::draw().map(Some))?;
+    options.record = arguments.record.is_some();
     // A kernel patches its own code while it boots, which not every emulator counts exactly.
     let usual = if boots_long && !services.is_empty() { BackupStart::Answering } else { BackupStart::Now };
     let backup = arguments.backup.unwrap_or(usual);
@@ -150,6 +154,7 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
         forwards,
         tap: arguments.tap,
         capture: arguments.capture,
+        record: arguments.record,
         arbiter: arguments.arbiter,
         seed: arguments.seed,
         auto: arguments.role == RoleChoice::Auto,

@@ -1,0 +1,166 @@
+//! Sends what this machine is told as a backup to a recorder, over the log network. Nobody ever waits for it.
+
+use alloc::string::String;
+use alloc::vec;
+use core::net::SocketAddrV4;
+
+use pollux_ft::handshake::End;
+use pollux_ft::message::Message;
+use pollux_ft::record::{Copies, RecordStream};
+use pollux_ft::{Config, Span, Time};
+use smoltcp::iface::SocketHandle;
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::wire::{IpAddress, IpEndpoint};
+
+use super::stack::Stack;
+use crate::random::Random;
+
+/// Bytes that TCP buffers on their way to the recorder, and back.
+const SEND_BUFFER: usize = 256 << 10;
+const RECEIVE_BUFFER: usize = 4 << 10;
+/// Sealed bytes that wait for TCP, but for one message.
+const SEALED: usize = 64 << 10;
+/// How long a connection may take to come up, and its last words to arrive.
+const PATIENCE: Span = Span::from_millis(3000);
+
+#[derive(Debug)]
+enum Phase {
+    Idle,
+    /// The recorder has yet to answer, or to show that it has the key.
+    Opening(RecordStream, Time),
+    Open(RecordStream),
+    /// All was said; until then it may arrive.
+    Closing(RecordStream, Time),
+}
+
+/// The way to the recorder: one connection for each session.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    server: SocketAddrV4,
+    protocol: Config,
+    pair: String,
+    random: Random,
+    socket: SocketHandle,
+    phase: Phase,
+}
+
+impl Recorder {
+    /// A way to the recorder at `server` for a machine of `pair`, with a socket on `stack`.
+    pub(super) fn new(server: SocketAddrV4, protocol: Config, pair: String, random: Random, stack: &mut Stack) -> Self {
+        let [sends, receives] = [SEND_BUFFER, RECEIVE_BUFFER].map(|bytes| SocketBuffer::new(vec![0; bytes]));
+        let mut socket = Socket::new(receives, sends);
+        socket.set_nagle_enabled(false);
+        Self { server, protocol, pair, random, socket: stack.add(socket), phase: Phase::Idle }
+    }
+
+    /// When [`poll`](Self::poll) has something to do even if no frame comes.
+    pub(super) fn poll_at(&self) -> Option<Time> {
+        match &self.phase {
+            Phase::Opening(_, until) | Phase::Closing(_, until) => Some(*until),
+            Phase::Idle | Phase::Open(_) => None,
+        }
+    }
+
+    /// Moves what can be moved. What has gone wrong, if anything has; and whether the socket wants to send.
+    pub(super) fn poll(&mut self, now: Time, copies: &mut Copies, stack: &mut Stack) -> (Option<String>, bool) {
+        if matches!(self.phase, Phase::Idle) {
+            if copies.front().is_none() {
+                return (copies.take_lost().then(|| "it did not take the copies in time".into()), false);
+            }
+            self.dial(now, stack);
+        }
+        let (trouble, moved) = match self.advance(now, copies, stack) {
+            Ok(moved) => (None, moved),
+            Err(why) => {
+                copies.give_up();
+                copies.take_lost();
+                self.hang_up(stack);
+                (Some(why), true)
+            }
+        };
+        // A session that was given up cannot be gone on with: what comes is the next one's.
+        if trouble.is_none() && copies.take_lost() {
+            self.hang_up(stack);
+            return (Some("it did not take the copies in time".into()), true);
+        }
+        (trouble, moved)
+    }
+
+    fn dial(&mut self, now: Time, stack: &mut Stack) {
+        let stream = RecordStream::new(&self.protocol, &self.pair, End::Dials, self.random.draw());
+        self.phase = Phase::Opening(stream, now.after(PATIENCE));
+        let server = IpEndpoint::new(IpAddress::Ipv4(*self.server.ip()), self.server.port());
+        // Connecting fails only on an open socket or a port 0; `advance` finds it closed then.
+        let _ = stack.connect(self.socket, server);
+    }
+
+    fn hang_up(&mut self, stack: &mut Stack) {
+        stack.socket::<Socket<'_>>(self.socket).abort();
+        self.phase = Phase::Idle;
+    }
+
+    fn advance(&mut self, now: Time, copies: &mut Copies, stack: &mut Stack) -> Result<bool, String> {
+        let socket = stack.socket::<Socket<'_>>(self.socket);
+        let (stream, until) = match &mut self.phase {
+            Phase::Idle => return Ok(false),
+            Phase::Opening(stream, until) | Phase::Closing(stream, until) => (stream, Some(*until)),
+            Phase::Open(stream) => (stream, None),
+        };
+        if socket.state() == State::Closed {
+            return Err("the connection was refused or reset".into());
+        }
+        let mut moved = false;
+        while socket.can_recv() {
+            let taken = socket.recv(|bytes| (bytes.len(), stream.receive(bytes, |_, _| {})));
+            taken.map_err(|_| "the connection has ended")?.map_err(|error| alloc::format!("{error}"))?;
+            moved = true;
+        }
+        moved |= transmit(stream, socket);
+        let next = match core::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Opening(stream, _) if stream.is_open() => Phase::Open(stream),
+            Phase::Closing(..) if matches!(socket.state(), State::FinWait2 | State::TimeWait) => {
+                socket.abort();
+                return Ok(true);
+            }
+            Phase::Closing(stream, until) => {
+                if stream.transmit().is_empty() {
+                    socket.close();
+                }
+                Phase::Closing(stream, until)
+            }
+            phase => phase,
+        };
+        self.phase = next;
+        if until.is_some_and(|until| now >= until) && !matches!(self.phase, Phase::Open(_)) {
+            return Err("no answer in time".into());
+        }
+        Ok(self.pass_on(now, copies, stack) || moved)
+    }
+
+    /// Seals as many copies as the connection takes.
+    fn pass_on(&mut self, now: Time, copies: &mut Copies, stack: &mut Stack) -> bool {
+        let Phase::Open(stream) = &mut self.phase else { return false };
+        let socket = stack.socket::<Socket<'_>>(self.socket);
+        let (mut moved, mut ends) = (false, false);
+        while stream.transmit().len() < SEALED && !ends {
+            let Some(copy) = copies.pop() else { break };
+            stream.send(&copy);
+            ends = copy.kind == Message::BYE;
+            moved |= transmit(stream, socket);
+        }
+        if ends && let Phase::Open(stream) = core::mem::replace(&mut self.phase, Phase::Idle) {
+            self.phase = Phase::Closing(stream, now.after(PATIENCE));
+        }
+        moved || ends
+    }
+}
+
+/// Hands to the socket what it takes.
+fn transmit(stream: &mut RecordStream, socket: &mut Socket<'_>) -> bool {
+    if stream.transmit().is_empty() || !socket.can_send() {
+        return false;
+    }
+    let sent = socket.send_slice(stream.transmit()).unwrap_or(0);
+    stream.transmitted(sent);
+    sent > 0
+}
