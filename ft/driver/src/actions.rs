@@ -52,6 +52,8 @@ impl<G: Guest> Driver<G> {
             Action::Beaten { .. } => {
                 self.end_transfer();
                 self.forget_guest(host);
+                // One that had ended was out of date, too: the next one runs.
+                self.ended = false;
             }
             Action::BeginLoad => self.begin_load(host),
             Action::LoadMemory { gpa, data } => self.load_memory(host, gpa, &data),

@@ -12,7 +12,8 @@
 //! 3. A machine that offers is *entitled* once it hears that its twin yields to it, said after it made this very offer:
 //!    each change of a stance begins a count anew ([`Word::current`]), and what was said before is void.
 //! 4. Who is entitled bids for the term behind the newest that the arbiter ever gave, and goes live in it. Who is refused,
-//!    or hears of a machine with a guest, listens anew, and needs a new promise.
+//!    or hears of a machine with a guest, listens anew, and needs a new promise. Nobody offers before the arbiter has told
+//!    it the newest term, nor stays entitled for long without its answer: the twin, which is bound, may have a way to it.
 //!
 //! Why it is safe, with two machines: by 3 the twin had no guest, had promised, and could get one only by an entitlement
 //! of its own. By 2 that needs the promise of another life of our machine: then we are gone, and so is our guest. A promise
@@ -23,7 +24,7 @@
 //! Who comes up alone waits, for ever if need be. An operator may declare the twin dead beforehand
 //! ([`Config::alone_after`](crate::Config)): then silence is its promise, and if it was only out of reach there are two
 //! guests until the older one's machine hears of the newer reign. That is the one rule here that can be wrong, and it is
-//! off unless it is asked for.
+//! off unless it is asked for; a bid that is refused disproves it, and ends it for this life.
 
 use super::next_term;
 use crate::types::{NodeId, Role, Span, Term};

@@ -6,8 +6,11 @@ use crate::decide::{self, Bid, Stance, Word};
 use crate::heartbeat::Heartbeat;
 use crate::link::Queued;
 use crate::mutation::Mutation;
-use crate::types::{NodeId, Position, Role, Term, Time};
+use crate::types::{NodeId, Position, Role, Span, Term, Time};
 use core::fmt;
+
+/// Times to suspicion after which an entitled machine that gets no answer from the arbiter leaves it to its twin.
+const PATIENCE: u64 = 10;
 
 /// How a machine stands to the creation of a guest, and what it knows of it.
 #[derive(Debug)]
@@ -23,6 +26,10 @@ pub(super) struct Creation {
     vacant_since: Time,
     /// When it last heard any machine of the pair.
     heard: Time,
+    /// When it began to ask for the guest's first term.
+    asked_at: Time,
+    /// Its bid for a first term was refused: another machine lives, or did after this one was started.
+    refused: bool,
     /// The newest term that a machine of the pair spoke of.
     known: Term,
     /// The newest term that the arbiter gave away, once it has said so.
@@ -31,7 +38,7 @@ pub(super) struct Creation {
 
 impl Creation {
     pub(super) fn new(now: Time, auto: bool) -> Self {
-        let (vacant_since, heard) = (now, now);
+        let (vacant_since, heard, asked_at) = (now, now, now);
         Self {
             auto,
             pristine: auto,
@@ -39,6 +46,8 @@ impl Creation {
             mark: 1,
             vacant_since,
             heard,
+            asked_at,
+            refused: false,
             known: Term(0),
             newest: None,
         }
@@ -105,6 +114,7 @@ impl Node {
             (Role::Joining, Stance::Offers) if heard => WaitsFor::Word,
             (Role::Joining, _) if !heard => WaitsFor::Twin,
             (Role::Joining, _) if self.may_offer(now) => WaitsFor::Word,
+            (Role::Joining, _) if self.wants_newest_term() => WaitsFor::Arbiter,
             (Role::Joining, _) => WaitsFor::Silence,
             _ => return None,
         })
@@ -113,7 +123,9 @@ impl Node {
     fn may_offer(&self, now: Time) -> bool {
         let listened =
             decide::is_silent(now, self.creation.vacant_since, decide::listens_for(self.config.suspect_after));
-        self.creation.auto && self.creation.pristine && listened
+        // Whoever cannot reach the arbiter must not bind a twin that can.
+        let asked = !self.wants_newest_term() || self.config.broken(Mutation::NewestUnasked);
+        self.creation.auto && self.creation.pristine && listened && asked
     }
 
     /// Whether it is open who creates the guest, as far as this machine is concerned.
@@ -172,10 +184,20 @@ impl Node {
             // Who stood still has not listened.
             (self.creation.vacant_since, self.creation.heard) = (now, now);
         }
+        if self.role() == Role::Starting && self.creation.auto {
+            let patience = Span(self.config.suspect_after.0.saturating_mul(PATIENCE));
+            if now.since(self.creation.asked_at) >= patience {
+                // The twin, which is bound by its promise, may have a way to the arbiter. A term that is granted late is burnt.
+                self.creation.newest = None;
+                self.take_stance(now, Stance::Listens);
+            }
+            return;
+        }
         if self.role() != Role::Joining {
             return;
         }
-        let alone = self.config.alone_after.is_some_and(|after| now.since(self.creation.heard) >= after);
+        let alone = !self.creation.refused
+            && self.config.alone_after.is_some_and(|after| now.since(self.creation.heard) >= after);
         let unasked = self.config.broken(Mutation::CreatesUnasked);
         if self.may_offer(now) && (alone || unasked) {
             self.take_stance(now, Stance::Entitled);
@@ -192,6 +214,7 @@ impl Node {
         let newest = if needless { Some(Term(0)) } else { self.creation.newest };
         let Some(newest) = newest else { return };
         self.close_link(Queued::Dropped);
+        self.creation.asked_at = now;
         self.next = decide::first_term(self.config.first_term, self.term.max(self.creation.known), newest);
         self.side = Side::Primary(PrimarySide::starting());
         self.beats.next = now;
@@ -210,7 +233,7 @@ impl Node {
         self.close_link(Queued::Dropped);
         if self.role() == Role::Starting {
             // Others were given away since the arbiter was asked.
-            self.creation.newest = None;
+            (self.creation.newest, self.creation.refused) = (None, true);
         } else {
             self.term = self.term.max(term);
             self.actions.push_back(Action::Beaten { reason });

@@ -189,6 +189,7 @@ impl Node {
     }
 
     fn take_hello(&mut self, now: Time, hello: Hello) {
+        self.machine_heard(now);
         let (joining, term, beats, theirs) = match hello {
             Hello::Known { joining, term, beats, claim } => (joining, term, beats, claim),
             Hello::OtherVersion(version) => {
@@ -264,6 +265,7 @@ impl Node {
     }
 
     fn take_refusal(&mut self, now: Time, retry: Retry, reason: String) {
+        self.machine_heard(now);
         self.close_link(Queued::Dropped);
         let loss = LossReason::Refused(reason.clone());
         self.refused(reason, retry);

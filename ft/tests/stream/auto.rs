@@ -134,6 +134,7 @@ fn a_machine_with_a_guest_ends_all_that() {
 fn one_yields_to_the_other() {
     for (start, theirs, yields) in [(Start::Auto, 3, true), (Start::Auto, 9, false), (Start::Backup, 9, true)] {
         let mut own = Node::new(Time(0), start, arbitrated(), identity(ME.0)).unwrap();
+        own.terms_seen(Time(0), Term(0));
         pass(&mut own, 0, 2000);
         says(&mut own, 2000, theirs, 1, 1000, Role::Joining, 0);
         says(&mut own, 2010, theirs, 2, 1000, Role::Joining, theirs);
@@ -142,6 +143,45 @@ fn one_yields_to_the_other() {
         let said = Heartbeat::decode(&said, &Protection::default()).unwrap();
         assert_eq!((said.creator, said.heard[0]), (if yields { NodeId(theirs) } else { ME }, NodeId(theirs)));
     }
+}
+
+/// Whoever cannot reach the arbiter leaves the guest to a twin that perhaps can.
+#[test]
+fn who_has_no_way_to_the_arbiter_does_not_stand_in_the_way() {
+    // It never had one: the twin, whose id is higher, offers, and it yields.
+    let mut own = auto(arbitrated());
+    pass(&mut own, 0, 3000);
+    assert_eq!(own.waits_for(Time(3_000_000)), Some(WaitsFor::Twin));
+    says(&mut own, 3000, 9, 1, 1000, Role::Joining, 9);
+    own.tick(Time(3_100_000));
+    let said = own.poll_datagram(Time(3_100_000)).unwrap();
+    assert_eq!(Heartbeat::decode(&said, &Protection::default()).unwrap().creator, NodeId(9));
+    // It had one, and has none any more.
+    let mut own = auto(arbitrated());
+    own.terms_seen(Time(0), Term(7));
+    pass(&mut own, 0, 2000);
+    says(&mut own, 2000, 9, 1, 1000, Role::Joining, 0);
+    says(&mut own, 2010, 9, 2, 1000, Role::Joining, ME.0);
+    pass(&mut own, 2050, 12_000);
+    assert_eq!(own.asks_for(), Some(Term(8)));
+    pass(&mut own, 12_000, 12_050);
+    assert_eq!((own.role(), own.asks_for()), (Role::Joining, None));
+    assert!(own.wants_newest_term() && actions(&mut own).contains(&Action::ArbiterNotNeeded));
+    own.arbiter_answered(Time(13_000_000), Term(8), Verdict::Granted);
+    assert_eq!((own.role(), own.stats().answers_stale), (Role::Joining, 1), "too late: it is burnt");
+}
+
+/// The operator's word that the twin is dead has been disproved.
+#[test]
+fn who_was_refused_does_not_take_the_twin_for_dead() {
+    let mut own = auto(Config { alone_after: Some(Span::from_millis(5000)), ..arbitrated() });
+    own.terms_seen(Time(0), Term(7));
+    pass(&mut own, 0, 5000);
+    assert_eq!(own.asks_for(), Some(Term(8)));
+    own.arbiter_answered(Time(5_010_000), Term(8), Verdict::Taken);
+    own.terms_seen(Time(5_020_000), Term(8));
+    pass(&mut own, 5050, 600_000);
+    assert_eq!((own.role(), own.asks_for()), (Role::Joining, None));
 }
 
 /// What halts a machine that a person started makes one that started by itself join.

@@ -13,14 +13,18 @@ fn protected() -> (Node, Node) {
     primary.arbiter_answered(Time(0), Term(1), Verdict::Granted);
     assert_eq!(actions(&mut primary), [Action::Started { term: Term(1) }]);
     assert_eq!((primary.stats().terms_asked, primary.stats().terms_won), (1, 1));
-    connect(Time(0), &mut primary, &mut backup);
-    primary.finish_state(Position(10), 0).unwrap();
-    pump(Time(0), &mut primary, &mut backup);
-    actions(&mut backup);
-    backup.joined(Time(0));
-    pump(Time(0), &mut backup, &mut primary);
-    actions(&mut primary);
+    protect(&mut primary, &mut backup);
     (primary, backup)
+}
+
+fn protect(primary: &mut Node, backup: &mut Node) {
+    connect(Time(0), primary, backup);
+    primary.finish_state(Position(10), 0).unwrap();
+    pump(Time(0), primary, backup);
+    actions(backup);
+    backup.joined(Time(0));
+    pump(Time(0), backup, primary);
+    actions(primary);
 }
 
 fn tick_until(node: &mut Node, from_ms: u64, to_ms: u64) -> Time {
@@ -88,6 +92,32 @@ fn a_backup_that_is_refused_halts() {
     assert!(actions(&mut backup).contains(&Action::Halt { reason: HaltReason::TermTaken(Term(2)) }));
     assert!(backup.go_live(now, Position(10)).is_err());
     assert_eq!((backup.stats().terms_asked, backup.stats().terms_lost, backup.stats().terms_won), (1, 1, 0));
+}
+
+/// Both bid, the link heals, and the arbiter's word that the primary has won is late. The backup, which started by itself
+/// and so lives on, knows of the term that it was refused: that makes nobody yield.
+#[test]
+fn who_was_refused_does_not_speak_for_the_term() {
+    let config = Config { arbiter: true, ..Config::default() };
+    let mut primary = Node::new(Time(0), Start::Primary, config.clone(), identity(1)).unwrap();
+    let mut backup = Node::new(Time(0), Start::Auto, config, identity(2)).unwrap();
+    primary.arbiter_answered(Time(0), Term(1), Verdict::Granted);
+    protect(&mut primary, &mut backup);
+    for node in [&mut primary, &mut backup] {
+        node.disconnected(Time(0));
+    }
+    tick_until(&mut primary, 0, 1000);
+    let now = tick_until(&mut backup, 0, 1000);
+    actions(&mut backup);
+    assert_eq!(backup.go_live(now, Position(10)), Err(NotLive::NotGranted));
+    assert_eq!((primary.asks_for(), backup.asks_for()), (Some(Term(2)), Some(Term(2))));
+    backup.arbiter_answered(now, Term(2), Verdict::Taken);
+    assert_eq!((backup.role(), backup.term()), (Role::Joining, Term(1)));
+    backup.tick(now);
+    beat(now, &mut backup, &mut primary);
+    assert_eq!((primary.role(), primary.term(), primary.next_term()), (Role::Alone, Term(1), Term(3)));
+    primary.arbiter_answered(now, Term(2), Verdict::Granted);
+    assert_eq!(primary.stats().answers_stale, 1, "that it has won is of no interest: the twin gave up");
 }
 
 /// The backup asked and hears its primary again.

@@ -37,6 +37,7 @@ impl Machine {
             Action::Beaten { reason } => {
                 log::warn!("the guest held here is out of date: {reason}; joining the other machine");
                 monitor::event("beaten", "reason", reason);
+                self.ending = None;
                 self.figures.protected_since = None;
             }
             Action::Halt { reason } => self.halts_for(reason),

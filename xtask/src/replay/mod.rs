@@ -229,7 +229,7 @@ impl Replay<'_> {
         let stage = Stage::start(self.emulator, self.setup, self.software, key, self.directory)?;
         let started = Instant::now();
         let mut run = Run { stage, player, reader, stream: None, started, follows: None, moved: started, stands: None };
-        let outcome = run.to_the_end(session, &spinner)?;
+        let outcome = run.until_it_ends(session, &spinner)?;
         drop(spinner);
         run.report(&outcome, index, session, flip)
     }
@@ -240,7 +240,7 @@ impl Run {
         Time(u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX))
     }
 
-    fn to_the_end(&mut self, session: &Session, spinner: &Spinner) -> Result<Outcome> {
+    fn until_it_ends(&mut self, session: &Session, spinner: &Spinner) -> Result<Outcome> {
         let mut show_at = self.started + SHOW;
         loop {
             interrupt::check()?;
