@@ -16,7 +16,7 @@ impl Node {
             OnAnswer::Stale => self.stats.answers_stale += 1,
             OnAnswer::FailStop => {
                 self.stats.terms_lost += 1;
-                self.beaten(now, term, HaltReason::TermTaken(term));
+                self.beaten(now, HaltReason::TermTaken(term));
             }
             OnAnswer::Start => {
                 self.begin_reign(now);

@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_young_machine_gets_more_time() {
-        let seconds = |count| Span::from_millis(count * 1000);
+        let seconds = |count: u64| Span::from_millis(count * 1000);
         assert_eq!(time_until_reset(seconds(10), seconds(0)), seconds(10));
         assert_eq!(time_until_reset(seconds(10), seconds(60)), seconds(60));
         assert_eq!(time_until_reset(seconds(10), seconds(3600)), LONGEST);
