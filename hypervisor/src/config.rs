@@ -339,6 +339,12 @@ impl Config {
         if !(1..=3600).contains(&self.resets_an_hour) {
             return fail("option 'resets-an-hour' must be between 1 and 3600".to_owned());
         }
+        self.check_watchdog()?;
+        if self.alone_after.is_some() && self.role != StartRole::Auto {
+            return fail(
+                "option 'cold-start' is for machines that find out by themselves what they are: role=auto".to_owned(),
+            );
+        }
         if self.resets && self.role == StartRole::Primary {
             return fail(
                 "option 'on-halt=reset' would start a new guest beside the successor's: give it with role=auto or role=backup"
@@ -348,12 +354,6 @@ impl Config {
         if self.alone_after.is_some() && !self.arbiter.is_used() {
             return fail(
                 "option 'cold-start=alone-after' needs an arbiter, which tells a new guest from the old one".to_owned(),
-            );
-        }
-        self.check_watchdog()?;
-        if self.alone_after.is_some() && self.role != StartRole::Auto {
-            return fail(
-                "option 'cold-start' is for machines that find out by themselves what they are: role=auto".to_owned(),
             );
         }
         let cards = [("client-nic", self.client_nic), ("log-nic", self.log_nic), ("arbiter-nic", self.arbiter.nic)];

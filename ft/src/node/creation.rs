@@ -224,9 +224,12 @@ impl Node {
         }
     }
 
-    /// The arbiter gave `term` to another machine, or another one reigns in it: what is held here is out of date. A machine
-    /// that started by itself joins; another one halts, for a person to see.
-    pub(super) fn beaten(&mut self, now: Time, term: Term, reason: HaltReason) {
+    /// The arbiter gave a term to another machine, or another one reigns: what is held here is out of date. A machine that
+    /// started by itself joins; another one halts, for a person to see.
+    ///
+    /// Whoever was refused a term does not speak of it: the winner may not reign yet, and takes the word of a newer reign for
+    /// the end of its own guest.
+    pub(super) fn beaten(&mut self, now: Time, reason: HaltReason) {
         if !self.creation.auto {
             return self.end(reason);
         }
@@ -235,7 +238,9 @@ impl Node {
             // Others were given away since the arbiter was asked.
             (self.creation.newest, self.creation.refused) = (None, true);
         } else {
-            self.term = self.term.max(term);
+            if let HaltReason::Superseded(term) = reason {
+                self.term = self.term.max(term);
+            }
             self.actions.push_back(Action::Beaten { reason });
         }
         self.side = Side::Backup(BackupSide::Joining);

@@ -127,7 +127,7 @@ impl Node {
             OnClaim::Yield => {
                 self.close_link(Queued::Dropped);
                 self.withdraw();
-                self.beaten(now, beat.term, HaltReason::Superseded(beat.term));
+                self.beaten(now, HaltReason::Superseded(beat.term));
             }
         }
         true

@@ -253,7 +253,7 @@ impl Node {
             JoinVerdict::Outdated => {
                 self.refuse("the backup belonged to a newer reign than this primary's", Retry::Later);
                 self.withdraw();
-                self.beaten(now, term, HaltReason::Superseded(term));
+                self.beaten(now, HaltReason::Superseded(term));
             }
         }
     }

@@ -16,8 +16,7 @@ impl Node {
             OnAnswer::Stale => self.stats.answers_stale += 1,
             OnAnswer::FailStop => {
                 self.stats.terms_lost += 1;
-                // It may be the twin that won it, and who does not know yet: it would yield to a machine of that term.
-                self.beaten(now, self.term, HaltReason::TermTaken(term));
+                self.beaten(now, HaltReason::TermTaken(term));
             }
             OnAnswer::Start => {
                 self.begin_reign(now);

@@ -201,6 +201,38 @@ fn who_is_beaten_joins() {
     assert_eq!(own.role(), Role::Joining);
 }
 
+/// Nobody reigns yet in a term that was refused: a twin that hears of a newer reign throws its guest away.
+#[test]
+fn a_primary_that_is_refused_claims_no_reign() {
+    let config = Config { alone_after: Some(Span::from_millis(2000)), ..arbitrated() };
+    let mut primary = Node::new(Time(0), Start::Auto, config, identity(1)).unwrap();
+    primary.terms_seen(Time(0), Term(0));
+    pass(&mut primary, 0, 2000);
+    let now = Time(2_000_000);
+    primary.arbiter_answered(now, Term(1), Verdict::Granted);
+    let mut backup = Node::new(now, Start::Backup, arbitrated(), identity(2)).unwrap();
+    connect(now, &mut primary, &mut backup);
+    primary.finish_state(Position(10), 0).unwrap();
+    pump(now, &mut primary, &mut backup);
+    backup.joined(now);
+    pump(now, &mut backup, &mut primary);
+    // They lose each other, and both ask for the next term.
+    for own in [&mut primary, &mut backup] {
+        own.disconnected(now);
+        pass(own, 2050, 3500);
+    }
+    let now = Time(3_500_000);
+    assert!(backup.go_live(now, Position(10)).is_err());
+    assert_eq!((primary.asks_for(), backup.asks_for()), (Some(Term(2)), Some(Term(2))));
+    primary.arbiter_answered(now, Term(2), Verdict::Taken);
+    assert_eq!(primary.role(), Role::Joining);
+    primary.tick(now);
+    backup.heartbeat_received(now, &primary.poll_datagram(now).unwrap());
+    assert_eq!((backup.role(), backup.asks_for()), (Role::Draining, Some(Term(2))));
+    backup.arbiter_answered(now, Term(2), Verdict::Granted);
+    assert_eq!(backup.go_live(now, Position(10)).map(|taken| taken.term), Ok(Term(2)));
+}
+
 fn beat_of(node: u64, counter: u64, role: Role) -> Heartbeat {
     Heartbeat {
         pair: pair_digest("gemini"),

@@ -49,7 +49,7 @@ fn a_pair_has_a_key_or_says_that_it_needs_none() {
 
 #[test]
 fn a_machine_that_finds_out_what_it_is_waits_unless_it_is_told_otherwise() {
-    let auto = PAIR.replace("role=primary", "role=auto");
+    let auto = PAIR.replace("role=primary", "role=auto").replace("arbiter=none", "arbiter=10.1.0.3");
     let of = |extra: &str| Config::parse(&format!("{auto} {extra}"));
     let config = of("").unwrap();
     assert_eq!((config.role, config.protocol().alone_after, config.resets), (StartRole::Auto, None, false));
@@ -61,6 +61,13 @@ fn a_machine_that_finds_out_what_it_is_waits_unless_it_is_told_otherwise() {
     assert!(of("on-halt=reset watchdog=30s").is_ok_and(|config| config.watchdog == Some(Span(30_000_000))));
     assert!(of("watchdog=off").is_ok_and(|config| config.watchdog.is_none()));
     assert!(Config::parse("role=auto").unwrap_err().0.contains("client-nic"));
+    for (options, named) in [
+        (format!("{PAIR} on-halt=reset"), "beside the successor's"),
+        (auto.replace("arbiter=10.1.0.3", "arbiter=none cold-start=alone-after:60s"), "needs an arbiter"),
+    ] {
+        let error = Config::parse(&options).unwrap_err();
+        assert!(error.0.contains(named), "{error}");
+    }
 }
 
 #[test]

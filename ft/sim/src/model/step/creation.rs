@@ -17,7 +17,7 @@ impl Step<'_> {
         }
     }
 
-    /// Another machine reigns, or will.
+    /// Another machine reigns in this term, or 0: it will, and that is not spoken of.
     pub(super) fn beaten(&mut self, term: Term) {
         if !self.auto {
             return self.halt();

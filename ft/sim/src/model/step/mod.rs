@@ -107,7 +107,7 @@ impl Step<'_> {
         match rules.on_answer(own.role, own.bid, own.next, term, verdict) {
             OnAnswer::Stale => {}
             OnAnswer::FailStop => {
-                self.beaten(term);
+                self.beaten(Term(0));
                 self.own().refused = true;
             }
             OnAnswer::Start => self.create(),
