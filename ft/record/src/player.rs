@@ -36,7 +36,9 @@ pub struct Progress {
     pub digests: u64,
 }
 
-/// A byte of the addresses in IPv4 and ARP frames: a guest cannot take one for another.
+/// Frames that are longer carry data of TCP over IPv4.
+const HEADERS: usize = 70;
+/// Where their destination begins, without which no guest takes them.
 const ADDRESSES: usize = 30;
 
 /// What is to be handed to the node next.
@@ -91,8 +93,8 @@ impl Player {
         })
     }
 
-    /// Changes one bit of the first entry from `from` on that brings the guest a frame or typed text. (What a clock says holds
-    /// until the next one, and may never be read.)
+    /// Changes one bit of the first entry from `from` on that brings the guest a frame with data or typed text. (What a clock
+    /// says holds until the next one, and may never be read; an acknowledgement says no more than the next one.)
     pub fn flip(&mut self, from: Seq) {
         self.flip = Some(from);
     }
@@ -151,10 +153,8 @@ impl Player {
             return;
         }
         match entry {
-            Entry::PacketIn(data) | Entry::ConsoleIn(data) if !data.is_empty() => {
-                let at = ADDRESSES.min(data.len() - 1);
-                data[at] ^= 1;
-            }
+            Entry::PacketIn(data) if data.len() > HEADERS => data[ADDRESSES] ^= 1,
+            Entry::ConsoleIn(data) if !data.is_empty() => data[0] ^= 1,
             _ => return,
         }
         (self.flip, self.flipped) = (None, Some(seq));

@@ -65,7 +65,7 @@ pub struct ReplayArgs {
     /// The emulator [default: the one that it was recorded in; counters and processors differ]
     #[arg(long, value_enum)]
     on: Option<On>,
-    /// Change one bit of the frame, or of the typed text, in entry N or the next one with any: to see where it is found
+    /// Change one bit of the frame with data, or of the typed text, in entry N or the next one with any: to see it found
     #[arg(long, value_name = "N")]
     flip: Option<u64>,
     /// Where the machine's logs go [default: nowhere]
