@@ -92,7 +92,7 @@ fn what_is_refused_is_named() {
     refused("on-halt=reboot", "one of stay, reset");
     refused("watchdog=30s", "on-halt=reset");
     refused("on-halt=reset watchdog=1s", "between 2s and 2097s");
-    refused("on-halt=reset watchdog=on", "'watchdog'");
+    refused("on-halt=reset watchdog=on", "'watchdog=on'");
     refused("resets-an-hour=0", "between 1 and 3600");
     refused("guest-memory=5M", "guest-memory");
     refused("guest-memory=99999999999G", "guest-memory");
