@@ -33,8 +33,19 @@ pub const REPLAY_HEARTBEAT: Duration = Duration::from_secs(60);
 /// See [`REPLAY_HEARTBEAT`].
 pub const REPLAY_SUSPECT: Duration = Duration::from_secs(3600);
 /// Options that say nothing of the guest, and are not for who replays it.
-const NOT_REPLAYED: [&str; 7] =
-    ["client-nic", "insecure", "record", "guest-seed", "first-term", "test-commands", "transfer"];
+const NOT_REPLAYED: [&str; 11] = [
+    "client-nic",
+    "insecure",
+    "record",
+    "guest-seed",
+    "first-term",
+    "test-commands",
+    "transfer",
+    "cold-start",
+    "on-halt",
+    "resets-an-hour",
+    "watchdog",
+];
 
 /// The part that a machine is started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -446,7 +457,7 @@ mod tests {
 
     #[test]
     fn a_recording_is_replayed_with_the_options_that_concern_the_guest() {
-        let given = ["counter=ticks", "test-commands=on", "pair=x", "log-buffer=8M"];
+        let given = ["counter=ticks", "test-commands=on", "pair=x", "log-buffer=8M", "on-halt=reset", "watchdog=9s"];
         let common = Common { record: true, ..common(given.map(|text| text.parse().unwrap()).to_vec()) };
         let asked = Some(Asked { first_term: 1, sealed: true });
         let recorded = CommandLine::new(Slot::Pollux, Part::Backup, QEMU, asked, &common);
