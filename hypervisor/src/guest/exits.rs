@@ -6,8 +6,8 @@ use super::mmio::fault;
 use super::{Guest, Noting};
 use crate::cpu::registers::{CR4_OSXSAVE, CpuMsrs, EFER_LMA, EFER_LME, RFLAGS_RF, gpr};
 use crate::cpu::{EXIT_KINDS, Exception, Exit, IoExit};
-use crate::emulate::decode;
-use crate::platform::{CpuidContext, Outputs, PowerEvent, Size};
+use crate::emulate::{decode, is_64_bit};
+use crate::platform::{CpuidContext, Outputs, PowerEvent, Size, kvm};
 
 /// Exits by kind, in the order of [`EXIT_KINDS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,11 +61,13 @@ impl Guest {
             Exit::CacheFlush => self.by_length(),
             Exit::Xsetbv => self.write_xcr0(),
             Exit::Rdpmc => Done::Fault(Exception::GENERAL_PROTECTION),
-            Exit::Hypercall | Exit::Undefined => Done::Fault(Exception::UNDEFINED),
+            Exit::Hypercall => self.hypercall(),
+            Exit::Undefined => Done::Fault(Exception::UNDEFINED),
             Exit::Shutdown => Done::TripleFault,
             Exit::Invalid => Done::Crash("the CPU refuses the guest's state".into()),
             Exit::Unsupported(what) => Done::Crash(format!("{what} is not supported")),
-            Exit::Unknown(code) => panic!("unknown exit {code:#x} at position {}", self.position()),
+            Exit::Unknown(code) => Done::Crash(format!("the CPU leaves it for {code:#x}, which is not known")),
+            Exit::Unexpected(code) => panic!("exit {code:#x} at position {}", self.position()),
         };
         self.finish(done, out)
     }
@@ -102,9 +104,8 @@ impl Guest {
     /// An instruction was carried out: it counts, and the next is at `rip`.
     fn retire(&mut self, rip: u64) {
         let mode = self.vcpu.mode();
-        let wide = mode.efer & EFER_LMA != 0 && mode.segments.cs.attributes & crate::cpu::registers::Segment::LONG != 0;
         let registers = self.vcpu.registers_mut();
-        registers.rip = if wide { rip } else { rip & 0xFFFF_FFFF };
+        registers.rip = if is_64_bit(&mode) { rip } else { rip & 0xFFFF_FFFF };
         registers.rflags &= !RFLAGS_RF;
         self.vcpu.clear_interrupt_shadow();
         self.progress.emulated();
@@ -203,6 +204,21 @@ impl Guest {
         self.vcpu.set_msrs(&msrs);
         self.reload_paging();
         true
+    }
+
+    /// A hypercall of KVM's: Linux makes some that no feature bit offers, and wants to hear that there are none. See: Linux,
+    /// Documentation/virt/kvm/x86/hypercalls.rst.
+    fn hypercall(&mut self) -> Done {
+        let length = match self.instruction_length() {
+            Ok(length) => length,
+            Err(done) => return done,
+        };
+        let mode = self.vcpu.mode();
+        let result = if mode.segments.ss.dpl() == 0 { kvm::NO_SUCH_CALL } else { kvm::NOT_ALLOWED };
+        // Sign-extended in 64-bit mode, zero-extended else.
+        let wide = if is_64_bit(&mode) { result as i64 as u64 } else { u64::from(result as u32) };
+        self.vcpu.registers_mut().gpr[gpr::RAX] = wide;
+        Done::Next(length)
     }
 
     /// XSETBV. See: SDM volume 2D, "XSETBV".

@@ -7,6 +7,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
+use proptest::prelude::*;
+
 use super::exits::Done;
 use super::shadow::STEPS_AT_ONCE;
 use super::*;
@@ -441,4 +443,136 @@ fn a_reset_is_prepared_share_by_share() {
     assert!((1..shares).all(|_| !guest.prepare_reset()) && left(&guest) == [0, 0, 1]);
     assert!(guest.prepare_reset() && left(&guest) == [0; 3]);
     assert!(guest.prepare_reset(), "the log may be full, and the reset comes later");
+}
+
+/// Where the guest's word lies by which it ends interrupts.
+const WORD: Gpa = Gpa(0x2000);
+const LAPIC: u64 = crate::platform::lapic::DEFAULT_BASE;
+
+/// What happens to a guest that ends interrupts by memory.
+#[derive(Debug, Clone, Copy)]
+enum Happening {
+    /// This machine stops the guest, and its twin does not.
+    Stop,
+    /// The guest writes the word.
+    Word(u32),
+    /// It takes the interrupt that waits.
+    Take,
+    /// It leaves for the hypervisor, on both machines.
+    Exit,
+    /// The CPU misses a translation, on one of them.
+    Miss,
+    /// Its timer interrupts soon, with this vector.
+    Timer(u8),
+    /// An entry is applied.
+    Entry,
+    Digest,
+}
+
+fn happenings() -> impl Strategy<Value = Vec<Happening>> {
+    let happening = prop_oneof![
+        4 => Just(Happening::Stop),
+        5 => (0..2_u32).prop_map(Happening::Word),
+        3 => Just(Happening::Take),
+        1 => Just(Happening::Exit),
+        2 => Just(Happening::Miss),
+        3 => (0x30..0x33_u8).prop_map(Happening::Timer),
+        1 => Just(Happening::Entry),
+        1 => Just(Happening::Digest),
+    ];
+    prop::collection::vec(happening, 1..100)
+}
+
+/// What is seen of a guest to which this happens, a thing every ten ticks.
+fn seen_of(happenings: &[Happening], disturbed: bool) -> Vec<(Vec<u8>, [u8; 4])> {
+    let mut guest = guest(&[], false);
+    let write = |guest: &mut Guest, offset, value| {
+        let now = guest.now();
+        let Guest { platform, memory, .. } = guest;
+        platform.mmio_write(now, Gpa(LAPIC + offset), crate::platform::Size::Dword, value, memory, &mut Nothing);
+    };
+    write(&mut guest, 0xF0, 0x1FF);
+    write(&mut guest, 0x3E0, 0xB);
+    guest.platform.wrmsr(guest.now(), crate::platform::kvm::EOI, WORD.0 | 1, &mut guest.memory).unwrap();
+    let leave = |guest: &mut Guest, exit| {
+        let (registers, lent) = (*guest.vcpu.registers(), Lent::default());
+        let (extended, mode, exits) = (MadeUp::default(), Mode::default(), [exit].into());
+        guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false, cr2: 0 });
+    };
+    let mut seen = Vec::new();
+    for (number, &happening) in (1..).zip(happenings) {
+        let at = Position(10 * number);
+        guest.run(at, &mut Nothing);
+        match happening {
+            Happening::Stop if disturbed => drop(guest.run(at.after(5), &mut Nothing)),
+            // At a stop, where the next run misses it again.
+            Happening::Miss if disturbed => {
+                leave(&mut guest, Exit::PageFault { linear: 0, error_code: 0 });
+                guest.run(at.after(5), &mut Nothing);
+            }
+            Happening::Stop | Happening::Miss => {}
+            Happening::Word(word) => guest.memory.write(WORD, &word.to_le_bytes()).unwrap(),
+            Happening::Take => {
+                if let Some(vector) = guest.platform.pending_interrupt() {
+                    guest.platform.interrupt_taken(vector);
+                }
+            }
+            Happening::Exit => leave(&mut guest, out(0x80)),
+            Happening::Timer(vector) => {
+                write(&mut guest, 0x320, u64::from(vector));
+                write(&mut guest, 0x380, 3);
+            }
+            Happening::Entry => guest.console_in(b"x"),
+            Happening::Digest => seen.push((guest.save(), guest.memory.read(WORD).unwrap())),
+        }
+    }
+    guest.run(Position(10 * (happenings.len() as u64 + 1)), &mut Nothing);
+    seen.push((guest.save(), guest.memory.read(WORD).unwrap()));
+    seen
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    /// Also with a guest that takes the word back.
+    #[test]
+    fn where_a_machine_stops_does_not_matter_to_ends_by_memory(happenings in happenings()) {
+        prop_assert_eq!(seen_of(&happenings, true), seen_of(&happenings, false));
+    }
+}
+
+/// What a hypercall comes to at this privilege level, in 64-bit mode or in 32-bit mode; RAX holds garbage.
+fn after_hypercall(level: u16, long: bool, code: [u8; 3]) -> Registers {
+    let mut guest = guest(&[], false);
+    guest.memory.slice_mut(Gpa(0x1000), 3).unwrap().copy_from_slice(&code);
+    let mut registers = Registers { rip: 0x1000, ..Registers::default() };
+    registers.gpr[gpr::RAX] = 9;
+    let mut mode = Mode { cr0: 1, efer: if long { EFER_LMA } else { 0 }, ..Mode::default() };
+    mode.segments.cs = Segment::flat(8, if long { 0xA9B } else { 0xC9B });
+    mode.segments.ss = Segment::flat(0x10, 0xC93 | level << 5);
+    let (lent, extended, exits) = (Lent::default(), MadeUp::default(), [Exit::Hypercall].into());
+    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false, cr2: 0 });
+    guest.run(Position(1), &mut Nothing);
+    *guest.vcpu.registers()
+}
+
+#[test]
+fn hypercalls_are_there_and_none_is_known() {
+    const CODES: [[u8; 3]; 2] = [[0x0F, 0x01, 0xC1], [0x0F, 0x01, 0xD9]];
+    for code in CODES {
+        for (level, result) in [(0, -1000_i32), (3, -1)] {
+            for (long, result) in [(false, u64::from(result as u32)), (true, i64::from(result) as u64)] {
+                let registers = after_hypercall(level, long, code);
+                assert_eq!((registers.rip, registers.gpr[gpr::RAX]), (0x1003, result), "{level} {long}");
+            }
+        }
+    }
+}
+
+/// A CPU that is newer than this hypervisor. The guest is started anew, on both machines.
+#[test]
+fn an_exit_that_is_not_known_brings_down_the_guest_alone() {
+    let mut guest = guest(&[Exit::Unknown(0x3FFF)], false);
+    assert_eq!(guest.run(Position(100), &mut Nothing), Stop::Crashed);
+    assert!(guest.crash().is_some_and(|crash| crash.contains("0x3fff")), "{:?}", guest.crash());
 }
