@@ -21,13 +21,14 @@ use smoltcp::wire::{
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// All of the guest `hostile`, but for those with tests of their own below.
-const HOSTILE_CASES: [&str; 24] = [
+const HOSTILE_CASES: [&str; 25] = [
     "msr",
     "ports",
     "mmio",
     "mmio-unaligned",
     "mmio-instructions",
     "control-registers",
+    "hidden-instructions",
     "pci-absent",
     "bar-over-ram",
     "lapic",

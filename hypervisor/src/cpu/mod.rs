@@ -101,8 +101,11 @@ pub enum Exit {
     Invalid,
     /// The guest does what hardware can do and Pollux cannot.
     Unsupported(&'static str),
-    /// An exit that this hypervisor does not know: a bug of ours. The vendor's code for it.
+    /// An exit that this hypervisor does not know, of a processor that is newer: the guest did something. The vendor's code
+    /// for it.
     Unknown(u64),
+    /// An exit that nothing the guest does can cause: a bug of ours, or the machine is being reset. The vendor's code for it.
+    Unexpected(u64),
 }
 
 /// Names of the kinds of exit: what costs the same, and what is counted together.
@@ -149,7 +152,7 @@ impl Exit {
             Self::Cr8 => 10,
             Self::CacheFlush => 11,
             Self::Undefined => 12,
-            Self::Shutdown | Self::Invalid | Self::Unsupported(_) | Self::Unknown(_) => 13,
+            Self::Shutdown | Self::Invalid | Self::Unsupported(_) | Self::Unknown(_) | Self::Unexpected(_) => 13,
             Self::PageFault { .. } => 14,
             Self::Control => 15,
         }

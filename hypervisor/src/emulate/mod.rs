@@ -169,7 +169,7 @@ impl fmt::Debug for Bytes {
 }
 
 /// Whether code runs in 64-bit mode.
-fn is_64_bit(mode: &Mode) -> bool {
+pub fn is_64_bit(mode: &Mode) -> bool {
     mode.efer & EFER_LMA != 0 && mode.segments.cs.attributes & Segment::LONG != 0
 }
 

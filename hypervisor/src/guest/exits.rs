@@ -6,7 +6,7 @@ use super::mmio::fault;
 use super::{Guest, Noting};
 use crate::cpu::registers::{CR4_OSXSAVE, CpuMsrs, EFER_LMA, EFER_LME, RFLAGS_RF, gpr};
 use crate::cpu::{EXIT_KINDS, Exception, Exit, IoExit};
-use crate::emulate::decode;
+use crate::emulate::{decode, is_64_bit};
 use crate::platform::{CpuidContext, Outputs, PowerEvent, Size};
 
 /// Exits by kind, in the order of [`EXIT_KINDS`].
@@ -65,7 +65,8 @@ impl Guest {
             Exit::Shutdown => Done::TripleFault,
             Exit::Invalid => Done::Crash("the CPU refuses the guest's state".into()),
             Exit::Unsupported(what) => Done::Crash(format!("{what} is not supported")),
-            Exit::Unknown(code) => panic!("unknown exit {code:#x} at position {}", self.position()),
+            Exit::Unknown(code) => Done::Crash(format!("the CPU leaves it for {code:#x}, which is not known")),
+            Exit::Unexpected(code) => panic!("exit {code:#x} at position {}", self.position()),
         };
         self.finish(done, out)
     }
@@ -102,9 +103,8 @@ impl Guest {
     /// An instruction was carried out: it counts, and the next is at `rip`.
     fn retire(&mut self, rip: u64) {
         let mode = self.vcpu.mode();
-        let wide = mode.efer & EFER_LMA != 0 && mode.segments.cs.attributes & crate::cpu::registers::Segment::LONG != 0;
         let registers = self.vcpu.registers_mut();
-        registers.rip = if wide { rip } else { rip & 0xFFFF_FFFF };
+        registers.rip = if is_64_bit(&mode) { rip } else { rip & 0xFFFF_FFFF };
         registers.rflags &= !RFLAGS_RF;
         self.vcpu.clear_interrupt_shadow();
         self.progress.emulated();

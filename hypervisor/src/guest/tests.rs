@@ -442,3 +442,11 @@ fn a_reset_is_prepared_share_by_share() {
     assert!(guest.prepare_reset() && left(&guest) == [0; 3]);
     assert!(guest.prepare_reset(), "the log may be full, and the reset comes later");
 }
+
+/// A CPU that is newer than this hypervisor. The guest is started anew, on both machines.
+#[test]
+fn an_exit_that_is_not_known_brings_down_the_guest_alone() {
+    let mut guest = guest(&[Exit::Unknown(0x3FFF)], false);
+    assert_eq!(guest.run(Position(100), &mut Nothing), Stop::Crashed);
+    assert!(guest.crash().is_some_and(|crash| crash.contains("0x3fff")), "{:?}", guest.crash());
+}

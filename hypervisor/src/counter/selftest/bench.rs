@@ -187,7 +187,7 @@ impl<'a> Bench<'a> {
         self.registers().gpr[gpr::RAX] = 0xFEC0_0000;
         self.registers().gpr[gpr::RBX] = 0xFEC0_0000;
         match self.run(u64::MAX) {
-            (Some(Exit::Shutdown | Exit::Invalid | Exit::Unknown(_)) | None, _) => NONSENSE,
+            (Some(Exit::Shutdown | Exit::Invalid | Exit::Unknown(_) | Exit::Unexpected(_)) | None, _) => NONSENSE,
             (Some(_), ticks) => ticks,
         }
     }

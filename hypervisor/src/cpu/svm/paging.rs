@@ -58,6 +58,11 @@ const FOR_PAGES: u64 = CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP;
 impl SvmVcpu {
     pub(super) fn begin_tracking(&mut self, (base, len): (u64, u64)) {
         self.others.tracked = Some(self.nested_paging.make_window(WINDOW.0, base, len));
+        // It is hidden then. See: APM volume 3, "INVPCID".
+        let features = raw_cpuid::CpuId::new().get_extended_feature_info();
+        if features.is_some_and(|features| features.has_invpcid()) {
+            self.guest.control.intercept3 |= vmcb::INTERCEPT_INVPCID;
+        }
     }
 
     /// The guest's registers hold this, and the CPU walks from `root`; without one it walks the guest's tables, or flat ones

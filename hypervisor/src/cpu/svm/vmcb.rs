@@ -39,7 +39,11 @@ pub mod intercept2 {
     pub const MONITOR: u32 = 1 << 10;
     pub const MWAIT: u32 = 1 << 11;
     pub const XSETBV: u32 = 1 << 13;
+    pub const RDPRU: u32 = 1 << 14;
 }
+
+/// Intercept of INVPCID in the third vector (offset 0x14).
+pub const INTERCEPT_INVPCID: u32 = 1 << 2;
 
 /// Intercepts of CR8: reads are bit n, writes bit 16 + n of the vector at offset 0.
 pub const INTERCEPT_CR8: u32 = 1 << 8 | 1 << 24;
@@ -72,6 +76,8 @@ pub mod exit {
     pub const PAGE_FAULT: u64 = 0x4E;
     pub const INTR: u64 = 0x60;
     pub const NMI: u64 = 0x61;
+    pub const SMI: u64 = 0x62;
+    pub const INIT: u64 = 0x63;
     pub const RDTSC: u64 = 0x6E;
     pub const RDPMC: u64 = 0x6F;
     pub const CPUID: u64 = 0x72;
@@ -92,6 +98,8 @@ pub mod exit {
     pub const MONITOR: u64 = 0x8A;
     pub const MWAIT: u64 = 0x8B;
     pub const XSETBV: u64 = 0x8D;
+    pub const RDPRU: u64 = 0x8E;
+    pub const INVPCID: u64 = 0xA2;
     pub const NESTED_PAGE_FAULT: u64 = 0x400;
     pub const INVALID: u64 = u64::MAX;
     /// QEMU 7.2 stores [`INVALID`] as a number of 32 bits.

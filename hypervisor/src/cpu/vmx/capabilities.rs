@@ -59,7 +59,8 @@ const SECONDARY_NEEDED: [Control; 3] =
 const RDTSCP: u32 = 1 << 3;
 const VPID: u32 = 1 << 5;
 const RDRAND_EXITING: Control = (1 << 11, "RDRAND exiting");
-const INVPCID: u32 = 1 << 12;
+/// Secondary control: the guest has INVPCID.
+pub(super) const INVPCID: u32 = 1 << 12;
 const RDSEED_EXITING: Control = (1 << 16, "RDSEED exiting");
 
 const EXIT: [Control; 5] = [

@@ -196,7 +196,7 @@ impl VmxVcpu {
                 write(fields::CR0_SHADOW, self.registers.gpr[register]);
             }
             ControlAccess::WriteCr0(_) | ControlAccess::WriteCr4 => self.inject(Exception::GENERAL_PROTECTION),
-            ControlAccess::Other => return ExitOrGoOn::Exit(Exit::Unknown(u64::from(reason::CONTROL_REGISTER))),
+            ControlAccess::Other => return ExitOrGoOn::Exit(Exit::Unexpected(u64::from(reason::CONTROL_REGISTER))),
         }
         ExitOrGoOn::GoOn
     }

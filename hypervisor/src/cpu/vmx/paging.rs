@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::VmxVcpu;
-use super::capabilities::IA32E_GUEST;
+use super::capabilities::{IA32E_GUEST, INVPCID};
 use super::fields::{self, GUEST_PDPTES};
 use super::instructions::{self, write};
 use super::setup::GUEST_VPID;
@@ -39,6 +39,9 @@ impl VmxVcpu {
         }
         let window = self.nested_paging.make_window(WINDOW.0, base, len);
         self.tracking = Some(Tracking { base, window, walked: None });
+        // It would exit with INVLPG, and is hidden.
+        self.capabilities.controls.secondary &= !INVPCID;
+        write(fields::SECONDARY_CONTROLS, self.capabilities.controls.secondary);
         // All of them: the guest reads what it wrote, and each write exits that changes anything.
         write(fields::CR0_MASK, u64::MAX);
         write(fields::CR4_MASK, u64::MAX);

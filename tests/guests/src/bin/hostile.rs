@@ -19,13 +19,14 @@ static FAULTS: AtomicU64 = AtomicU64::new(0);
 /// Length of the instruction that may fault.
 static LENGTH: AtomicU64 = AtomicU64::new(2);
 
-const CASES: [(&str, fn()); 13] = [
+const CASES: [(&str, fn()); 14] = [
     ("msr", msr),
     ("ports", ports),
     ("mmio", mmio),
     ("mmio-unaligned", mmio_unaligned),
     ("mmio-instructions", mmio_instructions),
     ("control-registers", control_registers),
+    ("hidden-instructions", hidden_instructions),
     ("pci-absent", pci_absent),
     ("bar-over-ram", bar_over_ram),
     ("lapic", local_apic),
@@ -222,6 +223,43 @@ fn control_registers() {
         asm!("vmcall", inout("eax") 0x1234 => _, options(nomem, nostack));
         println!("  VMCALL: {} fault(s)", faults());
     }
+    LENGTH.store(2, Ordering::Relaxed);
+}
+
+/// Instructions that CPUID hides, or that no guest has: #UD each.
+fn hidden_instructions() {
+    static DESCRIPTOR: [u64; 2] = [0; 2];
+    let [leaf_1, leaf_7] = [cpu::cpuid(1, 0).ecx, cpu::cpuid(7, 0).ebx];
+    macro_rules! refuse {
+        ($name:literal, $length:literal, $code:literal) => {
+            LENGTH.store($length, Ordering::Relaxed);
+            // SAFETY: what follows is refused, and skipped; an INVPCID that is not forgets all translations.
+            unsafe {
+                asm!(concat!(".byte ", $code), inout("rax") 2u64 => _, inout("rcx") DESCRIPTOR.as_ptr() => _,
+                    inout("rdx") 0u64 => _);
+            }
+            assert_eq!(faults(), 1, "{} raises #UD", $name);
+        };
+    }
+    if leaf_7 & 1 << 10 == 0 {
+        refuse!("INVPCID", 5, "0x66, 0x0f, 0x38, 0x82, 0x01");
+    }
+    if leaf_1 & 1 << 3 == 0 {
+        refuse!("MONITOR", 3, "0x0f, 0x01, 0xc8");
+        refuse!("MWAIT", 3, "0x0f, 0x01, 0xc9");
+    }
+    refuse!("VMLAUNCH", 3, "0x0f, 0x01, 0xc2");
+    refuse!("VMXOFF", 3, "0x0f, 0x01, 0xc4");
+    refuse!("VMREAD", 3, "0x0f, 0x78, 0xc1");
+    refuse!("VMFUNC", 3, "0x0f, 0x01, 0xd4");
+    refuse!("GETSEC", 2, "0x0f, 0x37");
+    refuse!("TDCALL", 4, "0x66, 0x0f, 0x01, 0xcc");
+    refuse!("SEAMCALL", 4, "0x66, 0x0f, 0x01, 0xcf");
+    refuse!("VMRUN", 3, "0x0f, 0x01, 0xd8");
+    refuse!("STGI", 3, "0x0f, 0x01, 0xdc");
+    refuse!("SKINIT", 3, "0x0f, 0x01, 0xde");
+    refuse!("INVLPGA", 3, "0x0f, 0x01, 0xdf");
+    refuse!("RDPRU", 3, "0x0f, 0x01, 0xfd");
     LENGTH.store(2, Ordering::Relaxed);
 }
 
