@@ -190,7 +190,10 @@ impl Mmu {
             true => None,
             false => self.fault(memory, gva, access)?,
         };
-        let (entry, level) = self.find(format, format.linear(gva)).expect("what was filled is there");
+        let (at, index) = self.find(format, format.linear(gva)).expect("what was filled is there");
+        let level = self.tables.key(at).level;
+        // The guest's entry: ours leads elsewhere if a device, or a page that is as large, lies where the window is.
+        let entry = self.tables.source(format, at, index);
         let within = (1 << format.shift(level)) - 1;
         Ok((Gpa(format.frame(entry, level) & !within | gva & within), root))
     }
@@ -310,20 +313,24 @@ impl Mmu {
     /// Whether our tables allow an access already.
     fn allows(&self, format: Format, paging: &Paging, gva: u64, access: Access) -> bool {
         let paging = Paging { cr0: paging.cr0 | CR0_WP, ..*paging };
-        self.find(format, gva).is_some_and(|(entry, _)| access.allowed(&paging, entry, entry & NO_EXECUTE != 0))
+        self.find(format, gva).is_some_and(|(at, index)| {
+            let entry = self.tables.get(format, at, index);
+            access.allowed(&paging, entry, entry & NO_EXECUTE != 0)
+        })
     }
 
-    /// Our entry for a page, and its level.
-    fn find(&self, format: Format, gva: u64) -> Option<(u64, u32)> {
+    /// The table and the index of our entry for a page.
+    fn find(&self, format: Format, gva: u64) -> Option<(Number, u64)> {
         let mut at = self.root;
         for level in (1..=format.levels()).rev() {
-            let entry = self.tables.get(format, at, format.index(gva, level));
+            let index = format.index(gva, level);
+            let entry = self.tables.get(format, at, index);
             if entry == 0 {
                 return None;
             }
             match self.below(at, entry) {
                 Some(child) => at = child,
-                None => return Some((entry, level)),
+                None => return Some((at, index)),
             }
         }
         None

@@ -240,6 +240,33 @@ fn nothing_leads_to_the_window() {
     }
 }
 
+/// The CPU is led elsewhere; the guest's access is to the device behind its own entry.
+#[test]
+fn a_page_over_the_window_leads_to_the_devices_in_it() {
+    for (format, level, start, device) in [
+        (Format::Legacy, 1, 0xF010_0000, 0xF010_0123),
+        (Format::Legacy, 2, 0xF000_0000, 0xF010_0123),
+        (Format::Pae, 2, 0xF020_0000, 0xF030_0123),
+        (Format::Long, 1, 0xF010_0000, 0xF010_0123),
+        (Format::Long, 3, 0xC000_0000, 0xFEE0_0020),
+    ] {
+        let mut world = World::new(format, NoTlb::default());
+        let mut mmu = Mmu::new(8, 40);
+        for (table, above) in (1..).zip((level + 1..=format.levels()).rev()) {
+            let flags = if format.is_pointer(above) { 1 } else { 7 };
+            put(format, &mut world.memory, table * PAGE_SIZE, 0, (table + 1) * PAGE_SIZE + flags);
+        }
+        let lowest = u64::from(format.levels() - level) + 1;
+        put(format, &mut world.memory, lowest * PAGE_SIZE, 0, start | if level > 1 { LARGE } else { 0 } | 7);
+        let paging = Paging { cr3: PAGE_SIZE, ..world.paging };
+        mmu.load(&world.memory, &paging).unwrap();
+        for access in [READ, WRITE, READ] {
+            let (gpa, _) = mmu.translate(&mut world.memory, device - start, access).unwrap();
+            assert_eq!(gpa, Gpa(device), "{format:?} {level}");
+        }
+    }
+}
+
 #[test]
 fn a_pool_that_is_used_up_begins_anew() {
     let mut world = process();

@@ -1,6 +1,6 @@
 //! Paging in corners, in pseudo-random order, for ever: events whose tables and stack are not translated yet; SMAP, with CR0.WP
 //! clear and in the system's own accesses; stack segments loaded from pages that move; pages of 2 MiB and 1 GiB, global
-//! ones; 32-bit paging and PAE.
+//! ones; devices in one of 1 GiB; 32-bit paging and PAE.
 //!
 //! `seed=` chooses the order, `case=` one of the corners. What the architecture promises is checked.
 #![no_std]
@@ -26,6 +26,9 @@ use x86_64::structures::DescriptorTablePointer;
 const WINDOW: u64 = 512 << 30;
 const LARGE_PAGE: u64 = WINDOW + (2 << 20);
 const HUGE_PAGE: u64 = WINDOW + (1 << 30);
+/// Another of 1 GiB, where devices are.
+const DEVICE_PAGE: u64 = WINDOW + (2 << 30);
+const DEVICES: u64 = 0xC000_0000;
 /// Memory that nobody uses, for the large pages.
 const LARGE_FRAME: u64 = 10 << 20;
 
@@ -68,7 +71,7 @@ struct State {
 
 type Step = fn(&mut State);
 
-const STEPS: [(&str, Step); 7] = [
+const STEPS: [(&str, Step); 8] = [
     ("delivery", delivery),
     ("timer", timer),
     ("protection", protection),
@@ -76,6 +79,7 @@ const STEPS: [(&str, Step); 7] = [
     ("shadow", shadow),
     ("large", large),
     ("compatible", compatible),
+    ("devices", devices),
 ];
 
 fn entry(page: u64) -> Entry {
@@ -356,6 +360,29 @@ fn large(state: &mut State) {
     state.seen = state.seen.rotate_left(5) ^ bits[0] ^ bits[1] << 8 ^ bits[2] << 16;
 }
 
+/// The last GiB below 4 GiB in one page: the I/O APIC and the local APIC are where they are without it.
+fn devices(state: &mut State) {
+    const IOAPIC: u64 = 0xFEC0_0000;
+    const LAPIC_VERSION: u64 = 0xFEE0_0030;
+    if !state.has_gib_pages {
+        return;
+    }
+    if state.random.below(4) == 0 {
+        POINTERS.entry(2).clear(ACCESSED | DIRTY);
+        tlb::flush_all();
+    }
+    let [versions, others] = [0, DEVICE_PAGE - DEVICES].map(|offset| {
+        // SAFETY: registers of devices that are there; selecting one and reading it changes nothing else.
+        unsafe {
+            ((IOAPIC + offset) as *mut u32).write_volatile(1);
+            [IOAPIC + 16, LAPIC_VERSION].map(|device| ((device + offset) as *const u32).read_volatile())
+        }
+    });
+    assert_eq!(versions, others, "by the pages of the boot loader, and by one of 1 GiB");
+    assert_ne!(others[0], u32::MAX);
+    state.seen = state.seen.rotate_left(7) ^ POINTERS.entry(2).get();
+}
+
 /// 32-bit paging or PAE, outside of long mode.
 fn compatible(state: &mut State) {
     let pae = state.random.below(2) == 0;
@@ -369,6 +396,7 @@ fn set_up(random: Random) -> State {
     Entry::at((root & ADDRESS) + 8).set(POINTERS.address() | flags);
     POINTERS.entry(0).set(DIRECTORY.address() | flags);
     POINTERS.entry(1).set(PRESENT | WRITABLE | LARGE);
+    POINTERS.entry(2).set(DEVICES | PRESENT | WRITABLE | LARGE);
     DIRECTORY.entry(0).set(TABLE.address() | flags);
     DIRECTORY.entry(1).set(LARGE_FRAME | PRESENT | WRITABLE | LARGE);
     content(LOCAL).set(segments::LOCAL_TABLE);
