@@ -7,7 +7,7 @@ use super::{Guest, Noting};
 use crate::cpu::registers::{CR4_OSXSAVE, CpuMsrs, EFER_LMA, EFER_LME, RFLAGS_RF, gpr};
 use crate::cpu::{EXIT_KINDS, Exception, Exit, IoExit};
 use crate::emulate::{decode, is_64_bit};
-use crate::platform::{CpuidContext, Outputs, PowerEvent, Size};
+use crate::platform::{CpuidContext, Outputs, PowerEvent, Size, kvm};
 
 /// Exits by kind, in the order of [`EXIT_KINDS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,7 +61,8 @@ impl Guest {
             Exit::CacheFlush => self.by_length(),
             Exit::Xsetbv => self.write_xcr0(),
             Exit::Rdpmc => Done::Fault(Exception::GENERAL_PROTECTION),
-            Exit::Hypercall | Exit::Undefined => Done::Fault(Exception::UNDEFINED),
+            Exit::Hypercall => self.hypercall(),
+            Exit::Undefined => Done::Fault(Exception::UNDEFINED),
             Exit::Shutdown => Done::TripleFault,
             Exit::Invalid => Done::Crash("the CPU refuses the guest's state".into()),
             Exit::Unsupported(what) => Done::Crash(format!("{what} is not supported")),
@@ -203,6 +204,21 @@ impl Guest {
         self.vcpu.set_msrs(&msrs);
         self.reload_paging();
         true
+    }
+
+    /// A hypercall of KVM's: Linux makes some that no feature bit offers, and wants to hear that there are none. See: Linux,
+    /// Documentation/virt/kvm/x86/hypercalls.rst.
+    fn hypercall(&mut self) -> Done {
+        let length = match self.instruction_length() {
+            Ok(length) => length,
+            Err(done) => return done,
+        };
+        let mode = self.vcpu.mode();
+        let result = if mode.segments.ss.dpl() == 0 { kvm::NO_SUCH_CALL } else { kvm::NOT_ALLOWED };
+        // Sign-extended in 64-bit mode, zero-extended else.
+        let wide = if is_64_bit(&mode) { result as i64 as u64 } else { u64::from(result as u32) };
+        self.vcpu.registers_mut().gpr[gpr::RAX] = wide;
+        Done::Next(length)
     }
 
     /// XSETBV. See: SDM volume 2D, "XSETBV".

@@ -443,6 +443,34 @@ fn a_reset_is_prepared_share_by_share() {
     assert!(guest.prepare_reset(), "the log may be full, and the reset comes later");
 }
 
+/// What a hypercall comes to at this privilege level, in 64-bit mode or in 32-bit mode; RAX holds garbage.
+fn after_hypercall(level: u16, long: bool, code: [u8; 3]) -> Registers {
+    let mut guest = guest(&[], false);
+    guest.memory.slice_mut(Gpa(0x1000), 3).unwrap().copy_from_slice(&code);
+    let mut registers = Registers { rip: 0x1000, ..Registers::default() };
+    registers.gpr[gpr::RAX] = 9;
+    let mut mode = Mode { cr0: 1, efer: if long { EFER_LMA } else { 0 }, ..Mode::default() };
+    mode.segments.cs = Segment::flat(8, if long { 0xA9B } else { 0xC9B });
+    mode.segments.ss = Segment::flat(0x10, 0xC93 | level << 5);
+    let (lent, extended, exits) = (Lent::default(), MadeUp::default(), [Exit::Hypercall].into());
+    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false, cr2: 0 });
+    guest.run(Position(1), &mut Nothing);
+    *guest.vcpu.registers()
+}
+
+#[test]
+fn hypercalls_are_there_and_none_is_known() {
+    const CODES: [[u8; 3]; 2] = [[0x0F, 0x01, 0xC1], [0x0F, 0x01, 0xD9]];
+    for code in CODES {
+        for (level, result) in [(0, -1000_i32), (3, -1)] {
+            for (long, result) in [(false, u64::from(result as u32)), (true, i64::from(result) as u64)] {
+                let registers = after_hypercall(level, long, code);
+                assert_eq!((registers.rip, registers.gpr[gpr::RAX]), (0x1003, result), "{level} {long}");
+            }
+        }
+    }
+}
+
 /// A CPU that is newer than this hypervisor. The guest is started anew, on both machines.
 #[test]
 fn an_exit_that_is_not_known_brings_down_the_guest_alone() {

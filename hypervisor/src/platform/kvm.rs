@@ -33,6 +33,11 @@ pub const EOI: u32 = 0x4B56_4D04;
 /// [`SYSTEM_TIME`], [`EOI`]: in use.
 const ENABLE: u64 = 1 << 0;
 
+/// What a hypercall gives that is not there: KVM's ENOSYS. None is there.
+pub const NO_SUCH_CALL: i32 = -1000;
+/// What it gives to code without the system's rights: EPERM.
+pub const NOT_ALLOWED: i32 = -1;
+
 /// The word's bit: the guest may end its interrupt by clearing it.
 const MAY_END: u32 = 1 << 0;
 
