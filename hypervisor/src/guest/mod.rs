@@ -249,7 +249,6 @@ impl Guest {
         if let (true, Some(vector)) = (entered.interrupt_taken, offered) {
             self.platform.interrupt_taken(vector);
         }
-        self.platform.take_end(&self.memory);
         self.exits.count(entered.exit);
         // A stop is exact when the limit ended the run; before that a host interrupt may have come in the middle of
         // the delivery of a fault, where the count is ambiguous.
@@ -259,7 +258,14 @@ impl Guest {
         let early = self.settled && matches!(entered.exit, Exit::PageFault { .. }) && !self.vcpu.has_undelivered();
         if entered.exit.is_own() && !early {
             let position = self.position();
+            let both = is_on_both(entered.exit);
+            if both {
+                self.platform.take_end(&self.memory);
+            }
             self.settled = self.handle(entered.exit, out);
+            if both {
+                self.platform.let_end(&mut self.memory);
+            }
             if self.mmu.as_ref().is_some_and(|mmu| mmu.is_open()) {
                 self.opened.get_or_insert(position);
             }
@@ -282,12 +288,15 @@ impl Guest {
     }
 
     /// Fires the timers that are due at the current position. Called on arrival at it, and when an entry has moved time.
+    ///
+    /// A guest that ends interrupts by memory is left alone when none is: only this machine may have stopped it here.
     fn fire_due(&mut self) {
         let now = self.now();
         while self.platform.next_deadline().is_some_and(|deadline| deadline <= now) {
+            self.platform.take_end(&self.memory);
             self.platform.advance(now, &mut self.memory);
+            self.platform.let_end(&mut self.memory);
         }
-        self.platform.let_end(&mut self.memory);
     }
 
     fn interrupts_enabled(&self) -> bool {
@@ -297,6 +306,7 @@ impl Guest {
     /// Applies a received frame. The guest stands at an exact stop.
     pub fn packet_in(&mut self, frame: &[u8]) {
         assert!(self.settled, "an entry was applied away from an exact stop");
+        self.platform.take_end(&self.memory);
         self.platform.packet_in(&mut self.memory, frame);
         self.platform.let_end(&mut self.memory);
     }
@@ -304,6 +314,7 @@ impl Guest {
     /// Applies console input. The guest stands at an exact stop.
     pub fn console_in(&mut self, bytes: &[u8]) {
         assert!(self.settled, "an entry was applied away from an exact stop");
+        self.platform.take_end(&self.memory);
         self.platform.console_in(bytes);
         self.platform.let_end(&mut self.memory);
     }
@@ -315,6 +326,7 @@ impl Guest {
     pub fn steer_clock(&mut self, base: GuestTime, rate: u64) -> Result<(), crate::platform::ClockError> {
         assert!(self.settled, "an entry was applied away from an exact stop");
         let position = self.position();
+        self.platform.take_end(&self.memory);
         self.platform.clock_mut().steer(position, base, rate)?;
         self.fire_due();
         Ok(())
@@ -329,6 +341,7 @@ impl Guest {
     pub fn save(&mut self) -> alloc::vec::Vec<u8> {
         assert!(self.settled, "a state was saved away from an exact stop");
         self.restart_paging();
+        self.platform.take_end(&self.memory);
         let mut machine = MachineState::of(self);
         let (saved, extended) = (state::save(&mut machine), machine.cpu.extended);
         self.vcpu.extended().load(&extended);
@@ -384,8 +397,9 @@ impl Guest {
         memory.take_dirty().unwrap_or_else(|| PageSet::new(0))
     }
 
-    /// Hash of CPU, platform and position.
+    /// Hash of CPU, platform and position. Twins are to take it at the same.
     pub fn hash(&mut self) -> u64 {
+        self.platform.take_end(&self.memory);
         state::hash(&mut MachineState::of(self))
     }
 
@@ -471,6 +485,12 @@ pub const REGISTERS: [&str; 18] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
     "rip", "rflags",
 ];
+
+/// Whether both twins leave the guest for it at the same position. What a CPU has cached decides whether a translation is
+/// missed again, and whether reads of the clock exit, each machine's self-test.
+const fn is_on_both(exit: Exit) -> bool {
+    exit.is_own() && !matches!(exit, Exit::PageFault { .. } | Exit::Rdtsc | Exit::Rdtscp)
+}
 
 /// CPU, platform and position, shown to a visitor in this order.
 struct MachineState<'a> {

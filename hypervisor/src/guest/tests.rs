@@ -7,6 +7,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
+use proptest::prelude::*;
+
 use super::exits::Done;
 use super::shadow::STEPS_AT_ONCE;
 use super::*;
@@ -441,6 +443,102 @@ fn a_reset_is_prepared_share_by_share() {
     assert!((1..shares).all(|_| !guest.prepare_reset()) && left(&guest) == [0, 0, 1]);
     assert!(guest.prepare_reset() && left(&guest) == [0; 3]);
     assert!(guest.prepare_reset(), "the log may be full, and the reset comes later");
+}
+
+/// Where the guest's word lies by which it ends interrupts.
+const WORD: Gpa = Gpa(0x2000);
+const LAPIC: u64 = crate::platform::lapic::DEFAULT_BASE;
+
+/// What happens to a guest that ends interrupts by memory.
+#[derive(Debug, Clone, Copy)]
+enum Happening {
+    /// This machine stops the guest, and its twin does not.
+    Stop,
+    /// The guest writes the word.
+    Word(u32),
+    /// It takes the interrupt that waits.
+    Take,
+    /// It leaves for the hypervisor, on both machines.
+    Exit,
+    /// The CPU misses a translation, on one of them.
+    Miss,
+    /// Its timer interrupts soon, with this vector.
+    Timer(u8),
+    /// An entry is applied.
+    Entry,
+    Digest,
+}
+
+fn happenings() -> impl Strategy<Value = Vec<Happening>> {
+    let happening = prop_oneof![
+        4 => Just(Happening::Stop),
+        5 => (0..2_u32).prop_map(Happening::Word),
+        3 => Just(Happening::Take),
+        1 => Just(Happening::Exit),
+        2 => Just(Happening::Miss),
+        3 => (0x30..0x33_u8).prop_map(Happening::Timer),
+        1 => Just(Happening::Entry),
+        1 => Just(Happening::Digest),
+    ];
+    prop::collection::vec(happening, 1..100)
+}
+
+/// What is seen of a guest to which this happens, a thing every ten ticks.
+fn seen_of(happenings: &[Happening], disturbed: bool) -> Vec<(Vec<u8>, [u8; 4])> {
+    let mut guest = guest(&[], false);
+    let write = |guest: &mut Guest, offset, value| {
+        let now = guest.now();
+        let Guest { platform, memory, .. } = guest;
+        platform.mmio_write(now, Gpa(LAPIC + offset), crate::platform::Size::Dword, value, memory, &mut Nothing);
+    };
+    write(&mut guest, 0xF0, 0x1FF);
+    write(&mut guest, 0x3E0, 0xB);
+    guest.platform.wrmsr(guest.now(), crate::platform::kvm::EOI, WORD.0 | 1, &mut guest.memory).unwrap();
+    let leave = |guest: &mut Guest, exit| {
+        let (registers, lent) = (*guest.vcpu.registers(), Lent::default());
+        let (extended, mode, exits) = (MadeUp::default(), Mode::default(), [exit].into());
+        guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false, cr2: 0 });
+    };
+    let mut seen = Vec::new();
+    for (number, &happening) in (1..).zip(happenings) {
+        let at = Position(10 * number);
+        guest.run(at, &mut Nothing);
+        match happening {
+            Happening::Stop if disturbed => drop(guest.run(at.after(5), &mut Nothing)),
+            // At a stop, where the next run misses it again.
+            Happening::Miss if disturbed => {
+                leave(&mut guest, Exit::PageFault { linear: 0, error_code: 0 });
+                guest.run(at.after(5), &mut Nothing);
+            }
+            Happening::Stop | Happening::Miss => {}
+            Happening::Word(word) => guest.memory.write(WORD, &word.to_le_bytes()).unwrap(),
+            Happening::Take => {
+                if let Some(vector) = guest.platform.pending_interrupt() {
+                    guest.platform.interrupt_taken(vector);
+                }
+            }
+            Happening::Exit => leave(&mut guest, out(0x80)),
+            Happening::Timer(vector) => {
+                write(&mut guest, 0x320, u64::from(vector));
+                write(&mut guest, 0x380, 3);
+            }
+            Happening::Entry => guest.console_in(b"x"),
+            Happening::Digest => seen.push((guest.save(), guest.memory.read(WORD).unwrap())),
+        }
+    }
+    guest.run(Position(10 * (happenings.len() as u64 + 1)), &mut Nothing);
+    seen.push((guest.save(), guest.memory.read(WORD).unwrap()));
+    seen
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    /// Also with a guest that takes the word back.
+    #[test]
+    fn where_a_machine_stops_does_not_matter_to_ends_by_memory(happenings in happenings()) {
+        prop_assert_eq!(seen_of(&happenings, true), seen_of(&happenings, false));
+    }
 }
 
 /// What a hypercall comes to at this privilege level, in 64-bit mode or in 32-bit mode; RAX holds garbage.

@@ -7,8 +7,8 @@
 //!
 //! A word of guest memory says whether the guest may end its interrupt by clearing the word. It is set when an interrupt
 //! becomes pending and no other is pending or in service, and cleared when another joins it: at an exact stop in either case,
-//! so that the word is a function of the position. When the guest cleared it is looked at wherever the guest stopped; until
-//! somebody asks the local APIC, it does not matter when.
+//! so that the word is a function of the position. A guest may also set it again: so whether it was cleared is looked at only
+//! where both twins do, before something happens to the machine or its state is saved; until then it does not matter.
 //! See: Linux, Documentation/virt/kvm/x86/cpuid.rst, msr.rst; arch/x86/include/asm/pvclock-abi.h.
 
 use super::access::Gp;

@@ -272,16 +272,15 @@ impl Platform {
         self.lapic.taken(vector);
     }
 
-    /// Takes note of an interrupt that the guest ended by memory. Wherever the guest stopped, before anything else is done
-    /// to the machine.
+    /// Takes note of an interrupt that the guest ended by memory. Before anything is done to the machine, and before its
+    /// state is looked at: where both twins do, and nowhere else, as the guest may write the word again.
     pub fn take_end(&mut self, memory: &GuestMemory) {
         if self.lapic.is_serving() && self.kvm.take_end(memory) {
             self.lapic.ended();
         }
     }
 
-    /// Says in memory whether the guest may end its interrupt there: at an exact stop, after everything that was done to the
-    /// machine.
+    /// Says in memory whether the guest may end its interrupt there: after everything that was done to the machine.
     pub fn let_end(&mut self, memory: &mut GuestMemory) {
         self.kvm.let_end(self.lapic.may_end(), memory);
     }

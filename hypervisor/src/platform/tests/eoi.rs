@@ -16,8 +16,6 @@ enum Step {
     Take,
     /// The guest ends what it serves, if it serves anything.
     End,
-    /// The machine stops for nothing that concerns the guest.
-    Stop,
     /// The guest lowers or raises its priority.
     Priority(u8),
 }
@@ -28,7 +26,6 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0x40..0x42_u8).prop_map(Step::Raise),
         5 => Just(Step::Take),
         5 => Just(Step::End),
-        2 => Just(Step::Stop),
         1 => (0..5_u8).prop_map(Step::Priority),
     ];
     prop::collection::vec(step, 1..200)
@@ -64,14 +61,13 @@ impl Guest {
         u32::from_le_bytes(self.rig.memory.read(Gpa(WORD)).unwrap())
     }
 
-    fn go(&mut self, step: Step, stops: bool) {
+    fn go(&mut self, step: Step) {
         match step {
             Step::Raise(vector) => {
                 self.exit(|rig| rig.write(LAPIC + 0x300, Size::Dword, 1 << 18 | u64::from(vector)));
             }
             Step::Priority(class) => self.exit(|rig| rig.platform.set_cr8(class)),
             Step::Take => {
-                self.rig.platform.take_end(&self.rig.memory);
                 if let Some(vector) = self.rig.platform.pending_interrupt() {
                     self.rig.platform.interrupt_taken(vector);
                     self.taken.push(vector);
@@ -89,13 +85,11 @@ impl Guest {
                     self.exit(|rig| rig.write(LAPIC + 0xB0, Size::Dword, 0));
                 }
             }
-            Step::Stop if stops => self.rig.platform.take_end(&self.rig.memory),
-            Step::Stop => {}
         }
     }
 
     fn go_on(&mut self, steps: &[Step]) {
-        steps.iter().for_each(|&step| self.go(step, false));
+        steps.iter().for_each(|&step| self.go(step));
     }
 
     /// What a digest sees at an exact stop.
@@ -120,11 +114,11 @@ fn an_interrupt_that_comes_alone_ends_without_an_exit() {
 #[test]
 fn who_stops_using_the_word_is_left_without_it() {
     let mut guest = Guest::new(true);
-    guest.go(Step::Raise(0x31), false);
+    guest.go(Step::Raise(0x31));
     assert_eq!(guest.word(), 1);
     guest.rig.wrmsr(kvm::EOI, 0).unwrap();
     assert_eq!(guest.word(), 0);
-    guest.go(Step::Raise(0x31), false);
+    guest.go(Step::Raise(0x31));
     assert_eq!(guest.word(), 0);
     for bad in [(WORD + 2) | 1, MEMORY | 1, u64::MAX] {
         assert_eq!(guest.rig.wrmsr(kvm::EOI, bad), Err(Gp), "{bad:#x}");
@@ -135,15 +129,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn where_the_guest_stops_leaves_no_trace_and_it_takes_what_it_would_without(steps in steps()) {
-        let (mut stopped, mut running, mut plain) = (Guest::new(true), Guest::new(true), Guest::new(false));
+    fn the_guest_takes_what_it_would_without(steps in steps()) {
+        let (mut running, mut plain) = (Guest::new(true), Guest::new(false));
         for &step in &steps {
-            stopped.go(step, true);
-            running.go(step, false);
-            plain.go(step, false);
+            running.go(step);
+            plain.go(step);
         }
         let (end, plain_end) = (running.end(), plain.end());
-        prop_assert_eq!(stopped.end(), end.clone());
         prop_assert_eq!(end.2, plain_end.2);
         prop_assert_eq!(running.rig.platform.pending_interrupt(), plain.rig.platform.pending_interrupt());
         prop_assert!(running.exits <= plain.exits);
