@@ -116,6 +116,16 @@ impl Rig {
         self.offer(0, slot);
     }
 
+    /// The same, and tells the device if that asked to be told. See: VIRTIO 1.2, 2.7.7.2.
+    pub(super) fn refill_receive(&mut self, slot: u16, len: u32) {
+        let old = self.get_u16(ring(0)[1] + 2);
+        self.offer_receive(slot, len);
+        let (new, event) = (old.wrapping_add(1), self.get_u16(ring(0)[2] + 4 + 8 * u64::from(SIZE)));
+        if new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old) {
+            self.kick(0);
+        }
+    }
+
     pub(super) fn packet_in(&mut self, frame: &[u8]) {
         self.platform.packet_in(&mut self.memory, frame);
     }

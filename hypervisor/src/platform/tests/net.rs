@@ -106,6 +106,44 @@ fn mergeable_buffers_share_a_frame_or_wait_together() {
     assert_eq!(got, sent);
 }
 
+/// A driver that does as the event index says brings all that a frame waits for.
+#[test]
+fn a_frame_that_waits_for_several_buffers_is_told_of_each() {
+    let mut rig = Rig::new();
+    rig.start_net(ALL);
+    for round in 0..100 {
+        rig.refill_receive(0, 512);
+        rig.packet_in(&frame(1500, round as u8));
+        assert_eq!(rig.platform.net_backlog(), 1);
+        rig.refill_receive(1, 512);
+        rig.refill_receive(2, 512);
+        assert_eq!((rig.used_index(0), rig.platform.net_backlog()), (3 * (round + 1), 0));
+    }
+}
+
+/// All the buffers that the driver can have there are too small together.
+#[test]
+fn a_frame_that_no_ring_could_hold_is_dropped() {
+    for (len, slots) in [(100, 0..SIZE), (50, 0..SIZE / 2)] {
+        let mut rig = Rig::new();
+        rig.start_net(ALL);
+        for slot in slots.clone() {
+            // Chains of two descriptors where half as many fill the table.
+            if slots.end == SIZE {
+                rig.offer_receive(slot, len);
+            } else {
+                rig.descriptor(ring(0)[0], 2 * slot, buffer(2 * slot), len, WRITE | NEXT, 2 * slot + 1);
+                rig.descriptor(ring(0)[0], 2 * slot + 1, buffer(2 * slot + 1), len, WRITE, 0);
+                rig.offer(0, 2 * slot);
+            }
+        }
+        rig.packet_in(&frame(1000, 1));
+        assert_eq!((rig.used_index(0), rig.platform.net_backlog(), rig.platform.net_stats().bad_size), (0, 0, 1));
+        rig.packet_in(&frame(60, 2));
+        assert_eq!(rig.platform.net_stats().received, 1, "others still fit");
+    }
+}
+
 #[test]
 fn without_mergeable_buffers_small_ones_lose_the_frame_only() {
     let mut rig = Rig::new();

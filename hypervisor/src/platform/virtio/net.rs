@@ -59,7 +59,7 @@ pub struct Net {
 
 enum Delivery {
     Done,
-    /// The guest's buffers are too small for the frame; they were returned empty.
+    /// The guest's buffers are too small for the frame. They were returned empty if the frame had to fit into one.
     TooSmall,
     NoBuffers,
 }
@@ -162,13 +162,19 @@ impl Net {
     fn deliver(&mut self, frame: &[u8], queue: &mut Queue, memory: &mut GuestMemory) -> Result<Delivery, QueueError> {
         let need = HEADER + frame.len();
         // First make sure that there is room, so that a frame is delivered whole or not at all.
-        let (mut room, mut count) = (0u64, 0u16);
+        let (mut room, mut count, mut descriptors) = (0u64, 0u16, 0u16);
         while room < need as u64 && (count == 0 || self.mergeable) {
             if !queue.pop(memory, &mut self.chain)? {
                 queue.unpop(count);
+                // The driver cannot add to what fills its table: waiting would be for ever.
+                if descriptors >= queue.size() {
+                    self.stats.bad_size += 1;
+                    return Ok(Delivery::TooSmall);
+                }
                 return Ok(Delivery::NoBuffers);
             }
             count += 1;
+            descriptors = descriptors.saturating_add(self.chain.descriptors());
             room += capacity(&self.chain);
             // The common case: the one chain holds it all and is still at hand.
             if count == 1 && room >= need as u64 {

@@ -71,6 +71,8 @@ pub struct Buffer {
 #[derive(Debug, Clone, Default)]
 pub struct Chain {
     head: u16,
+    /// Descriptors of the queue's own table.
+    descriptors: u16,
     buffers: Vec<Buffer, { MAX_SIZE as usize }>,
     readable: usize,
 }
@@ -92,6 +94,13 @@ impl Chain {
     #[must_use]
     pub const fn head(&self) -> u16 {
         self.head
+    }
+
+    /// How many descriptors of the queue's table it takes, of which there are as many as the queue has entries; 0 for one
+    /// that was loaded.
+    #[must_use]
+    pub const fn descriptors(&self) -> u16 {
+        self.descriptors
     }
 
     /// How many bytes the device may read.
@@ -273,12 +282,14 @@ impl Queue {
     fn walk(&self, memory: &GuestMemory, chain: &mut Chain) -> Result<(), QueueError> {
         chain.buffers.clear();
         chain.readable = 0;
+        chain.descriptors = 0;
         let (mut table, mut entries, mut nested) = (self.desc, self.size, false);
         let mut index = chain.head;
         loop {
             if index >= entries {
                 return Err(QueueError::BadIndex(index));
             }
+            chain.descriptors = chain.descriptors.saturating_add(u16::from(!nested));
             let raw = memory.read::<16>(at(table, 16 * u64::from(index))?)?;
             let gpa = u64::from_le_bytes([raw[0], raw[1], raw[2], raw[3], raw[4], raw[5], raw[6], raw[7]]);
             let len = u32::from_le_bytes([raw[8], raw[9], raw[10], raw[11]]);
@@ -351,8 +362,12 @@ impl Queue {
     /// The used ring is not in memory.
     pub fn want_notify(&mut self, memory: &mut GuestMemory, wanted: bool) -> Result<(), QueueError> {
         if self.event_idx {
-            // The driver can make at most `size` buffers available before we take one: that index is out of reach.
-            let event = if wanted { self.next_avail } else { self.next_avail.wrapping_add(self.size) };
+            // What the driver has made available it does not tell of again, whether it was taken or did not suffice. It can
+            // make at most `size` buffers available before we take one: that index is out of reach.
+            let event = match wanted {
+                true => read_u16(memory, self.driver, 2)?,
+                false => self.next_avail.wrapping_add(self.size),
+            };
             write_u16(memory, self.device, 4 + 8 * u64::from(self.size), event)
         } else {
             write_u16(memory, self.device, 0, if wanted { 0 } else { USED_NO_NOTIFY })
