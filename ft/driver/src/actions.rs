@@ -95,6 +95,7 @@ impl<G: Guest> Driver<G> {
         host.close();
         host.forget_input();
         (self.power_due, self.switch_due) = (None, false);
+        self.typed.clear();
     }
 
     /// Guest time goes on from where it is.

@@ -1,6 +1,7 @@
 //! One turn: time, what the node asks for, one step of the guest, and what the node has to say.
 
 use alloc::vec::Vec;
+use core::fmt;
 
 use pollux_ft::flow::Throttle;
 use pollux_ft::{Node, Role, Time};
@@ -24,6 +25,27 @@ pub enum Duty {
     Follow,
     /// Nothing: there is no guest here, or no more, or it stands still while the twin takes it over.
     Wait,
+}
+
+/// Bytes of text that wait for the guest at most.
+const MOST_TYPED: usize = 64 << 10;
+
+/// Why text was not typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotTyped {
+    /// The guest does not run on this machine.
+    Elsewhere,
+    /// Too much waits already.
+    TooMuch,
+}
+
+impl fmt::Display for NotTyped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Elsewhere => "the guest does not run on this machine, so nothing can be typed here",
+            Self::TooMuch => "the guest has not yet taken what was typed before",
+        })
+    }
 }
 
 /// How a caller goes on after a turn.
@@ -209,8 +231,18 @@ impl<G: Guest> Driver<G> {
     }
 
     /// Text for the guest's console, to be applied at the next exact stop.
-    pub fn type_text(&mut self, text: &[u8]) {
+    ///
+    /// # Errors
+    /// The guest does not run here, or does not take what was typed before.
+    pub fn type_text(&mut self, text: &[u8]) -> Result<(), NotTyped> {
+        if self.duty() != Duty::Live {
+            return Err(NotTyped::Elsewhere);
+        }
+        if self.typed.len() + text.len() > MOST_TYPED {
+            return Err(NotTyped::TooMuch);
+        }
         self.typed.extend_from_slice(text);
+        Ok(())
     }
 
     /// Whether a backup holds what is needed to carry on.

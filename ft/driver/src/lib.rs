@@ -39,7 +39,7 @@ pub mod transfer;
 pub mod tuning;
 
 pub use clock::GuestTime;
-pub use driver::{Driver, Duty, Next};
+pub use driver::{Driver, Duty, Next, NotTyped};
 pub use guest::{Guest, Output, PowerEvent, Stop};
 pub use host::{ArbiterLine, Boundary, Clock, Event, Host, LogLink, Observer, Outlet};
 pub use tuning::Tuning;

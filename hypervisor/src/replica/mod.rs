@@ -215,7 +215,11 @@ impl Replica {
             Command::Stop => driver.stop(&mut self.machine),
             Command::Switch if driver.request_switch() => {}
             Command::Switch => monitor::event("refused", "reason", &"there is no backup to hand the guest over to"),
-            Command::Console(bytes) => driver.type_text(&bytes),
+            Command::Console(bytes) => {
+                if let Err(refused) = driver.type_text(&bytes) {
+                    monitor::event("refused", "reason", &refused);
+                }
+            }
             Command::Cut(count) => self.machine.cut.arm(count),
             Command::Hang => {
                 log::warn!("test: this machine hangs");

@@ -183,6 +183,12 @@ impl Machine {
         self.driver.request_switch()
     }
 
+    /// An operator types at the guest's console.
+    #[cfg(test)]
+    pub(crate) fn type_text(&mut self, text: &[u8]) -> Result<(), pollux_driver::NotTyped> {
+        self.driver.type_text(text)
+    }
+
     /// The guest is told to ask for a reset.
     pub(crate) fn request_reset(&mut self) -> bool {
         let serves = self.serves();

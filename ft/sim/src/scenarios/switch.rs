@@ -4,6 +4,7 @@ use super::pair::{Story, tell};
 use super::{SECOND, role};
 use crate::client::Clients;
 use crate::world::World;
+use pollux_driver::NotTyped;
 use pollux_ft::{Role, Term};
 
 /// Lets the first machine hand over.
@@ -31,6 +32,27 @@ fn roles_change_without_a_failure() {
             story.serves();
         });
     }
+}
+
+/// What is typed elsewhere would come to the guest whenever it came there.
+#[test]
+fn text_is_typed_only_where_the_guest_runs() {
+    tell(10, false, |story| {
+        story.protect();
+        for round in 1..=2 {
+            let primary = story.world.primary().expect("somebody serves");
+            let mut types = |machine: usize, length| {
+                let machine = story.world.slots[machine].machine.as_mut().expect("it runs");
+                machine.type_text(&vec![b'x'; length])
+            };
+            assert_eq!(types(1 - primary, 1), Err(NotTyped::Elsewhere));
+            assert_eq!((types(primary, 1), types(primary, 1 << 20)), (Ok(()), Err(NotTyped::TooMuch)));
+            assert!(story.world.slots[primary].machine.as_mut().expect("it runs").request_switch());
+            story.takes_over(round);
+            story.protect();
+        }
+        story.serves();
+    });
 }
 
 #[test]
