@@ -285,17 +285,6 @@ impl Platform {
         self.kvm.let_end(self.lapic.may_end(), memory);
     }
 
-    /// Whether an NMI waits (a guest can send one to itself).
-    #[must_use]
-    pub const fn nmi_pending(&self) -> bool {
-        self.lapic.nmi_pending()
-    }
-
-    /// The CPU took the NMI.
-    pub fn nmi_taken(&mut self) {
-        self.lapic.nmi_taken();
-    }
-
     /// CR8, the task priority class.
     #[must_use]
     pub const fn cr8(&self) -> u8 {

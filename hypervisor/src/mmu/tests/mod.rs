@@ -254,7 +254,7 @@ fn a_page_over_the_window_leads_to_the_devices_in_it() {
         let mut mmu = Mmu::new(8, 40);
         for (table, above) in (1..).zip((level + 1..=format.levels()).rev()) {
             let flags = if format.is_pointer(above) { 1 } else { 7 };
-            put(format, &mut world.memory, table * PAGE_SIZE, 0, (table + 1) * PAGE_SIZE | flags);
+            put(format, &mut world.memory, table * PAGE_SIZE, 0, (table + 1) * PAGE_SIZE + flags);
         }
         let lowest = u64::from(format.levels() - level) + 1;
         put(format, &mut world.memory, lowest * PAGE_SIZE, 0, start | if level > 1 { LARGE } else { 0 } | 7);

@@ -90,7 +90,6 @@ pub struct Lapic {
     icr: u64,
     lvt: [u32; 6],
     timer: Timer,
-    nmi: bool,
 }
 
 impl Default for Lapic {
@@ -117,7 +116,6 @@ impl Lapic {
             icr: 0,
             lvt: [LVT_MASKED; 6],
             timer: Timer::new(),
-            nmi: false,
         }
     }
 
@@ -226,8 +224,8 @@ impl Lapic {
     fn deliver(&mut self, mode: u8, vector: u8, trigger: Trigger) {
         match mode {
             0 | 1 => self.accept(vector, trigger),
-            4 => self.nmi = self.base & BASE_ENABLE != 0,
-            // SMI, INIT, start-up and ExtINT mean nothing to a single CPU without a PIC behind LINT0.
+            // SMI, INIT, start-up and ExtINT mean nothing to a single CPU without a PIC behind LINT0. NMIs are not delivered:
+            // see docs/limits.md.
             _ => {}
         }
     }
@@ -317,17 +315,6 @@ impl Lapic {
         let _ = self.end_of_interrupt();
     }
 
-    /// Whether an NMI waits.
-    #[must_use]
-    pub const fn nmi_pending(&self) -> bool {
-        self.nmi
-    }
-
-    /// The CPU took the NMI.
-    pub fn nmi_taken(&mut self) {
-        self.nmi = false;
-    }
-
     /// CR8: the task priority class.
     #[must_use]
     pub const fn cr8(&self) -> u8 {
@@ -352,7 +339,6 @@ impl State for Lapic {
         self.tmr.visit(v)?;
         v.u64(&mut self.icr)?;
         self.lvt.iter_mut().try_for_each(|lvt| v.u32(lvt))?;
-        self.timer.visit(v)?;
-        v.bool(&mut self.nmi)
+        self.timer.visit(v)
     }
 }

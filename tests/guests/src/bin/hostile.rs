@@ -218,12 +218,11 @@ fn control_registers() {
         println!("  CR0 bit 32: {}", outcome(faults(), 0));
         asm!("xsetbv", in("ecx") 0x55, in("eax") 1, in("edx") 0, options(nomem, nostack));
         println!("  XSETBV: {} fault(s)", faults());
-        let results: [(u64, u64); 2];
         let (mut of_amd, mut of_intel) = (0x1234_u64, 0x1234_u64);
         asm!("vmmcall", inout("rax") of_amd, options(nomem, nostack));
         let refused = faults();
         asm!("vmcall", inout("rax") of_intel, options(nomem, nostack));
-        results = [(refused, of_amd), (faults(), of_intel)];
+        let results = [(refused, of_amd), (faults(), of_intel)];
         println!("  VMMCALL, VMCALL: {results:x?}");
         // "KVMK" of its signature: the vendor's own instruction says that there is no such call, the other one is none.
         if cpu::cpuid(0x4000_0000, 0).ebx == 0x4B4D_564B {
