@@ -1,6 +1,6 @@
 //! The modelled guest's disk, the last page of its memory: what the guest asks of it, and what it waits for.
 //!
-//! Each answer to a client is committed first: the client's sector is written twice, with nonsense and then with the truth,
+//! Each answer to a client is committed first: the client's sector is written twice, with what is there and then with the news,
 //! flushed, and read again, all in flight at once; the client is told what was read. A reset takes what the guest remembers:
 //! it is read from the disk again.
 
@@ -72,9 +72,9 @@ impl Disk {
         self.next_id += 1;
     }
 
-    fn commit(&mut self, sector: usize, record: Record) {
+    fn commit(&mut self, sector: usize, old: Record, record: Record) {
         self.wait = Wait::Commit { from: self.next_id, sector, record, read: [0; 2], failed: false };
-        self.ask(DiskOperation::Write, sector, [0; 2]);
+        self.ask(DiskOperation::Write, sector, old);
         self.ask(DiskOperation::Write, sector, record);
         self.ask(DiskOperation::Flush, sector, [0; 2]);
         self.ask(DiskOperation::Read, sector, [0; 2]);
@@ -149,8 +149,10 @@ fn word_of(sector: usize) -> usize {
 impl Guest {
     /// A client's record is to become durable; the job ends when it is.
     pub(super) fn commit(&mut self, client: u64, record: Record) -> bool {
+        let sector = client as usize % SECTORS;
+        let old = [0, 1].map(|word| self.word(word_of(sector) + word));
         let Some(disk) = &mut self.disk else { return false };
-        disk.commit(client as usize % SECTORS, record);
+        disk.commit(sector, old, record);
         true
     }
 
@@ -199,7 +201,7 @@ impl Guest {
                 let (again, sector, record, from) = (*failed, *sector, *record, *from);
                 let is_last = disk.in_flight.iter().all(|request| request.id < from);
                 match (is_last, again) {
-                    (true, true) => disk.commit(sector, record),
+                    (true, true) => disk.commit(sector, content, record),
                     (true, false) => self.go_on(),
                     (false, _) => {}
                 }
