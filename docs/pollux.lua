@@ -17,7 +17,7 @@ local HEAD, CHECK, TAG = 5, 4, 16
 
 local MESSAGES = { "Hello", "Refuse", "StateBegin", "Memory", "Machine", "StateEnd", "Joined", "Entries", "Ack", "Bye",
   "Zero", "Arbiter", "BidFor" }
-local KINDS = { [0] = "clock", "packet", "console", "horizon", "output", "digest", "control" }
+local KINDS = { [0] = "clock", "packet", "console", "horizon", "output", "digest", "control", "disk" }
 local CONTROLS = { [0] = "power-off", "reset", "switch-over" }
 local BYES = { [0] = "leaving", "diverged", "gave up", "took over" }
 local ROLES = { [0] = "alone", "transferring", "protected", "detaching", "joining", "loading", "backup", "draining", "halted",
@@ -117,7 +117,7 @@ local function entries(payload, tree)
     if name == "clock" then
       put(branch, f.base_ns, r.varint())
       put(branch, f.rate, r.varint())
-    elseif name == "packet" or name == "console" then
+    elseif name == "packet" or name == "console" or name == "disk" then
       local _, len = r.varint()
       local data = r.take(len:tonumber())
       branch:add(f.data, data)

@@ -158,6 +158,7 @@ impl<'a> Batch<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::{self, DiskEnd, DiskStatus};
     use crate::entry::{Control, Entry};
     use proptest::prelude::*;
 
@@ -173,6 +174,7 @@ mod tests {
             Just(Entry::Control(Control::PowerOff)),
             Just(Entry::Control(Control::Reset)),
             Just(Entry::Control(Control::SwitchOver)),
+            (0..u64::MAX).prop_map(|id| Entry::DiskDone(disk::encode(&[DiskEnd { id, status: DiskStatus::Done }]))),
         ]
     }
 

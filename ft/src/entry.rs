@@ -1,5 +1,6 @@
 //! Log entries: everything that enters the guest, and the marks that the protocol needs.
 
+use crate::disk;
 use crate::types::{Position, Seq};
 use crate::wire::{DecodeError, Reader, put_blob, put_varint};
 use alloc::vec::Vec;
@@ -50,6 +51,8 @@ pub enum Entry<D = Vec<u8>> {
     },
     /// Power-off, reset, change of roles.
     Control(Control),
+    /// Requests to the guest's disk ended, as [`disk::encode`] says it.
+    DiskDone(D),
 }
 
 /// An entry that borrows its data.
@@ -83,12 +86,22 @@ pub enum Kind {
     Digest,
     /// [`Entry::Control`]
     Control,
+    /// [`Entry::DiskDone`]
+    Disk,
 }
 
 impl Kind {
     /// All kinds, in the order of their numbers on the wire.
-    pub const ALL: [Self; 7] =
-        [Self::Clock, Self::Packet, Self::Console, Self::Horizon, Self::Output, Self::Digest, Self::Control];
+    pub const ALL: [Self; 8] = [
+        Self::Clock,
+        Self::Packet,
+        Self::Console,
+        Self::Horizon,
+        Self::Output,
+        Self::Digest,
+        Self::Control,
+        Self::Disk,
+    ];
 
     /// A short lower-case name.
     #[must_use]
@@ -101,6 +114,7 @@ impl Kind {
             Self::Output => "output",
             Self::Digest => "digest",
             Self::Control => "control",
+            Self::Disk => "disk",
         }
     }
 
@@ -123,6 +137,7 @@ impl<'a> EntryRef<'a> {
             Self::Output => Kind::Output,
             Self::Digest { .. } => Kind::Digest,
             Self::Control(_) => Kind::Control,
+            Self::DiskDone(_) => Kind::Disk,
         }
     }
 
@@ -130,7 +145,7 @@ impl<'a> EntryRef<'a> {
     #[must_use]
     pub const fn data_len(&self) -> usize {
         match self {
-            Self::PacketIn(data) | Self::ConsoleIn(data) => data.len(),
+            Self::PacketIn(data) | Self::ConsoleIn(data) | Self::DiskDone(data) => data.len(),
             _ => 0,
         }
     }
@@ -144,7 +159,7 @@ impl<'a> EntryRef<'a> {
                 put_varint(out, base_ns);
                 put_varint(out, rate);
             }
-            Self::PacketIn(data) | Self::ConsoleIn(data) => put_blob(out, data),
+            Self::PacketIn(data) | Self::ConsoleIn(data) | Self::DiskDone(data) => put_blob(out, data),
             Self::Horizon | Self::Output => {}
             Self::Digest { machine, slice, memory } => {
                 out.extend_from_slice(&machine.to_le_bytes());
@@ -177,6 +192,11 @@ impl<'a> EntryRef<'a> {
                 2 => Control::SwitchOver,
                 other => return Err(DecodeError::UnknownKind(other)),
             }),
+            Kind::Disk => {
+                let data = reader.blob(MAX_DATA)?;
+                disk::decode(data)?;
+                Self::DiskDone(data)
+            }
         };
         Ok((distance, entry))
     }
@@ -206,6 +226,7 @@ impl<D> Entry<D> {
             Self::Output => Entry::Output,
             Self::Digest { machine, slice, memory } => Entry::Digest { machine, slice, memory },
             Self::Control(control) => Entry::Control(control),
+            Self::DiskDone(ref bytes) => Entry::DiskDone(data(bytes)),
         }
     }
 }

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`decide`] | the rules: who may run, whom to believe; pure functions over small types |
 //! | [`node`] | the state machine that asks these rules |
-//! | [`entry`], [`batch`] | the log and how it looks on the wire |
+//! | [`entry`], [`disk`], [`batch`] | the log and how it looks on the wire |
 //! | [`handshake`] | how two machines with a key begin a stream |
 //! | [`seal`], [`message`] | messages on the stream, and how they are protected |
 //! | [`heartbeat`] | signs of life, sent as datagrams |
@@ -38,6 +38,7 @@ pub mod arbiter;
 pub mod batch;
 pub mod config;
 pub mod decide;
+pub mod disk;
 pub mod entry;
 pub mod flow;
 pub mod handshake;

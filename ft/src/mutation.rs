@@ -95,11 +95,25 @@ pub enum Mutation {
     OldPromiseCounts,
     /// A machine that creates a guest does not ask which term is the newest.
     NewestUnasked,
+    /// A primary logs the end of a disk request that its own disk has not ended.
+    DiskDoneEarly,
+    /// A primary logs the end of a disk request twice.
+    DiskDoneTwice,
+    /// A primary with a backup tells its guest of an error of its own disk.
+    DiskErrorTold,
+    /// A backup applies the end of a disk request that its own disk has not ended.
+    DiskNotAwaited,
+    /// A backup goes on although its disk failed what the primary's has done.
+    DiskErrorIgnored,
+    /// Disk requests are begun although earlier ones that they overlap with have not ended.
+    DiskOrderIgnored,
+    /// A machine that got a guest's state forgets the disk requests that were in flight.
+    DiskNotBegunAgain,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 52] = [
         Self::AckBeforeBuffering,
         Self::ReleaseBeforeAck,
         Self::LiveBeforeDrained,
@@ -145,5 +159,12 @@ impl Mutation {
         Self::GuestUnheard,
         Self::OldPromiseCounts,
         Self::NewestUnasked,
+        Self::DiskDoneEarly,
+        Self::DiskDoneTwice,
+        Self::DiskErrorTold,
+        Self::DiskNotAwaited,
+        Self::DiskErrorIgnored,
+        Self::DiskOrderIgnored,
+        Self::DiskNotBegunAgain,
     ];
 }

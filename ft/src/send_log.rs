@@ -114,7 +114,7 @@ impl SendLog {
         count.data += entry.data_len() as u64;
         let delay = match kind {
             Kind::Clock | Kind::Horizon => config.batch_delay,
-            Kind::Packet | Kind::Console | Kind::Digest => config.packet_delay,
+            Kind::Packet | Kind::Console | Kind::Digest | Kind::Disk => config.packet_delay,
             Kind::Output | Kind::Control => Span(0),
         };
         let due = now.after(delay);

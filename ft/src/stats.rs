@@ -17,7 +17,7 @@ pub struct KindCount {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stats {
     /// Logged entries by [`Kind::index`], as primary.
-    pub logged: [KindCount; 7],
+    pub logged: [KindCount; Kind::ALL.len()],
     /// Batches sent.
     pub batches: u64,
     /// Bytes of sealed batches, all overhead above TCP included.

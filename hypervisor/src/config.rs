@@ -17,7 +17,8 @@ use pollux_ft::{PairKey, Protection, Span, Term};
 
 pub use self::arbiter::{ArbiterOptions, Routes};
 pub use self::values::Cidr;
-use self::values::{bytes_of_hex, cold_start, disk, duration, mac, number, one_of, recorder, short, size};
+pub(crate) use self::values::duration;
+use self::values::{bytes_of_hex, cold_start, disk, mac, number, one_of, recorder, short, size};
 use crate::counter::choose::Wanted;
 use crate::extended;
 use crate::host::pci::Bdf;
@@ -95,6 +96,8 @@ pub struct Config {
     pub guest_memory: u64,
     /// `disk=none|image|ram:64M`: the guest's disk.
     pub disk: Disk,
+    /// `disk-latency=0us`: how long each request to the disk takes; 0: they are done at once, where the guest makes them.
+    pub disk_latency: Span,
     /// `guest-mac=52:54:00:12:34:56`: the guest's own MAC address.
     pub guest_mac: [u8; 6],
     /// `guest-sources=own|any`: whether the guest may send in the name of other hosts, as one that bridges does.
@@ -153,6 +156,7 @@ impl Default for Config {
             arbiter: ArbiterOptions::default(),
             guest_memory: 64 << 20,
             disk: Disk::None,
+            disk_latency: Span(0),
             guest_mac: [0x52, 0x54, 0x00, 0x12, 0x34, 0x56],
             guest_bridges: false,
             guest_args: String::new(),
@@ -188,6 +192,9 @@ impl fmt::Display for ConfigError {
     }
 }
 
+/// A slower disk could not be told from one that hangs.
+const MAX_DISK_LATENCY: Span = Span::from_millis(1000);
+
 /// Bytes that may wait for a recorder.
 const RECORD_BYTES: usize = 12 << 20;
 
@@ -197,7 +204,7 @@ const ON_OFF: &[(&str, bool)] = &[("on", true), ("off", false)];
 const SHORTEST_WATCH: Span = Span::from_millis(2000);
 
 /// All option names, for the message about an unknown one.
-const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, record, guest-memory, disk, guest-mac, guest-sources, guest-args, \
+const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, record, guest-memory, disk, disk-latency, guest-mac, guest-sources, guest-args, \
                      guest-seed, insecure, heartbeat, suspect, cold-start, on-halt, resets-an-hour, watchdog, log-buffer, transfer, counter, vectors, mmu, clock, monitor, break, test-commands, stops, seed";
 
 impl Config {
@@ -254,6 +261,7 @@ impl Config {
             "record" => self.record = Some(recorder(value).map_err(bad)?),
             "guest-memory" => self.guest_memory = size(value).map_err(bad)?,
             "disk" => self.disk = disk(value).map_err(|text| bad(&text))?,
+            "disk-latency" => self.disk_latency = duration(value).map_err(bad)?,
             "guest-mac" => self.guest_mac = mac(value).map_err(bad)?,
             "guest-sources" => {
                 self.guest_bridges = one_of(value, &[("own", false), ("any", true)]).map_err(|text| bad(&text))?
@@ -324,6 +332,12 @@ impl Config {
                 self.guest_memory / MIB
             ));
         }
+        if self.disk_takes_time() && self.disk == Disk::None {
+            return fail("option 'disk-latency': there is no disk; say which with 'disk'".to_owned());
+        }
+        if self.disk_latency > MAX_DISK_LATENCY {
+            return fail("option 'disk-latency' must be at most 1s".to_owned());
+        }
         if self.guest_mac[0] & 1 != 0 || self.guest_mac == [0; 6] {
             return fail("option 'guest-mac' must be a unicast address".to_owned());
         }
@@ -367,6 +381,12 @@ impl Config {
             let (heartbeat, suspect) = (self.heartbeat.0, self.suspect.0);
             ConfigError(format!("options 'heartbeat' ({heartbeat} us) and 'suspect' ({suspect} us): {error}"))
         })
+    }
+
+    /// Whether requests to the disk end when the machine says so, by entries in the log.
+    #[must_use]
+    pub const fn disk_takes_time(&self) -> bool {
+        self.disk_latency.0 > 0
     }
 
     /// What the protocol is told.

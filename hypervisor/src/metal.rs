@@ -245,6 +245,7 @@ fn make_platform(config: &Config, random: &mut Random, disk_bytes: u64, extended
     let platform = PlatformConfig {
         memory_bytes: config.guest_memory,
         disk_bytes,
+        disk_takes_time: config.disk_takes_time(),
         mac: config.guest_mac,
         start_unix_seconds,
         host_cpuid: &host_cpuid,

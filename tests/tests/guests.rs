@@ -192,6 +192,29 @@ fn a_disk_holds_what_was_written_through_kills() -> Result<()> {
     rig.stop()
 }
 
+/// A disk that takes its time: the guest hears of the end of each request by an entry in the log, through a kill as well. Of
+/// an error of one machine's disk it never hears: a primary hands it over, a backup is replaced.
+#[test]
+fn a_disk_that_takes_its_time_ends_requests_by_the_log() -> Result<()> {
+    let port = Udp::free_port()?;
+    let options = ["--disk", "128K", "--hypervisor-option", "disk-latency=500us", "test-commands=on"];
+    let mut rig = Rig::protected("disk-latency", "disk", &[&["--udp", &port][..], &options].concat())?;
+    observe_through_kills(&mut rig, 1)?;
+    let better = rig.file()?.machine("backup")?.name.clone();
+    rig.command("primary", &["disk", "error"])?;
+    rig.wait_role(&better, "primary", LIMIT)?;
+    rig.wait_protected()?;
+    wait_digests(&mut rig, 1)?;
+    rig.command("backup", &["disk", "error"])?;
+    rig.wait("the backup ends", LIMIT, |rig| Ok((!rig.file()?.protected).then_some(())))?;
+    protect_again(&mut rig)?;
+    let console = rig.read("console.log");
+    ensure!(console.contains("disk: 256 sectors") && !console.contains("WRONG"), "{console}");
+    let entries = &rig.fresh("primary")?.more["log"]["disk"]["n"];
+    ensure!(entries.as_u64() > Some(0), "{entries} entries");
+    rig.stop()
+}
+
 #[test]
 fn a_disk_image_is_what_the_guest_finds() -> Result<()> {
     let image = fresh_directory("disk-images")?.join("image");

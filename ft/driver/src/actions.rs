@@ -94,6 +94,7 @@ impl<G: Guest> Driver<G> {
     pub(crate) fn forget_guest(&mut self, host: &mut impl Host<G>) {
         host.close();
         host.forget_input();
+        self.forget_disk(host);
         (self.power_due, self.switch_due) = (None, false);
         self.typed.clear();
     }

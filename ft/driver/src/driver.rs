@@ -8,6 +8,7 @@ use pollux_ft::{Node, Role, Time};
 
 use crate::announce::Announcements;
 use crate::digest::NextDigest;
+use crate::disk::DiskRequests;
 use crate::guest::{Guest, PowerEvent};
 use crate::host::{Boundary, Event, Host};
 use crate::marks::Marks;
@@ -71,6 +72,8 @@ pub struct Driver<G> {
     pub(crate) throttle: Throttle,
     pub(crate) marks: Marks,
     pub(crate) next_digest: NextDigest,
+    /// What the guest asked of its disk, and has not heard of.
+    pub(crate) disk: DiskRequests,
     /// A state on its way out.
     pub(crate) transfer: Option<Transfer>,
     /// A state on its way in.
@@ -100,6 +103,7 @@ impl<G: Guest> Driver<G> {
             throttle: Throttle::new(tuning.lag_bound_ns),
             marks: Marks::new(tuning.marks),
             next_digest: NextDigest::default(),
+            disk: DiskRequests::default(),
             transfer: None,
             incoming: Incoming::default(),
             announcements: Announcements::default(),
@@ -280,6 +284,12 @@ impl<G: Guest> Driver<G> {
     #[must_use]
     pub fn share(&self) -> u32 {
         self.throttle.share()
+    }
+
+    /// What the guest asked of its disk, and has not heard of.
+    #[must_use]
+    pub fn disk_requests(&self) -> &DiskRequests {
+        &self.disk
     }
 
     /// The node, to look at.

@@ -30,6 +30,7 @@ impl<H: Outlet> Output for Shadow<'_, H> {
 impl<G: Guest> Driver<G> {
     /// Applies the entries that are due or runs towards the next one; with nothing to do, sleeps or goes live.
     pub(crate) fn follow_step(&mut self, host: &mut impl Host<G>) -> Next {
+        self.poll_disk(host);
         // Asked before the log is drained, too: the node is the one to refuse.
         if self.node.role() == Role::Draining && self.take_over(host) {
             return Next::Again;
@@ -49,7 +50,7 @@ impl<G: Guest> Driver<G> {
             [next, self.node.run_limit()].into_iter().flatten().min().filter(|&target| target > position)
         else {
             self.retain(host);
-            return Next::Wait(None);
+            return Next::Wait(self.disk_ends_at(host));
         };
         let slice = position.after(self.tuning.follow_slice);
         let stop = self.guest.run(target.min(slice), &mut Shadow(host));
@@ -93,6 +94,14 @@ impl<G: Guest> Driver<G> {
             let Some(record) = self.node.next_record().filter(|record| record.position == position) else {
                 return Ok(applied > 0);
             };
+            if let Entry::DiskDone(data) = &record.entry {
+                let (seq, data) = (record.seq, data.clone());
+                // It comes later, at this very position.
+                if !self.awaits_disk(host, &data).map_err(|error| format!("entry {}: {error}", seq.0))? {
+                    return Ok(applied > 0 || self.ended);
+                }
+            }
+            let Some(record) = self.node.next_record() else { return Ok(true) };
             match &record.entry {
                 Entry::Clock { base_ns, .. } if *base_ns > MAX_GUEST_NS => {
                     return Err(format!("entry {}: guest time {base_ns} ns is absurd", record.seq.0));
@@ -119,6 +128,7 @@ impl<G: Guest> Driver<G> {
                 _ => {}
             }
             self.guest.apply(&record.entry.borrow()).map_err(|error| format!("entry {}: {error}", record.seq.0))?;
+            self.disk.saw(&record.entry.borrow());
             host.observe(Event::Replayed(record), self);
             self.node.applied(self.now, position);
             // The last entry of a guest that is off: there may be no log any more.

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use pollux_ft::{EntryRef, Position};
 
 use crate::clock::GuestTime;
+use crate::disk::DiskRequest;
 use crate::pages::PageSet;
 
 /// Why a run ended.
@@ -15,7 +16,7 @@ pub enum Stop {
     Target,
     /// The machine wants attention; the guest stands somewhere, perhaps not at an exact stop.
     Host,
-    /// The guest put out frames, at an exact stop.
+    /// The guest put out frames, or asked something of its disk, at an exact stop.
     Output,
     /// The guest waits for an interrupt, at an exact stop.
     Halted,
@@ -83,6 +84,10 @@ pub trait Guest {
     /// # Errors
     /// Says why it does not fit this guest.
     fn apply(&mut self, entry: &EntryRef<'_>) -> Result<(), String>;
+
+    /// The next request to its disk that it was not asked for yet, in the order in which they were made; after loading a
+    /// state all that are in flight, once more. None of a disk whose requests are done at once, where they are made.
+    fn next_disk_request(&mut self) -> Option<DiskRequest>;
 
     /// Hash of everything but memory.
     fn hash(&mut self) -> u64;

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use pollux_ft::{Action, EntryRef, Kind, Position, Record, Seq, Term, Time};
 
 use crate::Driver;
+use crate::disk::{DiskEnd, DiskRequest};
 use crate::guest::Guest;
 use crate::takeover::TakeoverTimes;
 use crate::transfer::Sent;
@@ -117,6 +118,22 @@ pub trait ArbiterLine {
     fn withdraw(&mut self);
 }
 
+/// This machine's disk, which carries out what its guest asks of the guest's disk. A machine whose guest has no disk, or one
+/// whose requests are done at once, is never asked.
+pub trait Disk {
+    /// Begins a request; none that overlaps with it is at work.
+    fn begin_on_disk(&mut self, request: &DiskRequest);
+
+    /// The next request that has ended, and how. What a flush is to make durable is when it ends.
+    fn poll_disk(&mut self) -> Option<DiskEnd>;
+
+    /// When to look again, if that can be said.
+    fn disk_ends_at(&self) -> Option<Time>;
+
+    /// Nobody waits for what is at work any more.
+    fn forget_disk(&mut self);
+}
+
 /// Who looks on: counts, reports, checks, and for tests lets the power fail.
 pub trait Observer<G> {
     /// Something happened. The driver is as it is right then.
@@ -182,11 +199,13 @@ pub enum Event<'a> {
     TookOver(&'a TakeoverTimes),
     /// Backup: its guest is not the primary's.
     Diverged(&'a str),
+    /// This machine's disk failed, and this is what comes of it.
+    DiskFailed(&'a str),
     /// The guest does not run here any more.
     Ended(&'a str),
 }
 
 /// All of a machine.
-pub trait Host<G: Guest>: Clock + Outlet + LogLink + ArbiterLine + Observer<G> {}
+pub trait Host<G: Guest>: Clock + Outlet + LogLink + ArbiterLine + Disk + Observer<G> {}
 
-impl<G: Guest, H: Clock + Outlet + LogLink + ArbiterLine + Observer<G>> Host<G> for H {}
+impl<G: Guest, H: Clock + Outlet + LogLink + ArbiterLine + Disk + Observer<G>> Host<G> for H {}

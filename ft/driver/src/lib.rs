@@ -13,6 +13,7 @@
 //! | `actions` | what the node asks for |
 //! | [`transfer`], [`rounds`], `receive` | a state on its way to a new backup, round by round; the other end |
 //! | [`takeover`] | going live, and how long it took |
+//! | [`disk`] | requests to the guest's disk: when they may be begun, and when the guest sees their end |
 //! | [`marks`], [`digest`], [`steering`] | when which entry is due; pure |
 //! | [`guest`], [`host`] | what a guest and a machine must be able to do |
 #![cfg_attr(not(test), no_std)]
@@ -24,6 +25,7 @@ mod actions;
 mod announce;
 pub mod clock;
 pub mod digest;
+pub mod disk;
 mod driver;
 mod follow;
 pub mod guest;
@@ -39,7 +41,8 @@ pub mod transfer;
 pub mod tuning;
 
 pub use clock::GuestTime;
+pub use disk::{DiskEnd, DiskOperation, DiskRequest, DiskStatus};
 pub use driver::{Driver, Duty, Next, NotTyped};
 pub use guest::{Guest, Output, PowerEvent, Stop};
-pub use host::{ArbiterLine, Boundary, Clock, Event, Host, LogLink, Observer, Outlet};
+pub use host::{ArbiterLine, Boundary, Clock, Disk, Event, Host, LogLink, Observer, Outlet};
 pub use tuning::Tuning;

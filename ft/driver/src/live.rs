@@ -1,6 +1,6 @@
 //! The machine that clients talk to: lets inputs into the guest at exact stops, logs them, and has output released.
 
-use pollux_ft::{AppendError, Control, EntryRef, Position, Seq, Time};
+use pollux_ft::{AppendError, Control, EntryRef, Mutation, Position, Seq, Time, disk};
 
 use crate::digest::hash_slice;
 use crate::driver::{Driver, Next};
@@ -30,6 +30,8 @@ impl<H: Outlet> Output for Live<'_, H> {
 impl<G: Guest> Driver<G> {
     /// Applies what waits, or runs the guest, or lets it sleep.
     pub(crate) fn live_step(&mut self, host: &mut impl Host<G>) -> Next {
+        self.poll_disk(host);
+        self.yield_to_better_disk(host);
         // Before anything else: a state that is sent must not leave out what the guest has just asked for.
         if let Some(event) = self.power_due {
             if event == PowerEvent::Reset && !self.guest.prepare_reset() {
@@ -65,7 +67,7 @@ impl<G: Guest> Driver<G> {
             return self.switch_over(host);
         }
         if self.guest.is_idle() {
-            return self.sleep();
+            return self.sleep(host);
         }
         if let Some(until) = self.steering.ahead_until(self.now, self.guest.time()) {
             self.steering.note_pause();
@@ -147,7 +149,7 @@ impl<G: Guest> Driver<G> {
 
     /// Whether something from outside waits for an exact stop.
     fn input_waits(&self, host: &impl Host<G>) -> bool {
-        host.has_input() || !self.typed.is_empty()
+        host.has_input() || !self.typed.is_empty() || self.disk.is_due(self.tells_disk_errors())
     }
 
     /// Logs an entry at the guest's position. `None` when there is nobody to log for.
@@ -170,6 +172,9 @@ impl<G: Guest> Driver<G> {
     fn input(&mut self, host: &mut impl Host<G>, entry: EntryRef<'_>) -> Result<(), LogFull> {
         let seq = self.log(host, entry)?;
         self.guest.apply(&entry).unwrap_or_else(|error| panic!("an input of ours does not fit the guest: {error}"));
+        if !self.node.config().broken(Mutation::DiskDoneTwice) {
+            self.disk.saw(&entry);
+        }
         host.observe(Event::Applied(seq, entry), self);
         Ok(())
     }
@@ -193,6 +198,10 @@ impl<G: Guest> Driver<G> {
             typed.drain(..if done.is_ok() { part } else { 0 });
             self.typed = typed;
             done?;
+        }
+        let ends = self.disk.due(self.tells_disk_errors(), self.node.config());
+        if !ends.is_empty() {
+            self.input(host, EntryRef::DiskDone(&disk::encode(&ends)))?;
         }
         self.log_digest(host)
     }
@@ -279,11 +288,11 @@ impl<G: Guest> Driver<G> {
         }
     }
 
-    /// The guest sleeps until its next timer, or until its backup wants to hear how far it has come.
-    fn sleep(&mut self) -> Next {
+    /// The guest sleeps until its next timer or the end of a disk request, or until its backup wants to hear how far it has come.
+    fn sleep(&mut self, host: &impl Host<G>) -> Next {
         self.steering.note_sleep();
         let deadline = self.guest.next_deadline().map(|deadline| self.steering.wall_of(deadline));
-        Next::Wait([deadline, self.horizon_at()].into_iter().flatten().min())
+        Next::Wait([deadline, self.horizon_at(), self.disk_ends_at(host)].into_iter().flatten().min())
     }
 
     /// Hands the guest over, here where it stands. What it has put out belongs to this side of the line.

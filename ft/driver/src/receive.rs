@@ -3,7 +3,7 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use pollux_ft::Position;
+use pollux_ft::{Mutation, Position};
 
 use crate::digest::MemoryDigest;
 use crate::driver::Driver;
@@ -95,6 +95,9 @@ impl<G: Guest> Driver<G> {
             );
             self.diverge(host, &details);
             return;
+        }
+        if self.node.config().broken(Mutation::DiskNotBegunAgain) {
+            while self.guest.next_disk_request().is_some() {}
         }
         self.followed_speed = FollowedSpeed::new(self.guest.rate());
         host.retain();

@@ -42,6 +42,8 @@ pub struct Figures {
     pub flips_found: u64,
     /// Guests that switched themselves off.
     pub power_offs: u64,
+    /// Disk requests that were done, and those that failed, on all machines.
+    pub disk_ends: [u64; 2],
     /// Guests lost because several faults came together.
     pub lost: u64,
     /// Guests created by machines that started by themselves.
@@ -73,5 +75,6 @@ impl Figures {
         self.power_offs += other.power_offs;
         self.lost += other.lost;
         self.created += other.created;
+        (0..2).for_each(|status| self.disk_ends[status] += other.disk_ends[status]);
     }
 }

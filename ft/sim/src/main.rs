@@ -234,6 +234,7 @@ fn print_figures(figures: &Figures) {
         figures.protections, figures.terms, figures.refusals
     );
     println!("            {} announcements", figures.announcements);
+    println!("disks       {} requests done, {} failed", figures.disk_ends[0], figures.disk_ends[1]);
     println!("ends        {} power-offs, {} guests lost to several faults at once", figures.power_offs, figures.lost);
     println!("            {} guests created by machines that started by themselves", figures.created);
     let faults: u64 = figures.faults.values().sum();

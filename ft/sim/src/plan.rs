@@ -47,6 +47,10 @@ pub(crate) struct Plan {
     pub(crate) lag_bound: u64,
     /// The guest switches itself off in the end.
     pub(crate) power_off: bool,
+    /// The guest has a disk.
+    pub(crate) disk: bool,
+    /// Mean time that a request to it takes, in microseconds.
+    pub(crate) disk_latency: u64,
     /// A run of more events than this does not end.
     pub(crate) most_events: u64,
 }
@@ -108,6 +112,8 @@ impl Plan {
             gate_frames: rng.pick(&[8, 64, 256]),
             lag_bound: rng.pick(&[200, 500, 1000]) * 1_000_000,
             power_off: rng.chance(50),
+            disk: rng.chance(400),
+            disk_latency: rng.pick(&[0, 100, 1_000, 10_000]),
             most_events: MOST_EVENTS,
         }
     }

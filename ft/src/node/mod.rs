@@ -219,6 +219,12 @@ impl Node {
         debug_assert_eq!(self.invariants(), Ok(()), "as {:?}", self.role());
     }
 
+    /// The tuning.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// What was counted so far.
     #[must_use]
     pub fn stats(&self) -> &Stats {

@@ -41,9 +41,9 @@ fn an_ack_means_received_and_releases_at_once() {
     // The backup has executed nothing.
     assert_eq!(backup.run_limit(), Some(Position(1060)));
     pump(now, &mut backup, &mut primary);
-    assert_eq!(actions(&mut primary), [Action::Release(Seq(6))]);
+    assert_eq!(actions(&mut primary), [Action::Release(Seq(7))]);
     assert_eq!(primary.lag(now).ticks, 60);
-    assert_eq!(drain(now, &mut backup).len(), 4);
+    assert_eq!(drain(now, &mut backup).len(), 5);
 }
 
 /// A primary that waits for a twin that lags makes no entries, so that only acks tell it that the twin has caught up.

@@ -94,6 +94,7 @@ fn sample_log(now: Time, primary: &mut Node) -> Vec<u8> {
         (1025, EntryRef::Output),
         (1030, EntryRef::ConsoleIn(b"x")),
         (1040, EntryRef::Digest { machine: 1, slice: 2, memory: 3 }),
+        (1045, EntryRef::DiskDone(&[7, 0, 1, 1])),
         (1050, EntryRef::Output),
         (1060, EntryRef::Horizon),
     ];

@@ -104,6 +104,9 @@ fn what_is_refused_is_named() {
     refused("guest-sources=all", "one of own, any");
     refused("suspect=fast", "suspect");
     refused("disk=nvme", "one of none, image, ram:64M");
+    refused("disk-latency=1ms", "there is no disk");
+    refused("disk=image disk-latency=2s", "at most 1s");
+    refused("disk=image disk-latency=2", "a time looks like");
     for size in ["0", "1000", "", "99999999999G"] {
         refused(&format!("disk=ram:{size}"), "'disk=ram:");
     }

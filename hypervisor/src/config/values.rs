@@ -124,7 +124,7 @@ pub(super) fn cold_start(text: &str) -> Result<Option<Span>, &'static str> {
 }
 
 /// Microseconds from a number with the suffix us, ms or s; at most an hour.
-pub(super) fn duration(text: &str) -> Result<Span, &'static str> {
+pub(crate) fn duration(text: &str) -> Result<Span, &'static str> {
     const SHAPE: &str = "a time looks like 100ms (suffixes us, ms, s), at most 1 hour";
     let (digits, scale) = if let Some(digits) = text.strip_suffix("us") {
         (digits, 1)

@@ -18,6 +18,7 @@ use alloc::string::String;
 use core::fmt;
 
 use pollux_boot::linux::Written;
+use pollux_driver::DiskEnd;
 use pollux_ft::Position;
 use xxhash_rust::xxh64::xxh64;
 
@@ -212,7 +213,7 @@ impl Guest {
             if let Some(event) = out.power {
                 return Stop::Power(event);
             }
-            if out.frames {
+            if out.frames || self.platform.has_disk_request() {
                 return Stop::Output;
             }
             if self.position() >= target && !self.is_delivering() {
@@ -319,6 +320,18 @@ impl Guest {
         self.platform.let_end(&mut self.memory);
     }
 
+    /// Requests to the disk ended. The guest stands at an exact stop.
+    ///
+    /// # Errors
+    /// One that is not in flight; nothing has happened.
+    pub fn disk_done(&mut self, ends: &[DiskEnd]) -> Result<(), u64> {
+        assert!(self.settled, "an entry was applied away from an exact stop");
+        let now = self.now();
+        self.platform.disk_done(now, &mut self.memory, ends)?;
+        self.platform.let_end(&mut self.memory);
+        Ok(())
+    }
+
     /// From here on guest time is `base` and advances by `rate` (32.32 fixed point nanoseconds per tick).
     ///
     /// # Errors
@@ -364,6 +377,7 @@ impl Guest {
         self.settled = true;
         self.crash = None;
         self.cleared = 0;
+        self.platform.ask_disk_again();
         self.restart_paging();
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! The disk among the guest's devices: where it is plugged in, and when it goes on by itself.
 
+use pollux_driver::{DiskEnd, DiskRequest};
+
 use super::clock::GuestTime;
 use super::virtio::Device;
 use super::virtio::block::{Block, DiskStats, Ram};
@@ -27,6 +29,42 @@ impl Platform {
     #[must_use]
     pub fn disk(&self) -> Option<(u64, DiskStats)> {
         self.disk.as_ref().map(|disk| (disk.device.bytes(), disk.device.stats()))
+    }
+
+    /// The next request to a disk that takes its time of which the machine's disk does not know.
+    pub fn next_disk_request(&mut self) -> Option<DiskRequest> {
+        self.disk.as_mut()?.device.next_request()
+    }
+
+    /// Whether there is one.
+    #[must_use]
+    pub fn has_disk_request(&self) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.device.has_request())
+    }
+
+    /// The machine's disk knows of no request any more.
+    pub fn ask_disk_again(&mut self) {
+        if let Some(disk) = &mut self.disk {
+            disk.device.ask_again();
+        }
+    }
+
+    /// Requests to the disk ended. The error is one that is not in flight; then nothing has happened.
+    ///
+    /// # Errors
+    /// See above.
+    pub fn disk_done(&mut self, now: GuestTime, memory: &mut GuestMemory, ends: &[DiskEnd]) -> Result<(), u64> {
+        let in_flight = |id| self.disk.as_ref().is_some_and(|disk| disk.device.is_in_flight(id));
+        if let Some(unknown) = ends.iter().find(|end| !in_flight(end.id)) {
+            return Err(unknown.id);
+        }
+        let Some(disk) = &mut self.disk else { return Ok(()) };
+        if !disk.work(memory, &mut self.lapic, |block, queues, memory| block.complete(ends, queues, memory)) {
+            // Nobody is there to be answered, and so nothing that could be malformed.
+            let _ = disk.device.complete(ends, &mut [], memory);
+        }
+        self.update_disk(now);
+        Ok(())
     }
 
     pub(super) fn reset_disk(&mut self) {

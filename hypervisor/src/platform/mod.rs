@@ -75,6 +75,8 @@ pub struct PlatformConfig<'a> {
     pub memory_bytes: u64,
     /// Size of the disk in bytes, a multiple of 512, for which there is room behind RAM; 0: there is none.
     pub disk_bytes: u64,
+    /// Requests to the disk end when the machine says so, not at once.
+    pub disk_takes_time: bool,
     /// The guest's own MAC address.
     pub mac: [u8; 6],
     /// The date at guest time 0, in seconds since 1970.
@@ -150,7 +152,8 @@ impl Platform {
             return Err(PlatformError::DiskSize(config.disk_bytes));
         }
         const { assert!(NET_BAR.is_multiple_of(BAR_LEN)) };
-        let disk = (config.disk_bytes > 0).then(|| Block::new(Ram::new(config.disk_bytes / SECTOR)));
+        let disk =
+            (config.disk_bytes > 0).then(|| Block::new(Ram::new(config.disk_bytes / SECTOR, config.disk_takes_time)));
         let cpuid = Cpuid::new(config.host_cpuid, config.rdtscp, config.extended);
         let msrs = Msrs::new(cpuid.physical_bits());
         Ok(Self {

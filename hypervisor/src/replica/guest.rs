@@ -4,8 +4,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use pollux_driver::{Output, PowerEvent, Stop};
-use pollux_ft::{Control, EntryRef, Position};
+use pollux_driver::{DiskRequest, Output, PowerEvent, Stop};
+use pollux_ft::{Control, EntryRef, Position, disk};
 
 use crate::guest::Guest;
 use crate::memory::PageSet;
@@ -83,12 +83,20 @@ impl pollux_driver::Guest for Guest {
             }
             EntryRef::PacketIn(frame) => self.packet_in(frame),
             EntryRef::ConsoleIn(bytes) => self.console_in(bytes),
+            EntryRef::DiskDone(data) => {
+                let ends = disk::decode(data).map_err(|error| format!("{error}"))?;
+                self.disk_done(&ends).map_err(|id| format!("disk request {id} is not in flight"))?;
+            }
             EntryRef::Control(Control::Reset) => {
                 self.restart().map_err(|error| format!("the guest cannot be started again: {error}"))?;
             }
             EntryRef::Horizon | EntryRef::Output | EntryRef::Digest { .. } | EntryRef::Control(_) => {}
         }
         Ok(())
+    }
+
+    fn next_disk_request(&mut self) -> Option<DiskRequest> {
+        self.platform.next_disk_request()
     }
 
     fn hash(&mut self) -> u64 {

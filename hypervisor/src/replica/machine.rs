@@ -3,7 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use pollux_driver::{ArbiterLine, Clock, Driver, LogLink, Outlet};
+use pollux_driver::{ArbiterLine, Clock, DiskEnd, DiskRequest, Driver, LogLink, Outlet};
 use pollux_ft::arbiter::Answer;
 use pollux_ft::{HaltReason, Position, Role, Seq, Span, Term, Time, Verdict, WaitsFor};
 use pollux_nic::{Gate, GateMode, Mark};
@@ -11,6 +11,7 @@ use pollux_nic::{Gate, GateMode, Mark};
 use super::arbiter::Arbiter;
 use super::client::Client;
 use super::cut::Cut;
+use super::disk::TimedDisk;
 use super::link::{Change, End, Link};
 use super::monitor;
 use super::recorder::Recorder;
@@ -40,6 +41,7 @@ pub(super) struct Machine {
     pub(super) arbiter: Option<Arbiter>,
     pub(super) recorder: Option<Recorder>,
     pub(super) cut: Cut,
+    pub(super) disk: TimedDisk,
     pub(super) figures: Figures,
     /// Why the guest ended here, until the twin has our last words: who reads on the monitor that a machine has halted may
     /// switch it off.
@@ -346,6 +348,24 @@ impl LogLink for Machine {
 
     fn hang_up(&mut self, rest: &[u8]) -> usize {
         self.link.as_mut().map_or(0, |link| link.finish(self.now, rest))
+    }
+}
+
+impl pollux_driver::Disk for Machine {
+    fn begin_on_disk(&mut self, request: &DiskRequest) {
+        self.disk.begin(request, self.now);
+    }
+
+    fn poll_disk(&mut self) -> Option<DiskEnd> {
+        self.disk.poll(self.now)
+    }
+
+    fn disk_ends_at(&self) -> Option<Time> {
+        self.disk.ends_at()
+    }
+
+    fn forget_disk(&mut self) {
+        self.disk.forget();
     }
 }
 

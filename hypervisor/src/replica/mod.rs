@@ -7,6 +7,7 @@ pub mod arbiter;
 mod client;
 mod console;
 mod cut;
+mod disk;
 mod guest;
 pub mod json;
 pub mod link;
@@ -30,6 +31,7 @@ use xxhash_rust::xxh64::xxh64;
 use self::arbiter::{Arbiter, MachineStation};
 use self::client::{Client, Speaker};
 use self::cut::Cut;
+use self::disk::TimedDisk;
 use self::link::{End, Link};
 use self::machine::Machine;
 use self::monitor::{Command, Monitor};
@@ -115,6 +117,7 @@ impl Replica {
             // At any other rate the guest's clock reads would exit.
             tuning.rates = RATE_ONE..=RATE_ONE;
         }
+        let disk = TimedDisk::new(config.disk_latency);
         let (cut, figures, ending) = (Cut::default(), Figures::default(), None);
         Self {
             driver: Driver::new(now, node, guest, tuning),
@@ -127,6 +130,7 @@ impl Replica {
                 arbiter,
                 recorder,
                 cut,
+                disk,
                 figures,
                 ending,
                 starts_anew: false,
@@ -225,6 +229,8 @@ impl Replica {
                 log::warn!("test: this machine hangs");
                 reset::hang();
             }
+            Command::Disk(fault) if self.machine.config.disk_takes_time() => self.machine.disk.suffer(fault),
+            Command::Disk(_) => monitor::event("refused", "reason", &"this command needs a disk with disk-latency="),
             Command::FlipMemory(gpa, bit) => {
                 let done = driver.guest_mut().flip_memory_bit(gpa, bit);
                 log::warn!("test: bit {bit} of guest memory at {gpa:?} flipped: {done}");
@@ -330,10 +336,11 @@ fn make_arbiter(
 /// The guest's disk as it is at the start: `guest` has not run yet.
 fn disk_name(config: &Config, guest: &Guest) -> String {
     let bytes = guest.platform.disk().map_or(0, |(bytes, _)| bytes);
+    let ends = if config.disk_takes_time() { ", takes its time" } else { "" };
     match config.disk {
         Disk::None => "none".into(),
-        Disk::Ram(_) => format!("ram of {bytes} bytes"),
-        Disk::Image => format!("image of {bytes} bytes, {:016x}", xxh64(guest.memory.disk(0, bytes), 0)),
+        Disk::Ram(_) => format!("ram of {bytes} bytes{ends}"),
+        Disk::Image => format!("image of {bytes} bytes, {:016x}{ends}", xxh64(guest.memory.disk(0, bytes), 0)),
     }
 }
 

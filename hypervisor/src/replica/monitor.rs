@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::fmt::Display;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::disk::DiskFault;
 use super::json::Json;
 use crate::host::serial;
 use crate::memory::Gpa;
@@ -27,6 +28,8 @@ pub enum Command {
     Cut(u64),
     /// Make no progress any more (test only).
     Hang,
+    /// Let the disk of this machine fail or be slow (test only).
+    Disk(DiskFault),
     /// Flip a bit of guest memory (test only).
     FlipMemory(Gpa, u32),
     /// Flip a bit of a guest register (test only).
@@ -48,6 +51,7 @@ impl Command {
             "type" => bytes_of_hex(rest.trim()).map(Self::Console).ok_or("type needs pairs of hexadecimal digits"),
             "cut" => rest.trim().parse().map(Self::Cut).map_err(|_| "cut needs a number of boundaries"),
             "hang" => Ok(Self::Hang),
+            "disk" => DiskFault::parse(rest.trim()).map(Self::Disk),
             "flip-memory" => {
                 let (gpa, bit) = rest.split_once(' ').ok_or("flip-memory needs an address and a bit")?;
                 let gpa = match gpa.strip_prefix("0x") {
@@ -62,7 +66,7 @@ impl Command {
                 Ok(Self::FlipRegister(name.into(), bit.trim().parse().map_err(|_| "the bit is no number")?))
             }
             _ => Err(
-                "unknown command; known: status, stop, switch, console, type, cut, hang, flip-memory, flip-register",
+                "unknown command; known: status, stop, switch, console, type, cut, disk, hang, flip-memory, flip-register",
             ),
         }
     }
@@ -70,7 +74,7 @@ impl Command {
     /// Whether the command does damage and is only for tests.
     #[must_use]
     pub fn is_for_tests(&self) -> bool {
-        matches!(self, Self::Cut(_) | Self::Hang | Self::FlipMemory(..) | Self::FlipRegister(..))
+        matches!(self, Self::Cut(_) | Self::Disk(_) | Self::Hang | Self::FlipMemory(..) | Self::FlipRegister(..))
     }
 }
 
@@ -163,6 +167,7 @@ mod tests {
         for bad in ["type 036", "type +1", "type \u{e9}", "type 0 12"] {
             assert!(Command::parse(bad).is_err(), "{bad}");
         }
+        assert_eq!(Command::parse("disk error"), Ok(Command::Disk(DiskFault::Error)));
         assert_eq!(Command::parse("cut 7"), Ok(Command::Cut(7)));
         assert_eq!(Command::parse("hang"), Ok(Command::Hang));
         assert!(Command::Hang.is_for_tests() && !Command::Switch.is_for_tests());

@@ -142,6 +142,10 @@ impl Observer<Guest> for Machine {
                 monitor::event("diverged", "details", &details);
                 self.show_place(driver.guest());
             }
+            Event::DiskFailed(what) => {
+                log::error!("this machine's disk failed: {what}");
+                monitor::event("disk-failed", "what", &what);
+            }
             Event::Ended(reason) => {
                 log::warn!("the guest ends here: {reason}");
                 self.ending = Some(reason.into());

@@ -107,12 +107,28 @@ impl Machine {
             }
         });
         report_counter(&mut json, guest);
-        report_disk(&mut json, guest);
+        self.report_disk(&mut json, guest);
         self.report_gate(&mut json);
         self.report_log(&mut json, driver);
         self.report_arbiter(&mut json);
         self.report_errors(&mut json, driver);
         monitor::send(json);
+    }
+
+    /// What the guest did with its disk since it came to this machine, and what this machine's disk does for it.
+    fn report_disk(&self, json: &mut Json, guest: &Guest) {
+        let Some((bytes, stats)) = guest.platform.disk() else { return };
+        json.object("disk", |json| {
+            json.number("bytes", bytes)
+                .number("reads", stats.reads)
+                .number("read_bytes", stats.read_bytes)
+                .number("writes", stats.writes)
+                .number("written_bytes", stats.written_bytes)
+                .number("flushes", stats.flushes)
+                .number("zeroed", stats.zeroed)
+                .number("at_work", self.disk.depth() as u64)
+                .number("most_at_work", self.disk.deepest as u64);
+        });
     }
 
     fn report_gate(&self, json: &mut Json) {
@@ -190,6 +206,7 @@ impl Machine {
                 .number("guest_tx_refused", net.bad_sent);
             if let Some((_, disk)) = platform.disk() {
                 json.number("guest_disk_failed", disk.failed).number("guest_disk_unsupported", disk.unsupported);
+                json.number("disk_failed", self.disk.failed);
             }
             if let Some(client) = &mut self.client {
                 let errors = client.errors();
@@ -217,20 +234,6 @@ impl Machine {
             }
         });
     }
-}
-
-/// What the guest did with its disk since it came to this machine.
-fn report_disk(json: &mut Json, guest: &Guest) {
-    let Some((bytes, stats)) = guest.platform.disk() else { return };
-    json.object("disk", |json| {
-        json.number("bytes", bytes)
-            .number("reads", stats.reads)
-            .number("read_bytes", stats.read_bytes)
-            .number("writes", stats.writes)
-            .number("written_bytes", stats.written_bytes)
-            .number("flushes", stats.flushes)
-            .number("zeroed", stats.zeroed);
-    });
 }
 
 fn report_counter(json: &mut Json, guest: &Guest) {

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use arbitrary::{Arbitrary, Unstructured};
+use pollux_driver::{DiskEnd, DiskStatus};
 use pollux_hypervisor::cpu::registers::CpuState;
 use pollux_hypervisor::extended::Layout;
 use pollux_hypervisor::memory::{Gpa, GuestMemory};
@@ -143,10 +144,11 @@ fn port_size(code: u8) -> Size {
     [Size::Byte, Size::Word, Size::Dword][usize::from(code % 3)]
 }
 
-fn platform() -> Platform {
+fn platform(disk_takes_time: bool) -> Platform {
     let config = PlatformConfig {
         memory_bytes: MEMORY,
         disk_bytes: DISK,
+        disk_takes_time,
         mac: [2, 0, 0, 0, 0, 1],
         start_unix_seconds: 1_700_000_000,
         host_cpuid: &|_, _| [0; 4],
@@ -162,9 +164,33 @@ struct Guest<'a> {
     platform: Platform,
     memory: &'a mut GuestMemory,
     now: GuestTime,
+    /// Whether the disk takes its time, and its requests that the machine knows of.
+    takes_time: bool,
+    at_work: Vec<u64>,
+}
+
+impl<'a> Guest<'a> {
+    fn new(platform: Platform, memory: &'a mut GuestMemory, takes_time: bool) -> Self {
+        Self { platform, memory, now: GuestTime(0), takes_time, at_work: Vec::new() }
+    }
 }
 
 impl Guest<'_> {
+    /// Some of the requests to the disk end, oldest first; some fail.
+    fn end_requests(&mut self, choice: usize) {
+        while let Some(request) = self.platform.next_disk_request() {
+            assert!(request.start + request.len <= DISK, "a request beyond the disk");
+            self.at_work.push(request.id);
+        }
+        let count = choice % (self.at_work.len() + 1);
+        let status = |id: u64| if id.is_multiple_of(5) { DiskStatus::Failed } else { DiskStatus::Done };
+        let ends: Vec<_> = self.at_work.drain(..count).map(|id| DiskEnd { id, status: status(id) }).collect();
+        assert_eq!(self.platform.disk_done(self.now, self.memory, &ends), Ok(()));
+        if let Some(end) = ends.first() {
+            assert_eq!(self.platform.disk_done(self.now, self.memory, &[*end]), Err(end.id), "it has ended");
+        }
+    }
+
     fn write(&mut self, gpa: u64, size: Size, value: u64) {
         self.platform.mmio_write(self.now, Gpa(gpa), size, value, self.memory, &mut Sink);
     }
@@ -283,6 +309,7 @@ impl Guest<'_> {
             Step::Time(us) => {
                 self.now = self.now.after(u64::from(us) * 1000);
                 self.platform.advance(self.now, self.memory);
+                self.end_requests(us as usize);
                 let due = self.platform.next_deadline();
                 assert!(due.is_none_or(|due| due > self.now), "the platform asks for the past");
             }
@@ -295,10 +322,12 @@ impl Guest<'_> {
             Step::Reset => self.platform.reset(),
             Step::Move => {
                 let bytes = state::save(&mut self.platform);
-                let mut other = platform();
+                let mut other = platform(self.takes_time);
                 assert_eq!(state::load(&mut other, &bytes), Ok(()), "what was saved loads");
                 assert_eq!(state::save(&mut other), bytes, "and is the same");
                 self.platform = other;
+                self.platform.ask_disk_again();
+                self.at_work.clear();
             }
         }
     }
@@ -317,7 +346,9 @@ pub(crate) fn devices(data: &[u8]) {
     with_memory(|memory| {
         let mut source = Unstructured::new(data);
         let features = 1 << 32 | u64::from(source.arbitrary::<u32>().unwrap_or(0));
-        let mut guest = Guest { platform: platform(), memory, now: GuestTime(0) };
+        // No device offers this bit.
+        let takes_time = features & 1 << 31 != 0;
+        let mut guest = Guest::new(platform(takes_time), memory, takes_time);
         guest.start_devices(features);
         guest.go(&mut source);
     });
@@ -366,8 +397,9 @@ pub(crate) fn state(data: &[u8]) {
     let mut source = Unstructured::new(data);
     let Ok((steps, changes)) = source.arbitrary::<(&[u8], Changes<'_>)>() else { return };
     load_changed(&mut CpuState::default(), CpuState::default(), &changes);
-    let mut loaded = platform();
-    if load_changed(&mut loaded, platform(), &changes) {
-        with_memory(|memory| Guest { platform: loaded, memory, now: GuestTime(0) }.go(&mut Unstructured::new(steps)));
+    let mut loaded = platform(true);
+    if load_changed(&mut loaded, platform(true), &changes) {
+        loaded.ask_disk_again();
+        with_memory(|memory| Guest::new(loaded, memory, true).go(&mut Unstructured::new(steps)));
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod cpio;
 pub mod debian;
+pub mod disk;
 mod kernel;
 
 use std::fs;
@@ -80,25 +81,18 @@ impl GuestFiles {
         Ok(Self { kernel: path, initrd, disk: None, scratch: Some(scratch) })
     }
 
-    /// The same with a disk that is filled from `image` at first; its length.
+    /// The same with a disk of at most `most` bytes that is filled from `image` at first; its length.
     ///
     /// # Errors
-    /// Files that cannot be read, an image that is no whole number of sectors.
-    pub fn with_disk(mut self, image: &Path) -> Result<(Self, u64)> {
-        let disk = read(image, "disk image")?;
-        let len = disk.len() as u64;
-        ensure!(
-            len.is_multiple_of(512),
-            "disk image {} has {len} bytes, which is no multiple of 512: a raw image is needed",
-            image.display()
-        );
+    /// See [`disk::make_raw`].
+    pub fn with_disk(mut self, image: &Path, format: Option<disk::Format>, most: u64) -> Result<(Self, u64)> {
         let scratch = match self.scratch.take() {
             Some(scratch) => scratch,
             None => scratch_directory()?,
         };
         // What machines start with later must be what the first one started with.
         let copy = scratch.path().join("disk");
-        write(&copy, &disk)?;
+        let len = disk::make_raw(image, format, &copy, most)?;
         (self.disk, self.scratch) = (Some(copy), Some(scratch));
         Ok((self, len))
     }
@@ -204,15 +198,11 @@ mod tests {
         }
         assert_eq!(fs::metadata(&archive).unwrap().permissions().mode() & 0o777, 0o600);
 
-        let (odd, image) = (file("odd", &[7; 513]), file("disk", &[7; 1024]));
-        let error = |path: &Path| GuestFiles::image(elf.clone()).with_disk(path).map(|_| ()).unwrap_err().to_string();
-        assert!(error(&odd).contains("513 bytes, which is no multiple of 512"));
-        assert!(error(&empty).contains("is empty"));
-        assert!(error(&directory.path().join("none")).contains("cannot read disk image"));
+        let image = file("disk", &[7; 1024]);
         for (guest, names) in
             [(GuestFiles::image(elf.clone()), &["kernel", "disk"][..]), (files, &["kernel", "initrd", "disk"][..])]
         {
-            let (guest, len) = guest.with_disk(&image).unwrap();
+            let (guest, len) = guest.with_disk(&image, None, 1024).unwrap();
             assert_eq!((len, guest.modules().map(|(name, _)| name).collect::<Vec<_>>()), (1024, names.to_vec()));
             assert!(guest.len().unwrap() > 1024);
             // Whoever changes the file now changes nothing for this rig.

@@ -9,7 +9,7 @@ use super::options::{
     Common, Disk, GUEST_ARGUMENTS, GUEST_MEMORY, GUEST_PORT, GivenOption, HYPERVISOR_MEMORY, parse_guest_arguments,
 };
 use crate::artefacts;
-use crate::guest::{GuestFiles, LINUX_ARGUMENTS, LINUX_MEMORY, Probe, debian};
+use crate::guest::{GuestFiles, LINUX_ARGUMENTS, LINUX_MEMORY, Probe, debian, disk};
 use crate::secret::{KeyChoice, Secret};
 use crate::units::{format_size, parse_size};
 
@@ -46,9 +46,12 @@ pub struct SoftwareArgs {
     /// A disk for the guest, in the memory of the machines: it is kept as long as one of them lives, and starts empty
     #[arg(long, value_name = "SIZE", value_parser = parse_disk)]
     disk: Option<u64>,
-    /// The same, filled from this file, a raw image of a disk; the file itself is not changed
+    /// The same, filled from this file, an image of a disk; the file itself is not changed
     #[arg(long, value_name = "FILE", conflicts_with = "disk")]
     disk_image: Option<PathBuf>,
+    /// What the image is [default: raw]
+    #[arg(long, requires = "disk_image", value_name = "FORMAT")]
+    disk_format: Option<disk::Format>,
     /// Options of the hypervisors, or of one of them.
     #[arg(long, value_name = "OPTION", num_args = 1..)]
     #[arg(help = "An option of the hypervisors, or of one: [MACHINE:]KEY=VALUE (repeatable)")]
@@ -117,7 +120,7 @@ impl SoftwareArgs {
     fn add_disk(&self, guest: GuestFiles, memory: u64) -> Result<(GuestFiles, Option<Disk>)> {
         let (guest, disk) = match (&self.disk_image, self.disk) {
             (Some(image), _) => {
-                let (guest, len) = guest.with_disk(image)?;
+                let (guest, len) = guest.with_disk(image, self.disk_format, MACHINE_MEMORY)?;
                 (guest, Disk::Image(len))
             }
             (None, Some(bytes)) => (guest, Disk::Ram(bytes)),

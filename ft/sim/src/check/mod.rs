@@ -51,6 +51,9 @@ pub enum Check {
     SignOfLife,
     /// Only a heartbeat that was made with the key, since this machine started, and after all before it, changes anything.
     Genuine,
+    /// The guest sees the end of a disk request when this machine's disk has ended it, and none of its errors while the
+    /// twin's disk may do better.
+    Disk,
     /// A backup never runs beyond the newest entry it holds.
     Horizon,
     /// A guest with a backup does not run on when the backup lags by more than the bound.
@@ -75,7 +78,7 @@ pub enum Check {
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::OutputRule,
         Self::AloneRule,
         Self::OneLive,
@@ -92,6 +95,7 @@ impl Check {
         Self::GivesWay,
         Self::SignOfLife,
         Self::Genuine,
+        Self::Disk,
         Self::Horizon,
         Self::Lag,
         Self::Memory,
@@ -124,6 +128,7 @@ impl Check {
             Self::GivesWay => "gives-way",
             Self::SignOfLife => "sign-of-life",
             Self::Genuine => "genuine",
+            Self::Disk => "disk",
             Self::Horizon => "horizon",
             Self::Lag => "lag",
             Self::Memory => "memory",

@@ -1,7 +1,8 @@
 //! What primaries logged and what backups made of it.
 
 use super::{Audit, Check, LogId};
-use pollux_ft::{NodeId, Position, Seq};
+use pollux_driver::{DiskEnd, DiskStatus};
+use pollux_ft::{NodeId, Position, Role, Seq};
 
 /// A log, as its primary wrote it.
 #[derive(Debug, Default)]
@@ -111,6 +112,17 @@ impl Audit {
                 seq.0, position.0
             );
             self.broken(Check::ReplicasEqual, text);
+        }
+    }
+
+    /// A guest heard of a disk request's end on a machine whose own disk has ended it like this, if it has.
+    pub(crate) fn disk_told(&mut self, machine: usize, end: &DiskEnd, own: Option<DiskStatus>, role: Role) {
+        let DiskEnd { id, status } = *end;
+        if own.is_none() || (status == DiskStatus::Done && own != Some(status)) {
+            let text = format!("machine {machine}: request {id} is {status:?} to the guest, {own:?} to the disk");
+            self.broken(Check::Disk, text);
+        } else if status == DiskStatus::Failed && role == Role::Protected {
+            self.broken(Check::Disk, format!("machine {machine}: request {id} fails although there is a backup"));
         }
     }
 

@@ -24,6 +24,7 @@ fn objections(check: Check) -> Vec<Option<Violation>> {
         Check::GivesWay => worlds::gives_way(),
         Check::SignOfLife => worlds::sign_of_life(),
         Check::Genuine => worlds::genuine(),
+        Check::Disk => audit::disk(),
         Check::Horizon => audit::horizon(),
         Check::Lag => audit::lag(),
         Check::Memory => worlds::memory(),

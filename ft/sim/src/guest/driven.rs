@@ -4,7 +4,7 @@ use super::{Guest, PAGES, Stop};
 use crate::rng::mix;
 use pollux_driver::clock::GuestTime;
 use pollux_driver::pages::PageSet;
-use pollux_driver::{Output, PowerEvent};
+use pollux_driver::{DiskRequest, Output, PowerEvent};
 use pollux_ft::{EntryRef, Position};
 
 /// A guest that is driven.
@@ -116,7 +116,15 @@ impl pollux_driver::Guest for Driven {
     fn apply(&mut self, entry: &EntryRef<'_>) -> Result<(), String> {
         self.half_reset = false;
         assert!(self.settled, "an entry was applied away from an exact stop");
-        if self.guest.apply(entry) { Ok(()) } else { Err("guest time would run backwards".to_owned()) }
+        if self.guest.apply(entry) {
+            Ok(())
+        } else {
+            Err("guest time would run backwards, or a disk request ends that was not made".to_owned())
+        }
+    }
+
+    fn next_disk_request(&mut self) -> Option<DiskRequest> {
+        self.guest.disk.as_mut()?.next_request()
     }
 
     fn hash(&mut self) -> u64 {

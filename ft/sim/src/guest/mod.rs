@@ -4,22 +4,28 @@
 //! carries the chain, so that two frames are equal only if everything before them was. It runs in ticks, but only
 //! blocks of ticks, entries and its own events are hashed: what lies between changes nothing.
 
+mod disk;
 mod driven;
 
 use crate::frame::{NO_CLIENT, POWER_OFF, RESET, Reply, Request};
 use crate::rng::mix;
+use disk::Disk;
 pub(crate) use driven::Driven;
 use pollux_driver::clock::{GuestClock, GuestTime, RATE_ONE};
 use pollux_driver::pages::{PAGE_SIZE, PageSet};
-use pollux_ft::{Control, EntryRef, Position};
+use pollux_ft::{Control, EntryRef, Position, disk::decode};
 use std::collections::VecDeque;
 
 /// Pages of guest memory.
-pub(crate) const PAGES: u64 = 16;
+pub(crate) const PAGES: u64 = 17;
 const BYTES: usize = (PAGES * PAGE_SIZE) as usize;
 const WORDS: usize = BYTES / 8;
 /// Words in a page.
 const PAGE: usize = PAGE_SIZE as usize / 8;
+/// The first word of the disk, which is the last page; what lies before is RAM.
+const DISK: usize = WORDS - PAGE;
+/// When a job ends that waits for the disk.
+const NEVER: u64 = u64::MAX;
 /// Words of memory that hold the counter and the clients' last requests; the others are scribbled on.
 const RECORDS: usize = 64;
 /// Ticks between two steps of the chain.
@@ -68,6 +74,7 @@ pub(crate) struct Guest {
     frames: u64,
     job: Option<Job>,
     queue: VecDeque<Request>,
+    disk: Option<Disk>,
     memory: Vec<u8>,
     /// Pages written since they were last asked for, if anybody wants to know. Not part of the state.
     dirty: Option<PageSet>,
@@ -77,12 +84,17 @@ pub(crate) struct Guest {
 const ALARM: u64 = 60_000_000;
 
 impl Guest {
-    /// A guest that was just booted, with something in every page but the last.
+    /// A guest that was just booted, with something in every page of RAM but the last.
     pub(crate) fn booted(busy: bool, work: u64) -> Self {
-        let used = RECORDS..WORDS - PAGE;
+        let used = RECORDS..DISK - PAGE;
         let words = (0..WORDS).map(|word| if used.contains(&word) { mix(word as u64, work) } else { 0 });
         let memory = words.flat_map(u64::to_le_bytes).collect();
         Self { busy, work, memory, clock: GuestClock::new(USUAL_RATE), alarm: ALARM, ..Self::empty() }
+    }
+
+    /// The same with a disk, on which nothing is.
+    pub(crate) fn with_disk(self) -> Self {
+        Self { disk: Some(Disk::new()), ..self }
     }
 
     /// No guest: memory of zeros.
@@ -99,6 +111,7 @@ impl Guest {
             frames: 0,
             job: None,
             queue: VecDeque::new(),
+            disk: None,
             memory: vec![0; BYTES],
             dirty: None,
         }
@@ -111,7 +124,12 @@ impl Guest {
 
     /// It has nothing to do.
     fn is_asleep(&self) -> bool {
-        !self.busy && self.job.is_none() && !self.off && !self.wants_reset
+        !self.busy && self.job.is_none_or(|job| job.done_at == NEVER) && !self.off && !self.wants_reset
+    }
+
+    /// It waits for its disk.
+    fn waits_for_disk(&self) -> bool {
+        self.job.is_some_and(|job| job.done_at == NEVER)
     }
 
     /// Where the alarm rings if nothing is changed.
@@ -155,8 +173,13 @@ impl Guest {
         match self.job {
             Some(job) if job.done_at == self.position => {
                 self.job = None;
-                let reply = self.finish(job.request);
-                if let Some(next) = self.queue.pop_front() {
+                let reply = match self.take_committed() {
+                    Some(value) => Some(self.frame(job.request.client, job.request.number, value)),
+                    None => self.finish(job.request),
+                };
+                if self.job.is_none()
+                    && let Some(next) = self.queue.pop_front()
+                {
                     self.start(next);
                 }
                 if self.off {
@@ -197,6 +220,10 @@ impl Guest {
             self.write(0, self.word(0) + 1);
             self.write(record, request.number);
             self.write(record + 1, self.word(0));
+            if self.commit(request.client, [request.number, self.word(0)]) {
+                self.job = Some(Job { done_at: NEVER, request });
+                return None;
+            }
         }
         let current = request.number == self.word(record);
         current.then(|| self.frame(request.client, request.number, self.word(record + 1)))
@@ -234,20 +261,30 @@ impl Guest {
                 }
                 if self.is_asleep() && base_ns >= self.alarm {
                     self.alarm = base_ns + ALARM;
-                    self.start(Request { client: NO_CLIENT, number: 0 });
+                    if !self.waits_for_disk() {
+                        self.start(Request { client: NO_CLIENT, number: 0 });
+                    }
                 }
                 mix(base_ns, rate)
             }
             EntryRef::Control(Control::Reset) => {
                 self.queue.clear();
-                self.job = None;
+                let request = Request { client: NO_CLIENT, number: 0 };
+                self.job = self.forget_all().then_some(Job { done_at: NEVER, request });
                 self.wants_reset = false;
                 2
+            }
+            EntryRef::DiskDone(data) => {
+                let Ok(ends) = decode(data) else { return false };
+                if !self.disk_done(&ends) {
+                    return false;
+                }
+                ends.iter().fold(3, |sum, end| mix(sum, end.id << 1 | end.status as u64))
             }
             EntryRef::Control(_) | EntryRef::Horizon | EntryRef::Output | EntryRef::Digest { .. } => return true,
         };
         self.chain = mix(self.chain, mix(seen, self.position));
-        let word = RECORDS + (self.chain % (WORDS - RECORDS) as u64) as usize;
+        let word = RECORDS + (self.chain % (DISK - RECORDS) as u64) as usize;
         // One page in eight becomes all zeros again from time to time.
         let value = if self.chain >> 61 == 0 { 0 } else { seen };
         self.write(word, value);
@@ -256,6 +293,11 @@ impl Guest {
 
     fn receive(&mut self, frame: &[u8]) {
         let Some(request) = Request::decode(frame) else { return };
+        if request.number == RESET && self.waits_for_disk() {
+            // As by a button: what is in flight stays so.
+            self.wants_reset = true;
+            return;
+        }
         if self.job.is_none() {
             self.start(request);
         } else if self.queue.len() < QUEUE {
@@ -270,7 +312,7 @@ impl Guest {
 
     fn save_words(&self) -> impl Iterator<Item = u64> {
         let job = self.job.map_or([0; 3], |job| [job.done_at, job.request.client, job.request.number]);
-        let flags = [self.busy, self.off, self.job.is_some(), self.wants_reset];
+        let flags = [self.busy, self.off, self.job.is_some(), self.wants_reset, self.disk.is_some()];
         let flags = flags.iter().rev().fold(0, |flags, flag| flags << 1 | u64::from(*flag));
         let fixed = [
             self.position,
@@ -283,8 +325,9 @@ impl Guest {
             flags,
             self.frames,
         ];
+        let disk = self.disk.iter().flat_map(Disk::words);
         let queue = self.queue.iter().flat_map(|request| [request.client, request.number]);
-        fixed.into_iter().chain(job).chain(queue)
+        fixed.into_iter().chain(job).chain(disk).chain(queue)
     }
 
     /// Everything but memory, as bytes.
@@ -299,6 +342,13 @@ impl Guest {
         let Some((fixed, rest)) = words.split_first_chunk::<12>() else { return false };
         let [position, chain, base, base_position, rate, alarm, work, flags, frames, done_at, client, number] = *fixed;
         let job = Job { done_at, request: Request { client, number } };
+        let (disk, rest) = match flags & 16 != 0 {
+            true => match Disk::of_words(rest) {
+                Some((disk, used)) => (Some(disk), &rest[used..]),
+                None => return false,
+            },
+            false => (None, rest),
+        };
         *self = Self {
             position,
             chain,
@@ -311,6 +361,7 @@ impl Guest {
             wants_reset: flags & 8 != 0,
             job: (flags & 4 != 0).then_some(job),
             queue: rest.chunks_exact(2).map(|pair| Request { client: pair[0], number: pair[1] }).collect(),
+            disk,
             memory: core::mem::take(&mut self.memory),
             dirty: None,
         };

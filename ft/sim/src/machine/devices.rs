@@ -1,5 +1,6 @@
 //! What a machine has around its driver: a clock, a card behind a gate, a stream, a question to the arbiter. And a fuse.
 
+use super::disk::OwnDisk;
 use super::suspicion::Suspicion;
 use super::{ASK_AGAIN, Blow};
 use crate::check::{Check, LogId};
@@ -71,6 +72,7 @@ pub(crate) struct Devices {
     /// Its guest stands still, and nobody tells the node.
     pub(crate) hangs: bool,
     pub(super) fuse: Fuse,
+    pub(crate) disk: OwnDisk,
 }
 
 impl Devices {
@@ -92,6 +94,7 @@ impl Devices {
             flipped: false,
             hangs: false,
             fuse: Fuse::default(),
+            disk: OwnDisk::default(),
         }
     }
 
@@ -105,7 +108,12 @@ impl Devices {
     }
 
     pub(super) fn is_well(&self) -> bool {
-        self.fuse.lit.is_none() && self.fuse.blown.is_none() && !self.flipped && !self.hangs && self.question.is_none()
+        self.fuse.lit.is_none()
+            && self.fuse.blown.is_none()
+            && !self.flipped
+            && !self.hangs
+            && !self.disk.fails
+            && self.question.is_none()
     }
 
     /// It is to end after `steps` steps that others can notice.

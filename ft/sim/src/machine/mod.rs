@@ -4,6 +4,7 @@
 //! what it does next, and when it blows, nothing more happens, as if power was lost there or the machine froze.
 
 mod devices;
+mod disk;
 mod observe;
 mod output;
 mod suspicion;
@@ -96,6 +97,7 @@ impl Machine {
         let clock_offset = env.rng.below(1 << 40);
         let plan = &env.plan;
         let guest = match start {
+            Start::Primary | Start::Auto if plan.disk => Guest::booted(plan.busy_guest, plan.work).with_disk(),
             Start::Primary | Start::Auto => Guest::booted(plan.busy_guest, plan.work),
             Start::Backup => Guest::empty(),
         };
@@ -200,7 +202,7 @@ impl Machine {
 
     /// Nothing is wrong with it, or about to go wrong.
     pub(crate) fn is_well(&self) -> bool {
-        self.devices.is_well() && !self.driver.is_switch_due()
+        self.devices.is_well() && !self.driver.is_switch_due() && !self.driver.disk_requests().has_failed()
     }
 
     /// It is not about to let go of its twin: one that stood still lives on, but its primary does not know yet.

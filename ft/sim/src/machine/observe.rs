@@ -69,6 +69,7 @@ impl InWorld<'_> {
 
     /// An entry was applied here; it has a number if somebody follows.
     fn applied(&mut self, seq: Option<pollux_ft::Seq>, entry: EntryRef<'_>, driver: &Driver<Driven>) {
+        self.check_disk(&entry, driver.node().role());
         let power_off = entry == EntryRef::Control(Control::PowerOff);
         match seq {
             Some(seq) => {
@@ -136,6 +137,7 @@ impl Observer<Driven> for InWorld<'_> {
             Event::Replayed(record) => {
                 let (seq, kind) = (record.seq, record.entry.borrow().kind());
                 note(self.env, index, driver, seq.0, || format!("applies entry {}: {kind:?}", seq.0));
+                self.check_disk(&record.entry.borrow(), node.role());
                 if !self.own.flipped {
                     self.env.audit.applied(followed(node), seq, position, guest.machine_digest());
                 }
@@ -148,6 +150,7 @@ impl Observer<Driven> for InWorld<'_> {
             }
             Event::WentLive => self.went_live(driver),
             Event::Diverged(details) => self.diverged(details, driver),
+            Event::DiskFailed(what) => note(self.env, index, driver, 0, || format!("its disk FAILS: {what}")),
             Event::Ended(reason) => note(self.env, index, driver, 0, || reason.to_owned()),
             Event::Ran | Event::Changed | Event::HeldBack | Event::HandOverFailed | Event::TookOver(_) => {}
         }

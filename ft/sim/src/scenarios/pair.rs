@@ -36,6 +36,8 @@ pub(super) fn tell(seeds: u64, arbiter: bool, mut story: impl FnMut(&mut Story))
         // No faults but those of the story, and no end before its own.
         (plan.faults, plan.power_off, plan.duration) = (Faults::Storm, false, u64::MAX);
         plan.config.ack_timeout = Span(3 * plan.config.suspect_after.0);
+        // A guest does what it is told at once: it has nothing to commit before.
+        plan.disk = false;
         let world = World::new(seed, plan, Keep::Nothing);
         story(&mut Story { world, rng: Rng::new(seed, 7), stay_off: false, seed });
     }

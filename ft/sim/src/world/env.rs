@@ -32,6 +32,8 @@ pub(crate) struct Env {
     pub(crate) port: Option<usize>,
     /// Machines whose client card takes no frames at the moment.
     pub(crate) stuck: [bool; MACHINES],
+    /// Machines whose disk is slow at the moment.
+    pub(crate) slow: [bool; MACHINES],
     /// Of what machines draw that nobody may guess.
     secrets: Rng,
     nodes: u64,
@@ -66,6 +68,7 @@ impl Env {
             attacker: Attacker::new(Rng::new(seed, 7)),
             port: None,
             stuck: [false; MACHINES],
+            slow: [false; MACHINES],
             nodes: 0,
             plan,
         }

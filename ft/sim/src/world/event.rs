@@ -99,6 +99,7 @@ pub(crate) enum Event {
 pub(crate) enum Lasting {
     Cut { from: usize, to: usize },
     Card { machine: usize },
+    Disk { machine: usize },
     Network,
     Arbiter,
 }

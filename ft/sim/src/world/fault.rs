@@ -48,6 +48,10 @@ pub enum Kind {
     GuestReset,
     /// The client card of the primary takes no frames.
     Card,
+    /// A machine's disk is slow for a while.
+    DiskSlow,
+    /// A machine's disk fails the next request.
+    DiskFails,
     /// All machines lose power at once.
     Site,
     /// A machine loses power, whatever it is.
@@ -56,7 +60,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::CrashPrimary,
         Self::CrashBackup,
         Self::FreezePrimary,
@@ -75,17 +79,19 @@ impl Kind {
         Self::Hang,
         Self::GuestReset,
         Self::Card,
+        Self::DiskSlow,
+        Self::DiskFails,
         Self::Site,
         Self::CrashAny,
     ];
 
     /// Those that a pair with a person survives.
     fn usual() -> &'static [Self] {
-        &Self::ALL[..18]
+        &Self::ALL[..20]
     }
 
     /// Without an arbiter a pair survives only what cannot be taken for a death of the other.
-    const SAFE_ALONE: [Self; 8] = [
+    const SAFE_ALONE: [Self; 9] = [
         Self::CrashPrimary,
         Self::CrashBackup,
         Self::Reset,
@@ -94,6 +100,7 @@ impl Kind {
         Self::SwitchOver,
         Self::GuestReset,
         Self::Card,
+        Self::DiskFails,
     ];
 
     /// The same with machines that start by themselves.
@@ -131,6 +138,8 @@ impl Kind {
             Self::Hang => "backup's guest hung",
             Self::GuestReset => "guest reset",
             Self::Card => "client card stuck",
+            Self::DiskSlow => "disk slow",
+            Self::DiskFails => "disk failed",
             Self::Site => "site cut",
             Self::CrashAny => "any machine crashed",
         }
@@ -185,6 +194,7 @@ impl World {
         well && !broken
             && arbiter
             && self.env.stuck == [false; crate::net::MACHINES]
+            && self.env.slow == [false; crate::net::MACHINES]
             && self.troubles == [0; 2]
             && self.network_is_well()
             && self.is_protected()
@@ -251,6 +261,17 @@ impl World {
                 let spares = self.env.plan.faults == Faults::OneByOne || !self.env.plan.auto;
                 let last = self.is_last_with_guest(any) && !self.faults.chance(100);
                 !spares && !last && self.blow(any, Blow::Crash)
+            }
+            Kind::DiskSlow | Kind::DiskFails if !self.env.plan.disk => false,
+            Kind::DiskSlow => {
+                let machine = self.faults.below(self.slots.len() as u64) as usize;
+                self.env.slow[machine] = true;
+                self.env.queue.push(now + span, Event::Over(Lasting::Disk { machine }));
+                true
+            }
+            Kind::DiskFails => {
+                let machine = if self.faults.chance(500) { Some(primary) } else { backup };
+                machine.is_some_and(|machine| self.fail_disk(machine))
             }
             Kind::GuestReset => self.slots[primary].machine.as_mut().is_some_and(|machine| machine.request_reset()),
         }
@@ -337,6 +358,7 @@ impl World {
                 self.env.stuck[machine] = false;
                 self.turn(machine);
             }
+            Lasting::Disk { machine } => self.env.slow[machine] = false,
             Lasting::Network => {
                 self.troubles[0] -= 1;
                 if self.troubles[0] == 0 {
@@ -358,6 +380,7 @@ impl World {
     pub(super) fn heal(&mut self) {
         self.env.network.heal();
         self.env.stuck = Default::default();
+        self.env.slow = Default::default();
         self.env.network.quality = self.env.plan.quality;
         self.env.arbiter.mood = Mood::Well;
         self.env.arbiter.cut = Default::default();
@@ -366,6 +389,8 @@ impl World {
             let machines = self.slots.iter_mut().filter_map(|slot| slot.machine.as_mut());
             machines.for_each(|machine| machine.devices.hangs = false);
         }
+        let machines = self.slots.iter_mut().filter_map(|slot| slot.machine.as_mut());
+        machines.for_each(|machine| machine.devices.disk.fails = false);
         self.pump();
     }
 
@@ -374,6 +399,13 @@ impl World {
         let Some(machine) = slot.machine.as_mut().filter(|_| !slot.frozen) else { return false };
         machine.stop(&mut self.env);
         self.turn(index);
+        true
+    }
+
+    fn fail_disk(&mut self, machine: usize) -> bool {
+        let slot = &mut self.slots[machine];
+        let Some(machine) = slot.machine.as_mut().filter(|_| !slot.frozen) else { return false };
+        machine.devices.disk.fails = true;
         true
     }
 

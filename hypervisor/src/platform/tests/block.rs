@@ -2,6 +2,8 @@
 
 use super::driver::*;
 use super::*;
+use pollux_driver::{DiskEnd, DiskOperation, DiskStatus};
+
 use crate::platform::virtio::block::{DiskStats, MAX_DATA, MAX_ZEROED, WORK};
 
 const ALL: u64 = VERSION_1 | EVENT_IDX | INDIRECT | 1 << 1 | 1 << 2 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 13 | 1 << 14;
@@ -216,4 +218,30 @@ fn a_reset_of_the_guest_leaves_the_disk() {
     other.memory.disk_mut(0, 512).copy_from_slice(&frame(512, 1));
     other.request(IN, 0, &[], 512);
     assert_ne!(state::hash(&mut other.platform), written);
+}
+
+#[test]
+fn a_disk_that_takes_its_time_answers_when_it_is_said_so() {
+    let mut rig = Rig::with_disk_that(DISK, true);
+    rig.start_disk(ALL);
+    let data = frame(512, 3);
+    assert_eq!(rig.request(OUT, 1, &data, 0).0, None);
+    let asked = rig.platform.next_disk_request().unwrap();
+    assert_eq!((asked.operation, asked.start, asked.len), (DiskOperation::Write, 512, 512));
+    assert!(!rig.platform.has_disk_request() && rig.platform.next_disk_request().is_none());
+    // Until then neither what the guest does to its memory nor what is on the disk counts.
+    rig.memory.write(Gpa(DATA_AT), &[0; 512]).unwrap();
+    assert_eq!((rig.interrupt(), rig.memory.disk(512, 1)), (None, &[0][..]));
+    let end = |id| [DiskEnd { id, status: DiskStatus::Done }];
+    assert_eq!(rig.platform.disk_done(rig.now, &mut rig.memory, &end(asked.id + 1)), Err(asked.id + 1));
+    assert_eq!(rig.platform.disk_done(rig.now, &mut rig.memory, &end(asked.id)), Ok(()));
+    assert_eq!((rig.interrupt(), rig.status_of(0)), (Some(0x61), 0));
+    assert_eq!(rig.memory.disk(512, 512), data);
+    assert_eq!(rig.platform.disk_done(rig.now, &mut rig.memory, &end(asked.id)), Err(asked.id));
+    // A guest that forbids memory accesses meanwhile hears nothing, but what it asked for is done.
+    assert_eq!(rig.request(WRITE_ZEROES, 0, &segment(1, 1, 0), 0).0, None);
+    rig.config_write(2, 4, Size::Word, 2);
+    let id = rig.platform.next_disk_request().unwrap().id;
+    assert_eq!(rig.platform.disk_done(rig.now, &mut rig.memory, &end(id)), Ok(()));
+    assert_eq!((rig.status_of(0), rig.memory.disk(512, 1)), (0xEE, &[0][..]));
 }

@@ -24,6 +24,7 @@ fn config() -> PlatformConfig<'static> {
     PlatformConfig {
         memory_bytes: MEMORY,
         disk_bytes: 0,
+        disk_takes_time: false,
         mac: MAC,
         start_unix_seconds: 1_700_000_000,
         host_cpuid: &|_, _| [0; 4],
@@ -48,7 +49,12 @@ impl Rig {
     }
 
     fn with_disk(disk: u64) -> Self {
-        let platform = Platform::new(&PlatformConfig { disk_bytes: disk, ..config() }).unwrap();
+        Self::with_disk_that(disk, false)
+    }
+
+    fn with_disk_that(disk: u64, takes_time: bool) -> Self {
+        let config = PlatformConfig { disk_bytes: disk, disk_takes_time: takes_time, ..config() };
+        let platform = Platform::new(&config).unwrap();
         let memory = GuestMemory::for_test_with_disk(MEMORY as usize, Ram::room(disk) as usize);
         Self { platform, memory, out: Recorder::default(), now: GuestTime(0) }
     }

@@ -5,6 +5,7 @@ use crate::check::{Audit, Leave, LogId, View, Violation};
 use crate::client::Clients;
 use crate::frame::{NO_CLIENT, Reply};
 use crate::rng::Rng;
+use pollux_driver::{DiskEnd, DiskStatus};
 use pollux_ft::{NodeId, Position, Role, Seq, SessionId, Term};
 
 const PRIMARY: NodeId = NodeId(1);
@@ -36,6 +37,24 @@ fn log_entry(audit: &mut Audit) {
     audit.appended(LOG, Seq(1), Position(10));
     audit.logged(LOG, Seq(1), 5, false);
     audit.holds(LOG, Seq(1));
+}
+
+pub(super) fn disk() -> Vec<Option<Violation>> {
+    let tell = |told, own, role| {
+        move |audit: &mut Audit, _: &mut Arbiter| audit.disk_told(0, &DiskEnd { id: 7, status: told }, own, role)
+    };
+    let (done, failed) = (DiskStatus::Done, DiskStatus::Failed);
+    for (told, own, role) in
+        [(done, done, Role::Protected), (failed, done, Role::Backup), (failed, failed, Role::Transferring)]
+    {
+        assert_eq!(judge(tell(told, Some(own), role)), None);
+    }
+    vec![
+        judge(tell(done, None, Role::Backup)),
+        judge(tell(failed, None, Role::Backup)),
+        judge(tell(done, Some(failed), Role::Backup)),
+        judge(tell(failed, Some(failed), Role::Protected)),
+    ]
 }
 
 pub(super) fn output_rule() -> Vec<Option<Violation>> {

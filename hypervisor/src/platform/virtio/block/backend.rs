@@ -2,39 +2,41 @@
 
 use alloc::vec::Vec;
 
-use super::request::{Operation, Request, SECTOR, Status};
+use super::request::{Operation, Request, SECTOR};
 use crate::memory::GuestMemory;
 
 /// Carries out requests.
 ///
-/// One that is done at once is complete at the position of the guest's notification: a function of the guest's state, of which
-/// no log needs to know. One that takes its time keeps the request in flight, and the guest sees its end when
+/// Those that are done at once are complete at the position of the guest's notification: a function of the guest's state, of
+/// which no log needs to know. Those that take their time are in flight, and are carried out when
 /// [`Block::complete`](super::Block::complete) is called, at a position that both machines know.
 pub trait Backend {
     /// Most requests that may be in flight; 0 when all are done at once.
-    const MAX_IN_FLIGHT: usize;
+    fn most_in_flight(&self) -> usize;
 
     /// Size of the disk in sectors.
     fn sectors(&self) -> u64;
 
-    /// Begins `request`, whose range lies on the disk. What is read goes to its `data`. `None`: it is in flight from here on,
-    /// known by `id`, which no other one has. It may be told of the same one again, by a successor of the machine
-    /// that was told first.
-    fn begin(&mut self, id: u64, request: &mut Request, memory: &mut GuestMemory) -> Option<Status>;
+    /// Carries out `request`, whose range lies on the disk. What is read goes to its `data`.
+    fn carry_out(&mut self, request: &mut Request, memory: &mut GuestMemory);
 }
 
-/// A disk in the machine's memory, behind the guest's RAM: it is part of the guest's state. Done at once, durable as long as
-/// one of the twins lives: a flush has nothing to do.
+/// A disk in the machine's memory, behind the guest's RAM: it is part of the guest's state. Durable as long as one of the
+/// twins lives: a flush has nothing to do.
 #[derive(Debug, Clone)]
 pub struct Ram {
     sectors: u64,
+    most_in_flight: usize,
 }
 
 impl Ram {
-    /// A disk of so many sectors, for which there is room behind RAM.
+    /// Requests in flight to a disk that takes its time.
+    pub const IN_FLIGHT: usize = 32;
+
+    /// A disk of so many sectors, for which there is room behind RAM; `takes_time`: somebody else says when a request ends.
     #[must_use]
-    pub const fn new(sectors: u64) -> Self {
-        Self { sectors }
+    pub const fn new(sectors: u64, takes_time: bool) -> Self {
+        Self { sectors, most_in_flight: if takes_time { Self::IN_FLIGHT } else { 0 } }
     }
 
     /// How many bytes a disk of `bytes` takes behind RAM: whole pages.
@@ -45,13 +47,15 @@ impl Ram {
 }
 
 impl Backend for Ram {
-    const MAX_IN_FLIGHT: usize = 0;
+    fn most_in_flight(&self) -> usize {
+        self.most_in_flight
+    }
 
     fn sectors(&self) -> u64 {
         self.sectors
     }
 
-    fn begin(&mut self, _: u64, request: &mut Request, memory: &mut GuestMemory) -> Option<Status> {
+    fn carry_out(&mut self, request: &mut Request, memory: &mut GuestMemory) {
         let Request { operation, start, len, data } = request;
         debug_assert!(*start + *len <= self.sectors * SECTOR);
         match operation {
@@ -60,7 +64,6 @@ impl Backend for Ram {
             Operation::Zero => memory.clear_disk(*start, *len),
             Operation::Flush | Operation::Identify => {}
         }
-        Some(Status::Ok)
     }
 }
 

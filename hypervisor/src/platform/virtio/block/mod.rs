@@ -1,6 +1,7 @@
 //! The block device: a disk of 512-byte sectors with one queue.
 //!
-//! Requests are begun in the order of the ring; one that overlaps with an earlier one in flight waits for its end. No more
+//! Requests are taken in the order of the ring. Those of a disk that takes its time are in flight then, known by numbers, until
+//! [`Block::complete`] says how they ended; who begins them, and in which order, is [not decided here](pollux_driver::disk). No more
 //! than [`WORK`] bytes are moved at once, so that a full ring does not keep the machine from its twin for long: the rest
 //! stays in the ring and goes on [a little later](crate::platform::Platform::advance), at a time that follows from the
 //! guest's own.
@@ -13,7 +14,8 @@ mod requests;
 mod tests;
 
 use alloc::boxed::Box;
-use alloc::vec::Vec;
+
+use pollux_driver::{DiskEnd, DiskRequest};
 
 use super::queue::{Chain, Queue, QueueError};
 use super::{Device, F_EVENT_IDX, F_INDIRECT, F_VERSION_1, Signals};
@@ -23,8 +25,8 @@ use crate::state::{State, StateError, Visitor};
 
 pub use backend::{Backend, Ram};
 pub use request::{MAX_DATA, MAX_ZEROED, NAME, Operation, Request, SECTOR, Status};
+pub use requests::DiskStats;
 use requests::Requests;
-pub use requests::{Completion, DiskStats};
 
 /// Bytes that are moved at once.
 pub const WORK: u64 = 4 << 20;
@@ -83,7 +85,7 @@ impl<B: Backend> Block<B> {
         self.unfinished = false;
     }
 
-    /// Begins what is in the ring, as much as is worth doing at once.
+    /// Takes what is in the ring, as much as is worth doing at once.
     ///
     /// # Errors
     /// The queue is malformed.
@@ -102,26 +104,48 @@ impl<B: Backend> Block<B> {
         queue.publish(memory, QUEUE)
     }
 
-    /// Requests ended. Those that are not in flight are ignored: the driver may have reset the device meanwhile.
+    /// Requests in flight ended.
     ///
     /// # Errors
-    /// The queue is malformed.
+    /// The queue is malformed. All of them have ended all the same.
     pub fn complete(
         &mut self,
-        completions: &[Completion],
+        ends: &[DiskEnd],
         queues: &mut [Queue],
         memory: &mut GuestMemory,
     ) -> Result<Signals, QueueError> {
-        let Some(queue) = queues.first_mut().filter(|queue| queue.enabled()) else { return Ok(0) };
-        completions.iter().try_for_each(|done| self.requests.complete(done, queue, memory))?;
-        // What waited for them goes on.
+        let mut queue = queues.first_mut().filter(|queue| queue.enabled());
+        let mut result = Ok(());
+        for end in ends {
+            // Whoever has broken the ring gets no more answers.
+            let queue = if result.is_ok() { queue.as_deref_mut() } else { None };
+            result = result.and(self.requests.end(end, queue, memory));
+        }
+        result?;
+        // What had no room goes on.
         self.resume(queues, memory)
     }
 
-    /// Begins all requests in flight again, in order, on a machine whose backend has not heard of them. Gives those that were
-    /// done at once.
-    pub fn begin_again(&mut self, memory: &mut GuestMemory) -> Vec<Completion> {
-        self.requests.begin_again(memory)
+    /// The next request in flight that the machine's disk does not know of.
+    pub fn next_request(&mut self) -> Option<DiskRequest> {
+        self.requests.next_request()
+    }
+
+    /// Whether there is one.
+    #[must_use]
+    pub fn has_request(&self) -> bool {
+        self.requests.has_request()
+    }
+
+    /// The machine's disk knows of no request: another machine's did.
+    pub fn ask_again(&mut self) {
+        self.requests.ask_again();
+    }
+
+    /// Whether a request is in flight.
+    #[must_use]
+    pub fn is_in_flight(&self, id: u64) -> bool {
+        self.requests.is_in_flight(id)
     }
 }
 

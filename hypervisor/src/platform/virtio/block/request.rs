@@ -128,16 +128,6 @@ impl Request {
         Ok(Ok(Self { operation, start, len, data }))
     }
 
-    /// Whether the two must be carried out one after the other: they overlap, and at least one of them writes. A flush comes
-    /// after all that was there before it.
-    #[must_use]
-    pub fn conflicts(&self, other: &Self) -> bool {
-        let flushes = [self, other].iter().any(|request| request.operation == Operation::Flush);
-        let writes =
-            [self, other].iter().any(|request| matches!(request.operation, Operation::Write | Operation::Zero));
-        flushes || writes && self.start < other.start + other.len && other.start < self.start + self.len
-    }
-
     /// How much work it is, in bytes: never nothing.
     #[must_use]
     pub fn cost(&self) -> u64 {

@@ -3,9 +3,11 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use pollux_driver::{DiskEnd, DiskOperation, DiskRequest, DiskStatus};
 use xxhash_rust::xxh64::xxh64;
 
 use super::super::queue::{Chain, Queue, QueueError};
+use super::WORK;
 use super::backend::Backend;
 use super::request::{Operation, Request, SECTOR, Status};
 use crate::memory::GuestMemory;
@@ -32,32 +34,25 @@ pub struct DiskStats {
     pub unsupported: u64,
 }
 
-/// A request that was begun and is not complete.
+/// A request that was taken and is not complete.
 #[derive(Debug, Clone)]
 struct InFlight {
     id: u64,
-    chain: Box<Chain>,
+    /// Who is to be answered: nobody since the device was reset. What was asked is done all the same, in its order.
+    chain: Option<Box<Chain>>,
     request: Request,
-}
-
-/// The end of a request in flight.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Completion {
-    /// Which one.
-    pub id: u64,
-    /// How it ended.
-    pub status: Status,
-    /// What was read, for a read that went well.
-    pub data: Vec<u8>,
 }
 
 /// The requests of a disk.
 #[derive(Clone)]
 pub(super) struct Requests<B> {
     backend: B,
+    /// By rising numbers.
     in_flight: Vec<InFlight>,
     /// The next one's. No two have the same, whatever the driver does.
     next_id: u64,
+    /// The next one that is to be asked of the machine's disk. Not part of the state.
+    unasked: u64,
     /// A hash of everything that was ever written, in order: it tells disks apart at once, while their contents are compared
     /// in rotation.
     written: u64,
@@ -69,27 +64,33 @@ pub(super) struct Requests<B> {
 impl<B: Backend> Requests<B> {
     pub(super) fn new(backend: B) -> Self {
         let (in_flight, spare, stats) = (Vec::new(), Vec::new(), DiskStats::default());
-        Self { backend, in_flight, next_id: 0, written: 0, spare, stats }
+        Self { backend, in_flight, next_id: 0, unasked: 0, written: 0, spare, stats }
     }
 
     pub(super) fn bytes(&self) -> u64 {
         self.backend.sectors() * SECTOR
     }
 
-    /// Forgets those in flight: nobody waits for them any more.
+    /// Nobody waits for those in flight any more.
     pub(super) fn forget(&mut self) {
-        self.in_flight.clear();
+        self.in_flight.iter_mut().for_each(|request| request.chain = None);
     }
 
-    /// Begins the next request in the ring: what it cost, or nothing when there is none that can be begun.
+    /// Whether no more may be in flight.
+    fn is_full(&self) -> bool {
+        let (most, count) = (self.backend.most_in_flight(), self.in_flight.len());
+        let bytes = || self.in_flight.iter().map(|one| one.request.data.len() as u64).sum::<u64>();
+        most > 0 && (count >= most || bytes() >= WORK)
+    }
+
+    /// Takes the next request from the ring: what it cost, or nothing when there is none that can be taken.
     pub(super) fn take(
         &mut self,
         queue: &mut Queue,
         memory: &mut GuestMemory,
         chain: &mut Chain,
     ) -> Result<Option<u64>, QueueError> {
-        let is_full = B::MAX_IN_FLIGHT > 0 && self.in_flight.len() >= B::MAX_IN_FLIGHT;
-        if is_full || !queue.pop(memory, chain)? {
+        if self.is_full() || !queue.pop(memory, chain)? {
             return Ok(None);
         }
         let mut request = match Request::read(chain, memory, self.bytes(), core::mem::take(&mut self.spare))? {
@@ -99,45 +100,66 @@ impl<B: Backend> Requests<B> {
                 return Ok(Some(SECTOR));
             }
         };
-        if self.in_flight.iter().any(|other| other.request.conflicts(&request)) {
-            queue.unpop(1);
-            return Ok(None);
-        }
         self.note(&request);
-        let (cost, id) = (request.cost(), self.next_id);
-        self.next_id = id.wrapping_add(1);
-        match self.backend.begin(id, &mut request, memory) {
-            Some(status) => {
-                self.answer(chain, Some(&request), status, queue, memory)?;
-                self.spare = request.data;
-            }
-            None => self.in_flight.push(InFlight { id, chain: Box::new(chain.clone()), request }),
+        let cost = request.cost();
+        if self.backend.most_in_flight() == 0 || request.operation == Operation::Identify {
+            self.backend.carry_out(&mut request, memory);
+            self.answer(chain, Some(&request), Status::Ok, queue, memory)?;
+            self.spare = request.data;
+        } else {
+            let (id, chain) = (self.next_id, Some(Box::new(chain.clone())));
+            self.in_flight.push(InFlight { id, chain, request });
+            self.next_id += 1;
         }
         Ok(Some(cost))
     }
 
-    pub(super) fn complete(
-        &mut self,
-        done: &Completion,
-        queue: &mut Queue,
-        memory: &mut GuestMemory,
-    ) -> Result<(), QueueError> {
-        let Some(at) = self.in_flight.iter().position(|other| other.id == done.id) else { return Ok(()) };
-        let InFlight { chain, mut request, .. } = self.in_flight.remove(at);
-        if request.operation == Operation::Read {
-            request.data.clone_from(&done.data);
-        }
-        self.answer(&chain, Some(&request), done.status, queue, memory)
+    /// The next request in flight that was not asked for yet, as the machine's disk gets to know it.
+    pub(super) fn next_request(&mut self) -> Option<DiskRequest> {
+        let InFlight { id, request, .. } = self.in_flight.iter().find(|one| one.id >= self.unasked)?;
+        self.unasked = id + 1;
+        let operation = match request.operation {
+            Operation::Read | Operation::Identify => DiskOperation::Read,
+            Operation::Write | Operation::Zero => DiskOperation::Write,
+            Operation::Flush => DiskOperation::Flush,
+        };
+        Some(DiskRequest { id: *id, operation, start: request.start, len: request.len })
     }
 
-    pub(super) fn begin_again(&mut self, memory: &mut GuestMemory) -> Vec<Completion> {
-        let mut done = Vec::new();
-        for InFlight { id, request, .. } in &mut self.in_flight {
-            if let Some(status) = self.backend.begin(*id, request, memory) {
-                done.push(Completion { id: *id, status, data: request.data.clone() });
+    /// Whether there is one.
+    pub(super) fn has_request(&self) -> bool {
+        self.in_flight.last().is_some_and(|one| one.id >= self.unasked)
+    }
+
+    /// All in flight are to be asked for again.
+    pub(super) fn ask_again(&mut self) {
+        self.unasked = 0;
+    }
+
+    pub(super) fn is_in_flight(&self, id: u64) -> bool {
+        self.in_flight.iter().any(|one| one.id == id)
+    }
+
+    /// Ends a request in flight: carries it out, unless the disk failed it, and answers in `queue`, if there is one.
+    pub(super) fn end(
+        &mut self,
+        end: &DiskEnd,
+        queue: Option<&mut Queue>,
+        memory: &mut GuestMemory,
+    ) -> Result<(), QueueError> {
+        let Some(at) = self.in_flight.iter().position(|one| one.id == end.id) else { return Ok(()) };
+        let InFlight { chain, mut request, .. } = self.in_flight.remove(at);
+        let status = match end.status {
+            DiskStatus::Done => {
+                self.backend.carry_out(&mut request, memory);
+                Status::Ok
             }
+            DiskStatus::Failed => Status::Failed,
+        };
+        match (chain, queue) {
+            (Some(chain), Some(queue)) => self.answer(&chain, Some(&request), status, queue, memory),
+            _ => Ok(()),
         }
-        done
     }
 
     /// Counts a request that begins, and what it writes.
@@ -194,18 +216,39 @@ impl<B: Backend> State for Requests<B> {
         v.u64(&mut self.next_id)?;
         let mut count = self.in_flight.len() as u32;
         v.u32(&mut count)?;
-        if count as usize > B::MAX_IN_FLIGHT {
+        if count as usize > self.backend.most_in_flight() {
             return Err(StateError::BadValue("the number of disk requests in flight"));
         }
-        let empty = || InFlight { id: 0, chain: Box::default(), request: Request::empty() };
+        let empty = || InFlight { id: 0, chain: None, request: Request::empty() };
         self.in_flight.resize_with(count as usize, empty);
-        self.in_flight.iter_mut().try_for_each(|InFlight { id, chain, request }| {
+        let mut least = 0;
+        for InFlight { id, chain, request } in &mut self.in_flight {
             v.u64(id)?;
-            chain.visit(v)?;
-            if chain.writable_len() == 0 {
-                return Err(StateError::BadValue("a disk request without room for its status"));
+            if *id < least || *id >= self.next_id.min(MOST_REQUESTS) {
+                return Err(StateError::BadValue("the number of a disk request in flight"));
             }
-            request.visit(v, bytes)
-        })
+            least = *id + 1;
+            visit_chain(chain, v)?;
+            request.visit(v, bytes)?;
+        }
+        if self.next_id > MOST_REQUESTS { Err(StateError::BadValue("the number of disk requests")) } else { Ok(()) }
     }
+}
+
+/// Requests of a guest's life that nobody makes: one each nanosecond for a century.
+const MOST_REQUESTS: u64 = 1 << 62;
+
+fn visit_chain(chain: &mut Option<Box<Chain>>, v: &mut dyn Visitor) -> Result<(), StateError> {
+    let mut has_chain = chain.is_some();
+    v.bool(&mut has_chain)?;
+    if !has_chain {
+        *chain = None;
+        return Ok(());
+    }
+    let chain = chain.get_or_insert_default();
+    chain.visit(v)?;
+    if chain.writable_len() == 0 {
+        return Err(StateError::BadValue("a disk request without room for its status"));
+    }
+    Ok(())
 }

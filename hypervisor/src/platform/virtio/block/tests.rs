@@ -1,9 +1,10 @@
 //! A disk that takes its time: what is in flight, in which order, and on which machine it ends.
 
-use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::cell::RefCell;
 
+use pollux_driver::DiskStatus;
+use pollux_driver::disk::DiskRequests;
+use pollux_ft::Config;
 use proptest::prelude::*;
 
 use super::*;
@@ -11,7 +12,7 @@ use crate::memory::Gpa;
 use crate::state;
 
 const SECTORS: usize = 12;
-const QUEUE_SIZE: u16 = 64;
+const QUEUE_SIZE: u16 = 256;
 /// Where descriptors, available and used ring are, and what requests consist of.
 const RINGS: [u64; 3] = [0x1000, 0x2000, 0x3000];
 const HEADERS: u64 = 0x4000;
@@ -19,46 +20,6 @@ const STATUS: u64 = 0x5000;
 const DATA: u64 = 0x8000;
 /// Bytes of data that a request has room for.
 const ROOM: usize = 4 * SECTOR as usize;
-
-/// What is begun is done when the test says so.
-#[derive(Clone, Default)]
-struct Slow(Rc<RefCell<Medium>>);
-
-#[derive(Default)]
-struct Medium {
-    content: Vec<u8>,
-    begun: Vec<(u64, Request)>,
-}
-
-impl Backend for Slow {
-    const MAX_IN_FLIGHT: usize = 5;
-
-    fn sectors(&self) -> u64 {
-        SECTORS as u64
-    }
-
-    fn begin(&mut self, id: u64, request: &mut Request, _: &mut GuestMemory) -> Option<Status> {
-        self.0.borrow_mut().begun.push((id, request.clone()));
-        None
-    }
-}
-
-impl Medium {
-    /// Carries out one of those begun, of which none is in the way of another.
-    fn end(&mut self, which: usize) -> Option<Completion> {
-        let at = which.checked_rem(self.begun.len())?;
-        let (id, mut request) = self.begun.remove(at);
-        let clashes = self.begun.iter().any(|(_, other)| other.conflicts(&request));
-        assert!(!clashes, "{request:?} in flight with {:?}", self.begun);
-        let range = request.start as usize..(request.start + request.len) as usize;
-        match request.operation {
-            Operation::Write => self.content[range].copy_from_slice(&request.data),
-            Operation::Read => request.data = self.content[range].to_vec(),
-            _ => {}
-        }
-        Some(Completion { id, status: Status::Ok, data: request.data })
-    }
-}
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -79,13 +40,18 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A driver that puts each request into slots of its own.
+/// A driver that puts each request into slots of its own, and a machine that carries them out.
 struct Bench {
     memory: GuestMemory,
     queues: [Queue; 1],
-    block: Block<Slow>,
-    medium: Slow,
+    block: Block<Ram>,
+    requests: DiskRequests,
+    at_work: Vec<u64>,
     asked: u16,
+}
+
+fn disk() -> Block<Ram> {
+    Block::new(Ram::new(SECTORS as u64, true))
 }
 
 impl Bench {
@@ -94,10 +60,21 @@ impl Bench {
         queue.set_size(QUEUE_SIZE);
         (0..3).for_each(|index| *queue.address_mut(index) = RINGS[index]);
         queue.enable(F_VERSION_1);
-        let medium = Slow::default();
-        medium.0.borrow_mut().content = alloc::vec![0; SECTORS * SECTOR as usize];
-        let memory = GuestMemory::for_test(0x2_0000);
-        Self { memory, queues: [queue], block: Block::new(medium.clone()), medium, asked: 0 }
+        let memory = GuestMemory::for_test_with_disk(0x2_0000, Ram::room(SECTORS as u64 * SECTOR) as usize);
+        let (requests, at_work) = (DiskRequests::default(), Vec::new());
+        Self { memory, queues: [queue], block: disk(), requests, at_work, asked: 0 }
+    }
+
+    /// The machine's disk gets to know what it may begin.
+    fn begin(&mut self) {
+        while let Some(request) = self.block.next_request() {
+            assert!(self.block.is_in_flight(request.id));
+            self.requests.add(request);
+        }
+        assert!(!self.block.has_request());
+        while let Some(request) = self.requests.begin(&Config::default()) {
+            self.at_work.push(request.id);
+        }
     }
 
     fn put(&mut self, gpa: u64, bytes: &[u8]) {
@@ -125,24 +102,33 @@ impl Bench {
         self.asked += 1;
         self.put(RINGS[1] + 2, &self.asked.to_le_bytes());
         self.block.resume(&mut self.queues, &mut self.memory).unwrap();
+        self.begin();
     }
 
-    fn end(&mut self, which: usize) -> bool {
-        let Some(done) = self.medium.0.borrow_mut().end(which) else { return false };
-        self.block.complete(&[done], &mut self.queues, &mut self.memory).unwrap();
+    fn end(&mut self, which: usize, status: DiskStatus) -> bool {
+        let Some(at) = which.checked_rem(self.at_work.len()) else { return false };
+        self.requests.ended(DiskEnd { id: self.at_work.remove(at), status });
+        let ends = self.requests.due(true, &Config::default());
+        self.block.complete(&ends, &mut self.queues, &mut self.memory).unwrap();
+        self.requests.applied(&ends);
+        self.begin();
         true
     }
 
+    /// What the old machine's disk does from here on, nobody hears of.
     fn take_over(&mut self) {
         let saved = state::save(&mut self.block);
-        let medium = Slow::default();
-        medium.0.borrow_mut().content = self.medium.0.borrow().content.clone();
-        let mut block = Block::new(medium.clone());
+        let mut block = disk();
         state::load(&mut block, &saved).unwrap();
+        block.ask_again();
         assert_eq!(state::save(&mut block), saved);
-        assert_eq!(block.begin_again(&mut self.memory), []);
-        // What the old machine's disk does now, nobody hears of.
-        (self.block, self.medium) = (block, medium);
+        self.block = block;
+        (self.requests, self.at_work) = (DiskRequests::default(), Vec::new());
+        self.begin();
+    }
+
+    fn content(&self) -> &[u8] {
+        self.memory.disk(0, SECTORS as u64 * SECTOR)
     }
 
     fn answers(&self) -> Vec<u32> {
@@ -178,15 +164,15 @@ proptest! {
                     bench.ask(kind, sector, &content);
                 }
                 Step::Ask { .. } => {}
-                Step::End(which) => drop(bench.end(which)),
+                Step::End(which) => drop(bench.end(which, DiskStatus::Done)),
                 Step::TakeOver => bench.take_over(),
             }
         }
-        while bench.end(0) {}
+        while bench.end(0, DiskStatus::Done) {}
         let mut answers = bench.answers();
         answers.sort_unstable();
         prop_assert_eq!(answers, (0..u32::from(bench.asked)).map(|number| 3 * number).collect::<Vec<_>>());
-        prop_assert_eq!(&bench.medium.0.borrow().content, &model);
+        prop_assert_eq!(bench.content(), &model[..]);
         for (number, expected) in reads {
             prop_assert_eq!(bench.data(number, expected.len()), &expected[..]);
             prop_assert_eq!(bench.memory.read::<1>(Gpa(STATUS + u64::from(number))).unwrap(), [0]);
@@ -207,11 +193,13 @@ proptest! {
             *index.get_mut(&mut bytes[..]) = value;
         }
         if state::load(&mut bench.block, &bytes).is_ok() {
-            bench.medium.0.borrow_mut().begun.clear();
-            bench.block.begin_again(&mut bench.memory);
-            let begun: Vec<_> = bench.medium.0.borrow().begun.iter().map(|(id, _)| *id).collect();
-            let done = begun.get(which % 3).map(|&id| Completion { id, status: Status::Failed, data: Vec::new() });
-            let _ = bench.block.complete(done.as_slice(), &mut bench.queues, &mut bench.memory);
+            bench.block.ask_again();
+            let ids: Vec<_> = core::iter::from_fn(|| bench.block.next_request()).map(|request| request.id).collect();
+            prop_assert!(ids.is_sorted() && ids.iter().all(|&id| bench.block.is_in_flight(id)));
+            let ends: Vec<_> = ids.iter().map(|&id| DiskEnd { id, status: DiskStatus::Done }).collect();
+            let some = &ends[..which % (ends.len() + 1)];
+            let _ = bench.block.complete(some, &mut bench.queues, &mut bench.memory);
+            prop_assert!(some.iter().all(|end| !bench.block.is_in_flight(end.id)));
         }
     }
 }
@@ -219,22 +207,43 @@ proptest! {
 #[test]
 fn an_error_of_the_disk_is_the_guests_and_counted() {
     let mut bench = Bench::new();
-    bench.ask(0, 0, &[0xDD; 512]);
-    let (id, _) = bench.medium.0.borrow_mut().begun.remove(0);
-    let done = |id| Completion { id, status: Status::Failed, data: Vec::new() };
-    // Of one that was never begun, or has ended, nothing is heard.
-    for id in [id + 1, id, id] {
-        bench.block.complete(&[done(id)], &mut bench.queues, &mut bench.memory).unwrap();
-    }
+    bench.ask(1, 0, &[0xDD; 512]);
+    assert_eq!(bench.answers(), []);
+    bench.end(0, DiskStatus::Failed);
     assert_eq!((bench.answers(), bench.block.stats().failed), (alloc::vec![0], 1));
-    assert_eq!((bench.memory.read(Gpa(STATUS)).unwrap(), bench.data(0, 512)), ([1], &[0xDD; 512][..]));
+    assert_eq!((bench.memory.read(Gpa(STATUS)).unwrap(), bench.content()[0]), ([1], 0));
+    // Of one that has ended nothing is heard again.
+    let again = [DiskEnd { id: 0, status: DiskStatus::Done }];
+    bench.block.complete(&again, &mut bench.queues, &mut bench.memory).unwrap();
+    assert_eq!((bench.answers().len(), bench.content()[0]), (1, 0));
 }
 
+/// What nobody waits for any more is done all the same, before what overlaps with it, whoever asks for that.
 #[test]
-fn a_reset_forgets_what_is_in_flight() {
+fn a_reset_leaves_what_is_in_flight_in_its_order() {
     let mut bench = Bench::new();
     bench.ask(1, 0, &[1; 512]);
     bench.block.reset();
-    assert!(bench.end(0));
-    assert_eq!(bench.answers(), []);
+    bench.ask(1, 0, &[2; 512]);
+    bench.ask(0, 0, &[0; 512]);
+    bench.take_over();
+    assert_eq!(bench.at_work.len(), 1, "the others wait for the first one");
+    while bench.end(0, DiskStatus::Done) {}
+    assert_eq!((bench.answers(), bench.content()[0], bench.data(2, 512)), (alloc::vec![3, 6], 2, &[2; 512][..]));
+}
+
+#[test]
+fn no_more_are_in_flight_than_may_be() {
+    let mut bench = Bench::new();
+    for _ in 0..Ram::IN_FLIGHT + 5 {
+        bench.ask(0, 0, &[0; 512]);
+    }
+    assert_eq!(bench.at_work.len(), Ram::IN_FLIGHT);
+    bench.end(7, DiskStatus::Done);
+    assert_eq!((bench.at_work.len(), bench.answers()), (Ram::IN_FLIGHT, alloc::vec![21]));
+    while bench.end(0, DiskStatus::Done) {}
+    assert_eq!(bench.answers().len(), Ram::IN_FLIGHT + 5);
+    // Nor is more data than is moved at once; what the disk knows by heart, it tells at once.
+    bench.ask(8, 0, &[]);
+    assert_eq!((bench.at_work.len(), bench.answers().len()), (0, Ram::IN_FLIGHT + 6));
 }

@@ -1,0 +1,399 @@
+//! Requests to the guest's disk that take their time: which may be begun, which have ended, and which of these ends are due
+//! in the log; pure.
+//!
+//! Each machine carries out all requests, on its own disk. The guest sees the end of one when the entry that tells of it is
+//! applied: on the primary once its disk has ended the request, on the backup at the same position, and not before its own
+//! disk has. Requests that overlap are begun one after the other, in the order in which the guest made them; *after* means
+//! that the end of the earlier one was applied.
+//!
+//! | whose disk failed | what happens |
+//! |---|---|
+//! | the primary's, with a backup | the guest is handed over, and does not hear of it: the new primary ends the request |
+//! | the primary's, without one | the guest gets the error |
+//! | the backup's, of a request that the primary's has done | the backup ends, and is replaced |
+//! | the backup's, of one that has failed on the primary, too | nothing: the guest gets the error on both |
+
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use pollux_ft::disk::{self, MAX_ENDS};
+use pollux_ft::{Config, EntryRef, Mutation, Time};
+
+use crate::driver::Driver;
+use crate::guest::Guest;
+use crate::host::{Event, Host};
+
+pub use pollux_ft::disk::{DiskEnd, DiskStatus};
+
+/// What a request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DiskOperation {
+    /// Reads.
+    Read,
+    /// Writes, be it zeros.
+    Write,
+    /// Makes durable all that was written.
+    Flush,
+}
+
+/// A request, without its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DiskRequest {
+    /// No two of a guest's life have the same; a later one has a greater one.
+    pub id: u64,
+    /// What it does.
+    pub operation: DiskOperation,
+    /// First byte on the disk.
+    pub start: u64,
+    /// Bytes on the disk, from there on; `start + len` is at most `u64::MAX`.
+    pub len: u64,
+}
+
+impl DiskRequest {
+    /// Whether the two must be carried out one after the other: they overlap, and at least one of them writes. A flush comes
+    /// after all that was there before it, and before all that comes after it.
+    #[must_use]
+    pub const fn conflicts(&self, other: &Self) -> bool {
+        let flushes =
+            matches!((self.operation, other.operation), (DiskOperation::Flush, _) | (_, DiskOperation::Flush));
+        let writes = matches!((self.operation, other.operation), (DiskOperation::Write, _) | (_, DiskOperation::Write));
+        flushes || writes && self.start < other.start + other.len && other.start < self.start + self.len
+    }
+}
+
+/// Why an end that the log tells of cannot be applied here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotReady {
+    /// This machine's disk has not ended the request.
+    Busy,
+    /// It failed it.
+    Failed(u64),
+    /// The guest has not made the request.
+    Unknown(u64),
+}
+
+/// A request whose end was not applied.
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    request: DiskRequest,
+    begun: bool,
+    /// How it ended on this machine's disk.
+    status: Option<DiskStatus>,
+}
+
+/// The requests of a guest whose ends were not applied, in the order in which it made them.
+#[derive(Debug, Clone, Default)]
+pub struct DiskRequests {
+    pending: VecDeque<Pending>,
+}
+
+impl DiskRequests {
+    /// The guest made a request.
+    pub fn add(&mut self, request: DiskRequest) {
+        self.pending.push_back(Pending { request, begun: false, status: None });
+    }
+
+    /// A request that may be begun, and that is from here on; call it until there is none.
+    pub fn begin(&mut self, rules: &Config) -> Option<DiskRequest> {
+        let unordered = rules.broken(Mutation::DiskOrderIgnored);
+        let waits = |at: usize, request: &DiskRequest| {
+            !unordered && self.pending.range(..at).any(|earlier| earlier.request.conflicts(request))
+        };
+        let may_begin = |(at, pending): (usize, &Pending)| !pending.begun && !waits(at, &pending.request);
+        let at = self.pending.iter().enumerate().position(may_begin)?;
+        let pending = &mut self.pending[at];
+        pending.begun = true;
+        Some(pending.request)
+    }
+
+    /// This machine's disk ended a request; one that is not pending any more is ignored.
+    pub fn ended(&mut self, end: DiskEnd) {
+        let pending = self.pending.iter_mut().find(|pending| pending.begun && pending.request.id == end.id);
+        if let Some(pending) = pending {
+            pending.status = Some(end.status);
+        }
+    }
+
+    /// The ends that a primary may log now, by rising numbers, with or without those that failed.
+    #[must_use]
+    pub fn due(&self, with_failed: bool, rules: &Config) -> Vec<DiskEnd> {
+        let early = rules.broken(Mutation::DiskDoneEarly);
+        let status = |pending: &Pending| pending.status.or((early && pending.begun).then_some(DiskStatus::Done));
+        let ended = |pending: &Pending| Some(DiskEnd { id: pending.request.id, status: status(pending)? });
+        let tells = |end: &DiskEnd| with_failed || end.status == DiskStatus::Done;
+        self.pending.iter().filter_map(ended).filter(tells).take(MAX_ENDS).collect()
+    }
+
+    /// Whether something has ended that a primary may log.
+    #[must_use]
+    pub fn is_due(&self, with_failed: bool) -> bool {
+        let tells = |status| with_failed || status == DiskStatus::Done;
+        self.pending.iter().any(|pending| pending.status.is_some_and(tells))
+    }
+
+    /// Whether this machine's disk has failed one.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.pending.iter().any(|pending| pending.status == Some(DiskStatus::Failed))
+    }
+
+    /// Whether a backup may apply `ends`, which the primary has logged.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn ready(&self, ends: &[DiskEnd], rules: &Config) -> Result<(), NotReady> {
+        for end in ends {
+            let pending = self.pending.iter().find(|pending| pending.request.id == end.id);
+            match pending.ok_or(NotReady::Unknown(end.id))?.status {
+                None if !rules.broken(Mutation::DiskNotAwaited) => return Err(NotReady::Busy),
+                Some(DiskStatus::Failed)
+                    if end.status == DiskStatus::Done && !rules.broken(Mutation::DiskErrorIgnored) =>
+                {
+                    return Err(NotReady::Failed(end.id));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest has seen these ends.
+    pub fn applied(&mut self, ends: &[DiskEnd]) {
+        self.pending.retain(|pending| ends.iter().all(|end| end.id != pending.request.id));
+    }
+
+    /// The guest has seen this entry.
+    pub(crate) fn saw(&mut self, entry: &EntryRef<'_>) {
+        if let EntryRef::DiskDone(data) = entry {
+            self.applied(&disk::decode(data).unwrap_or_default());
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+}
+
+impl<G: Guest> Driver<G> {
+    /// Takes in what the guest asked of its disk, and what this machine's disk has ended; begins what may be begun.
+    pub(crate) fn poll_disk(&mut self, host: &mut impl Host<G>) {
+        while let Some(request) = self.guest.next_disk_request() {
+            self.disk.add(request);
+        }
+        if self.disk.is_empty() {
+            return;
+        }
+        while let Some(end) = host.poll_disk() {
+            self.disk.ended(end);
+        }
+        while let Some(request) = self.disk.begin(self.node.config()) {
+            host.begin_on_disk(&request);
+        }
+    }
+
+    /// When a disk at work should be looked at again.
+    pub(crate) fn disk_ends_at(&self, host: &impl Host<G>) -> Option<Time> {
+        if self.disk.is_empty() { None } else { host.disk_ends_at() }
+    }
+
+    /// Whether errors of this machine's disk are the guest's: not while the twin's disk may do better.
+    pub(crate) fn tells_disk_errors(&self) -> bool {
+        !self.is_protected() || self.node.config().broken(Mutation::DiskErrorTold)
+    }
+
+    /// Hands the guest over if this machine's disk fails and the twin's may not.
+    pub(crate) fn yield_to_better_disk(&mut self, host: &mut impl Host<G>) {
+        if self.disk.has_failed() && !self.tells_disk_errors() && !self.switch_due {
+            self.switch_due = true;
+            host.observe(Event::DiskFailed("the guest is handed over"), self);
+        }
+    }
+
+    /// Whether a backup may apply the entry with this data now: `false` as long as its disk is at work. The error says why
+    /// this guest cannot be the primary's.
+    pub(crate) fn awaits_disk(&mut self, host: &mut impl Host<G>, data: &[u8]) -> Result<bool, String> {
+        self.poll_disk(host);
+        let ends = disk::decode(data).map_err(|error| format!("{error}"))?;
+        match self.disk.ready(&ends, self.node.config()) {
+            Ok(()) => Ok(true),
+            Err(NotReady::Busy) => Ok(false),
+            Err(NotReady::Failed(_)) => {
+                host.observe(Event::DiskFailed("this backup ends"), self);
+                self.end(host, "the disk failed what the primary's has done");
+                Ok(false)
+            }
+            Err(NotReady::Unknown(id)) => Err(format!("disk request {id} was never made")),
+        }
+    }
+
+    /// Nothing is known any more of what the guest asked of its disk: there is none here, or another one.
+    pub(crate) fn forget_disk(&mut self, host: &mut impl Host<G>) {
+        self.disk = DiskRequests::default();
+        host.forget_disk();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_request() -> impl Strategy<Value = (DiskOperation, u64, u64)> {
+        let operation = prop_oneof![
+            4 => Just(DiskOperation::Read),
+            4 => Just(DiskOperation::Write),
+            1 => Just(DiskOperation::Flush),
+        ];
+        (operation, 0u64..8, 1u64..4)
+    }
+
+    /// What is done with each byte of a disk, in which order: by a number for each request that touches it.
+    #[derive(Default, PartialEq, Eq, Debug)]
+    struct Touched([Vec<(u64, DiskOperation)>; 12]);
+
+    impl Touched {
+        fn by(&mut self, request: &DiskRequest) {
+            let all = request.operation == DiskOperation::Flush;
+            let touches = |at: u64| all || (request.start..request.start + request.len).contains(&at);
+            for (_, touched) in (0u64..).zip(&mut self.0).filter(|(at, _)| touches(*at)) {
+                touched.push((request.id, request.operation));
+            }
+        }
+
+        /// Without the order of reads between two writes, of which nobody sees anything.
+        fn settled(mut self) -> Self {
+            for touched in &mut self.0 {
+                for reads in touched.chunk_by_mut(|a, b| a.1 == DiskOperation::Read && b.1 == DiskOperation::Read) {
+                    reads.sort_unstable_by_key(|(id, _)| *id);
+                }
+            }
+            self
+        }
+    }
+
+    proptest! {
+        /// However a disk takes its time: each request is begun once and ends once, those that overlap in the guest's order,
+        /// and a twin with a disk of another mind may apply the same ends.
+        #[test]
+        fn requests_end_once_and_in_order(
+            requests in prop::collection::vec(any_request(), 1..20), choices in prop::collection::vec(any::<usize>(), 200)
+        ) {
+            let rules = Config::default();
+            let mut twins = [DiskRequests::default(), DiskRequests::default()];
+            let (mut expected, mut begun) = (Touched::default(), [Touched::default(), Touched::default()]);
+            let mut at_work = [Vec::new(), Vec::new()];
+            let mut told = Vec::new();
+            for (id, &(operation, start, len)) in (0u64..).zip(&requests) {
+                let request = DiskRequest { id, operation, start, len };
+                expected.by(&request);
+                twins.iter_mut().for_each(|twin| twin.add(request));
+            }
+            let mut log = VecDeque::new();
+            for choice in choices {
+                let side = choice % 2;
+                while let Some(request) = twins[side].begin(&rules) {
+                    begun[side].by(&request);
+                    at_work[side].push(request.id);
+                }
+                match (choice / 2 % 3, side) {
+                    (0, _) if !at_work[side].is_empty() => {
+                        let id = at_work[side].swap_remove(choice / 6 % at_work[side].len());
+                        twins[side].ended(DiskEnd { id, status: DiskStatus::Done });
+                    }
+                    (1, 0) if twins[0].is_due(false) => {
+                        let ends = twins[0].due(false, &rules);
+                        prop_assert_eq!(disk::decode(&disk::encode(&ends)), Ok(ends.clone()));
+                        twins[0].applied(&ends);
+                        told.extend(ends.iter().map(|end| end.id));
+                        log.push_back(ends);
+                    }
+                    (1, 1) => {
+                        if let Some(ends) = log.front() {
+                            match twins[1].ready(ends, &rules) {
+                                Ok(()) => {
+                                    twins[1].applied(ends);
+                                    log.pop_front();
+                                }
+                                Err(error) => prop_assert_eq!(error, NotReady::Busy),
+                            }
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            // All that is left, to the end.
+            while !(twins[0].is_empty() && twins[1].is_empty()) {
+                for side in 0..2 {
+                    while let Some(request) = twins[side].begin(&rules) {
+                        begun[side].by(&request);
+                        at_work[side].push(request.id);
+                    }
+                    for id in at_work[side].drain(..) {
+                        twins[side].ended(DiskEnd { id, status: DiskStatus::Done });
+                    }
+                }
+                if twins[0].is_due(false) {
+                    let ends = twins[0].due(false, &rules);
+                    twins[0].applied(&ends);
+                    told.extend(ends.iter().map(|end| end.id));
+                    log.push_back(ends);
+                }
+                while let Some(ends) = log.front() && twins[1].ready(ends, &rules).is_ok() {
+                    twins[1].applied(ends);
+                    log.pop_front();
+                }
+            }
+            told.sort_unstable();
+            prop_assert_eq!(told, (0..requests.len() as u64).collect::<Vec<_>>());
+            let expected = expected.settled();
+            for touched in begun {
+                prop_assert_eq!(&touched.settled(), &expected);
+            }
+        }
+    }
+
+    const WRITE: DiskRequest = DiskRequest { id: 3, operation: DiskOperation::Write, start: 0, len: 512 };
+
+    #[test]
+    fn an_error_waits_until_it_may_be_told() {
+        let (mut requests, rules) = (DiskRequests::default(), Config::default());
+        requests.add(WRITE);
+        requests.add(DiskRequest { id: 4, start: 512, ..WRITE });
+        assert_eq!(requests.begin(&rules), Some(WRITE));
+        requests.ended(DiskEnd { id: 4, status: DiskStatus::Done });
+        assert!(!requests.is_due(true), "it was not begun");
+        assert!(requests.begin(&rules).is_some() && requests.begin(&rules).is_none());
+        requests.ended(DiskEnd { id: 3, status: DiskStatus::Failed });
+        assert!(requests.has_failed() && requests.is_due(true) && !requests.is_due(false));
+        let failed = [DiskEnd { id: 3, status: DiskStatus::Failed }];
+        assert_eq!((requests.due(false, &rules), &requests.due(true, &rules)[..]), (Vec::new(), &failed[..]));
+        requests.ended(DiskEnd { id: 4, status: DiskStatus::Done });
+        assert_eq!((requests.due(false, &rules).len(), requests.due(true, &rules).len()), (1, 2));
+    }
+
+    #[test]
+    fn a_backup_waits_for_its_disk_and_ends_by_its_errors() {
+        let (mut requests, rules) = (DiskRequests::default(), Config::default());
+        requests.add(WRITE);
+        requests.begin(&rules);
+        let ends = |id, status| [DiskEnd { id, status }];
+        let ready = |requests: &DiskRequests, id, status| requests.ready(&ends(id, status), &rules);
+        assert_eq!(ready(&requests, 3, DiskStatus::Done), Err(NotReady::Busy));
+        assert_eq!(ready(&requests, 3, DiskStatus::Failed), Err(NotReady::Busy), "it must not be at work any more");
+        assert_eq!(ready(&requests, 4, DiskStatus::Done), Err(NotReady::Unknown(4)));
+        requests.ended(DiskEnd { id: 3, status: DiskStatus::Failed });
+        assert_eq!(ready(&requests, 3, DiskStatus::Done), Err(NotReady::Failed(3)));
+        assert_eq!(ready(&requests, 3, DiskStatus::Failed), Ok(()));
+    }
+}
