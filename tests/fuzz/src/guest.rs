@@ -84,7 +84,6 @@ enum Step<'a> {
     /// Microseconds.
     Time(u32),
     Interrupt,
-    Nmi,
     Reset,
     /// The devices are saved and loaded again.
     Move,
@@ -318,7 +317,6 @@ impl Guest<'_> {
                     self.platform.interrupt_taken(vector);
                 }
             }
-            Step::Nmi => self.platform.nmi_taken(),
             Step::Reset => self.platform.reset(),
             Step::Move => {
                 let bytes = state::save(&mut self.platform);
