@@ -228,12 +228,19 @@ impl<G: Guest> Driver<G> {
             Ok(()) => Ok(true),
             Err(NotReady::Busy) => Ok(false),
             Err(NotReady::Failed(_)) => {
-                host.observe(Event::DiskFailed("this backup ends"), self);
-                self.end(host, "the disk failed what the primary's has done");
+                self.give_up_for_disk(host);
                 Ok(false)
             }
             Err(NotReady::Unknown(id)) => Err(format!("disk request {id} was never made")),
         }
+    }
+
+    /// This backup's disk has failed what the primary's has done, or may do: the primary goes on without it.
+    pub(crate) fn give_up_for_disk(&mut self, host: &mut impl Host<G>) {
+        const WHY: &str = "the disk failed what the primary's has done";
+        host.observe(Event::DiskFailed("this backup ends"), self);
+        self.guest_ends(host, WHY);
+        self.node.give_up(WHY);
     }
 
     /// Nothing is known any more of what the guest asked of its disk: there is none here, or another one.

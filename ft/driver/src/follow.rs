@@ -94,12 +94,18 @@ impl<G: Guest> Driver<G> {
             let Some(record) = self.node.next_record().filter(|record| record.position == position) else {
                 return Ok(applied > 0);
             };
+            let takes_over = matches!(record.entry, Entry::Control(Control::SwitchOver));
             if let Entry::DiskDone(data) = &record.entry {
                 let (seq, data) = (record.seq, data.clone());
                 // It comes later, at this very position.
                 if !self.awaits_disk(host, &data).map_err(|error| format!("entry {}: {error}", seq.0))? {
                     return Ok(applied > 0 || self.ended);
                 }
+            }
+            if takes_over && self.disk.has_failed() {
+                // The guest would hear of an error that the primary's disk has not.
+                self.give_up_for_disk(host);
+                return Ok(true);
             }
             let Some(record) = self.node.next_record() else { return Ok(true) };
             match &record.entry {

@@ -289,7 +289,9 @@ impl<G: Guest> Driver<G> {
     }
 
     /// The guest sleeps until its next timer or the end of a disk request, or until its backup wants to hear how far it has come.
-    fn sleep(&mut self, host: &impl Host<G>) -> Next {
+    fn sleep(&mut self, host: &mut impl Host<G>) -> Next {
+        // What was taken from a ring by the end of others is not asked for yet.
+        self.poll_disk(host);
         self.steering.note_sleep();
         let deadline = self.guest.next_deadline().map(|deadline| self.steering.wall_of(deadline));
         Next::Wait([deadline, self.horizon_at(), self.disk_ends_at(host)].into_iter().flatten().min())

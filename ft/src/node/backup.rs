@@ -82,6 +82,19 @@ impl Node {
         self.check();
     }
 
+    /// This machine cannot go on as a backup, for a reason of its own: tells the primary, which goes on alone, and halts.
+    pub fn give_up(&mut self, why: &str) {
+        if !self.role().is_backup() {
+            return;
+        }
+        let bye = Message::Bye(Bye::GaveUp(why.to_string()));
+        self.link.send(&mut self.stats, &bye);
+        self.copies.end(&bye);
+        self.close_link(Queued::Kept);
+        self.halt(HaltReason::GaveUp(why.to_string()));
+        self.check();
+    }
+
     /// Ends the takeover, if the rules allow it: the log is drained and the guest stands at `position`. The first call
     /// asks the arbiter; call again when it has answered. Only after `Ok` may output leave this machine.
     ///

@@ -304,20 +304,24 @@ impl Guest {
         self.vcpu.registers().rflags & RFLAGS_IF != 0
     }
 
-    /// Applies a received frame. The guest stands at an exact stop.
-    pub fn packet_in(&mut self, frame: &[u8]) {
+    /// Applies an entry by `change`. The guest stands at an exact stop. An end of an interrupt by memory comes before what
+    /// an entry may raise, which makes such ends impossible.
+    fn apply<R>(&mut self, change: impl FnOnce(&mut Platform, &mut GuestMemory) -> R) -> R {
         assert!(self.settled, "an entry was applied away from an exact stop");
         self.platform.take_end(&self.memory);
-        self.platform.packet_in(&mut self.memory, frame);
+        let result = change(&mut self.platform, &mut self.memory);
         self.platform.let_end(&mut self.memory);
+        result
+    }
+
+    /// Applies a received frame. The guest stands at an exact stop.
+    pub fn packet_in(&mut self, frame: &[u8]) {
+        self.apply(|platform, memory| platform.packet_in(memory, frame));
     }
 
     /// Applies console input. The guest stands at an exact stop.
     pub fn console_in(&mut self, bytes: &[u8]) {
-        assert!(self.settled, "an entry was applied away from an exact stop");
-        self.platform.take_end(&self.memory);
-        self.platform.console_in(bytes);
-        self.platform.let_end(&mut self.memory);
+        self.apply(|platform, _| platform.console_in(bytes));
     }
 
     /// Requests to the disk ended. The guest stands at an exact stop.
@@ -325,11 +329,8 @@ impl Guest {
     /// # Errors
     /// One that is not in flight; nothing has happened.
     pub fn disk_done(&mut self, ends: &[DiskEnd]) -> Result<(), u64> {
-        assert!(self.settled, "an entry was applied away from an exact stop");
         let now = self.now();
-        self.platform.disk_done(now, &mut self.memory, ends)?;
-        self.platform.let_end(&mut self.memory);
-        Ok(())
+        self.apply(|platform, memory| platform.disk_done(now, memory, ends))
     }
 
     /// From here on guest time is `base` and advances by `rate` (32.32 fixed point nanoseconds per tick).

@@ -487,13 +487,8 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
 /// What is seen of a guest to which this happens, a thing every ten ticks.
 fn seen_of(happenings: &[Happening], disturbed: bool) -> Vec<(Vec<u8>, [u8; 4])> {
     let mut guest = guest(&[], false);
-    let write = |guest: &mut Guest, offset, value| {
-        let now = guest.now();
-        let Guest { platform, memory, .. } = guest;
-        platform.mmio_write(now, Gpa(LAPIC + offset), crate::platform::Size::Dword, value, memory, &mut Nothing);
-    };
-    write(&mut guest, 0xF0, 0x1FF);
-    write(&mut guest, 0x3E0, 0xB);
+    write_lapic(&mut guest, 0xF0, 0x1FF);
+    write_lapic(&mut guest, 0x3E0, 0xB);
     guest.platform.wrmsr(guest.now(), crate::platform::kvm::EOI, WORD.0 | 1, &mut guest.memory).unwrap();
     let leave = |guest: &mut Guest, exit| {
         let (registers, lent) = (*guest.vcpu.registers(), Lent::default());
@@ -526,8 +521,8 @@ fn seen_of(happenings: &[Happening], disturbed: bool) -> Vec<(Vec<u8>, [u8; 4])>
                 guest.run(at.after(5), &mut Nothing);
             }
             Happening::Timer(vector) => {
-                write(&mut guest, 0x320, u64::from(vector));
-                write(&mut guest, 0x380, 3);
+                write_lapic(&mut guest, 0x320, u64::from(vector));
+                write_lapic(&mut guest, 0x380, 3);
                 guest.run(at.after(5), &mut Nothing);
             }
             Happening::Entry => guest.console_in(b"x"),
@@ -547,6 +542,51 @@ proptest! {
     fn where_a_machine_stops_does_not_matter_to_ends_by_memory(happenings in happenings()) {
         prop_assert_eq!(seen_of(&happenings, true), seen_of(&happenings, false));
     }
+}
+
+/// The guest has ended its interrupt by memory. An entry may raise the next one, and looks at that before.
+#[test]
+fn an_entry_looks_first_at_ends_by_memory() {
+    let entries: [fn(&mut Guest); 4] = [
+        |guest| guest.console_in(b"x"),
+        |guest| guest.packet_in(&[0; 60]),
+        |guest| guest.disk_done(&[]).unwrap(),
+        |guest| guest.steer_clock(guest.now(), RATE_ONE).unwrap(),
+    ];
+    for (number, entry) in entries.into_iter().enumerate() {
+        let mut guest = serving();
+        assert_eq!(in_service(&mut guest), 1 << 0x10, "vector 0x30");
+        guest.memory.write(WORD, &[0; 4]).unwrap();
+        entry(&mut guest);
+        assert_eq!(in_service(&mut guest), 0, "entry {number}");
+    }
+}
+
+/// A guest in the handler of vector 0x30, whose end it may tell by memory.
+fn serving() -> Guest {
+    let mut guest = guest(&[], false);
+    for (offset, value) in [(0xF0, 0x1FF), (0x3E0, 0xB), (0x320, 0x30), (0x380, 3)] {
+        write_lapic(&mut guest, offset, value);
+    }
+    guest.platform.wrmsr(guest.now(), crate::platform::kvm::EOI, WORD.0 | 1, &mut guest.memory).unwrap();
+    guest.run(Position(100), &mut Nothing);
+    assert_eq!(guest.platform.pending_interrupt(), Some(0x30));
+    guest.platform.interrupt_taken(0x30);
+    guest.console_in(b"");
+    assert_ne!(guest.memory.read::<4>(WORD).unwrap(), [0; 4], "it may");
+    guest
+}
+
+/// The vectors from 0x20 to 0x3F that the guest's local APIC has in service, a bit each.
+fn in_service(guest: &mut Guest) -> u64 {
+    let now = guest.now();
+    guest.platform.mmio_read(now, Gpa(LAPIC + 0x110), crate::platform::Size::Dword)
+}
+
+fn write_lapic(guest: &mut Guest, offset: u64, value: u64) {
+    let now = guest.now();
+    let Guest { platform, memory, .. } = guest;
+    platform.mmio_write(now, Gpa(LAPIC + offset), crate::platform::Size::Dword, value, memory, &mut Nothing);
 }
 
 /// What a hypercall comes to at this privilege level, in 64-bit mode or in 32-bit mode; RAX holds garbage.

@@ -79,7 +79,8 @@ impl<B: Backend> Requests<B> {
     /// Whether no more may be in flight.
     fn is_full(&self) -> bool {
         let (most, count) = (self.backend.most_in_flight(), self.in_flight.len());
-        let bytes = || self.in_flight.iter().map(|one| one.request.data.len() as u64).sum::<u64>();
+        // What their ends will cost: all of them may end in one entry.
+        let bytes = || self.in_flight.iter().map(|one| one.request.len).sum::<u64>();
         most > 0 && (count >= most || bytes() >= WORK)
     }
 
