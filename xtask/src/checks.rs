@@ -97,7 +97,7 @@ pub fn run(arguments: &TestArgs) -> Result<()> {
     let mut steps = Vec::new();
     let filter = arguments.filter.as_deref();
     if wanted(Part::Host) {
-        useful.extend([Need::Qemu, Need::Bochs, Need::Grub]);
+        useful.extend([Need::Qemu, Need::Bochs, Need::Grub, Need::QemuImg, Need::Tshark]);
         steps.extend(host_steps(filter));
     }
     if wanted(Part::Rig) {

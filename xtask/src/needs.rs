@@ -59,6 +59,10 @@ pub enum Need {
     Etcd,
     /// UEFI firmware for QEMU and GRUB's part for it, for tests of boot media.
     Uefi,
+    /// What makes other formats of disk images raw.
+    QemuImg,
+    /// A reader of captures, for tests of our dissector.
+    Tshark,
     /// A C++ compiler, which builds libFuzzer.
     Cxx,
 }
@@ -76,12 +80,23 @@ pub enum State {
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 9] =
-        [Self::Target, Self::Qemu, Self::Bochs, Self::Grub, Self::Apt, Self::Redis, Self::Etcd, Self::Uefi, Self::Cxx];
+    pub const ALL: [Self; 11] = [
+        Self::Target,
+        Self::Qemu,
+        Self::Bochs,
+        Self::Grub,
+        Self::Apt,
+        Self::Redis,
+        Self::Etcd,
+        Self::Uefi,
+        Self::QemuImg,
+        Self::Tshark,
+        Self::Cxx,
+    ];
 
-    /// Whether nothing needs it but fuzzing, and single tests, which are skipped without it.
+    /// Whether nothing needs it but fuzzing, single options, and single tests, which are skipped without it.
     pub fn is_optional(self) -> bool {
-        matches!(self, Self::Etcd | Self::Uefi | Self::Cxx)
+        matches!(self, Self::Etcd | Self::Uefi | Self::QemuImg | Self::Tshark | Self::Cxx)
     }
 
     /// What to call it.
@@ -95,6 +110,8 @@ impl Need {
             Self::Redis => "redis-cli, redis-benchmark",
             Self::Etcd => "etcd (optional)",
             Self::Uefi => "UEFI firmware (optional)",
+            Self::QemuImg => "qemu-img (optional)",
+            Self::Tshark => "tshark (optional)",
             Self::Cxx => "C++ compiler (optional)",
         }
     }
@@ -110,6 +127,8 @@ impl Need {
             Self::Redis => "cargo xtask test rig",
             Self::Etcd => "tests of the arbiter with a real etcd",
             Self::Uefi => "a test that boots by UEFI",
+            Self::QemuImg => "--disk-format qcow2, and its test",
+            Self::Tshark => "tests of the dissector for Wireshark",
             Self::Cxx => "cargo xtask fuzz",
         }
     }
@@ -134,6 +153,8 @@ impl Need {
             },
             Self::Etcd => Ok(version_line("etcd")?.map_or(State::Missing, State::Present)),
             Self::Uefi => Ok(uefi_state()),
+            Self::QemuImg => Ok(version_line("qemu-img")?.map_or(State::Missing, State::Present)),
+            Self::Tshark => Ok(version_line("tshark")?.map_or(State::Missing, State::Present)),
             Self::Cxx => Ok(version_line("c++")?.map_or(State::Missing, State::Present)),
         }
     }
@@ -149,6 +170,8 @@ impl Need {
             Self::Redis => apt(&["redis-tools"]),
             Self::Etcd => etcd_commands(Path::new(SYSTEMD).exists()),
             Self::Uefi => apt(&["ovmf", "grub-efi-amd64-bin"]),
+            Self::QemuImg => apt(&["qemu-utils"]),
+            Self::Tshark => apt(&["tshark"]),
             Self::Cxx => apt(&["g++"]),
         }
     }
