@@ -15,8 +15,11 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::net::Ipv4Addr;
 
-/// What a copy counts beyond its payload.
-const OVERHEAD: usize = 32;
+/// What a copy counts beyond its payload: up to three places in the queue, which holds the old and the doubled one as it
+/// grows, and what an allocator adds to a small payload.
+const OVERHEAD: usize = 4 * size_of::<Copy>();
+/// Places that an empty queue keeps.
+const KEPT: usize = 1024;
 
 /// A message as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,12 +109,16 @@ impl Copies {
     pub fn pop(&mut self) -> Option<Copy> {
         let copy = self.queue.pop_front()?;
         self.bytes -= copy.payload.len() + OVERHEAD;
+        if self.queue.is_empty() && self.queue.capacity() > KEPT {
+            self.queue = VecDeque::new();
+        }
         Some(copy)
     }
 
     /// The recorder is gone or too slow: nothing more of this session is of any use to it.
     pub fn give_up(&mut self) {
-        self.queue.clear();
+        // With its places: they count no more.
+        self.queue = VecDeque::new();
         self.bytes = 0;
         self.lost |= core::mem::take(&mut self.running);
     }
@@ -222,5 +229,37 @@ impl RecordStream {
     /// When those are more than there were.
     pub fn transmitted(&mut self, count: usize) {
         self.out.drain(..count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small copies cost more than they carry: what the queue really takes stays below what it may.
+    #[test]
+    fn a_queue_takes_no_more_than_its_limit() {
+        for limit in (100_000..1_000_000).step_by(50_000) {
+            let mut copies = Copies { running: true, ..Copies::new(limit) };
+            let mut most = 0;
+            while !copies.take_lost() {
+                let before = copies.queue.capacity();
+                copies.add(8, b"x");
+                let after = copies.queue.capacity();
+                let places = if after > before { before + after } else { after };
+                // No allocator hands out less than 16 bytes.
+                most = most.max(places * size_of::<Copy>() + copies.queue.len() * 16);
+            }
+            assert!(most > limit / 4 && most <= limit, "{most} of {limit}");
+            assert_eq!((copies.queue.capacity(), copies.bytes), (0, 0));
+        }
+    }
+
+    #[test]
+    fn an_empty_queue_gives_back_what_it_grew_to() {
+        let mut copies = Copies { running: true, ..Copies::new(1 << 20) };
+        (0..2 * KEPT).for_each(|_| copies.add(8, b"x"));
+        while copies.pop().is_some() {}
+        assert!(copies.queue.capacity() <= KEPT && copies.bytes == 0);
     }
 }
