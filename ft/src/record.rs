@@ -95,7 +95,10 @@ impl Copies {
         self.bytes += copy.payload.len() + OVERHEAD;
         self.queue.push_back(copy);
         if self.bytes > self.limit {
-            self.give_up();
+            // With its places: they count no more.
+            self.queue = VecDeque::new();
+            self.bytes = 0;
+            (self.running, self.lost) = (false, true);
         }
     }
 
@@ -115,15 +118,20 @@ impl Copies {
         Some(copy)
     }
 
-    /// The recorder is gone or too slow: nothing more of this session is of any use to it.
+    /// The recorder of the session that the next copy belongs to is gone: what follows of that is of no use to anybody. The
+    /// next session stays.
     pub fn give_up(&mut self) {
-        // With its places: they count no more.
-        self.queue = VecDeque::new();
-        self.bytes = 0;
-        self.lost |= core::mem::take(&mut self.running);
+        let mut left = self.pop();
+        while left.as_ref().is_some_and(|copy| copy.kind != Message::BYE)
+            && !self.queue.front().is_some_and(Copy::begins)
+        {
+            left = self.pop();
+        }
+        // Its end did not come yet, and is not to come.
+        self.running &= left.is_some();
     }
 
-    /// Whether the recording of a session was given up since this was last asked.
+    /// Whether copies were thrown away since this was last asked, as too many waited: those of all sessions.
     pub fn take_lost(&mut self) -> bool {
         core::mem::take(&mut self.lost)
     }
@@ -235,6 +243,8 @@ impl RecordStream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::{Bye, Hello};
+    use alloc::vec;
 
     /// Small copies cost more than they carry: what the queue really takes stays below what it may.
     #[test]
@@ -253,6 +263,38 @@ mod tests {
             assert!(most > limit / 4 && most <= limit, "{most} of {limit}");
             assert_eq!((copies.queue.capacity(), copies.bytes), (0, 0));
         }
+    }
+
+    /// Who is given up takes no other session along.
+    #[test]
+    fn one_session_is_given_up() {
+        let (hello, bye) = (Message::Hello(Hello::OtherVersion(7)), Message::Bye(Bye::Leaving));
+        let kinds = |copies: &Copies| copies.queue.iter().map(|copy| copy.kind).collect::<Vec<_>>();
+        // It had ended already; or its end is to come; or only its end is there.
+        for (ends, begun) in [(true, true), (true, false), (false, true), (false, false)] {
+            let mut copies = Copies::new(1 << 20);
+            copies.begin(&hello);
+            copies.add(8, b"x");
+            if begun {
+                copies.pop();
+            }
+            if ends {
+                copies.end(&bye);
+                copies.begin(&hello);
+            }
+            copies.give_up();
+            assert_eq!(kinds(&copies), if ends { vec![HELLO] } else { vec![] });
+            copies.add(8, b"y");
+            assert_eq!(copies.queue.len(), if ends { 2 } else { 0 });
+            assert!(!copies.take_lost());
+        }
+        // All of it was passed on.
+        let mut copies = Copies::new(1 << 20);
+        copies.begin(&hello);
+        copies.pop();
+        copies.give_up();
+        copies.add(8, b"x");
+        assert_eq!(kinds(&copies), []);
     }
 
     #[test]
