@@ -29,6 +29,8 @@ pub const HYPERVISOR: &str = "hypervisor";
 const FLUSH: Duration = Duration::from_millis(500);
 /// How long to wait when nothing comes.
 const REST: Duration = Duration::from_millis(2);
+/// How long what is still on its way may take to come in the end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Bytes taken from one machine before another has its turn.
 const BATCH: usize = 256 << 10;
 
@@ -156,20 +158,23 @@ impl<W: Write> Recorder<W> {
     /// Takes down what comes until it is told to end; sessions and size then.
     fn run(mut self, ends: &AtomicBool) -> Result<(u64, u64)> {
         let mut flush_at = Instant::now() + FLUSH;
+        let mut until = None;
         loop {
-            // What has come until then still belongs to the recording.
-            let last = ends.load(Ordering::Relaxed);
+            // What has come until then still belongs to the recording; machines that go on are not waited for.
+            if until.is_none() && ends.load(Ordering::Relaxed) {
+                until = Some(Instant::now() + LAST_WORDS);
+            }
             self.accept();
             let moved = self.receive().context("cannot write the recording")?;
             if Instant::now() >= flush_at {
                 self.collector.flush().context("cannot write the recording")?;
                 flush_at = Instant::now() + FLUSH;
             }
+            if until.is_some_and(|until| !moved || Instant::now() >= until) {
+                let sessions = self.collector.sessions();
+                return Ok((sessions, self.collector.finish().context("cannot write the recording")?));
+            }
             if !moved {
-                if last {
-                    let sessions = self.collector.sessions();
-                    return Ok((sessions, self.collector.finish().context("cannot write the recording")?));
-                }
                 std::thread::sleep(REST);
             }
         }
