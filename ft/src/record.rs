@@ -2,11 +2,11 @@
 //!
 //! A backup gets all that is needed to run the guest again: a state, and every entry from there on. It copies these messages
 //! as it takes them ([`Copies`]) and sends them to a recorder on a connection of its own ([`RecordStream`]), sealed as those
-//! of the pair are, with the pair's key. Nobody waits for that: copies that the recorder does not take in time are thrown
+//! of the pair are, by a key of its own that is made of the pair's ([`RecordKey`]). Nobody waits for that: copies that the recorder does not take in time are thrown
 //! away, and the recording of this session ends there.
 
-use crate::config::Config;
 use crate::handshake::{End, Handshake, Meeting, Stranger};
+use crate::key::RecordKey;
 use crate::message::Message;
 use crate::seal::{Opener, SealError, Sealer};
 use alloc::collections::VecDeque;
@@ -140,7 +140,7 @@ impl Copies {
 /// Why a connection to or from a recorder is of no use any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unusable {
-    /// The other end does not have the pair's key.
+    /// The other end does not have the key.
     Stranger(Stranger),
     /// What came is damaged.
     Damaged(SealError),
@@ -170,14 +170,14 @@ pub struct RecordStream {
 }
 
 impl RecordStream {
-    /// An end of a connection that belongs to `pair`; `random` is drawn for it alone, and a secret. It can be mistaken for no
-    /// stream between the twins.
+    /// An end of a connection that belongs to `pair`, by its key if it has one; `random` is drawn for it alone, and a secret.
+    /// It can be mistaken for no stream between the twins.
     #[must_use]
-    pub fn new(config: &Config, pair: &str, end: End, random: [u8; 32]) -> Self {
+    pub fn new(key: Option<&RecordKey>, pair: &str, end: End, random: [u8; 32]) -> Self {
         // A recorder may be anywhere, and what it sees of the machine's address another one.
         let meeting = Meeting { dialer: Ipv4Addr::UNSPECIFIED, listener: Ipv4Addr::UNSPECIFIED, random };
         // No pair's name has a blank in it.
-        let handshake = Handshake::new(config, &format!("record of {pair}"), end, &meeting);
+        let handshake = Handshake::of_recorder(key, &format!("record of {pair}"), end, &meeting);
         let mut this = Self { stage: Stage::Greeting(handshake), out: Vec::new(), received: Vec::new() };
         this.follow_handshake();
         this
@@ -243,6 +243,8 @@ impl RecordStream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use crate::key::{PairKey, Protection};
     use crate::message::{Bye, Hello};
     use alloc::vec;
 
@@ -303,5 +305,26 @@ mod tests {
         (0..2 * KEPT).for_each(|_| copies.add(8, b"x"));
         while copies.pop().is_some() {}
         assert!(copies.queue.capacity() <= KEPT && copies.bytes == 0);
+    }
+
+    /// Whoever has the recorder's key, and says all that a twin says, is no twin; one who has the pair's is.
+    #[test]
+    fn a_recorders_key_makes_no_twin() {
+        let config = Config { protection: Protection::Key(PairKey::new(&[1; 32])), ..Config::default() };
+        let meeting =
+            |random| Meeting { dialer: Ipv4Addr::LOCALHOST, listener: Ipv4Addr::LOCALHOST, random: [random; 32] };
+        let key = config.protection.record();
+        for (mut dialer, twin) in [
+            (Handshake::new(&config, "gemini", End::Dials, &meeting(1)), true),
+            (Handshake::of_recorder(key.as_ref(), "gemini", End::Dials, &meeting(1)), false),
+        ] {
+            let mut listener = Handshake::new(&config, "gemini", End::Listens, &meeting(2));
+            let mut result = Ok(0);
+            for _ in 0..2 {
+                result = listener.receive(&dialer.take_queued());
+                dialer.receive(&listener.take_queued()).unwrap();
+            }
+            assert_eq!((result.is_ok(), dialer.is_done(), listener.is_done()), (twin, twin, twin));
+        }
     }
 }

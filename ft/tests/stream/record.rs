@@ -187,8 +187,9 @@ fn exchange(dialer: &mut RecordStream, listener: &mut RecordStream) -> Result<Ve
 }
 
 fn ends(dials: &Config, listens: &Config) -> [RecordStream; 2] {
-    [(dials, End::Dials, 1), (listens, End::Listens, 2)]
-        .map(|(config, end, random)| RecordStream::new(config, "gemini", end, [random; 32]))
+    [(dials, End::Dials, 1), (listens, End::Listens, 2)].map(|(config, end, random)| {
+        RecordStream::new(config.protection.record().as_ref(), "gemini", end, [random; 32])
+    })
 }
 
 #[test]
@@ -227,7 +228,7 @@ fn a_recorder_cannot_be_mistaken_for_a_twin() {
     let config = with_key(1);
     let twin = Node::new(Time(0), Start::Primary, config.clone(), identity(1)).unwrap();
     let mut twin = twin.handshake(&MEETING);
-    let mut dialer = RecordStream::new(&config, "gemini", End::Dials, [3; 32]);
+    let mut dialer = RecordStream::new(config.protection.record().as_ref(), "gemini", End::Dials, [3; 32]);
     let mut result = Ok(0);
     for _ in 0..2 {
         let bytes = dialer.transmit().to_vec();

@@ -7,7 +7,7 @@ use core::net::SocketAddrV4;
 use pollux_ft::handshake::End;
 use pollux_ft::message::Message;
 use pollux_ft::record::{Copies, RecordStream};
-use pollux_ft::{Config, Span, Time};
+use pollux_ft::{RecordKey, Span, Time};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Duration;
@@ -42,7 +42,7 @@ enum Phase {
 #[derive(Debug)]
 pub(super) struct Recorder {
     server: SocketAddrV4,
-    protocol: Config,
+    key: Option<RecordKey>,
     pair: String,
     random: Random,
     socket: SocketHandle,
@@ -51,13 +51,19 @@ pub(super) struct Recorder {
 
 impl Recorder {
     /// A way to the recorder at `server` for a machine of `pair`, with a socket on `stack`.
-    pub(super) fn new(server: SocketAddrV4, protocol: Config, pair: String, random: Random, stack: &mut Stack) -> Self {
+    pub(super) fn new(
+        server: SocketAddrV4,
+        key: Option<RecordKey>,
+        pair: String,
+        random: Random,
+        stack: &mut Stack,
+    ) -> Self {
         let [sends, receives] = [SEND_BUFFER, RECEIVE_BUFFER].map(|bytes| SocketBuffer::new(vec![0; bytes]));
         let mut socket = Socket::new(receives, sends);
         socket.set_nagle_enabled(false);
         socket.set_timeout(Some(SILENCE));
         socket.set_keep_alive(Some(KEEP_ALIVE));
-        Self { server, protocol, pair, random, socket: stack.add(socket), phase: Phase::Idle }
+        Self { server, key, pair, random, socket: stack.add(socket), phase: Phase::Idle }
     }
 
     /// When [`poll`](Self::poll) has something to do even if no frame comes.
@@ -99,7 +105,7 @@ impl Recorder {
     }
 
     fn dial(&mut self, now: Time, stack: &mut Stack) {
-        let stream = RecordStream::new(&self.protocol, &self.pair, End::Dials, self.random.draw());
+        let stream = RecordStream::new(self.key.as_ref(), &self.pair, End::Dials, self.random.draw());
         self.phase = Phase::Opening(stream, now.after(PATIENCE));
         let server = IpEndpoint::new(IpAddress::Ipv4(*self.server.ip()), self.server.port());
         // Connecting fails only on an open socket or a port 0; `advance` finds it closed then.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use pollux_ft::handshake::End;
 use pollux_ft::record::RecordStream;
-use pollux_ft::{Config, Protection};
+use pollux_ft::{Protection, RecordKey};
 use pollux_record::{Collector, Record, Writer};
 use serde::{Deserialize, Serialize};
 
@@ -98,10 +98,9 @@ impl Recording {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("the recorder")?;
         listener.set_nonblocking(true).context("the recorder")?;
         let address = listener.local_addr().context("the recorder")?;
-        let protection = key.map_or_else(Protection::default, |key| Protection::Key(key.pair_key()));
         let ends = Arc::new(AtomicBool::new(false));
         let recorder = Recorder {
-            config: Config { protection, ..Config::default() },
+            key: key.and_then(|key| Protection::Key(key.pair_key()).record()),
             pair: pair.to_owned(),
             listener,
             collector: Collector::new(writer),
@@ -145,7 +144,7 @@ struct Machine {
 }
 
 struct Recorder<W: Write> {
-    config: Config,
+    key: Option<RecordKey>,
     pair: String,
     listener: TcpListener,
     collector: Collector<W>,
@@ -185,7 +184,7 @@ impl<W: Write> Recorder<W> {
             let Ok(random) = Secret::draw() else { continue };
             let Some(random) = random.bytes().first_chunk() else { continue };
             if socket.set_nonblocking(true).is_ok() {
-                let stream = RecordStream::new(&self.config, &self.pair, End::Listens, *random);
+                let stream = RecordStream::new(self.key.as_ref(), &self.pair, End::Listens, *random);
                 self.machines.push(Machine { number: self.connections, socket, stream });
                 self.connections += 1;
             }
