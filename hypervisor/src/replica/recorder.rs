@@ -183,3 +183,6 @@ fn transmit(stream: &mut RecordStream, socket: &mut Socket<'_>) -> bool {
     stream.transmitted(sent);
     sent > 0
 }
+
+#[cfg(test)]
+mod tests;
