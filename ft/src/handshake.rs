@@ -8,7 +8,7 @@
 //! Nothing is decided by what was said before: a greeting only tells people why two machines do not find each other.
 
 use crate::config::Config;
-use crate::key::{KEY_BYTES, PairKey, Protection};
+use crate::key::{KEY_BYTES, Protection, RecordKey};
 use crate::mutation::Mutation;
 use crate::noise::{self, Initiator, Keys, MESSAGE};
 use crate::pairing::{Mismatch, PROTOCOL};
@@ -111,12 +111,26 @@ impl Handshake {
     pub(crate) fn new(config: &Config, pair: &str, end: End, meeting: &Meeting) -> Self {
         let broken = [Mutation::PrologueIgnored, Mutation::GreetingIgnored, Mutation::StreamTagNotChecked]
             .map(|rule| config.broken(rule));
+        let key = match &config.protection {
+            Protection::Key(key) => Some((key.stream(), config.protection.fingerprint())),
+            Protection::Checksum(_) => None,
+        };
+        Self::with(key, broken, pair, end, meeting)
+    }
+
+    /// With a recorder, which has a key of its own.
+    pub(crate) fn of_recorder(key: Option<&RecordKey>, pair: &str, end: End, meeting: &Meeting) -> Self {
+        Self::with(key.map(|key| (&key.secret, key.fingerprint)), [false; 3], pair, end, meeting)
+    }
+
+    /// By this secret, which has that fingerprint.
+    fn with(key: Option<(&[u8; KEY_BYTES], u64)>, broken: [bool; 3], pair: &str, end: End, meeting: &Meeting) -> Self {
         let mut this = Self {
             end,
             pair: pair.into(),
             addresses: [meeting.dialer, meeting.listener],
             secret: [0; KEY_BYTES],
-            fingerprint: config.protection.fingerprint(),
+            fingerprint: 0,
             ephemeral: [0; 32],
             greeting: [0; GREETING],
             stage: Stage::Done(Box::new((Sealer::default(), Opener::default().break_check(broken[2])))),
@@ -124,18 +138,18 @@ impl Handshake {
             queued: Vec::new(),
             broken,
         };
-        if let Protection::Key(key) = &config.protection {
-            this.begin(key, &meeting.random);
+        if let Some((secret, fingerprint)) = key {
+            (this.secret, this.fingerprint) = (*secret, fingerprint);
+            this.begin(&meeting.random);
         }
         this
     }
 
-    fn begin(&mut self, key: &PairKey, random: &[u8; 32]) {
+    fn begin(&mut self, random: &[u8; 32]) {
         let drawn = Hkdf::<Sha256>::new(None, random);
         let mut nonce = [0; NONCE];
         drawn.expand(b"nonce", &mut nonce).expect("shorter than 255 hashes");
         drawn.expand(b"ephemeral", &mut self.ephemeral).expect("shorter than 255 hashes");
-        self.secret = *key.stream();
         let fields: [&[u8]; 4] = [&MAGIC, &PROTOCOL.to_le_bytes(), &self.fingerprint.to_le_bytes(), &nonce];
         self.queued = fields.concat();
         self.greeting.copy_from_slice(&self.queued);

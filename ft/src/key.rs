@@ -26,6 +26,7 @@ pub struct PairKey {
     heartbeat: [u8; KEY_BYTES],
     stream: [u8; KEY_BYTES],
     arbiter: [u8; KEY_BYTES],
+    record: [u8; KEY_BYTES],
     fingerprint: u64,
 }
 
@@ -38,6 +39,7 @@ impl PairKey {
             heartbeat: derive(&root, "heartbeat"),
             stream: derive(&root, "stream"),
             arbiter: derive(&root, "arbiter"),
+            record: derive(&root, "record"),
             fingerprint: u64::from_le_bytes(derive(&root, "fingerprint")),
         }
     }
@@ -51,6 +53,20 @@ impl PairKey {
     #[must_use]
     pub fn arbiter(&self) -> &[u8; KEY_BYTES] {
         &self.arbiter
+    }
+}
+
+/// What a pair shares with whoever records it. Who has it alone can neither read the pair's stream nor be a machine of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RecordKey {
+    pub(crate) secret: [u8; KEY_BYTES],
+    pub(crate) fingerprint: u64,
+}
+
+/// A secret is never shown.
+impl fmt::Debug for RecordKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RecordKey({:016x})", self.fingerprint)
     }
 }
 
@@ -96,6 +112,15 @@ impl Protection {
         match self {
             Self::Key(key) => key.fingerprint.max(1),
             Self::Checksum(_) => 0,
+        }
+    }
+
+    /// What it gives to a recorder, if there is a key.
+    #[must_use]
+    pub fn record(&self) -> Option<RecordKey> {
+        match self {
+            Self::Key(key) => Some(RecordKey { secret: key.record, fingerprint: self.fingerprint() }),
+            Self::Checksum(_) => None,
         }
     }
 
@@ -210,5 +235,7 @@ mod tests {
     fn a_secret_is_not_shown() {
         let key = Protection::Key(PairKey::new(&[0x5a; 32]));
         assert!(!alloc::format!("{key:?}").to_lowercase().contains("5a5a"));
+        let key = RecordKey { secret: [0x5a; 32], fingerprint: 1 };
+        assert_eq!(alloc::format!("{key:?}"), "RecordKey(0000000000000001)");
     }
 }

@@ -197,6 +197,8 @@ const MAX_DISK_LATENCY: Span = Span::from_millis(1000);
 
 /// Bytes that may wait for a recorder.
 const RECORD_BYTES: usize = 12 << 20;
+/// Most bytes of log that may wait. What waits for a recorder comes out of the same memory.
+const MAX_LOG_BUFFER: u64 = 24 << 20;
 
 const ON_OFF: &[(&str, bool)] = &[("on", true), ("off", false)];
 
@@ -347,8 +349,12 @@ impl Config {
                 self.heartbeat.0, self.suspect.0
             ));
         }
-        if self.log_buffer < 64 << 10 || self.log_buffer > 24 << 20 {
-            return fail("option 'log-buffer' must be between 64K and 24M".to_owned());
+        if !(64 << 10..=MAX_LOG_BUFFER).contains(&self.log_buffer) {
+            return fail(format!("option 'log-buffer' must be between 64K and {}M", MAX_LOG_BUFFER / MIB));
+        }
+        let beside_record = MAX_LOG_BUFFER - RECORD_BYTES as u64;
+        if self.record.is_some() && self.log_buffer > beside_record {
+            return fail(format!("option 'log-buffer' must be at most {}M with 'record'", beside_record / MIB));
         }
         if !(1..=3600).contains(&self.resets_an_hour) {
             return fail("option 'resets-an-hour' must be between 1 and 3600".to_owned());

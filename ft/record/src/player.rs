@@ -127,7 +127,11 @@ impl Player {
             Message::Memory { gpa, data } => Some(Pending::Memory { gpa, data: data.to_vec() }),
             Message::Zero { gpa, len } => Some(Pending::Zero { gpa, len }),
             Message::Machine(data) => Some(Pending::Machine { data: data.to_vec(), used: 0 }),
-            Message::StateEnd { position, digest, .. } => Some(Pending::End { position, digest }),
+            Message::StateEnd { position, .. } if position < self.newest => return Err("a state out of order"),
+            Message::StateEnd { position, digest, .. } => {
+                self.newest = position;
+                Some(Pending::End { position, digest })
+            }
             Message::Entries(payload) => {
                 let mut batch = Batch::open(payload).map_err(|_| "a malformed batch")?;
                 while let Some((seq, position, entry)) = batch.next_entry().map_err(|_| "a malformed entry")? {
@@ -218,6 +222,9 @@ impl Player {
 
     /// Hands the node as much as it takes.
     fn feed(&mut self, now: Time) {
+        if self.outcome.is_some() {
+            return;
+        }
         if let Some(pending) = &mut self.pending {
             let bytes = match pending {
                 Pending::Memory { gpa, data } => self.node.push_memory(*gpa, data).map(|()| Some(data.len())),
@@ -227,7 +234,6 @@ impl Player {
                     (*used == data.len()).then_some(*used)
                 }),
                 Pending::End { position, digest } => {
-                    self.newest = *position;
                     self.node.progress(*position);
                     self.node.finish_state(*position, *digest).map(|()| Some(0))
                 }
@@ -238,7 +244,10 @@ impl Player {
                     self.pending = None;
                 }
                 Ok(None) | Err(AppendError::Full) => {}
-                Err(error) => self.end(Outcome::Failed(format!("the state cannot be sent: {error}"))),
+                Err(error) => {
+                    let error = format!("the state cannot be sent: {error}");
+                    return self.end(Outcome::Failed(error));
+                }
             }
         }
         while let Some((seq, position, entry)) = self.entries.front() {

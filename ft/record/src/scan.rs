@@ -61,6 +61,15 @@ pub struct Contents {
     pub broken_off: Option<u64>,
 }
 
+/// Where in a recording a record stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Between,
+    /// A session was announced; the next message is the machine's Hello.
+    Announced,
+    Session,
+}
+
 /// Looks through a recording; files in it are handed to `file`, piece by piece.
 ///
 /// # Errors
@@ -68,7 +77,7 @@ pub struct Contents {
 pub fn scan(from: impl Read, mut file: impl FnMut(&str, &[u8]) -> std::io::Result<()>) -> Result<Contents, ReadError> {
     let mut reader = Reader::new(from)?;
     let mut contents = Contents::default();
-    let (mut now, mut open) = (0, false);
+    let (mut now, mut place) = (0, Place::Between);
     loop {
         let record = match reader.next_record() {
             Ok(Some(record)) => record,
@@ -86,23 +95,24 @@ pub fn scan(from: impl Read, mut file: impl FnMut(&str, &[u8]) -> std::io::Resul
                 file(&name, &piece).map_err(|error| ReadError { offset: reader.offset(), fault: Fault::Io(error) })?;
             }
             Record::Time(us) => now = us,
-            Record::Session { .. } => open = false,
+            Record::Session { .. } if place != Place::Between => return Err(fail("a session within another")),
+            Record::Session { .. } => place = Place::Announced,
             Record::Message(kind, payload) => {
                 let message = Message::decode(kind, &payload).map_err(|_| fail("a message"))?;
-                if begins(kind) {
-                    open = true;
-                    contents.sessions.push(begin(message, now).ok_or_else(|| fail("a session's beginning"))?);
-                } else if open && let Some(session) = contents.sessions.last_mut() {
-                    session.take(&message, now).map_err(fail)?;
-                } else {
-                    return Err(fail("a message of no session"));
+                match (place, contents.sessions.last_mut()) {
+                    (Place::Announced, _) => {
+                        contents.sessions.push(begin(message, now).ok_or_else(|| fail("a session's beginning"))?);
+                        place = Place::Session;
+                    }
+                    (Place::Session, _) if begins(kind) => return Err(fail("a session within another")),
+                    (Place::Session, Some(session)) => session.take(&message, now).map_err(fail)?,
+                    _ => return Err(fail("a message of no session")),
                 }
             }
             Record::SessionEnd(why) => {
-                if let Some(session) = contents.sessions.last_mut().filter(|_| open) {
-                    session.end = Some(why);
-                }
-                open = false;
+                let session = contents.sessions.last_mut().filter(|_| place == Place::Session);
+                session.ok_or_else(|| fail("the end of no session"))?.end = Some(why);
+                place = Place::Between;
             }
             Record::End => {}
         }

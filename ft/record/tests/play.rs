@@ -4,9 +4,11 @@ use std::net::Ipv4Addr;
 
 use pollux_ft::entry::Kind;
 use pollux_ft::handshake::End;
+use pollux_ft::message::{Hello, Message};
 use pollux_ft::record::RecordStream;
 use pollux_ft::{
-    Action, Config, Control, Entry, EntryRef, Identity, Meeting, Node, NodeId, Position, Role, Seq, Span, Start, Time,
+    Action, Config, Control, Entry, EntryRef, Identity, Meeting, Node, NodeId, Position, Role, Seq, Span, Start, Term,
+    Time,
 };
 use pollux_record::file::Fault;
 use pollux_record::{Collector, Contents, Outcome, Player, Reader, Record, Writer, scan};
@@ -106,7 +108,7 @@ fn record(script: &Script) -> (Vec<u8>, Toy) {
     let mut primary = Node::new(Time(0), Start::Primary, Config::default(), identity(1)).unwrap();
     let mut backup = Follower::new(config, 2);
     let [mut dialer, mut listener] =
-        [End::Dials, End::Listens].map(|end| RecordStream::new(&Config::default(), "gemini", end, [4; 32]));
+        [End::Dials, End::Listens].map(|end| RecordStream::new(None, "gemini", end, [4; 32]));
     let mut now = Time(1000);
     primary.connected(now, primary.handshake(&MEETING));
     backup.node.connected(now, backup.node.handshake(&MEETING));
@@ -281,4 +283,58 @@ fn a_hand_over_is_not_played() {
     assert_eq!(outcome, Outcome::Equal);
     // The mark itself says nothing to the guest but where it stood.
     assert_ne!(again, guest);
+}
+
+/// Hello and the end of a state, as they stand in a file.
+fn said(hello: bool, position: u64) -> Record {
+    let claim = || {
+        let (file, _) = record(&vec![(1, Entry::Horizon)]);
+        Box::new(contents(&file).sessions[0].claim.clone())
+    };
+    let message = if hello {
+        Message::Hello(Hello::Known { joining: true, term: Term(1), beats: 0, claim: claim() })
+    } else {
+        Message::StateEnd { position: Position(position), seq: Seq(0), digest: 0 }
+    };
+    let mut payload = Vec::new();
+    message.encode(&mut payload);
+    Record::Message(message.kind(), payload)
+}
+
+/// Nobody's collector writes such a file; whoever reads it says what is wrong with it.
+#[test]
+fn sessions_do_not_nest() {
+    let session = || Record::Session { machine: "1".into() };
+    let end = || Record::SessionEnd(String::new());
+    let (hello, state) = (|| said(true, 0), || said(false, 10));
+    let within = "a session within another";
+    for (records, fault) in [
+        (vec![session(), hello(), state(), end(), session(), hello(), said(false, 5)], None),
+        (vec![session(), hello(), state(), hello(), said(false, 5)], Some(within)),
+        (vec![session(), hello(), state(), session(), hello()], Some(within)),
+        (vec![session(), session()], Some(within)),
+        (vec![session(), state()], Some("a session's beginning")),
+        (vec![hello()], Some("a message of no session")),
+        (vec![session(), hello(), end(), state()], Some("a message of no session")),
+        (vec![session(), end()], Some("the end of no session")),
+        (vec![session(), hello(), state(), said(false, 5)], Some("a message out of order")),
+    ] {
+        let mut file = Vec::new();
+        let mut writer = Writer::new(&mut file).unwrap();
+        records.iter().for_each(|record| writer.write(record).unwrap());
+        writer.finish().unwrap();
+        let error = scan(&file[..], |_, _| Ok(())).err().map(|error| error.to_string());
+        assert_eq!(error.is_some(), fault.is_some(), "{error:?}");
+        assert!(error.is_none_or(|error| error.contains(fault.unwrap())), "{fault:?}");
+    }
+}
+
+#[test]
+fn a_state_that_goes_back_is_refused() {
+    let mut player = Player::new(Time(0), Config::default(), identity(1), NodeId(8)).unwrap();
+    let mut says = |position| {
+        let Record::Message(kind, payload) = said(false, position) else { unreachable!("it is a message") };
+        player.message(Time(1), kind, &payload)
+    };
+    assert_eq!((says(10), says(5)), (Ok(()), Err("a state out of order")));
 }

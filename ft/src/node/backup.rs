@@ -76,7 +76,6 @@ impl Node {
         }
         let bye = Message::Bye(Bye::Diverged(details.to_string()));
         self.link.send(&mut self.stats, &bye);
-        self.copies.end(&bye);
         self.close_link(Queued::Kept);
         self.halt(HaltReason::Diverged(details.to_string()));
         self.check();

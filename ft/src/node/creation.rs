@@ -233,6 +233,7 @@ impl Node {
         if !self.creation.auto {
             return self.end(reason);
         }
+        self.end_copies(&reason);
         self.close_link(Queued::Dropped);
         if self.role() == Role::Starting {
             // Others were given away since the arbiter was asked.

@@ -34,6 +34,7 @@ use crate::record::Copies;
 use crate::stats::Stats;
 use crate::types::{NodeId, Position, Role, Seq, SessionId, Term, Time};
 use alloc::collections::VecDeque;
+use alloc::string::ToString;
 use creation::Creation;
 use detect::Beats;
 use side::{BackupSide, Follower, Phase, PrimarySide, Side};
@@ -365,7 +366,18 @@ impl Node {
         }
     }
 
+    /// What a recorder of this backup is told last.
+    fn end_copies(&mut self, reason: &HaltReason) {
+        let bye = match reason {
+            HaltReason::Stopped | HaltReason::PoweredOff => Bye::Leaving,
+            HaltReason::Diverged(details) => Bye::Diverged(details.clone()),
+            reason => Bye::GaveUp(reason.to_string()),
+        };
+        self.copies.end(&Message::Bye(bye));
+    }
+
     fn end(&mut self, reason: HaltReason) {
+        self.end_copies(&reason);
         self.close_link(Queued::Kept);
         self.side = Side::Halted;
         self.beats.due = false;

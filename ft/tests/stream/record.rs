@@ -4,7 +4,9 @@ use super::{MEETING, actions, connect, identity, protected, pump, sample_log};
 use pollux_ft::handshake::End;
 use pollux_ft::message::{Bye, Hello, Message};
 use pollux_ft::record::{Copy, RecordStream};
-use pollux_ft::{Config, Control, EntryRef, HaltReason, Node, PairKey, Position, Protection, Role, Start, Time};
+use pollux_ft::{
+    Config, Control, EntryRef, HaltReason, Node, PairKey, Position, Protection, Role, Start, Term, Time, Verdict,
+};
 
 const NOW: Time = Time(1000);
 
@@ -18,8 +20,15 @@ fn copies(node: &mut Node) -> Vec<Copy> {
 
 /// A protected pair whose backup was made with these options.
 fn pair(config: Config) -> (Node, Node) {
-    let mut primary = Node::new(Time(0), Start::Primary, Config::default(), identity(1)).unwrap();
-    let mut backup = backup(config);
+    pair_of(Start::Backup, config)
+}
+
+/// The same of one that was started like this.
+fn pair_of(start: Start, config: Config) -> (Node, Node) {
+    let mut primary =
+        Node::new(Time(0), Start::Primary, Config { record_bytes: 0, ..config.clone() }, identity(1)).unwrap();
+    primary.arbiter_answered(Time(0), Term(1), Verdict::Granted);
+    let mut backup = Node::new(Time(0), start, config, identity(2)).unwrap();
     connect(NOW, &mut primary, &mut backup);
     primary.push_memory(0x3000, &[7; 4096]).unwrap();
     primary.push_zero(0x3000, 4096).unwrap();
@@ -115,6 +124,46 @@ fn a_takeover_ends_a_recording() {
     assert_eq!(end.len(), 1);
 }
 
+/// However a backup ends, its recorder is told.
+#[test]
+fn every_end_is_told() {
+    let last = |backup: &mut Node| {
+        let end = copies(backup);
+        assert_eq!(end.len(), 1, "{end:?}");
+        match Message::decode(end[0].kind, &end[0].payload) {
+            Ok(Message::Bye(bye)) => bye,
+            other => panic!("{other:?}"),
+        }
+    };
+    let following = |start| {
+        let (primary, mut backup) = pair_of(start, Config { arbiter: true, ..recording(1 << 20) });
+        copies(&mut backup);
+        (primary, backup)
+    };
+    for start in [Start::Backup, Start::Auto] {
+        let (_, mut backup) = following(start);
+        backup.stop(NOW);
+        assert_eq!(last(&mut backup), Bye::Leaving);
+
+        // The guest switches itself off.
+        let (mut primary, mut backup) = following(start);
+        primary.append(NOW, Position(1000), EntryRef::Control(Control::PowerOff)).unwrap();
+        primary.flush(NOW);
+        pump(NOW, &mut primary, &mut backup);
+        assert!(copies(&mut backup).iter().all(|copy| copy.kind == 8));
+        backup.applied(NOW, Position(1000));
+        assert_eq!((last(&mut backup), backup.role()), (Bye::Leaving, Role::Halted));
+
+        // The arbiter gave the next term to another machine.
+        let (_, mut backup) = following(start);
+        let now = silence(&mut backup);
+        assert!(backup.go_live(now, Position(1000)).is_err());
+        backup.arbiter_answered(now, backup.asks_for().unwrap(), Verdict::Taken);
+        assert!(matches!(last(&mut backup), Bye::GaveUp(why) if why.contains("gave term")));
+        assert_eq!(backup.role(), if start == Start::Auto { Role::Joining } else { Role::Halted });
+    }
+}
+
 fn with_key(byte: u8) -> Config {
     Config { protection: Protection::Key(PairKey::new(&[byte; 32])), ..Config::default() }
 }
@@ -138,8 +187,9 @@ fn exchange(dialer: &mut RecordStream, listener: &mut RecordStream) -> Result<Ve
 }
 
 fn ends(dials: &Config, listens: &Config) -> [RecordStream; 2] {
-    [(dials, End::Dials, 1), (listens, End::Listens, 2)]
-        .map(|(config, end, random)| RecordStream::new(config, "gemini", end, [random; 32]))
+    [(dials, End::Dials, 1), (listens, End::Listens, 2)].map(|(config, end, random)| {
+        RecordStream::new(config.protection.record().as_ref(), "gemini", end, [random; 32])
+    })
 }
 
 #[test]
@@ -178,7 +228,7 @@ fn a_recorder_cannot_be_mistaken_for_a_twin() {
     let config = with_key(1);
     let twin = Node::new(Time(0), Start::Primary, config.clone(), identity(1)).unwrap();
     let mut twin = twin.handshake(&MEETING);
-    let mut dialer = RecordStream::new(&config, "gemini", End::Dials, [3; 32]);
+    let mut dialer = RecordStream::new(config.protection.record().as_ref(), "gemini", End::Dials, [3; 32]);
     let mut result = Ok(0);
     for _ in 0..2 {
         let bytes = dialer.transmit().to_vec();

@@ -136,6 +136,10 @@ fn a_machine_may_be_recorded() {
     for bad in ["", "me", "10.1.0.4:0", "10.1.0.4:x", "10.1.0.1", "10.1.0.2:9", "10.9.0.4"] {
         assert!(record(bad).unwrap_err().contains("'record"), "{bad}");
     }
+    // What waits for the recorder and what waits of the log have to fit into one heap.
+    assert!(record("10.1.0.4 log-buffer=12M").is_ok());
+    assert!(record("10.1.0.4 log-buffer=13M").unwrap_err().contains("'log-buffer' must be at most 12M with 'record'"));
+    assert!(Config::parse(&format!("{PAIR} log-buffer=24M")).is_ok());
 }
 
 #[test]

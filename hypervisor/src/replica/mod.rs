@@ -102,7 +102,7 @@ impl Replica {
         let mut client = client.map(|(nic, route)| Client::new(nic, route, speaker(&config)));
         let id = make_id(&mut random);
         let manner = config.arbiter.manner(&protection);
-        let recorded_by = pollux_ft::Config { protection: protection.clone(), ..config.protocol() };
+        let record_key = protection.record();
         let node = make_node(&config, protection, &guest, id, now);
         let mut link = log.and_then(|(nic, route)| make_link(&config, random.fork(), nic, route));
         let arbiter = link
@@ -110,7 +110,7 @@ impl Replica {
             .and_then(|link| make_arbiter((&config, &manner), id, random.fork(), link, machine, client.as_mut()));
         let recorder = link.as_mut().zip(config.record).map(|(link, server)| {
             let (pair, random) = (config.pair.clone(), random.fork());
-            link.with_stack(|stack| (Recorder::new(server, recorded_by, pair, random, stack), false))
+            link.with_stack(|stack| (Recorder::new(server, record_key, pair, random, stack), false))
         });
         let mut tuning = Tuning { transfer_stops: config.transfer_stops, ..Tuning::default() };
         if guest.counter().lends_tsc {

@@ -7,9 +7,10 @@ use core::net::SocketAddrV4;
 use pollux_ft::handshake::End;
 use pollux_ft::message::Message;
 use pollux_ft::record::{Copies, RecordStream};
-use pollux_ft::{Config, Span, Time};
+use pollux_ft::{RecordKey, Span, Time};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::time::Duration;
 use smoltcp::wire::{IpAddress, IpEndpoint};
 
 use super::stack::Stack;
@@ -20,6 +21,10 @@ const SEND_BUFFER: usize = 256 << 10;
 const RECEIVE_BUFFER: usize = 4 << 10;
 /// Sealed bytes that wait for TCP, but for one message.
 const SEALED: usize = 64 << 10;
+/// A recorder that says nothing for so long is gone.
+const SILENCE: Duration = Duration::from_secs(10);
+/// How often a recorder is asked for a sign of life.
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
 /// How long a connection may take to come up, and its last words to arrive.
 const PATIENCE: Span = Span::from_millis(3000);
 
@@ -37,7 +42,7 @@ enum Phase {
 #[derive(Debug)]
 pub(super) struct Recorder {
     server: SocketAddrV4,
-    protocol: Config,
+    key: Option<RecordKey>,
     pair: String,
     random: Random,
     socket: SocketHandle,
@@ -46,11 +51,19 @@ pub(super) struct Recorder {
 
 impl Recorder {
     /// A way to the recorder at `server` for a machine of `pair`, with a socket on `stack`.
-    pub(super) fn new(server: SocketAddrV4, protocol: Config, pair: String, random: Random, stack: &mut Stack) -> Self {
+    pub(super) fn new(
+        server: SocketAddrV4,
+        key: Option<RecordKey>,
+        pair: String,
+        random: Random,
+        stack: &mut Stack,
+    ) -> Self {
         let [sends, receives] = [SEND_BUFFER, RECEIVE_BUFFER].map(|bytes| SocketBuffer::new(vec![0; bytes]));
         let mut socket = Socket::new(receives, sends);
         socket.set_nagle_enabled(false);
-        Self { server, protocol, pair, random, socket: stack.add(socket), phase: Phase::Idle }
+        socket.set_timeout(Some(SILENCE));
+        socket.set_keep_alive(Some(KEEP_ALIVE));
+        Self { server, key, pair, random, socket: stack.add(socket), phase: Phase::Idle }
     }
 
     /// When [`poll`](Self::poll) has something to do even if no frame comes.
@@ -63,31 +76,36 @@ impl Recorder {
 
     /// Moves what can be moved. What has gone wrong, if anything has; and whether the socket wants to send.
     pub(super) fn poll(&mut self, now: Time, copies: &mut Copies, stack: &mut Stack) -> (Option<String>, bool) {
+        let closes = matches!(self.phase, Phase::Closing(..));
+        if copies.take_lost() {
+            // A session that breaks off cannot be gone on with: what comes is the next one's. The last words of one that has
+            // ended may still arrive.
+            if !closes {
+                self.hang_up(stack);
+            }
+            return (Some("it did not take the copies in time".into()), true);
+        }
         if matches!(self.phase, Phase::Idle) {
             if copies.front().is_none() {
-                return (copies.take_lost().then(|| "it did not take the copies in time".into()), false);
+                return (None, false);
             }
             self.dial(now, stack);
         }
-        let (trouble, moved) = match self.advance(now, copies, stack) {
+        match self.advance(now, copies, stack) {
             Ok(moved) => (None, moved),
             Err(why) => {
-                copies.give_up();
-                copies.take_lost();
+                // Behind a session's end the copies are another one's.
+                if !closes {
+                    copies.give_up();
+                }
                 self.hang_up(stack);
                 (Some(why), true)
             }
-        };
-        // A session that was given up cannot be gone on with: what comes is the next one's.
-        if trouble.is_none() && copies.take_lost() {
-            self.hang_up(stack);
-            return (Some("it did not take the copies in time".into()), true);
         }
-        (trouble, moved)
     }
 
     fn dial(&mut self, now: Time, stack: &mut Stack) {
-        let stream = RecordStream::new(&self.protocol, &self.pair, End::Dials, self.random.draw());
+        let stream = RecordStream::new(self.key.as_ref(), &self.pair, End::Dials, self.random.draw());
         self.phase = Phase::Opening(stream, now.after(PATIENCE));
         let server = IpEndpoint::new(IpAddress::Ipv4(*self.server.ip()), self.server.port());
         // Connecting fails only on an open socket or a port 0; `advance` finds it closed then.
@@ -117,7 +135,8 @@ impl Recorder {
         }
         moved |= transmit(stream, socket);
         let next = match core::mem::replace(&mut self.phase, Phase::Idle) {
-            Phase::Opening(stream, _) if stream.is_open() => Phase::Open(stream),
+            // Without a key a stream is open from the start.
+            Phase::Opening(stream, _) if stream.is_open() && socket.may_send() => Phase::Open(stream),
             Phase::Closing(..) if matches!(socket.state(), State::FinWait2 | State::TimeWait) => {
                 socket.abort();
                 return Ok(true);
@@ -164,3 +183,6 @@ fn transmit(stream: &mut RecordStream, socket: &mut Socket<'_>) -> bool {
     stream.transmitted(sent);
     sent > 0
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,15 +1,16 @@
 //! One machine that replays, and what it says.
 
 use std::fs::{self, File};
+use std::io::{Error, ErrorKind, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value};
-use tempfile::TempDir;
 
 use crate::guest::GuestFiles;
+use crate::rig::directory::PrivateDirectory;
 use crate::rig::emulator::{Card, Emulator, MachineSpec, Purpose};
 use crate::rig::machine::{Lines, Machine};
 use crate::rig::monitor::Line;
@@ -25,13 +26,15 @@ const NAME: &str = "replay";
 const LOG_PORT: u16 = 7001;
 /// Events that may wait.
 const QUEUE: usize = 1024;
+/// Most bytes of software: a machine's memory is not larger.
+const MOST: u64 = 3 << 30;
 /// The machine's place: that of the rig's backup.
 const SLOT: Slot = Slot::Pollux;
 
 /// The software in a recording, unpacked.
 #[derive(Debug)]
 pub struct Software {
-    directory: TempDir,
+    directory: PrivateDirectory,
     /// The hypervisor's image.
     hypervisor: PathBuf,
     guest: GuestFiles,
@@ -40,22 +43,28 @@ pub struct Software {
 /// Takes the files of a recording as they are read.
 #[derive(Debug)]
 pub struct Unpacking {
-    directory: TempDir,
+    directory: PrivateDirectory,
+    /// Bytes that may still come.
+    room: u64,
 }
 
 impl Unpacking {
     /// Into a directory for us alone.
     pub fn new() -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("pollux-replay-").tempdir();
-        Ok(Self { directory: directory.context("cannot create a directory")? })
+        Ok(Self { directory: PrivateDirectory::create()?, room: MOST })
     }
 
     /// The next piece of the file called `name`; those of other names are left out.
+    ///
+    /// # Errors
+    /// When it cannot be written, or all of it together fits into no machine.
     pub fn take(&mut self, name: &str, piece: &[u8]) -> std::io::Result<()> {
-        use std::io::Write;
         if name != HYPERVISOR && !GuestFiles::NAMES.contains(&name) {
             return Ok(());
         }
+        let room = self.room.checked_sub(piece.len() as u64);
+        self.room =
+            room.ok_or_else(|| Error::new(ErrorKind::FileTooLarge, "the software in it fits into no machine"))?;
         File::options().create(true).append(true).open(self.directory.path().join(name))?.write_all(piece)
     }
 
@@ -169,5 +178,21 @@ impl Stage {
     /// What its log says last.
     pub fn last_words(&self) -> String {
         tail(&self.log, 8).join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn software_has_an_end() {
+        let mut unpacking = Unpacking { room: 5, ..Unpacking::new().unwrap() };
+        unpacking.take("kernel", b"abc").unwrap();
+        unpacking.take("../elsewhere", b"not kept, and not counted").unwrap();
+        unpacking.take(HYPERVISOR, b"de").unwrap();
+        assert!(unpacking.take("kernel", b"f").unwrap_err().to_string().contains("fits into no machine"));
+        let software = unpacking.finish().unwrap();
+        assert_eq!(fs::read(software.directory.path().join("kernel")).unwrap(), b"abc");
     }
 }

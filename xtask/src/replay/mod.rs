@@ -3,6 +3,7 @@
 //! The machine is a backup that never goes live, and has no clients; its primary is this process, which says what the
 //! recording says, by ft's own code.
 
+mod list;
 mod machine;
 mod place;
 
@@ -14,18 +15,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use pollux_ft::entry::Kind;
 use pollux_ft::{Config, Meeting, NodeId, Protection, Role, Seq, Span, Time};
 use pollux_record::{Contents, Outcome, Player, Reader, Record, Session, scan};
 
 use self::machine::{News, Software, Stage, Unpacking};
 use crate::output::say;
-use crate::rig::Slot;
 use crate::rig::accelerator;
 use crate::rig::directory::PrivateDirectory;
 use crate::rig::emulator::Emulator;
 use crate::rig::options::{REPLAY_HEARTBEAT, REPLAY_SUSPECT};
 use crate::rig::recording::Setup;
+use crate::rig::{Slot, printable};
 use crate::secret::Secret;
 use crate::spinner::Spinner;
 use crate::units::{format_bytes, format_count};
@@ -79,13 +79,12 @@ pub struct ReplayArgs {
 /// Does what `arguments` ask for.
 pub fn run(arguments: &ReplayArgs) -> Result<()> {
     let path = &arguments.file;
-    let mut unpacking = Unpacking::new()?;
-    let contents = scan(open(path)?, |name, piece| unpacking.take(name, piece));
+    let mut unpacking = if arguments.list { None } else { Some(Unpacking::new()?) };
+    let contents =
+        scan(open(path)?, |name, piece| unpacking.as_mut().map_or(Ok(()), |unpacking| unpacking.take(name, piece)));
     let contents = contents.with_context(|| path.display().to_string())?;
-    list(path, &contents)?;
-    if arguments.list {
-        return Ok(());
-    }
+    list::list(path, &contents)?;
+    let Some(unpacking) = unpacking else { return Ok(()) };
     let setup = contents.setup.as_deref().context("the recording does not say how its machines were made")?;
     let setup: Setup = serde_json::from_str(setup).context("how the recording's machines were made")?;
     let emulator = emulator(arguments, &setup)?;
@@ -116,7 +115,7 @@ fn emulator(arguments: &ReplayArgs, setup: &Setup) -> Result<Emulator> {
         (Some(on), _) => on,
         (None, "qemu") => On::Qemu,
         (None, "bochs") => On::Bochs,
-        (None, other) => bail!("recorded in {other}, which this program does not know; see --on"),
+        (None, other) => bail!("recorded in {}, which this program does not know; see --on", printable(other)),
     };
     Ok(match on {
         On::Bochs => Emulator::Bochs,
@@ -144,38 +143,6 @@ fn chosen(arguments: &ReplayArgs, contents: &Contents) -> Result<Vec<usize>> {
             Ok(vec![index])
         }
     }
-}
-
-/// Says what is in a recording.
-fn list(path: &Path, contents: &Contents) -> Result<()> {
-    let size = path.metadata().with_context(|| format!("cannot read {}", path.display()))?.len();
-    say!("{}: {}, {} sessions", path.display(), format_bytes(size as f64), contents.sessions.len());
-    for (number, session) in (1..).zip(&contents.sessions) {
-        let Session { state, term, times: [begun, _, ended], .. } = session;
-        let from = state.map_or_else(
-            || "no complete state".to_owned(),
-            |state| format!("positions {state} to {}", session.position),
-        );
-        let end = session.end.as_deref().unwrap_or("the file breaks off");
-        say!(
-            "session {number}: term {}, {from}, state of {}, {} entries, {} digests, {:.1} s to {:.1} s; {end}",
-            term.0,
-            format_bytes(session.state_bytes as f64),
-            session.count(),
-            session.of_kind(Kind::Digest),
-            *begun as f64 / 1e6,
-            *ended as f64 / 1e6,
-        );
-    }
-    for pair in contents.sessions.windows(2) {
-        if let Some(state) = pair[1].state.filter(|state| *state > pair[0].position) {
-            say!("not recorded: positions {} to {state}, where the guest ran without a backup", pair[0].position);
-        }
-    }
-    if let Some(offset) = contents.broken_off {
-        say!("the recording breaks off at byte {offset}: what came before is whole");
-    }
-    Ok(())
 }
 
 /// What all sessions are replayed with.
@@ -263,7 +230,7 @@ impl Run {
                 return Ok(outcome);
             }
             if let Some(why) = halted {
-                bail!("the machine has halted: {why}\n{}", self.stage.last_words());
+                bail!("the machine has halted: {}\n{}", printable(&why), self.stage.last_words());
             }
             let patience = if self.stream.is_some() { STANDSTILL } else { START };
             ensure!(self.moved.elapsed() < patience, "the machine does nothing\n{}", self.stage.last_words());
@@ -395,13 +362,14 @@ impl Run {
         match outcome {
             Outcome::Equal => {}
             Outcome::Diverged(details) => {
+                let details = printable(details);
                 say!("session {number} DIFFERS after {} equal digests: {details}", progress.digests);
                 if let Some(stands) = &self.stands {
                     say!("{}", stands.trim_end());
                 }
                 bail!("the guest that was replayed is not the one that was recorded");
             }
-            Outcome::Failed(why) => bail!("{why}\n{}", self.stage.last_words()),
+            Outcome::Failed(why) => bail!("{}\n{}", printable(why), self.stage.last_words()),
         }
         let first = session.state.map_or(0, |state| state.0);
         let ticks = session.position.0 - first;

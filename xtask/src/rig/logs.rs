@@ -4,6 +4,11 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
+/// A line from outside without what would have a terminal do anything but show it.
+pub fn printable(line: &str) -> String {
+    line.replace(char::is_control, "")
+}
+
 /// The last lines of a log; nothing if it cannot be read.
 pub fn tail(path: &Path, lines: usize) -> Vec<String> {
     const WINDOW: u64 = 8192;
@@ -16,6 +21,6 @@ pub fn tail(path: &Path, lines: usize) -> Vec<String> {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
     let text = read().unwrap_or_default();
-    let all: Vec<_> = text.lines().map(|line| line.replace(|c: char| c.is_control(), "")).collect();
+    let all: Vec<_> = text.lines().map(printable).collect();
     all[all.len().saturating_sub(lines)..].to_vec()
 }

@@ -29,7 +29,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use emulator::Emulator;
-pub use logs::tail;
+pub use logs::{printable, tail};
 use monitor::Line;
 pub use state::Rig;
 

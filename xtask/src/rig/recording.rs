@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use pollux_ft::handshake::End;
 use pollux_ft::record::RecordStream;
-use pollux_ft::{Config, Protection};
+use pollux_ft::{Protection, RecordKey};
 use pollux_record::{Collector, Record, Writer};
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,8 @@ pub const HYPERVISOR: &str = "hypervisor";
 const FLUSH: Duration = Duration::from_millis(500);
 /// How long to wait when nothing comes.
 const REST: Duration = Duration::from_millis(2);
+/// How long what is still on its way may take to come in the end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Bytes taken from one machine before another has its turn.
 const BATCH: usize = 256 << 10;
 
@@ -96,10 +98,9 @@ impl Recording {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("the recorder")?;
         listener.set_nonblocking(true).context("the recorder")?;
         let address = listener.local_addr().context("the recorder")?;
-        let protection = key.map_or_else(Protection::default, |key| Protection::Key(key.pair_key()));
         let ends = Arc::new(AtomicBool::new(false));
         let recorder = Recorder {
-            config: Config { protection, ..Config::default() },
+            key: key.and_then(|key| Protection::Key(key.pair_key()).record()),
             pair: pair.to_owned(),
             listener,
             collector: Collector::new(writer),
@@ -143,7 +144,7 @@ struct Machine {
 }
 
 struct Recorder<W: Write> {
-    config: Config,
+    key: Option<RecordKey>,
     pair: String,
     listener: TcpListener,
     collector: Collector<W>,
@@ -156,20 +157,23 @@ impl<W: Write> Recorder<W> {
     /// Takes down what comes until it is told to end; sessions and size then.
     fn run(mut self, ends: &AtomicBool) -> Result<(u64, u64)> {
         let mut flush_at = Instant::now() + FLUSH;
+        let mut until = None;
         loop {
-            // What has come until then still belongs to the recording.
-            let last = ends.load(Ordering::Relaxed);
+            // What has come until then still belongs to the recording; machines that go on are not waited for.
+            if until.is_none() && ends.load(Ordering::Relaxed) {
+                until = Some(Instant::now() + LAST_WORDS);
+            }
             self.accept();
             let moved = self.receive().context("cannot write the recording")?;
             if Instant::now() >= flush_at {
                 self.collector.flush().context("cannot write the recording")?;
                 flush_at = Instant::now() + FLUSH;
             }
+            if until.is_some_and(|until| !moved || Instant::now() >= until) {
+                let sessions = self.collector.sessions();
+                return Ok((sessions, self.collector.finish().context("cannot write the recording")?));
+            }
             if !moved {
-                if last {
-                    let sessions = self.collector.sessions();
-                    return Ok((sessions, self.collector.finish().context("cannot write the recording")?));
-                }
                 std::thread::sleep(REST);
             }
         }
@@ -180,7 +184,7 @@ impl<W: Write> Recorder<W> {
             let Ok(random) = Secret::draw() else { continue };
             let Some(random) = random.bytes().first_chunk() else { continue };
             if socket.set_nonblocking(true).is_ok() {
-                let stream = RecordStream::new(&self.config, &self.pair, End::Listens, *random);
+                let stream = RecordStream::new(self.key.as_ref(), &self.pair, End::Listens, *random);
                 self.machines.push(Machine { number: self.connections, socket, stream });
                 self.connections += 1;
             }
