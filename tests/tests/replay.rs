@@ -70,7 +70,7 @@ fn a_recorded_guest_runs_again() -> Result<()> {
 
 /// The successor's backup begins another session, which runs again, too.
 #[test]
-#[ignore = "takes minutes: cargo xtask test rig replay --long"]
+#[ignore = "takes minutes: cargo xtask test rig NAME --long"]
 fn a_recording_goes_on_after_a_takeover() -> Result<()> {
     let (mut rig, file) = record("replay-takeover")?;
     rig.start_backup()?;
@@ -84,7 +84,7 @@ fn a_recording_goes_on_after_a_takeover() -> Result<()> {
 
 /// A whole boot of Debian, from its first seconds on.
 #[test]
-#[ignore = "takes minutes: cargo xtask test rig replay --long"]
+#[ignore = "takes minutes: cargo xtask test rig NAME --long"]
 fn a_recorded_boot_of_debian_runs_again() -> Result<()> {
     let directory = fresh_directory("replay-debian")?;
     let file = directory.join("recording");

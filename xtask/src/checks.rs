@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::artefacts::{self, GUESTS, HYPERVISOR, METAL, SIMULATION, SIMULATOR};
@@ -120,7 +120,16 @@ pub fn run(arguments: &TestArgs) -> Result<()> {
     output::lines(not_tested(&outcomes, &absent));
     output::lines(in_short(&outcomes));
     let failed = outcomes.iter().filter(|outcome| outcome.failure.is_some()).count();
-    if failed == 0 { Ok(()) } else { bail!("{failed} of {} steps failed", outcomes.len()) }
+    ensure!(failed == 0, "{failed} of {} steps failed", outcomes.len());
+    if let Some(filter) = filter {
+        ensure!(found_any(&outcomes), "no test has `{filter}` in its name");
+    }
+    Ok(())
+}
+
+/// Whether a test was found, be it one that takes too long to be run.
+fn found_any(outcomes: &[Outcome]) -> bool {
+    outcomes.iter().any(|Outcome { transcript, .. }| !transcript.took.is_empty() || !transcript.skipped.is_empty())
 }
 
 /// With a filter only the step that has tests to filter.
@@ -315,6 +324,15 @@ mod tests {
         assert!(text.contains("total                    3.0 s"), "{text}");
         assert!(text.contains("== guests: what failed\n---- it stdout ----\n== summary"), "{text}");
         assert_eq!(in_short(&outcomes), ["== guests: what failed, in short", "---- it stdout ----"]);
+    }
+
+    #[test]
+    fn a_filter_that_finds_nothing_is_an_error() {
+        let ran = Transcript { took: vec![(Duration::ZERO, "a_test".to_owned())], ..Transcript::default() };
+        let ignored = Transcript { skipped: ["a_test: takes minutes".to_owned()].into(), ..Transcript::default() };
+        let none = || outcome("guests", Transcript { filtered: 9, ..Transcript::default() });
+        assert!(!found_any(&[none(), none()]));
+        assert!(found_any(&[none(), outcome("QEMU", ran)]) && found_any(&[outcome("QEMU", ignored)]));
     }
 
     #[test]

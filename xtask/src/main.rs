@@ -169,7 +169,7 @@ mod tests {
             "image --out F --key F --hypervisor-option role=primary",
             "guest debian --packages redis-server,python3 --suite trixie",
             "guest debian --packages openssh-server --ssh-key key.pub --suite sid --aside",
-            "test rig services --long --on qemu",
+            "test rig transactions --long --on qemu",
             "rig --dir D status --json",
             "rig --dir D kill primary",
             "rig --dir D start backup",
