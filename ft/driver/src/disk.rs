@@ -11,6 +11,7 @@
 //! | the primary's, with a backup | the guest is handed over, and does not hear of it: the new primary ends the request |
 //! | the primary's, without one | the guest gets the error |
 //! | the backup's, of a request that the primary's has done | the backup ends, and is replaced |
+//! | the backup's, when the guest is handed over to it | the backup ends, and the primary keeps the guest |
 //! | the backup's, of one that has failed on the primary, too | nothing: the guest gets the error on both |
 
 use alloc::collections::VecDeque;

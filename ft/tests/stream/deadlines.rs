@@ -1,6 +1,6 @@
 //! When things happen: a node that is ticked at its own timeouts, and at no other time, acts at the microsecond.
 
-use crate::{connect, identity, node, protected, pump};
+use crate::{beat, connect, identity, node, protected, pump};
 use pollux_ft::{EntryRef, Node, Position, Role, Start, Time};
 
 fn us(us: u64) -> Time {
@@ -31,13 +31,6 @@ fn changes_at(node: &mut Node, heard_every_us: Option<u64>, heard: Heard<'_>) ->
 
 fn silence(node: &mut Node) -> Time {
     changes_at(node, None, &mut |_, _| {})
-}
-
-/// A heartbeat of `from` at this time.
-fn beat(now: Time, from: &mut Node, to: &mut Node) {
-    from.tick(now);
-    let datagram = from.poll_datagram(now).expect("a heartbeat is due");
-    to.heartbeat_received(now, &datagram);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! How long a primary may go on without hearing its backup, and what a backup may take for a sign of life.
 
-use crate::{actions, protected, pump};
+use crate::{actions, beat, protected, pump};
 use pollux_ft::heartbeat::{Heartbeat, pair_digest};
 use pollux_ft::{Action, EntryRef, Node, NodeId, Position, Protection, Role, Seq, SessionId, Term, Time};
 
@@ -14,13 +14,6 @@ fn round(now: Time, primary: &mut Node, backup: &mut Node, position: u64) {
     primary.flush(now);
     pump(now, primary, backup);
     pump(now, backup, primary);
-}
-
-/// A heartbeat of `from` reaches `to` at once.
-fn beat(now: Time, from: &mut Node, to: &mut Node) {
-    from.tick(now);
-    let datagram = from.poll_datagram(now).expect("a heartbeat is due");
-    to.heartbeat_received(now, &datagram);
 }
 
 #[test]

@@ -53,6 +53,13 @@ fn pump(now: Time, from: &mut Node, to: &mut Node) -> usize {
     moved
 }
 
+/// A heartbeat of `from` reaches `to` at once.
+fn beat(now: Time, from: &mut Node, to: &mut Node) {
+    from.tick(now);
+    let datagram = from.poll_datagram(now).expect("a heartbeat is due");
+    to.heartbeat_received(now, &datagram);
+}
+
 fn actions(node: &mut Node) -> Vec<Action> {
     core::iter::from_fn(|| node.poll_action()).collect()
 }

@@ -59,7 +59,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them.
+    /// All of them; the last two are for machines that start by themselves.
     pub const ALL: [Self; 22] = [
         Self::CrashPrimary,
         Self::CrashBackup,
@@ -85,9 +85,12 @@ impl Kind {
         Self::CrashAny,
     ];
 
+    /// So many ask for a person where machines are told what they are.
+    const FOR_AUTO: usize = 2;
+
     /// Those that a pair with a person survives.
     fn usual() -> &'static [Self] {
-        &Self::ALL[..20]
+        &Self::ALL[..Self::ALL.len() - Self::FOR_AUTO]
     }
 
     /// Without an arbiter a pair survives only what cannot be taken for a death of the other.
