@@ -13,6 +13,7 @@ use crate::driven::{DrivenRig, pause};
 use crate::platform::Platform;
 use crate::rig::control::Request;
 use crate::rig::monitor::{Amount, Status, Takeover, Transfer};
+use crate::rig::roles::Role;
 
 /// Measures one or more figures.
 type Measure = fn(&Bench) -> Result<Vec<Figure>>;
@@ -36,9 +37,11 @@ pub const ALL: [(&str, Measure); 11] = [
 pub(super) const WINDOW: Duration = Duration::from_secs(10);
 /// How long after a start caches, calibration and TCP have settled.
 pub(super) const SETTLE: Duration = Duration::from_secs(3);
-/// Digests that go once over 64 MiB, and how long they may take.
-const SLICES: u64 = 256;
+/// What one digest takes in of the guest's memory, and how long the first time over 64 MiB may take.
+const SLICE: u64 = 256 << 10;
 const FIRST_DIGESTS_LIMIT: Duration = Duration::from_secs(60);
+/// The memory of our guests here, and of that which computes.
+pub(super) const MEMORY: u64 = 64 << 20;
 /// Clients that load the guest at the same time.
 pub(super) const CLIENTS: usize = 16;
 /// How often throughput is compared.
@@ -128,7 +131,10 @@ fn throughput(bench: &Bench) -> Result<Vec<Figure>> {
             wait_for_answer(&mut rig)?;
             measure(&rig)?
         };
-        let protected = measure(&bench.pair(&[])?)?;
+        let mut pair = bench.pair(&[])?;
+        wait_until_compared(&mut pair, MEMORY)?;
+        let protected = measure(&pair)?;
+        drop(pair);
         rounds.push((protected / solo, protected, solo));
     }
     rounds.sort_by(|one, other| one.0.total_cmp(&other.0));
@@ -177,13 +183,30 @@ fn overhead(bench: &Bench) -> Result<Vec<Figure>> {
 
 fn exits(bench: &Bench) -> Result<Vec<Figure>> {
     let mut rig = bench.pair(&[])?;
+    wait_until_compared(&mut rig, MEMORY)?;
     load(rig.service(), CLIENTS, SETTLE)?;
-    let first = rig.primary()?;
-    load(rig.service(), CLIENTS, WINDOW)?;
-    let loaded = exit_rate("exits while 16 clients count", &first, &rig.primary()?)?;
+    let first = both(&mut rig)?;
+    let requests = load(rig.service(), CLIENTS, WINDOW)?.0.len();
+    let last = both(&mut rig)?;
     drop(rig);
+    let mut figures = vec![exit_rate("exits while 16 clients count", &first[0], &last[0])?];
+    for ((name, first), last) in ["primary", "backup"].into_iter().zip(&first).zip(&last) {
+        let own = |status: &Status| status.host_ticks.saturating_sub(status.guest_ticks);
+        let each = own(last).saturating_sub(own(first)) as f64 / requests as f64;
+        let wanted = bench.in_qemu(Wanted::AtMost(3000.0));
+        let note = format!("for each of {requests} requests of {CLIENTS} clients");
+        figures.push(Figure::new(&format!("  the hypervisor's instructions, {name}"), wanted, each, "", note));
+    }
     let (first, last) = observe_computing(bench)?;
-    Ok(vec![loaded, exit_rate("exits while the guest computes", &first, &last)?])
+    figures.push(exit_rate("exits while the guest computes", &first, &last)?);
+    Ok(figures)
+}
+
+/// The last status of primary and backup.
+fn both(rig: &mut DrivenRig) -> Result<[Status; 2]> {
+    let snapshot = rig.snapshot()?;
+    let status = |role| snapshot.machine(role).and_then(|machine| machine.status.clone());
+    Ok([status(Role::Primary).context("there is no primary")?, status(Role::Backup).context("there is no backup")?])
 }
 
 /// Exits per second of the machine's wall clock.
@@ -273,12 +296,22 @@ fn log_rate(bench: &Bench, name: &str, guest: &str, wanted: f64) -> Result<Vec<F
 /// then they come faster.
 fn observe_computing(bench: &Bench) -> Result<(Status, Status)> {
     let mut rig = bench.pair(&["--guest", "compute", "--guest-memory", "64M"])?;
-    let deadline = Instant::now() + FIRST_DIGESTS_LIMIT;
-    while rig.primary()?.digests < SLICES {
-        ensure!(Instant::now() < deadline, "{} digests of {SLICES}", rig.primary()?.digests);
+    wait_until_compared(&mut rig, MEMORY)?;
+    rig.observe(WINDOW * 2)
+}
+
+/// Waits until digests have gone over all of a guest's memory, of `memory` bytes, once: until then they come faster. A guest
+/// without work would sleep, and a sleeper is not compared.
+pub(super) fn wait_until_compared(rig: &mut DrivenRig, memory: u64) -> Result<()> {
+    let slices = memory / SLICE;
+    let limit = FIRST_DIGESTS_LIMIT * u32::try_from(memory.div_ceil(MEMORY))?;
+    let deadline = Instant::now() + limit;
+    let client = Counting::start(rig.service(), "compared").ok();
+    while rig.primary()?.digests < slices {
+        ensure!(Instant::now() < deadline, "{} digests of {slices}", rig.primary()?.digests);
         pause(Duration::from_millis(200))?;
     }
-    rig.observe(WINDOW * 2)
+    client.map_or(Ok(()), |client| client.finish().map(drop))
 }
 
 /// A protected pair with `guest`, at two moments.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::Bench;
-use super::figures::{CLIENTS, SETTLE, WINDOW, wait_for_answer};
+use super::figures::{CLIENTS, SETTLE, WINDOW, wait_for_answer, wait_until_compared};
 use super::report::{Figure, Wanted, quantile};
 use crate::driven::client::load;
 use crate::driven::{DrivenRig, pause};
@@ -57,7 +57,7 @@ pub fn linux(bench: &Bench) -> Result<Vec<Figure>> {
     let plain = if bench.platform == Platform::Qemu { Some(on_plain_qemu(&guest)?) } else { None };
     let mut figures = Vec::new();
     let solo = solo(bench, place, &mut figures)?;
-    let pair = pair(bench, place, &mut figures)?;
+    let pair = pair(bench, place, guest.memory, &mut figures)?;
     if let Some(plain) = &plain {
         figures.extend(beside("plain QEMU", plain, "solo", &solo, [Wanted::AtLeast(0.6), Wanted::Anything]));
         let note = format!("{:.1} s against {:.1} s to the first answer", solo.boot, plain.boot);
@@ -105,9 +105,10 @@ fn solo(bench: &Bench, guest: &str, figures: &mut Vec<Figure>) -> Result<Served>
     Ok(Served { boot, one, many })
 }
 
-fn pair(bench: &Bench, guest: &str, figures: &mut Vec<Figure>) -> Result<Served> {
+fn pair(bench: &Bench, guest: &str, memory: u64, figures: &mut Vec<Figure>) -> Result<Served> {
     let mut rig = bench.pair(&["--guest", guest])?;
     let boot = wait_for_answer(&mut rig)?;
+    wait_until_compared(&mut rig, memory)?;
     pause(SETTLE)?;
     let (first, last) = (fresh(&mut rig)?, {
         pause(WINDOW)?;

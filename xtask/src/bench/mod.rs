@@ -2,6 +2,7 @@
 
 mod figures;
 mod linux;
+mod profile;
 pub mod report;
 
 use std::path::PathBuf;
@@ -39,6 +40,16 @@ pub struct BenchArgs {
     /// Measure this hypervisor instead of building one: figures of two compare when they are taken one after the other
     #[arg(long, value_name = "PATH")]
     hypervisor: Option<String>,
+    /// Instead: in which functions the hypervisor spends its instructions for each request of this guest
+    #[arg(
+        long,
+        value_name = "GUEST",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "counter",
+        conflicts_with_all = ["figures", "json"]
+    )]
+    profile: Option<profile::Subject>,
     /// Write them to this file as JSON, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -57,10 +68,14 @@ pub fn run(arguments: &BenchArgs) -> Result<()> {
     needs::ensure_present(&[&[Need::Target], arguments.on.needs()].concat(), arguments.yes)?;
     let bench = Bench { platform: arguments.on, kills: arguments.kills, hypervisor: arguments.hypervisor.clone() };
     // Built now, so that no figure contains a build.
-    if bench.hypervisor.is_none() {
-        artefacts::build_hypervisor()?;
-    }
+    let hypervisor = match &bench.hypervisor {
+        Some(path) => path.into(),
+        None => artefacts::build_hypervisor()?,
+    };
     artefacts::build_guests()?;
+    if let Some(subject) = arguments.profile {
+        return profile::run(&bench, &hypervisor, subject);
+    }
     let wanted = known
         .iter()
         .filter(|(key, _)| arguments.figures.is_empty() || arguments.figures.iter().any(|name| name == key));

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -59,6 +59,7 @@ impl Client {
 #[derive(Debug)]
 pub struct Counting {
     stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
     thread: std::thread::JoinHandle<Result<Vec<f64>>>,
 }
 
@@ -69,6 +70,8 @@ impl Counting {
         let first = client.increment(key)?;
         let (stop, key) = (Arc::new(AtomicBool::new(false)), key.to_owned());
         let flag = Arc::clone(&stop);
+        let answered = Arc::new(AtomicUsize::new(0));
+        let count_of_answers = Arc::clone(&answered);
         let count = move || {
             let mut expected = first;
             let mut times = Vec::new();
@@ -80,10 +83,16 @@ impl Counting {
                     bail!("answer {answer} where {expected} was due");
                 }
                 times.push(sent.elapsed().as_secs_f64());
+                count_of_answers.store(times.len(), Ordering::Relaxed);
             }
             Ok(times)
         };
-        Ok(Self { stop, thread: std::thread::spawn(count) })
+        Ok(Self { stop, answered, thread: std::thread::spawn(count) })
+    }
+
+    /// How many answers there have been, without the first.
+    pub fn answered(&self) -> usize {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// Stops; the seconds that each answer took.

@@ -24,7 +24,7 @@ pub use qemu::plain as plain_machine;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Emulator {
     /// QEMU.
-    Qemu(Accelerator, NicModel),
+    Qemu(Accelerator, Hardware),
     /// Bochs.
     Bochs,
 }
@@ -36,6 +36,24 @@ pub enum NicModel {
     E1000,
     /// Intel 82574L.
     E1000e,
+}
+
+/// What runs the wall clock of QEMU's machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RtcClock {
+    /// This desk's.
+    Host,
+    /// The machine's instructions, however slowly they are run.
+    Vm,
+}
+
+/// What QEMU's machines have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hardware {
+    /// Their cards.
+    pub nic: NicModel,
+    /// Their wall clock.
+    pub rtc: RtcClock,
 }
 
 /// The patience of the twins with each other, as options of the hypervisor.
@@ -196,7 +214,7 @@ impl Emulator {
     /// Writes what it needs into the machine's directory; the command that starts `machine`.
     pub fn command(self, machine: &MachineSpec<'_>) -> Result<Command> {
         match self {
-            Self::Qemu(accelerator, nic) => qemu::command(machine, accelerator, nic),
+            Self::Qemu(accelerator, hardware) => qemu::command(machine, accelerator, hardware),
             Self::Bochs => bochs::command(machine),
         }
     }
@@ -226,6 +244,7 @@ fn lookup(name: &str, machine: &MachineSpec<'_>) -> Result<String> {
         "options" => machine.options.to_string(),
         "log" => machine.log.clone(),
         "monitor" => machine.monitor.clone(),
+        "control" => utf8(&machine.private.join(format!("{}.qmp", machine.name)))?,
         _ => {
             let unknown = || format!("unknown name {{{name}}} in a description of a machine");
             let (purpose, property) = name.split_once('-').with_context(unknown)?;

@@ -390,9 +390,9 @@ impl FromStr for Slot {
 mod tests {
     use super::*;
     use crate::rig::accelerator::Accelerator;
-    use crate::rig::emulator::NicModel;
+    use crate::rig::emulator::{Hardware, NicModel, RtcClock};
 
-    const QEMU: Emulator = Emulator::Qemu(Accelerator::Tcg, NicModel::E1000);
+    const QEMU: Emulator = Emulator::Qemu(Accelerator::Tcg, Hardware { nic: NicModel::E1000, rtc: RtcClock::Host });
 
     fn common(given: Vec<GivenOption>) -> Common {
         Common {

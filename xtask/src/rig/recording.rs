@@ -54,7 +54,9 @@ impl Setup {
     pub fn new(emulator: Emulator, memory_mib: u64, options: Vec<String>) -> Self {
         let (name, kvm, e1000e) = match emulator {
             Emulator::Bochs => ("bochs", false, false),
-            Emulator::Qemu(accelerator, nic) => ("qemu", accelerator != Accelerator::Tcg, nic == NicModel::E1000e),
+            Emulator::Qemu(accelerator, hardware) => {
+                ("qemu", accelerator != Accelerator::Tcg, hardware.nic == NicModel::E1000e)
+            },
         };
         Self { emulator: name.to_owned(), kvm, e1000e, memory_mib, options }
     }

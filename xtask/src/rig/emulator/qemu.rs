@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{MachineSpec, NicModel, Purpose, fill, lookup, modules_file};
+use super::{Hardware, MachineSpec, NicModel, Purpose, RtcClock, fill, lookup, modules_file};
 use crate::needs;
 use crate::rig::accelerator::Accelerator;
 
@@ -23,20 +23,20 @@ pub const FIRST_SLOT: usize = 4;
 /// The NICs in that file.
 pub const CARDS: [Purpose; 2] = [Purpose::Client, Purpose::Log];
 
-/// Writes the machine's modules; the command that starts `machine` with NICs of model `nic`.
-pub fn command(machine: &MachineSpec<'_>, accelerator: Accelerator, nic: NicModel) -> Result<Command> {
+/// Writes the machine's modules; the command that starts `machine` with `hardware`.
+pub fn command(machine: &MachineSpec<'_>, accelerator: Accelerator, hardware: Hardware) -> Result<Command> {
     machine.guest.write_archive(&modules_file(machine), &machine.secrets)?;
-    invocation(machine, accelerator, nic)
+    invocation(machine, accelerator, hardware)
 }
 
 /// The command alone.
-fn invocation(machine: &MachineSpec<'_>, accelerator: Accelerator, nic: NicModel) -> Result<Command> {
+fn invocation(machine: &MachineSpec<'_>, accelerator: Accelerator, hardware: Hardware) -> Result<Command> {
     let cpu = match accelerator {
-        Accelerator::Tcg => arguments(TCG, machine, nic)?,
-        Accelerator::Kvm(vendor) => arguments(&KVM.replace("{virtualization}", vendor.feature()), machine, nic)?,
+        Accelerator::Tcg => arguments(TCG, machine, hardware)?,
+        Accelerator::Kvm(vendor) => arguments(&KVM.replace("{virtualization}", vendor.feature()), machine, hardware)?,
     };
     let mut command = Command::new(needs::QEMU);
-    command.args(cpu).args(arguments(MACHINE, machine, nic)?);
+    command.args(cpu).args(arguments(MACHINE, machine, hardware)?);
     if machine.options.value("watchdog").is_some_and(|value| value != "off") {
         command.args(WATCHDOG);
     }
@@ -63,10 +63,12 @@ pub fn plain() -> Command {
 }
 
 /// The arguments of a description with the braces filled in.
-fn arguments(description: &str, machine: &MachineSpec<'_>, nic: NicModel) -> Result<Vec<String>> {
-    let value = &|name: &str| match (name, nic) {
-        ("nic", NicModel::E1000) => Ok("e1000".to_owned()),
-        ("nic", NicModel::E1000e) => Ok("e1000e".to_owned()),
+fn arguments(description: &str, machine: &MachineSpec<'_>, hardware: Hardware) -> Result<Vec<String>> {
+    let value = &|name: &str| match (name, hardware.nic, hardware.rtc) {
+        ("nic", NicModel::E1000, _) => Ok("e1000".to_owned()),
+        ("nic", NicModel::E1000e, _) => Ok("e1000e".to_owned()),
+        ("rtc", _, RtcClock::Host) => Ok("host".to_owned()),
+        ("rtc", _, RtcClock::Vm) => Ok("vm".to_owned()),
         _ => lookup(name, machine),
     };
     let mut arguments = Vec::new();
@@ -112,7 +114,7 @@ mod tests {
             monitor: "/t/monitor".into(),
             cards: vec![card(Purpose::Client, "52:54:00:10:00:01"), card(Purpose::Log, "52:54:00:20:00:01")],
         };
-        let command = invocation(&machine, accelerator, NicModel::E1000).unwrap();
+        let command = invocation(&machine, accelerator, Hardware { nic: NicModel::E1000, rtc: RtcClock::Host }).unwrap();
         command.get_args().map(|argument| argument.to_str().unwrap().to_owned()).collect()
     }
 
