@@ -17,9 +17,10 @@ pub struct Config {
     pub ack_timeout: Span,
     /// How long an ack may wait for company when no output depends on it. Default 50 ms.
     pub ack_delay: Span,
-    /// How long entries other than packets may wait in an open batch. Default 50 ms.
+    /// How long other entries than those below may wait in an open batch, those of a guest that hardly runs: for another the
+    /// driver has them sent. Default 250 ms.
     pub batch_delay: Span,
-    /// How long a packet, console bytes or a digest may wait in an open batch. Default 10 ms.
+    /// How long a packet or console bytes may wait in an open batch. Default 10 ms.
     pub packet_delay: Span,
     /// An open batch is sent when it holds this many bytes. Default 8 KiB.
     pub batch_bytes: usize,
@@ -57,7 +58,7 @@ impl Default for Config {
             suspect_after: Span::from_millis(1000),
             ack_timeout: Span::from_millis(3000),
             ack_delay: Span::from_millis(50),
-            batch_delay: Span::from_millis(50),
+            batch_delay: Span::from_millis(250),
             packet_delay: Span::from_millis(10),
             batch_bytes: 8 * 1024,
             send_buffer_bytes: 512 * 1024,
@@ -92,7 +93,7 @@ impl Config {
             return Err("the ack timeout must not be shorter than the time to suspicion");
         }
         if self.ack_delay >= self.suspect_after || self.batch_delay >= self.suspect_after {
-            return Err("suspicion must take longer than acks and batches wait, which is 50 ms unless told otherwise");
+            return Err("suspicion must take longer than acks and batches wait");
         }
         if self.packet_delay >= self.suspect_after {
             return Err("packets must not wait as long as suspicion takes");

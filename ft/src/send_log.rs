@@ -113,8 +113,8 @@ impl SendLog {
         count.bytes += size as u64;
         count.data += entry.data_len() as u64;
         let delay = match kind {
-            Kind::Clock | Kind::Horizon => config.batch_delay,
-            Kind::Packet | Kind::Console | Kind::Digest | Kind::Disk => config.packet_delay,
+            Kind::Clock | Kind::Horizon | Kind::Digest => config.batch_delay,
+            Kind::Packet | Kind::Console | Kind::Disk => config.packet_delay,
             Kind::Output | Kind::Control => Span(0),
         };
         let due = now.after(delay);

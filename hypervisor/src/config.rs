@@ -398,9 +398,11 @@ impl Config {
     /// What the protocol is told.
     #[must_use]
     pub fn protocol(&self) -> pollux_ft::Config {
+        let usual = pollux_ft::Config::default();
         pollux_ft::Config {
             heartbeat_interval: self.heartbeat,
             suspect_after: self.suspect,
+            batch_delay: usual.batch_delay.min(Span(self.suspect.0 / 4)),
             ack_timeout: Span(self.suspect.0.saturating_mul(3)),
             receive_buffer_bytes: self.log_buffer as usize,
             arbiter: self.arbiter.is_used(),
@@ -409,7 +411,7 @@ impl Config {
             alone_after: self.alone_after,
             record_bytes: if self.record.is_some() { RECORD_BYTES } else { 0 },
             follows_only: self.role == StartRole::Replay,
-            ..pollux_ft::Config::default()
+            ..usual
         }
     }
 

@@ -259,6 +259,10 @@ impl<G: Guest> Driver<G> {
             // A full log gets its horizon later.
             let _ = self.log(host, EntryRef::Horizon);
         }
+        if self.marks.telling_due(position, self.steering.full_speed()) {
+            self.marks.told(position);
+            self.node.flush(self.now);
+        }
     }
 
     /// When a guest that somebody follows has gone on for long enough without an entry.

@@ -1,5 +1,5 @@
 //! When the primary makes the marks that backup and gate wait for: `Output` for frames that are held, `Horizon` for a
-//! guest that went on without entries. Pure.
+//! guest that went on without entries; and when the log is sent without anybody waiting for it. Pure.
 
 use pollux_ft::{Position, Span, Time};
 
@@ -12,11 +12,15 @@ pub struct Waits {
     pub output_frames: usize,
     /// Wall time after which a guest that has gone on without any entry gets a `Horizon`. Default 50 ms.
     pub horizon: Span,
+    /// For so long a guest may have run, sleep not counted, before the backup is told how far it has come. What a guest does
+    /// that hardly runs waits for as long as batches may. Default 50 ms.
+    pub untold: Span,
 }
 
 impl Default for Waits {
     fn default() -> Self {
-        Self { output_ticks: 20_000, output_frames: 16, horizon: Span::from_millis(50) }
+        let wait = Span::from_millis(50);
+        Self { output_ticks: 20_000, output_frames: 16, horizon: wait, untold: wait }
     }
 }
 
@@ -26,6 +30,8 @@ pub struct Marks {
     waits: Waits,
     /// Where and when the newest entry was logged.
     logged: (Position, Time),
+    /// How far the guest had come when the log was last sent for that.
+    told: Position,
 }
 
 impl Marks {
@@ -53,6 +59,19 @@ impl Marks {
         since.after(self.waits.output_ticks)
     }
 
+    /// Whether a guest that stands at `position` has run for so long that its log should be sent, at `speed` nanoseconds per
+    /// tick (32.32 fixed point).
+    #[must_use]
+    pub fn telling_due(&self, position: Position, speed: u64) -> bool {
+        let ran_ns = (u128::from(position.0.saturating_sub(self.told.0)) * u128::from(speed)) >> 32;
+        ran_ns >= u128::from(self.waits.untold.0) * 1000
+    }
+
+    /// The log was sent up to `position`.
+    pub fn told(&mut self, position: Position) {
+        self.told = position;
+    }
+
     /// When a guest that stands at `position` gets a `Horizon`; never if it has not moved since the newest entry.
     #[must_use]
     pub fn horizon_at(&self, position: Position) -> Option<Time> {
@@ -75,6 +94,18 @@ mod tests {
         assert!(marks.output_due(Position(110), 2, since, false));
         assert!(marks.output_due(Position(20), 3, since, false), "enough of them");
         assert!(marks.output_due(Position(20), 1, since, true), "a sleeper makes no more");
+    }
+
+    #[test]
+    fn the_log_is_sent_for_who_runs() {
+        let mut marks = Marks::default();
+        // Two nanoseconds per tick.
+        let speed = 2 << 32;
+        assert!(!marks.telling_due(Position(24_999_999), speed));
+        assert!(marks.telling_due(Position(25_000_000), speed));
+        marks.told(Position(25_000_000));
+        assert!(!marks.telling_due(Position(49_999_999), speed));
+        assert!(marks.telling_due(Position(u64::MAX), u64::MAX), "no overflow");
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl Setup {
             Emulator::Bochs => ("bochs", false, false),
             Emulator::Qemu(accelerator, hardware) => {
                 ("qemu", accelerator != Accelerator::Tcg, hardware.nic == NicModel::E1000e)
-            },
+            }
         };
         Self { emulator: name.to_owned(), kvm, e1000e, memory_mib, options }
     }

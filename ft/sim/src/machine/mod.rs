@@ -74,7 +74,12 @@ pub(crate) fn identity(node: NodeId) -> Identity {
 /// The simulated guest is small, and a tick of it takes as long as a thousand of a real one.
 fn tuning(lag_bound_ns: u64) -> Tuning {
     Tuning {
-        marks: Waits { output_ticks: 200, output_frames: 4, horizon: Span::from_millis(20) },
+        marks: Waits {
+            output_ticks: 200,
+            output_frames: 4,
+            horizon: Span::from_millis(20),
+            untold: Span::from_millis(20),
+        },
         digests: Often {
             ticks: 25_000,
             time: Span::from_millis(50),

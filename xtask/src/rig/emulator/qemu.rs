@@ -114,7 +114,8 @@ mod tests {
             monitor: "/t/monitor".into(),
             cards: vec![card(Purpose::Client, "52:54:00:10:00:01"), card(Purpose::Log, "52:54:00:20:00:01")],
         };
-        let command = invocation(&machine, accelerator, Hardware { nic: NicModel::E1000, rtc: RtcClock::Host }).unwrap();
+        let command =
+            invocation(&machine, accelerator, Hardware { nic: NicModel::E1000, rtc: RtcClock::Host }).unwrap();
         command.get_args().map(|argument| argument.to_str().unwrap().to_owned()).collect()
     }
 
