@@ -162,7 +162,7 @@ impl Handshake {
     /// When the other end is not of this pair. The connection is of no use then.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<usize, Stranger> {
         let mut taken = 0;
-        while let Some(missing) = self.needs().checked_sub(self.received.len()).filter(|missing| *missing > 0) {
+        while let Some(missing) = self.needs().checked_sub(self.received.len()) {
             let some = missing.min(bytes.len() - taken);
             if some == 0 {
                 break;

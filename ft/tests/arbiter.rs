@@ -255,3 +255,19 @@ proptest! {
         prop_assert_eq!(outcome, Ok(Some(Answer::Granted)));
     }
 }
+
+/// The shortest and the longest record there can be, and the shortest question.
+#[test]
+fn records_have_bounds() {
+    let begin = |length: usize| [&ANSWER[..], &(length as u16).to_le_bytes()].concat();
+    let (pending, question, answer) = exchange(&ours(), 1, &Verdict::Granted);
+    assert_eq!(length(&answer), Ok(Some(answer.len())));
+    drop(pending);
+    let shortest = (0..MAX_RECORD).find(|&len| length(&begin(len)).is_ok()).unwrap();
+    // Magic and length, a nonce, and a tag.
+    assert_eq!(shortest, BEGIN + NONCE_BYTES + 16);
+    assert_eq!(length(&begin(MAX_RECORD)), Ok(Some(MAX_RECORD)));
+    assert!(length(&begin(MAX_RECORD + 1)).is_err());
+    let least = QUESTION_HEAD + 16;
+    assert!(fingerprint(&question[..least]).is_ok() && fingerprint(&question[..least - 1]).is_err());
+}

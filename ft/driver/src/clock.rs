@@ -157,6 +157,23 @@ mod tests {
         assert_eq!(clock.steer(Position(1002), GuestTime(5000), 1), Err(ClockError::TimeBackwards));
     }
 
+    #[test]
+    fn the_end_of_time_is_reached_and_not_passed() {
+        let fast = GuestClock::at(GuestTime(5), Position(0), u64::MAX);
+        assert_eq!(fast.time_at(Position(u64::MAX)), GuestTime(u64::MAX));
+        let clock = GuestClock::at(GuestTime(0), Position(10), RATE_ONE);
+        assert_eq!(clock.position_at(GuestTime(u64::MAX - 10)), Some(Position(u64::MAX)));
+        assert_eq!(clock.position_at(GuestTime(u64::MAX - 9)), None);
+    }
+
+    #[test]
+    fn a_clock_tells_what_it_was_made_of_and_refusals_why() {
+        let clock = GuestClock::at(GuestTime(7), Position(8), 9);
+        assert_eq!((clock.base(), clock.base_position(), clock.rate()), (GuestTime(7), Position(8), 9));
+        assert!(ClockError::PositionBackwards.to_string().contains("base position"));
+        assert!(ClockError::TimeBackwards.to_string().contains("run backwards"));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4096))]
 

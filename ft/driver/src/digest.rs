@@ -140,6 +140,19 @@ mod tests {
     }
 
     #[test]
+    fn a_digest_is_of_memory_and_machine() {
+        let of = |value: u8, machine| {
+            let mut memory = MemoryDigest::new(1);
+            memory.set(0, &[value; 4096]);
+            memory.with_machine(machine)
+        };
+        for (value, machine) in [(0, 1), (0, u64::MAX), (7, 0), (7, u64::MAX)] {
+            assert_ne!(of(value, machine), of(value, machine ^ 1));
+            assert_ne!(of(value, machine), of(value + 1, machine));
+        }
+    }
+
+    #[test]
     fn every_slice_has_its_turn() {
         let often = Often { slice: 100, ..Often::default() };
         let (mut next, mut seen) = (NextDigest::default(), Vec::new());
@@ -157,6 +170,8 @@ mod tests {
     #[test]
     fn slices_end_with_memory() {
         let memory = [1, 2, 3, 4, 5];
+        assert_eq!(hash_slice(&memory, 0, 3), xxh64(&[1, 2, 3], 0));
+        assert_eq!(hash_slice(&memory, 1, 2), xxh64(&[3, 4], 0));
         assert_eq!(hash_slice(&memory, 1, 3), xxh64(&[4, 5], 0));
         assert_eq!(hash_slice(&memory, 2, 3), xxh64(&[], 0));
     }

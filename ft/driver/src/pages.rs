@@ -103,9 +103,19 @@ mod tests {
                 }
             }
             set.insert(200);
-            prop_assert_eq!(set.len(), model.len() as u64);
+            prop_assert_eq!((set.len(), set.is_empty()), (model.len() as u64, model.is_empty()));
             prop_assert_eq!(set.contains(from), model.contains(&from));
             prop_assert_eq!(set.first_from(from), model.range(from..).next().copied());
+        }
+
+        #[test]
+        fn zeros_are_zeros_alone(len in 0usize..300, at in 0usize..300, value: u8) {
+            let mut bytes = alloc::vec![0; len];
+            prop_assert!(is_zero(&bytes));
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte = value;
+                prop_assert_eq!(is_zero(&bytes), value == 0);
+            }
         }
     }
 }

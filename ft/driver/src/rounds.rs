@@ -47,7 +47,6 @@ pub struct Rounds {
     left: PageSet,
     /// No page below this one is left.
     at: u64,
-    pages: u64,
     /// The round under way, from 1 on.
     round: u32,
     began: Time,
@@ -65,7 +64,7 @@ impl Rounds {
     pub fn new(pages: u64, now: Time, enough: Enough) -> Self {
         let mut left = PageSet::new(pages);
         (0..pages).for_each(|page| left.insert(page));
-        Self { left, at: 0, pages, round: 1, began: now, sent: 0, smallest: u64::MAX, futile: 0, rate: 0, enough }
+        Self { left, at: 0, round: 1, began: now, sent: 0, smallest: u64::MAX, futile: 0, rate: 0, enough }
     }
 
     /// The round under way, from 1 on.
@@ -110,7 +109,7 @@ impl Rounds {
     pub fn add(&mut self, changed: &PageSet) {
         self.at = 0;
         let mut from = 0;
-        while let Some(page) = changed.first_from(from).filter(|&page| page < self.pages) {
+        while let Some(page) = changed.first_from(from) {
             self.left.insert(page);
             from = page + 1;
         }
@@ -175,6 +174,64 @@ mod tests {
         // 256 MiB, 10 MB/s changed, 20 MB/s sent: 30 ms are 150 pages.
         let (rounds, rest) = copy(65536, 2560, 5120);
         assert!(rounds <= 12 && rest <= 154, "{rounds} rounds, {rest} pages");
+    }
+
+    /// Of a memory of 20,000 pages, half of which were zeros, and the others sent in a second.
+    fn second_round(changed: u64, enough: Enough) -> (Rounds, bool) {
+        let mut rounds = Rounds::new(20_000, Time(5), enough);
+        rounds.done(0, 10_000, 4_000);
+        rounds.done(10_000, 10_000, 6_000);
+        let stops = rounds.begin(first(changed), Time(1_000_005));
+        (rounds, stops)
+    }
+
+    fn first(count: u64) -> PageSet {
+        let mut set = PageSet::new(20_000);
+        (0..count).for_each(|page| set.insert(page));
+        set
+    }
+
+    #[test]
+    fn a_rest_is_small_enough_if_it_is_sent_within_the_pause_or_has_few_pages() {
+        // 10,000 pages a second are 300 in 30 ms.
+        let enough = Enough::default();
+        assert!(second_round(300, enough).1 && !second_round(301, enough).1);
+        let few = Enough { few_pages: 400, ..enough };
+        assert!(second_round(400, few).1 && !second_round(401, few).1);
+        assert_eq!(second_round(401, few).0.round(), 2);
+    }
+
+    #[test]
+    fn the_speed_is_told_by_rounds_that_say_anything() {
+        // Too few pages, or no time at all: it stays at 300 in 30 ms.
+        for (sent, us, changed, stops) in [
+            (63, 1, 300, true),
+            (63, 1, 301, false),
+            (64, 0, 301, false),
+            (64, 1_000, 1_920, true),
+            (64, 1_000, 1_921, false),
+        ] {
+            let (mut rounds, _) = second_round(5_000, Enough::default());
+            rounds.done(0, 5_000, sent);
+            assert_eq!(rounds.begin(first(changed), Time(1_000_005 + us)), stops, "{sent} in {us} us, {changed} left");
+        }
+    }
+
+    #[test]
+    fn rounds_that_get_no_smaller_end() {
+        let mut rounds = Rounds::new(20_000, Time(0), Enough::default());
+        let futile: Vec<_> = (0..4).map(|_| rounds.begin(first(5_000), Time(0))).collect();
+        assert_eq!(futile, [false, false, false, true], "three in a row");
+        let (mut rounds, _) = second_round(5_000, Enough::default());
+        let futile = [5_000, 5_001, 4_000, 4_000, 4_000, 4_000].map(|left| rounds.begin(first(left), Time(1_000_005)));
+        assert_eq!(futile, [false, false, false, false, false, true], "a smaller one begins anew");
+        let mut rounds = Rounds::new(20_000, Time(0), Enough::default());
+        let last = (1..).find(|round| rounds.begin(first(20_000 - round), Time(0)));
+        assert_eq!(
+            (last, rounds.round()),
+            (Some(u64::from(MAX_ROUNDS)), MAX_ROUNDS + 1),
+            "smaller, and still too many"
+        );
     }
 
     proptest! {

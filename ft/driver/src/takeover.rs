@@ -69,3 +69,18 @@ impl<G: Guest> Driver<G> {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_takeover_is_told_in_ms_and_its_parts_add_up() {
+        let span = Span::from_millis;
+        let (detect, drain, arbiter, announce) = (span(1000), span(200), span(30), span(4));
+        let times = TakeoverTimes { term: Term(2), planned: false, detect, drain, arbiter, announce };
+        assert_eq!(times.total(), span(1234));
+        let text = "silent for 1000 ms, log drained in 200 ms, term won in 30 ms, announced in 4 ms";
+        assert_eq!(times.to_string(), text);
+    }
+}

@@ -56,3 +56,15 @@ impl Default for Tuning {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_that_are_told() {
+        let tuning = Tuning::default();
+        assert_eq!((tuning.slice, tuning.follow_slice, tuning.pages_a_turn), (268_435_456, 16_777_216, 16_384));
+        assert_eq!((tuning.digests.ticks, tuning.digests.slice), (33_554_432, 262_144));
+    }
+}

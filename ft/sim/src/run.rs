@@ -6,15 +6,17 @@ use crate::plan::Plan;
 use crate::rng::Rng;
 use crate::trace::Keep;
 use crate::world::World;
+use nix::time::{ClockId, clock_gettime};
 use pollux_ft::Mutation;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Longest time that one run may take: a thousand times what it takes on an idle machine.
+/// Longest time of a processor that one run may take: ten thousand times what it takes. While this program stands still,
+/// or waits for a processor, it takes none.
 const LONGEST: Duration = Duration::from_secs(120);
 /// Time between two looks at the runs under way.
 const LOOK: Duration = Duration::from_secs(1);
@@ -82,26 +84,38 @@ pub struct Summary {
 /// Hears how many runs are done, and how many microseconds they simulated.
 pub type OnProgress<'a> = dyn Fn(u64, u64) + Sync + 'a;
 
-/// The runs under way on the threads: since when, and of which seed.
+/// The time of processors that all threads of this program have used together.
+fn used() -> Duration {
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).expect("a process has such a clock").into()
+}
+
+/// The runs under way on the threads: since when, by [`used`], and of which seed.
 #[derive(Debug)]
-struct Watch(Mutex<Vec<Option<(Instant, u64)>>>);
+struct Watch(Mutex<Vec<Option<(Duration, u64)>>>);
 
 impl Watch {
-    fn set(&self, thread: usize, run: Option<u64>) {
-        self.0.lock().expect("no thread panics with the lock")[thread] = run.map(|seed| (Instant::now(), seed));
+    fn new(threads: usize) -> Self {
+        Self(Mutex::new(vec![None; threads]))
     }
 
-    /// A run that has taken too long. It cannot be ended: a machine of it runs in circles, where no event ends.
-    fn stuck(&self) -> Option<u64> {
+    fn set(&self, thread: usize, run: Option<u64>, now: Duration) {
+        self.0.lock().expect("no thread panics with the lock")[thread] = run.map(|seed| (now, seed));
+    }
+
+    /// A run that has taken too long: its share of what all threads used meanwhile, as each of them computes all the time.
+    /// It cannot be ended: a machine of it runs in circles, where no event ends.
+    fn stuck(&self, now: Duration) -> Option<u64> {
         let runs = self.0.lock().expect("no thread panics with the lock");
-        runs.iter().flatten().find(|(since, _)| since.elapsed() > LONGEST).map(|(_, seed)| *seed)
+        let longest = LONGEST * runs.iter().flatten().count() as u32;
+        runs.iter().flatten().find(|(since, _)| now.saturating_sub(*since) > longest).map(|(_, seed)| *seed)
     }
 
     /// Ends this program, with the seed's name, when a run does not end; returns when `all_done`.
     fn watch(&self, all_done: &AtomicBool) {
         while !all_done.load(Ordering::Relaxed) {
-            if let Some(seed) = self.stuck() {
-                eprintln!("error: the run of seed {seed} does not end: nothing came of it in {} s", LONGEST.as_secs());
+            if let Some(seed) = self.stuck(used()) {
+                let longest = LONGEST.as_secs();
+                eprintln!("error: the run of seed {seed} does not end: nothing came of it in {longest} s of computing");
                 std::process::exit(1);
             }
             std::thread::park_timeout(LOOK);
@@ -123,7 +137,7 @@ pub fn run_many(
     let (done, simulated) = (AtomicU64::new(0), AtomicU64::new(0));
     let (stop, all_done) = (AtomicBool::new(false), AtomicBool::new(false));
     let total = Mutex::new(Summary::default());
-    let watch = Watch(Mutex::new(vec![None; threads]));
+    let watch = Watch::new(threads);
     let work = |thread: usize| {
         let mut own = Summary::default();
         while !stop.load(Ordering::Relaxed) {
@@ -131,9 +145,9 @@ pub fn run_many(
             if seed >= seeds.end {
                 break;
             }
-            watch.set(thread, Some(seed));
+            watch.set(thread, Some(seed), used());
             let report = run_seed(seed, mutation, Keep::Nothing);
-            watch.set(thread, None);
+            watch.set(thread, None, used());
             own.figures.add(&report.figures);
             own.hash = own.hash.wrapping_add(crate::rng::mix(seed, report.hash));
             let before = simulated.fetch_add(report.figures.simulated, Ordering::Relaxed);
@@ -161,4 +175,28 @@ pub fn run_many(
     let mut total = total.into_inner().expect("no thread panics with the lock");
     total.broken.sort_by_key(|report| report.seed);
     total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_computes_for_too_long_is_named() {
+        let (watch, start) = (Watch::new(3), Duration::from_secs(1000));
+        assert_eq!(watch.stuck(start * 1000), None, "nothing runs");
+        watch.set(1, Some(7), start);
+        assert_eq!((watch.stuck(start + LONGEST), watch.stuck(start + LONGEST + LOOK)), (None, Some(7)));
+        // Two that compute share the time.
+        watch.set(0, Some(8), start + LONGEST);
+        assert_eq!((watch.stuck(start + 2 * LONGEST), watch.stuck(start + 2 * LONGEST + LOOK)), (None, Some(7)));
+        watch.set(1, None, start);
+        assert_eq!(watch.stuck(start + 2 * LONGEST), None);
+    }
+
+    #[test]
+    fn who_computes_uses_time() {
+        let start = used();
+        while used() < start + Duration::from_millis(1) {}
+    }
 }

@@ -324,6 +324,26 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_are_taken() {
+        let most = "x".repeat(MAX_BODY);
+        assert_eq!(body("", &most).as_ref(), Ok(&most));
+        assert_eq!(body("Content-Length: 16384\r\n", &most).as_ref(), Ok(&most));
+        let chunk = format!("4000\r\n{most}\r\n0\r\n\r\n");
+        assert_eq!(body("Transfer-Encoding: chunked\r\n", &chunk).as_ref(), Ok(&most));
+        let start = "HTTP/1.1 200 OK\r\nX: \r\n\r\n";
+        let head = |length: usize| start.replace("X: ", &format!("X: {}", "y".repeat(length - start.len())));
+        assert_eq!((read(&head(MAX_HEAD)), read(&head(MAX_HEAD + 1))), (Ok(String::new()), Err(HttpError::TooLarge)));
+    }
+
+    #[test]
+    fn a_chunk_ends_where_it_says() {
+        assert_eq!(body("Transfer-Encoding: chunked\r\n", "1\r\nx\r\n0\r\n\r\n"), Ok("x".into()));
+        for bad in ["1\r\nxy\r\n0\r\n\r\n", "1\r\nx0\r\n\r\n", "1\r\nx5\r\n0\r\n\r\n"] {
+            assert_eq!(body("Transfer-Encoding: chunked\r\n", bad), Err(HttpError::Malformed), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_failure_stays_one() {
         let mut response = Response::default();
         assert_eq!(response.receive(b"nonsense\n"), Err(HttpError::Malformed));

@@ -1,6 +1,7 @@
 //! Whole answers, as etcd gives them and as it does not.
 
 use super::*;
+use crate::pairing::MAX_NAME;
 use crate::types::Term;
 use proptest::prelude::*;
 
@@ -263,4 +264,67 @@ proptest! {
         let part = &response.as_bytes()[..keep.index(response.len())];
         prop_assert!(outcome(&ask(7, 1), part, &[7]).is_err());
     }
+}
+
+#[test]
+fn a_look_that_succeeds_is_told_from_nonsense() {
+    let made = br#"{"succeeded":true,"responses":[{"response_put":{}}]}"#;
+    let why = |body: &[u8]| Look::new("pair").judge(body).unwrap_err().to_string();
+    assert!(why(made).contains("what cannot be holds") && !why(b"{}").contains("what cannot be holds"));
+}
+
+#[test]
+fn an_answer_says_one_thing() {
+    assert_eq!(ask(7, 1).term(), Term(7));
+    let key = r#"{"response_range":{"kvs":[{"key":"cG9sbHV4L3BhaXIvNw==","value":"eA=="}]}}"#;
+    let taken = format!(r#"{{"responses":[{key}]}}"#);
+    assert!(matches!(judge(&taken), Ok(Answer::Taken { .. })));
+    for bad in [
+        format!(r#"{{"succeeded":true,"responses":[{{"response_put":{{}}}},{key}]}}"#),
+        format!(r#"{{"responses":[{key},{key}]}}"#),
+        r#"{"responses":[{"response_range":{}}]}"#.into(),
+        r#"{"succeeded":true,"succeeded":true,"responses":[{"response_put":{}}]}"#.into(),
+        r#"{"succeeded":true,"responses":[{"response_put":{}}],"responses":[]}"#.into(),
+    ] {
+        assert!(judge(&bad).is_err(), "{bad}");
+    }
+}
+
+/// Names of machines are bounded: nobody's is longer.
+#[test]
+fn a_winner_with_an_endless_name_is_cut() {
+    let value = base64::encode(format!("00000000000000aa {}", "x".repeat(1000)).as_bytes());
+    let body = format!(
+        r#"{{"responses":[{{"response_range":{{"kvs":[{{"key":"cG9sbHV4L3BhaXIvNw==","value":"{value}"}}]}}}}]}}"#
+    );
+    let by = Winner { node: Some(NodeId(0xAA)), machine: "x".repeat(MAX_NAME) };
+    assert_eq!(judge(&body), Ok(Answer::Taken { by }));
+}
+
+#[test]
+fn failures_have_words_of_their_own() {
+    use sealed::Unauthentic;
+    let (agreed, found) = (ArbiterId(1), ArbiterId(2));
+    let mut failures = vec![
+        Failure::Content("what"),
+        Failure::Unanswered,
+        Failure::Told("why".into()),
+        Failure::Stranger { agreed, found },
+        Failure::Http(HttpError::Status(500)),
+        Failure::Http(HttpError::Malformed),
+        Failure::Http(HttpError::TooLarge),
+        Failure::Http(HttpError::Truncated),
+    ];
+    let unauthentic = [
+        Unauthentic::Malformed,
+        Unauthentic::Tag,
+        Unauthentic::Nonce,
+        Unauthentic::Pair,
+        Unauthentic::Term,
+        Unauthentic::Node,
+        Unauthentic::Query,
+    ];
+    failures.extend(unauthentic.map(Failure::Unauthentic));
+    let words: alloc::collections::BTreeSet<_> = failures.iter().map(|failure| failure.to_string()).collect();
+    assert!(words.len() == failures.len() && words.iter().all(|words| words.len() > 20), "{words:?}");
 }

@@ -329,3 +329,57 @@ fn a_backup_of_ours_contends_when_it_drains() {
     assert!(contends(Role::Draining, 5, 2));
     assert!(!contends(Role::Backup, 5, 2) && !contends(Role::Draining, 4, 2) && !contends(Role::Draining, 5, 3));
 }
+
+/// A claim of the twin to which we hand over is one to yield to if it is not of a newer term.
+#[test]
+fn a_hand_over_begins_a_newer_term() {
+    let of = |term, node| Claim { term: Term(term), node: NodeId(node), primary: true };
+    let claim = |term| on_claim(Role::HandingOver, of(3, 2), of(term, 1), true);
+    assert_eq!([claim(2), claim(3), claim(4)], [OnClaim::Ignore, OnClaim::Yield, OnClaim::HandedOver]);
+}
+
+#[test]
+fn a_backup_is_wanted_in_its_own_term_and_session_and_by_name() {
+    let standing =
+        |term, session, peer| standing(&beat(Role::Protected, term, session, peer), NodeId(2), Term(3), SessionId(5));
+    assert_eq!(standing(3, 5, 2), Standing::Wanted);
+    for (term, session, peer) in [(4, 5, 2), (3, 6, 2), (3, 5, 4), (4, 5, 4), (4, 6, 2)] {
+        assert_eq!(standing(term, session, peer), Standing::Dropped, "{term} {session} {peer}");
+    }
+}
+
+/// What becomes of each stance of machine 5 by each word of another machine; see [`creation`].
+#[test]
+fn every_word_has_its_answer() {
+    use Stance::{Entitled, Listens, Offers, YieldsTo};
+    const NOBODY: u64 = 0;
+    let on = |stance, may_offer, node, role, creator, current| {
+        on_word(NodeId(5), stance, may_offer, Word { node: NodeId(node), role, creator: NodeId(creator), current })
+    };
+    let (three, nine) = (YieldsTo(NodeId(3)), YieldsTo(NodeId(9)));
+    for stance in [Listens, Offers, nine, Entitled] {
+        for current in [true, false] {
+            assert_eq!(on(stance, true, 9, Role::Backup, NOBODY, current), Listens, "a machine with a guest");
+        }
+        for (creator, role) in [(NOBODY, Role::Joining), (5, Role::Joining), (9, Role::Joining), (9, Role::Starting)] {
+            assert_eq!(on(stance, true, 9, role, creator, false), stance, "what was said before");
+        }
+    }
+    let joins = |stance, may_offer, node, creator| on(stance, may_offer, node, Role::Joining, creator, true);
+    // The promise binds as long as it is wanted, and nobody else frees us of it.
+    assert_eq!(joins(nine, true, 9, 9), nine);
+    assert_eq!(on(nine, true, 9, Role::Starting, 9, true), nine, "it creates the guest: what we promised");
+    assert_eq!([joins(nine, true, 9, NOBODY), joins(nine, true, 9, 5), joins(nine, true, 3, 3)], [Listens; 3]);
+    for stance in [Listens, Offers, Entitled] {
+        assert_eq!(on(stance, true, 9, Role::Starting, 9, true), Listens, "somebody did not ask us");
+    }
+    // An entitlement and an offer.
+    assert_eq!([joins(Entitled, true, 9, NOBODY), joins(Entitled, true, 3, 3)], [Entitled; 2]);
+    assert_eq!([joins(Offers, true, 9, 5), joins(Offers, true, 3, 5)], [Entitled; 2]);
+    assert_eq!([joins(Listens, true, 9, 5), joins(Offers, true, 9, NOBODY)], [Offers; 2]);
+    // Both want to: the one with the lower id, unless it may not.
+    assert_eq!([joins(Offers, true, 3, 3), joins(Listens, true, 3, 3)], [three; 2]);
+    assert_eq!([joins(Offers, true, 9, 9), joins(Listens, true, 9, 9)], [Offers; 2]);
+    assert_eq!([joins(Listens, false, 9, 9), joins(Listens, false, 3, 3)], [nine, three]);
+    assert_eq!([joins(Listens, true, 5, 5), joins(Listens, false, 9, NOBODY)], [Offers, Listens]);
+}

@@ -136,3 +136,24 @@ fn a_dead_stop_at_the_bound_ends_with_the_lag() {
     assert_eq!(throttle.pause(until, BOUND / 2), None);
     assert_eq!(throttle.share(), FULL);
 }
+
+/// At a lag of three quarters of the bound a guest has half of the time.
+#[test]
+fn a_pause_is_as_long_as_the_run_before_it() {
+    const HALF: u64 = BOUND / 4 * 3;
+    let mut throttle = Throttle::default();
+    let mut pause = |ms: u64| throttle.pause(Time(ms * 1000), HALF);
+    assert_eq!((pause(0), pause(4)), (None, None), "it runs in pieces that are worth it");
+    // It ran for 8 ms, and owes four of them.
+    assert_eq!(pause(8), Some(Time(16_000)));
+    assert_eq!(pause(15), Some(Time(16_000)));
+    assert_eq!(pause(16), None);
+    // A run that was too long is made up for; one that was much too long is not.
+    for (ran, stands) in [(80, 80), (100, 100), (1000, 100)] {
+        let mut throttle = Throttle::default();
+        let mut pause = |ms: u64| throttle.pause(Time(ms * 1000), HALF);
+        pause(0);
+        let stood = (0..).find(|ms| pause(ran + ms).is_none());
+        assert_eq!(stood, Some(stands), "after {ran} ms");
+    }
+}

@@ -384,3 +384,6 @@ impl Node {
         self.actions.push_back(Action::Halt { reason });
     }
 }
+
+#[cfg(test)]
+mod tests;

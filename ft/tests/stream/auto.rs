@@ -4,18 +4,18 @@ use super::*;
 use pollux_ft::heartbeat::{Heartbeat, pair_digest};
 use pollux_ft::{HaltReason, Protection, SessionId, Span, Verdict, WaitsFor};
 
-const ME: NodeId = NodeId(5);
+pub(super) const ME: NodeId = NodeId(5);
 
-fn auto(config: Config) -> Node {
+pub(super) fn auto(config: Config) -> Node {
     Node::new(Time(0), Start::Auto, config, identity(ME.0)).unwrap()
 }
 
-fn arbitrated() -> Config {
+pub(super) fn arbitrated() -> Config {
     Config { arbiter: true, ..Config::default() }
 }
 
 /// Ticks as time passes; heartbeats are sent, and lost.
-fn pass(node: &mut Node, from_ms: u64, to_ms: u64) {
+pub(super) fn pass(node: &mut Node, from_ms: u64, to_ms: u64) {
     for at in (from_ms..=to_ms).step_by(50) {
         node.tick(Time(at * 1000));
         while node.poll_datagram(Time(at * 1000)).is_some() {}
@@ -23,7 +23,7 @@ fn pass(node: &mut Node, from_ms: u64, to_ms: u64) {
 }
 
 /// What node `node` says as its heartbeat number `counter`: it has heard number `answers` of ours.
-fn says(own: &mut Node, ms: u64, node: u64, counter: u64, answers: u64, role: Role, creator: u64) {
+pub(super) fn says(own: &mut Node, ms: u64, node: u64, counter: u64, answers: u64, role: Role, creator: u64) {
     let beat = Heartbeat { answers, creator: NodeId(creator), ..beat_of(node, counter, role) };
     own.heartbeat_received(Time(ms * 1000), &beat.encode(&Protection::default()));
 }
@@ -233,7 +233,7 @@ fn a_primary_that_is_refused_claims_no_reign() {
     assert_eq!(backup.go_live(now, Position(10)).map(|taken| taken.term), Ok(Term(2)));
 }
 
-fn beat_of(node: u64, counter: u64, role: Role) -> Heartbeat {
+pub(super) fn beat_of(node: u64, counter: u64, role: Role) -> Heartbeat {
     Heartbeat {
         pair: pair_digest("gemini"),
         node: NodeId(node),

@@ -1,7 +1,7 @@
 //! When things happen: a node that is ticked at its own timeouts, and at no other time, acts at the microsecond.
 
-use crate::{beat, connect, identity, node, protected, pump};
-use pollux_ft::{EntryRef, Node, Position, Role, Start, Time};
+use crate::{actions, beat, connect, identity, node, protected, pump};
+use pollux_ft::{Action, EntryRef, LossReason, Node, Position, Role, Start, Time};
 
 fn us(us: u64) -> Time {
     Time(us)
@@ -72,6 +72,33 @@ fn acks_that_stop_end_a_session_when_the_time_is_over() {
     primary.flush(us(13_007));
     let at = changes_at(&mut primary, Some(100_000), &mut |now, primary| beat(now, &mut backup, primary));
     assert_eq!((at, primary.role()), (us(3_013_007), Role::Detaching));
+    assert_eq!(lost(&mut primary), LossReason::AcksStopped);
+}
+
+/// Why the backup was lost, which is told once the primary is alone.
+fn lost(primary: &mut Node) -> LossReason {
+    silence(primary);
+    let mut reasons = actions(primary).into_iter().filter_map(|action| match action {
+        Action::Unprotected { reason } => Some(reason),
+        _ => None,
+    });
+    reasons.next_back().expect("it goes on alone")
+}
+
+/// A machine that stood still does not take the acks that it did not hear meanwhile for missing.
+#[test]
+fn a_machine_that_slept_waits_for_acks_anew() {
+    let (mut primary, mut backup) = protected(us(0));
+    primary.append(us(13_007), Position(2000), EntryRef::Output).unwrap();
+    primary.flush(us(13_007));
+    primary.tick(us(60_000_000));
+    for at in (60_000_000..63_000_000).step_by(100_000).skip(1).map(us) {
+        beat(at, &mut backup, &mut primary);
+        primary.tick(at);
+    }
+    assert_eq!(primary.role(), Role::Protected);
+    primary.tick(us(63_000_000));
+    assert_eq!(primary.role(), Role::Detaching);
 }
 
 /// The twin acks, and its guest stands still.
@@ -87,6 +114,7 @@ fn a_guest_that_stands_still_ends_a_session_when_the_time_is_over() {
     });
     assert_eq!(primary.role(), Role::Detaching);
     assert!((us(3_013_007)..=us(3_113_007)).contains(&at) && !at.0.is_multiple_of(100_000), "{at:?}");
+    assert_eq!(lost(&mut primary), LossReason::StandsStill);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod attacks;
 mod auto;
 mod bytes;
+mod creation;
 mod deadlines;
 mod leases;
 mod log;
