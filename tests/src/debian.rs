@@ -7,12 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::rig::{Platform, Rig, TAKEOVER_LIMIT};
+use crate::status::Status;
 use crate::{skip, xtask};
 
 /// From the start until services answer, and until a guest of that size is protected. On an idle desk it takes a tenth.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// A desk that is busy must not be taken for a dead twin.
-const PATIENT: &str = "suspect=3s";
+pub const PATIENT: &str = "suspect=3s";
 /// What an unreachable registry makes xtask say.
 const UNREACHABLE: &str = "`apt-get update";
 
@@ -25,6 +26,20 @@ pub fn protected(name: &str, guest: &[&str], arguments: &[&str]) -> Result<Optio
     if Platform::get() == Platform::Bochs {
         return skip("Linux takes minutes to boot in Bochs").map(|()| None);
     }
+    let Some(place) = build(guest)? else { return Ok(None) };
+    let mut rig = Rig::start(name, &place, &[&["--hypervisor-option", PATIENT], arguments].concat())?;
+    rig.wait("the guest's services answer", BOOT_LIMIT, |rig| {
+        Ok(rig.read("xtask.log").contains("the guest answers").then_some(()))
+    })?;
+    rig.wait_file("protected", BOOT_LIMIT, |file| file.protected)?;
+    Ok(Some(rig))
+}
+
+/// Builds a Debian with these arguments of `xtask guest debian`; its place, or none where its packages cannot be fetched.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn build(guest: &[&str]) -> Result<Option<String>> {
     // The user's own choice stays as it is.
     let built = xtask::run(&[&["guest", "debian", "--aside"], guest].concat())?;
     let said = String::from_utf8_lossy(&built.stderr);
@@ -34,13 +49,7 @@ pub fn protected(name: &str, guest: &[&str], arguments: &[&str]) -> Result<Optio
     ensure!(built.status.success(), "xtask guest debian: {said}");
     let told = String::from_utf8_lossy(&built.stdout);
     let place = told.lines().find_map(|line| line.strip_prefix("place ")).context("xtask guest names no place")?;
-
-    let mut rig = Rig::start(name, place.trim(), &[&["--hypervisor-option", PATIENT], arguments].concat())?;
-    rig.wait("the guest's services answer", BOOT_LIMIT, |rig| {
-        Ok(rig.read("xtask.log").contains("the guest answers").then_some(()))
-    })?;
-    rig.wait_file("protected", BOOT_LIMIT, |file| file.protected)?;
-    Ok(Some(rig))
+    Ok(Some(place.trim().to_owned()))
 }
 
 /// Kills the primary, waits until its twin goes on; `meanwhile` happens then, and at its end there is a new backup.
@@ -54,6 +63,31 @@ pub fn kill_and_replace(rig: &mut Rig, meanwhile: impl FnOnce(&mut Rig) -> Resul
     meanwhile(rig)?;
     rig.ask(&["start", "backup"])?;
     rig.wait_file("protected again", BOOT_LIMIT, |file| file.protected).map(drop)
+}
+
+/// That no twins have differed, and no machine has found a bug of its own.
+///
+/// # Errors
+/// When one has.
+pub fn ensure_undisturbed(rig: &Rig) -> Result<()> {
+    for machine in ["castor.log", "pollux.log"] {
+        let log = rig.read(machine);
+        let bad = log.lines().find(|line| ["PANIC", "DIVERGED"].iter().any(|word| line.contains(word)));
+        ensure!(bad.is_none(), "{machine}: {bad:?}\n{}", rig.report());
+    }
+    Ok(())
+}
+
+/// Waits until the backup has compared `more` further digests.
+///
+/// # Errors
+/// When it does not, or one differs.
+pub fn wait_digests(rig: &mut Rig, more: u64) -> Result<Status> {
+    let goal = rig.fresh("backup")?.digests + more;
+    rig.wait("digests are compared", BOOT_LIMIT, |rig| {
+        ensure_undisturbed(rig)?;
+        Ok(rig.status()?.of("backup").filter(|backup| backup.digests >= goal).cloned())
+    })
 }
 
 /// That so many takeovers have happened, and that the twins were equal all along.

@@ -3,6 +3,7 @@
 //! The tests know a rig as any outside script does: by `rig.json`, the service's port, signals, and `cargo xtask rig`.
 //! They are run by `cargo xtask test rig`.
 
+pub mod amount;
 pub mod capture;
 pub mod debian;
 pub mod desk;
@@ -11,6 +12,7 @@ pub mod load;
 pub mod resp;
 pub mod rig;
 pub mod seed;
+pub mod shell;
 pub mod status;
 pub mod xtask;
 

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::amount::amount;
 use crate::desk::{self, Place};
 use crate::status::{RigStatus, Status};
 use crate::xtask::{self, Artefacts};
@@ -18,7 +19,9 @@ use crate::xtask::{self, Artefacts};
 /// How often something that is awaited is looked at.
 const POLL: Duration = Duration::from_millis(50);
 /// A rig that a test forgets ends by itself.
-const LIFE: &str = "900s";
+const LIFE: [&str; 2] = ["--for", "900s"];
+/// Arguments of a rig that a test needs for longer.
+pub const LONG_LIFE: [&str; 2] = ["--for", "3h"];
 /// From the start to *protected*, and from a new backup's start likewise. Other programs may keep the processors busy.
 pub const START_LIMIT: Duration = Duration::from_secs(60);
 /// From a failure until the guest answers again. The suspicion takes a second; the rest is for a desk that is busy.
@@ -31,7 +34,7 @@ pub const END_LIMIT: Duration = Duration::from_secs(15);
 /// # Errors
 /// When that is no number.
 pub fn kills(usual: usize) -> Result<usize> {
-    Ok(std::env::var("POLLUX_KILLS").ok().map_or(Ok(usual), |text| text.parse())?)
+    amount("POLLUX_KILLS", usual)
 }
 
 /// What plays the machines.
@@ -169,7 +172,10 @@ impl Rig {
         let is_path = guest.contains('/');
         let image = if is_path { Path::new(guest) } else { artefacts.path(guest)? };
         let mut command = xtask::command();
-        command.args([Platform::get().verb(), "--headless", "--for", LIFE]);
+        command.args([Platform::get().verb(), "--headless"]);
+        if !arguments.contains(&LIFE[0]) {
+            command.args(LIFE);
+        }
         if !arguments.contains(&"--port") {
             command.args(["--port", "0"]);
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use pollux_tests::amount::amount;
 use pollux_tests::history::{self, Increment};
 use pollux_tests::resp::{Client, Reply};
 use pollux_tests::rig::{Platform, Rig};
@@ -74,7 +75,7 @@ fn no_boundary_is_a_bad_moment_to_die() -> Result<()> {
     if Platform::get() == Platform::Bochs {
         return skip("machines in Bochs keep pace only to within a second, and would suspect each other in vain");
     }
-    let goal = std::env::var("POLLUX_CUTS").ok().map_or(Ok(CUTS), |text| text.parse())?;
+    let goal = amount("POLLUX_CUTS", CUTS)?;
     let mut arguments = Vec::new();
     for option in ["test-commands=on", "heartbeat=50ms", "suspect=400ms"] {
         arguments.extend(["--hypervisor-option", option]);

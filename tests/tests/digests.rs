@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use pollux_tests::amount::amount;
 use pollux_tests::load::Load;
 use pollux_tests::rig::Rig;
 
@@ -32,7 +33,7 @@ fn digests_of_a_serving_guest_stay_equal() -> Result<()> {
     let mut rig = Rig::protected("digests-counter", "counter", &["--guest-args", "ip=10.0.2.15/24 gw=10.0.2.2 busy"])?;
     let service = rig.service()?;
     let loads = (0..4).map(|_| Load::start(&service, "x", Instant::now())).collect::<Result<Vec<_>>>()?;
-    let goal = std::env::var("POLLUX_DIGESTS").ok().map_or(Ok(DIGESTS), |text| text.parse())?;
+    let goal = amount("POLLUX_DIGESTS", DIGESTS)?;
     for _ in 0..goal.div_ceil(DIGESTS) {
         wait_digests(&mut rig, DIGESTS)?;
     }

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use pollux_tests::debian::{self, BOOT_LIMIT};
 use pollux_tests::load::{Load, judge, wait_answers};
 use pollux_tests::rig::{Rig, TAKEOVER_LIMIT, kills};
+use pollux_tests::shell::{give, said};
 
 const REDIS: [&str; 2] = ["--packages", "redis-server"];
 /// A kernel that starts anew after a panic.
@@ -52,20 +53,6 @@ fn redis_of_debian_13_survives_kills() -> Result<()> {
 #[ignore = "takes minutes: cargo xtask test rig NAME --long"]
 fn redis_of_debian_unstable_survives_kills() -> Result<()> {
     redis_survives_kills_under_one_connection("linux-sid", "sid")
-}
-
-/// How often the guest's console has said `text`.
-fn said(rig: &Rig, text: &str) -> usize {
-    rig.read("console.log").matches(text).count()
-}
-
-/// Logs in on the console as soon as it asks, and gives a command there.
-fn give(rig: &mut Rig, boots: usize, command: &str) -> Result<()> {
-    const SHELL: &str = "built-in shell";
-    rig.wait("the guest asks for a login", BOOT_LIMIT, |rig| Ok((said(rig, "pollux login: ") >= boots).then_some(())))?;
-    rig.ask(&["console", "root"])?;
-    rig.wait("there is a shell", BOOT_LIMIT, |rig| Ok((said(rig, SHELL) >= boots).then_some(())))?;
-    rig.ask(&["console", command]).map(drop)
 }
 
 /// The same without kills, and a reset that somebody asks for comes before.

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use pollux_tests::amount::amount;
 use pollux_tests::rig::{Platform, Rig};
 use pollux_tests::seed;
 
@@ -13,7 +14,7 @@ fn stops() -> Result<u64> {
         Platform::Qemu => 1000,
         Platform::Bochs => 300,
     };
-    Ok(std::env::var("POLLUX_STOPS").ok().map_or(Ok(usual), |text| text.parse())?)
+    amount("POLLUX_STOPS", usual)
 }
 
 /// Some seconds on an idle desk.

@@ -96,6 +96,9 @@ pub struct GuestArgs {
     /// The release
     #[arg(long, value_enum, default_value_t = Suite::Bookworm)]
     suite: Suite,
+    /// Modules of the kernel's beyond those for network and disk: they lie in the guest with what they need, for `modprobe`
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    modules: Vec<String>,
     /// A public key of OpenSSH's: whoever has it logs in as root over SSH, and nobody without
     #[arg(long, value_name = "FILE")]
     ssh_key: Option<PathBuf>,
@@ -115,6 +118,9 @@ pub struct GuestArgs {
 struct Wanted {
     suite: Suite,
     packages: Vec<String>,
+    /// Modules of the kernel's, as it writes their names itself.
+    #[serde(default)]
+    modules: Vec<String>,
     /// The line of a public key.
     #[serde(default)]
     ssh_key: Option<String>,
@@ -152,8 +158,9 @@ pub fn run(arguments: &GuestArgs) -> Result<()> {
             "`{name}` is no name of a package"
         );
     }
+    let modules = arguments.modules.iter().map(|name| ramdisk::checked_module(name)).collect::<Result<_>>()?;
     let ssh_key = arguments.ssh_key.as_deref().map(key::read).transpose()?;
-    let wanted = Wanted { suite: arguments.suite, packages: arguments.packages.clone(), ssh_key };
+    let wanted = Wanted { suite: arguments.suite, packages: arguments.packages.clone(), modules, ssh_key };
     let _lock = lock()?;
     let there = load(&wanted.place()).filter(|built| built.wanted == wanted && built.is_current() && !arguments.again);
     let built = match there {
@@ -169,6 +176,9 @@ pub fn run(arguments: &GuestArgs) -> Result<()> {
     say!("kernel      {} (Linux {})", built.kernel.display(), built.version);
     say!("initrd      {}", built.initrd.display());
     say!("packages    {} and what they need, of {}", built.wanted.packages.join(", "), built.wanted.suite.name());
+    if !built.wanted.modules.is_empty() {
+        say!("modules     {} and what they need", built.wanted.modules.join(", "));
+    }
     say!("memory      {}", format_size(built.memory));
     for Probe { name, port, .. } in built.probes() {
         say!("service     {name} at port {port}");
@@ -209,7 +219,8 @@ pub fn ensure_built(yes: bool) -> Result<Built> {
 impl Wanted {
     /// Who asks for nothing gets this.
     fn usual() -> Self {
-        Self { suite: Suite::Bookworm, packages: vec![DEFAULT_PACKAGES.to_owned()], ssh_key: None }
+        let packages = vec![DEFAULT_PACKAGES.to_owned()];
+        Self { suite: Suite::Bookworm, packages, modules: Vec::new(), ssh_key: None }
     }
 
     /// Where it is kept.
@@ -293,7 +304,7 @@ fn build(wanted: Wanted, yes: bool) -> Result<Built> {
     let services: Vec<_> = services::of(names).collect();
     spinner.detail("fetching packages");
     let all: Vec<&str> = suite.base().iter().copied().chain(names.iter().map(String::as_str)).collect();
-    let files = without_luxuries(apt.fetch(&all)?, &apt, &all, &services)?;
+    let files = without_luxuries(apt.fetch(&all)?, &apt, &all)?;
     let kernel_packages = apt.fetch_kernel()?;
 
     let mut ramdisk = ramdisk::Ramdisk::new();
@@ -302,7 +313,7 @@ fn build(wanted: Wanted, yes: bool) -> Result<Built> {
         ramdisk.add_package(file)?;
     }
     spinner.detail("unpacking the kernel");
-    let linux = ramdisk.add_kernel(&kernel_packages)?;
+    let linux = ramdisk.add_kernel(&kernel_packages, &wanted.modules)?;
     ramdisk.add_system(&services, wanted.ssh_key.as_deref())?;
 
     let scratch = tempfile::Builder::new().prefix(".new-").tempdir_in(parent()).context("cannot create a directory")?;
@@ -330,17 +341,11 @@ fn build(wanted: Wanted, yes: bool) -> Result<Built> {
     load(&place).context("the guest that was just built is not there")
 }
 
-/// The packages but those that services can do without and nobody else has asked for.
-fn without_luxuries(
-    mut files: Vec<PathBuf>,
-    apt: &packages::Apt,
-    all: &[&str],
-    services: &[&services::Service],
-) -> Result<Vec<PathBuf>> {
-    let prefixes: Vec<&str> = services.iter().flat_map(|service| service.without).copied().collect();
+/// The packages but those that can be done without and nobody else has asked for.
+fn without_luxuries(mut files: Vec<PathBuf>, apt: &packages::Apt, all: &[&str]) -> Result<Vec<PathBuf>> {
+    let prefixes: Vec<&str> = all.iter().flat_map(|name| services::luxuries(name)).copied().collect();
     if !prefixes.is_empty() {
-        let frugal = |name| services.iter().any(|service| service.probe.name == name && !service.without.is_empty());
-        let others: Vec<&str> = all.iter().copied().filter(|name| !frugal(*name)).collect();
+        let others: Vec<&str> = all.iter().copied().filter(|name| services::luxuries(name).is_empty()).collect();
         let needed = apt.listed(&others)?;
         files.retain(|file| {
             let name = file_name(file);
@@ -373,6 +378,7 @@ mod tests {
         let others = [
             Wanted { suite: Suite::Trixie, ..usual.clone() },
             Wanted { packages: vec!["redis-server".to_owned(), "python3".to_owned()], ..usual.clone() },
+            Wanted { modules: vec!["zram".to_owned()], ..usual.clone() },
             Wanted { ssh_key: Some("ssh-ed25519 AAAA".to_owned()), ..usual.clone() },
         ];
         for other in others {

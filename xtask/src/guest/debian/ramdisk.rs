@@ -93,8 +93,8 @@ impl Ramdisk {
         })
     }
 
-    /// Adds the modules of a kernel's packages that a guest needs; gives the kernel.
-    pub fn add_kernel(&mut self, packages: &[PathBuf]) -> Result<Linux> {
+    /// Adds the modules of a kernel's packages that a guest needs, and those that were asked for by name; gives the kernel.
+    pub fn add_kernel(&mut self, packages: &[PathBuf], more: &[String]) -> Result<Linux> {
         let (mut kernel, mut modules, mut builtin) = (None, BTreeMap::new(), String::new());
         let mut take = |path: String, entry: Entry| {
             if let Some(version) = kernel_version(&path) {
@@ -110,7 +110,8 @@ impl Ramdisk {
         let kernel = kernel.with_context(|| format!("no kernel is in {packages:?}"))?;
         let builtin: Vec<String> = builtin.lines().filter_map(module_name).collect();
         let (mut order, mut listed) = (Vec::new(), 0);
-        for (list, names) in [("modules", &MODULES[..]), ("disk-modules", &DISK_MODULES)] {
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        for (list, names) in [("modules", &MODULES[..]), ("disk-modules", &DISK_MODULES), ("more-modules", &more)] {
             for name in names {
                 self.add_module(name, &mut modules, &builtin, &mut order)?;
             }
@@ -310,6 +311,16 @@ fn kernel_version(path: &str) -> Option<&str> {
     path.strip_prefix("boot/vmlinuz-").or_else(beside)
 }
 
+/// The name of a module as the kernel writes it.
+///
+/// # Errors
+/// When no module can have that name.
+pub fn checked_module(name: &str) -> Result<String> {
+    let known = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    ensure!(!name.is_empty() && name.chars().all(known), "`{name}` is no name of a module");
+    Ok(name.replace('-', "_"))
+}
+
 /// The name of the module in a file, as other modules call it.
 fn module_name(path: &str) -> Option<String> {
     let file = path.rsplit('/').next()?;
@@ -375,6 +386,14 @@ mod tests {
         assert!(ramdisk.files.contains_key("usr/lib/modules/1/failover.ko"));
         let error = ramdisk.add_module("ext4", &mut modules, &builtin, &mut order).unwrap_err();
         assert!(error.to_string().contains("no module ext4"));
+    }
+
+    #[test]
+    fn names_of_modules_are_as_the_kernel_writes_them() {
+        assert_eq!(checked_module("lzo-rle").unwrap(), "lzo_rle");
+        for bad in ["", "../zram", "zram.ko", "a b"] {
+            assert!(checked_module(bad).unwrap_err().to_string().contains("no name of a module"), "{bad}");
+        }
     }
 
     #[test]

@@ -9,25 +9,29 @@ pub struct Service {
     pub probe: Probe,
     /// Users that it needs beyond Debian's usual ones: name, number, home.
     pub users: &'static [(&'static str, u32, &'static str)],
-    /// Beginnings of the names of packages that it depends on and does without.
-    pub without: &'static [&'static str],
     /// Lines of shell that prepare it and become it; they run as root, and again when it has ended.
     pub script: &'static str,
 }
+
+/// Beginnings of the names of packages that a package depends on and does without.
+const LUXURIES: [(&str, &[&str]); 2] = [
+    // Queries are not compiled: the compiler is larger than all the rest.
+    ("postgresql", &["libllvm", "libz3"]),
+    // There is no graphics card for its drivers, which have that compiler, too.
+    ("stress-ng", &["mesa-libgallium", "libllvm", "libz3"]),
+];
 
 /// All that are known.
 const SERVICES: [Service; 4] = [
     Service {
         probe: Probe { name: "redis-server", port: 6379, question: b"PING\r\n", answer: b"+PONG" },
         users: &[("redis", 900, "/var/lib/redis")],
-        without: &[],
         script: "exec busybox su -s /bin/sh redis -c 'exec redis-server --bind 0.0.0.0 --protected-mode no --save \"\" \\\
                  --dir /var/lib/redis'\n",
     },
     Service {
         probe: Probe { name: "nginx-light", port: 80, question: b"HEAD / HTTP/1.0\r\n\r\n", answer: b"HTTP/1.1 200" },
         users: &[],
-        without: &[],
         script: "mkdir -p /var/log/nginx /var/lib/nginx /var/www/html\n\
                  [ -e /var/www/html/index.html ] || cp /usr/share/nginx/html/index.html /var/www/html/\n\
                  ln -sf /etc/nginx/sites-available/default /etc/nginx/sites-enabled/default\n\
@@ -36,7 +40,6 @@ const SERVICES: [Service; 4] = [
     Service {
         probe: Probe { name: "openssh-server", port: 22, question: b"", answer: b"SSH-2.0-" },
         users: &[("sshd", 901, "/run/sshd")],
-        without: &[],
         // For a rig on this desk: unless a key was given, root has no password. A key of a kind that is found quickly.
         script: "key=/etc/ssh/ssh_host_ed25519_key empty=yes\n\
                  mkdir -p /run/sshd\n\
@@ -54,8 +57,6 @@ const SERVICES: [Service; 4] = [
             answer: b"R\x00\x00\x00\x08\x00\x00\x00\x00",
         },
         users: &[("postgres", 902, "/var/lib/postgresql")],
-        // Queries are not compiled: the compiler is larger than all the rest.
-        without: &["libllvm", "libz3"],
         script: "bin=$(echo /usr/lib/postgresql/*/bin) data=/var/lib/postgresql/data\n\
                  mkdir -p /var/run/postgresql && chown postgres /var/run/postgresql\n\
                  if [ ! -e $data/PG_VERSION ]; then\n\
@@ -69,4 +70,9 @@ const SERVICES: [Service; 4] = [
 /// Those among `packages`.
 pub fn of(packages: &[String]) -> impl Iterator<Item = &'static Service> {
     SERVICES.iter().filter(|service| packages.iter().any(|name| name == service.probe.name))
+}
+
+/// What `package` can do without: beginnings of names of packages.
+pub fn luxuries(package: &str) -> &'static [&'static str] {
+    LUXURIES.iter().find(|(name, _)| *name == package).map_or(&[], |(_, prefixes)| prefixes)
 }
