@@ -3,6 +3,7 @@
 //! The tests know a rig as any outside script does: by `rig.json`, the service's port, signals, and `cargo xtask rig`.
 //! They are run by `cargo xtask test rig`.
 
+pub mod arbiter;
 pub mod capture;
 pub mod debian;
 pub mod desk;
