@@ -4,9 +4,12 @@
 //! They are run by `cargo xtask test rig`.
 
 pub mod arbiter;
+pub mod attacker;
+pub mod cable;
 pub mod capture;
 pub mod debian;
 pub mod desk;
+pub mod frames;
 pub mod history;
 pub mod load;
 pub mod resp;
