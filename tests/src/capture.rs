@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -18,16 +19,50 @@ const RECORD_HEADER: usize = 16;
 /// When the file is none.
 pub fn read(path: &Path) -> Result<Vec<Vec<u8>>> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let word = |at: usize| bytes.get(at..at + 4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
-    ensure!(word(0) == Some(MAGIC_NANOSECONDS), "{} is no capture", path.display());
-    let (mut frames, mut at) = (Vec::new(), FILE_HEADER);
-    while let Some(length) = word(at + 8) {
-        let start = at + RECORD_HEADER;
-        let Some(frame) = bytes.get(start..start + length as usize) else { break };
-        frames.push(frame.to_vec());
-        at = start + length as usize;
+    ensure!(bytes.starts_with(&MAGIC_NANOSECONDS.to_le_bytes()), "{} is no capture", path.display());
+    Ok(records(&bytes, FILE_HEADER).0)
+}
+
+/// A capture that grows.
+#[derive(Debug)]
+pub struct Tail {
+    file: fs::File,
+    bytes: Vec<u8>,
+}
+
+impl Tail {
+    /// From its first frame on.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        file.seek(SeekFrom::Start(FILE_HEADER as u64))?;
+        Ok(Self { file, bytes: Vec::new() })
     }
-    Ok(frames)
+
+    /// The frames that have come since.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn frames(&mut self) -> Result<Vec<Vec<u8>>> {
+        self.file.read_to_end(&mut self.bytes)?;
+        let (frames, used) = records(&self.bytes, 0);
+        self.bytes.drain(..used);
+        Ok(frames)
+    }
+}
+
+/// The frames in the records from a place on that are there as a whole, and where they end.
+fn records(bytes: &[u8], start: usize) -> (Vec<Vec<u8>>, usize) {
+    let (mut frames, mut at) = (Vec::new(), start);
+    while let Some(&[a, b, c, d]) = bytes.get(at + 8..at + 12) {
+        let (from, length) = (at + RECORD_HEADER, u32::from_le_bytes([a, b, c, d]) as usize);
+        let Some(frame) = bytes.get(from..from + length) else { break };
+        frames.push(frame.to_vec());
+        at = from + length;
+    }
+    (frames, at)
 }
 
 /// What was sent more than once.

@@ -26,6 +26,8 @@ pub struct RigStatus {
 /// The arbiter as the rig sees it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Arbiter {
+    /// Where it listens.
+    pub address: String,
     /// The newest term that it gave to the pair.
     pub newest_term: Option<u64>,
     /// Who got it: node and name of the machine.

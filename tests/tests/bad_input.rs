@@ -1,23 +1,19 @@
 //! What users, guests and networks do wrong gets a clear answer, and nothing is left behind.
 
 use std::fs;
-use std::net::{TcpListener, UdpSocket};
-use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::net::TcpListener;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 use pollux_tests::GUEST_MAC;
+use pollux_tests::cable::Cable;
+use pollux_tests::frames::{self, Socket};
 use pollux_tests::resp::Client;
 use pollux_tests::rig::{END_LIMIT, Platform, Rig, START_LIMIT, fresh_directory, is_running};
 use pollux_tests::seed;
 use pollux_tests::xtask::{self, Artefacts};
-use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Address, Ipv4Packet, Ipv4Repr,
-    TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
-};
+use smoltcp::wire::TcpControl;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// All of the guest `hostile`, but for those with tests of their own below.
@@ -231,52 +227,6 @@ fn nonsense(random: &mut fastrand::Rng) -> Vec<u8> {
     frame
 }
 
-/// The way past the switch, right into an emulator's socket.
-#[derive(Debug)]
-enum Cable {
-    Unix(UnixDatagram, PathBuf),
-    Udp(UdpSocket, u16),
-}
-
-impl Cable {
-    /// All of a rig: two of each machine.
-    fn all(rig: &Rig) -> Result<Vec<Self>> {
-        match Platform::get() {
-            Platform::Qemu => Self::sockets(rig),
-            Platform::Bochs => Self::ports(rig),
-        }
-    }
-
-    fn sockets(rig: &Rig) -> Result<Vec<Self>> {
-        let control = rig.file()?.control.context("no control socket")?;
-        let mut cables = Vec::new();
-        for entry in fs::read_dir(control.parent().context("control socket")?)? {
-            let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let cable = Self::Unix(UnixDatagram::unbound()?, path);
-            if (name.contains("client") || name.contains("log")) && cable.send(&[0; 60]) {
-                cables.push(cable);
-            }
-        }
-        Ok(cables)
-    }
-
-    fn ports(rig: &Rig) -> Result<Vec<Self>> {
-        let settings = rig.read("castor.bochsrc") + &rig.read("pollux.bochsrc");
-        let ports = settings.lines().filter(|line| line.starts_with("e1000:"));
-        let ports = ports.filter_map(|line| line.split("ethdev=").nth(1)?.trim().parse().ok());
-        ports.map(|port| Ok(Self::Udp(UdpSocket::bind("127.0.0.1:0")?, port))).collect()
-    }
-
-    /// Whether the frame was taken.
-    fn send(&self, frame: &[u8]) -> bool {
-        match self {
-            Self::Unix(socket, path) => socket.set_nonblocking(true).and_then(|()| socket.send_to(frame, path)).is_ok(),
-            Self::Udp(socket, port) => socket.send_to(frame, ("127.0.0.1", *port)).is_ok(),
-        }
-    }
-}
-
 #[test]
 fn nonsense_on_both_networks_harms_nothing() -> Result<()> {
     let mut rig = Rig::protected("nonsense", "counter", &[])?;
@@ -307,39 +257,9 @@ fn nonsense_on_both_networks_harms_nothing() -> Result<()> {
 
 /// The first segment of a TCP connection from a host that is not there to the port of the log at the primary.
 fn stray_syn() -> Vec<u8> {
-    let (from, to) = (Ipv4Address::new(10, 1, 0, 77), Ipv4Address::new(10, 1, 0, 1));
-    let tcp = TcpRepr {
-        src_port: 40_000,
-        dst_port: 7001,
-        control: TcpControl::Syn,
-        seq_number: TcpSeqNumber(1),
-        ack_number: None,
-        window_len: 1024,
-        window_scale: None,
-        max_seg_size: Some(1460),
-        sack_permitted: false,
-        sack_ranges: [None; 3],
-        timestamp: None,
-        payload: &[],
-    };
-    let ip = Ipv4Repr {
-        src_addr: from,
-        dst_addr: to,
-        next_header: IpProtocol::Tcp,
-        payload_len: tcp.buffer_len(),
-        hop_limit: 64,
-    };
-    let mut frame = vec![0; 60];
-    let mut ethernet = EthernetFrame::new_unchecked(&mut frame);
-    ethernet.set_dst_addr(EthernetAddress::BROADCAST);
-    ethernet.set_src_addr(EthernetAddress([0x52, 0x54, 0, 0x77, 0, 1]));
-    ethernet.set_ethertype(EthernetProtocol::Ipv4);
-    let mut packet = Ipv4Packet::new_unchecked(ethernet.payload_mut());
-    ip.emit(&mut packet, &ChecksumCapabilities::default());
-    let (from, to) = (IpAddress::Ipv4(from), IpAddress::Ipv4(to));
-    let mut segment = TcpPacket::new_unchecked(packet.payload_mut());
-    tcp.emit(&mut segment, &from, &to, &ChecksumCapabilities::default());
-    frame
+    let from = Socket { mac: [0x52, 0x54, 0, 0x77, 0, 1], ip: [10, 1, 0, 77], port: 40_000 };
+    let to = Socket { mac: [0xff; 6], ip: [10, 1, 0, 1], port: 7001 };
+    frames::segment(from, to, TcpControl::Syn, (1, None), &[])
 }
 
 #[test]

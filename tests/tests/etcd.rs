@@ -1,17 +1,17 @@
 //! A real etcd as the arbiter, where one is installed (Debian: etcd-server), and arbiters that take each other's place.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::DirBuilderExt;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use pollux_tests::arbiter::{Desk, free, keys, wait_trouble};
 use pollux_tests::load::{Load, judge, wait_answers};
 use pollux_tests::rig::{Rig, START_LIMIT, TAKEOVER_LIMIT, fresh_directory};
-use pollux_tests::{skip, xtask};
+use pollux_tests::skip;
 
 /// An etcd of one node; ended when dropped.
 struct Etcd {
@@ -28,7 +28,6 @@ impl Etcd {
         if Command::new("etcd").arg("--version").stdout(Stdio::null()).status().is_err() {
             return skip("etcd is not installed (cargo xtask doctor --yes)").map(|()| None);
         }
-        let free = || Ok::<_, std::io::Error>(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string());
         Self::start(&fresh_directory(name)?, free()?, free()?, options).map(Some)
     }
 
@@ -158,18 +157,6 @@ fn an_etcd_decides_who_goes_live() -> Result<()> {
     rig.stop()
 }
 
-/// What the machines see of the arbiter contains `part`; nothing if that is empty.
-fn wait_trouble(rig: &mut Rig, machines: &[&str], part: &str) -> Result<()> {
-    rig.wait(&format!("the arbiter's trouble `{part}`"), START_LIMIT, |rig| {
-        let status = rig.status()?;
-        let seen = |name: &&str| {
-            let trouble = status.of(name).map_or("none yet", |status| status.arbiter.trouble.as_str());
-            if part.is_empty() { trouble.is_empty() } else { trouble.contains(part) }
-        };
-        Ok(machines.iter().all(seen).then_some(()))
-    })
-}
-
 #[test]
 fn an_etcd_of_no_use_is_told_of_before_it_is_needed() -> Result<()> {
     const FULL: &str = "etcdserver: mvcc: database space exceeded";
@@ -211,50 +198,12 @@ fn an_etcd_of_no_use_is_told_of_before_it_is_needed() -> Result<()> {
     Ok(())
 }
 
-/// The pair's key and the folder with what the arbiter has of it, in `directory`.
-fn keys(directory: &Path) -> Result<(PathBuf, PathBuf)> {
-    let (key, folder) = (directory.join("key"), directory.join("keys"));
-    fs::DirBuilder::new().mode(0o700).create(&folder)?;
-    let mut make = xtask::command();
-    ensure!(make.args(["key", "new"]).arg(&key).stdout(Stdio::null()).status()?.success(), "no key");
-    // The program is built now, which may take longer than its start.
-    let mut derive = xtask::command();
-    derive.args(["arbiter", "key", "--key"]).arg(&key).arg(folder.join("pair"));
-    ensure!(derive.status()?.success(), "no arbiter's key");
-    Ok((key, folder))
-}
-
-/// An arbiter of its own; ended when dropped.
-struct Desk(Child);
-
-impl Desk {
-    fn start(address: &str, file: &Path, keys: &Path) -> Result<Self> {
-        let mut command = xtask::command();
-        command.args(["arbiter", "serve", "--listen", address, "--file"]).arg(file).arg("--keys").arg(keys);
-        command.stdout(Stdio::null());
-        let desk = Self(command.spawn().context("the arbiter")?);
-        let deadline = Instant::now() + START_LIMIT;
-        while TcpStream::connect(address).is_err() {
-            ensure!(Instant::now() < deadline, "the arbiter does not listen at {address}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(desk)
-    }
-}
-
-impl Drop for Desk {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Another arbiter in the place of theirs could grant a term a second time: its word does not count.
 #[test]
 fn an_arbiter_that_has_forgotten_everything_is_another_one() -> Result<()> {
     const STRANGER: &str = "the twins agreed on";
     let directory = fresh_directory("forgetful-data")?;
-    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let address = free()?;
     let (key, folder) = keys(&directory)?;
     let theirs = Desk::start(&address, &directory.join("theirs"), &folder)?;
     let key = key.to_str().context("a path that is no text")?;

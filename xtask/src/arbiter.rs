@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::artefacts;
+use crate::needs::{self, Need};
 
 /// What the arbiter is told.
 #[derive(Debug, Args)]
@@ -18,7 +19,11 @@ pub struct ArbiterArgs {
 
 /// Runs it in the place of this process.
 pub fn run(arguments: &ArbiterArgs) -> Result<()> {
-    let program = artefacts::build_arbiter()?;
+    let with_etcd = arguments.arguments.iter().any(|word| word == "--etcd" || word.starts_with("--etcd="));
+    if with_etcd {
+        needs::ensure_present(&[Need::Protoc], false)?;
+    }
+    let program = artefacts::build_arbiter(with_etcd)?;
     let failed = Command::new(&program).args(&arguments.arguments).exec();
     Err(failed).with_context(|| format!("cannot run {}", program.display()))
 }

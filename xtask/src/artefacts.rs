@@ -160,9 +160,13 @@ pub fn build_simulator() -> Result<PathBuf> {
     built.remove(SIMULATOR).context("cargo built no simulator")
 }
 
+/// With this feature an arbiter can keep its terms in an etcd cluster; it is built with protoc.
+pub const ARBITERS_ETCD: [&str; 2] = ["--features", "pollux-arbiter/etcd"];
+
 /// Builds the arbiter.
-pub fn build_arbiter() -> Result<PathBuf> {
-    let mut built = build_as("building the arbiter", &["-p", ARBITER, "--bin", ARBITER])?;
+pub fn build_arbiter(with_etcd: bool) -> Result<PathBuf> {
+    let features = if with_etcd { &ARBITERS_ETCD[..] } else { &[] };
+    let mut built = build_as("building the arbiter", &[&["-p", ARBITER, "--bin", ARBITER], features].concat())?;
     built.remove(ARBITER).context("cargo built no arbiter")
 }
 

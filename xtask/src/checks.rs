@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 
-use crate::artefacts::{self, GUESTS, HYPERVISOR, METAL, SIMULATION, SIMULATOR};
-use crate::needs::{self, Need};
+use crate::artefacts::{self, ARBITERS_ETCD, GUESTS, HYPERVISOR, METAL, SIMULATION, SIMULATOR};
+use crate::needs::{self, Need, State};
 use crate::output::{self, say};
 use crate::platform::Platform;
 use crate::process::Process;
@@ -97,21 +97,25 @@ pub fn run(arguments: &TestArgs) -> Result<()> {
     let mut steps = Vec::new();
     let filter = arguments.filter.as_deref();
     if wanted(Part::Host) {
-        useful.extend([Need::Qemu, Need::Bochs, Need::Grub, Need::QemuImg, Need::Tshark]);
-        steps.extend(host_steps(filter));
+        useful.extend([Need::Protoc, Need::Qemu, Need::Bochs, Need::Grub, Need::QemuImg, Need::Tshark]);
     }
+    let platforms = Platform::value_variants().iter().copied();
+    let platforms = platforms.filter(|&platform| wanted(Part::Rig) && arguments.on.is_none_or(|only| only == platform));
     if wanted(Part::Rig) {
         required.push(Need::Redis);
-        useful.push(Need::Uefi);
-        for platform in
-            Platform::value_variants().iter().filter(|platform| arguments.on.is_none_or(|only| only == **platform))
-        {
-            required.extend(platform.needs());
-            steps.push(rig_step(*platform, filter, arguments.long)?);
-        }
+        useful.extend([Need::Uefi, Need::Protoc]);
     }
+    required.extend(platforms.clone().flat_map(Platform::needs));
     needs::ensure_present(&required, arguments.yes)?;
     let absent = needs::install_if_possible(&useful, arguments.yes)?;
+    if wanted(Part::Host) {
+        // Without protoc, what is built with it is left out.
+        let with_etcd = matches!(Need::Protoc.state()?, State::Present(_));
+        steps.extend(host_steps(filter, with_etcd));
+    }
+    for platform in platforms {
+        steps.push(rig_step(platform, filter, arguments.long)?);
+    }
     let mut outcomes = Vec::new();
     for step in steps {
         outcomes.push(run_step(step)?);
@@ -133,7 +137,7 @@ fn found_any(outcomes: &[Outcome]) -> bool {
 }
 
 /// With a filter only the step that has tests to filter.
-fn host_steps(filter: Option<&str>) -> Vec<Step> {
+fn host_steps(filter: Option<&str>, with_etcd: bool) -> Vec<Step> {
     let step = |name, arguments: &[&str]| {
         let mut command = artefacts::cargo();
         command.args(arguments);
@@ -147,22 +151,21 @@ fn host_steps(filter: Option<&str>) -> Vec<Step> {
     let simulate = |name, arguments: &[&str]| {
         step(name, &[&["run", "--quiet", "--profile", SIMULATION, "-p", SIMULATOR, "--"], arguments].concat())
     };
-    let mut tests = step(
-        "unit tests",
-        &["test", "--workspace", "--exclude", GUESTS, "--exclude", END_TO_END, "--no-fail-fast", "--"],
-    );
-    tests.command.args(filter).arg("--show-output");
+    let mut tests =
+        step("unit tests", &["test", "--workspace", "--exclude", GUESTS, "--exclude", END_TO_END, "--no-fail-fast"]);
+    let etcd = if with_etcd { &ARBITERS_ETCD[..] } else { &[] };
+    tests.command.args(etcd).arg("--").args(filter).arg("--show-output");
     if filter.is_some() {
         return vec![tests];
     }
     let lint = ["--", "-D", "warnings"];
-    let host = [&["clippy", "--workspace", "--exclude", GUESTS, "--all-targets"], &lint[..]].concat();
+    let host = [&["clippy", "--workspace", "--exclude", GUESTS, "--all-targets"], etcd, &lint[..]].concat();
     let metal = [&["clippy", "-p", HYPERVISOR, "-p", GUESTS, "--target", METAL], &lint[..]].concat();
     vec![
         step("format", &["fmt", "--all", "--check"]),
         step("lints, host", &host),
         step("lints, bare metal", &metal),
-        document("documentation, host", &["doc", "--workspace", "--no-deps"]),
+        document("documentation, host", &[&["doc", "--workspace", "--no-deps"], etcd].concat()),
         document("documentation, bare metal", &["doc", "-p", HYPERVISOR, "-p", GUESTS, "--no-deps", "--target", METAL]),
         tests,
         simulate("simulation", &["--seeds", "10000"]),
@@ -337,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_filter_leaves_only_tests() {
-        assert_eq!(host_steps(Some("gate")).len(), 1);
-        assert!(host_steps(None).len() > 1);
+        assert_eq!(host_steps(Some("gate"), false).len(), 1);
+        assert!(host_steps(None, true).len() > 1);
     }
 }

@@ -55,8 +55,10 @@ pub enum Need {
     Apt,
     /// `redis-cli` and `redis-benchmark`, which the tests use as clients.
     Redis,
-    /// A real etcd, for tests of the arbiter's interface.
+    /// A real etcd, for tests of the arbiter, and what makes certificates for one.
     Etcd,
+    /// What etcd's client library is built with.
+    Protoc,
     /// UEFI firmware for QEMU and GRUB's part for it, for tests of boot media.
     Uefi,
     /// What makes other formats of disk images raw.
@@ -80,7 +82,7 @@ pub enum State {
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Target,
         Self::Qemu,
         Self::Bochs,
@@ -88,6 +90,7 @@ impl Need {
         Self::Apt,
         Self::Redis,
         Self::Etcd,
+        Self::Protoc,
         Self::Uefi,
         Self::QemuImg,
         Self::Tshark,
@@ -96,7 +99,7 @@ impl Need {
 
     /// Whether nothing needs it but fuzzing, single options, and single tests, which are skipped without it.
     pub fn is_optional(self) -> bool {
-        matches!(self, Self::Etcd | Self::Uefi | Self::QemuImg | Self::Tshark | Self::Cxx)
+        matches!(self, Self::Etcd | Self::Protoc | Self::Uefi | Self::QemuImg | Self::Tshark | Self::Cxx)
     }
 
     /// What to call it.
@@ -108,7 +111,8 @@ impl Need {
             Self::Grub => "GRUB and xorriso",
             Self::Apt => "apt-get, dpkg-deb, Debian's keys",
             Self::Redis => "redis-cli, redis-benchmark",
-            Self::Etcd => "etcd (optional)",
+            Self::Etcd => "etcd, openssl (optional)",
+            Self::Protoc => "protoc (optional)",
             Self::Uefi => "UEFI firmware (optional)",
             Self::QemuImg => "qemu-img (optional)",
             Self::Tshark => "tshark (optional)",
@@ -126,6 +130,7 @@ impl Need {
             Self::Apt => "cargo xtask guest",
             Self::Redis => "cargo xtask test rig",
             Self::Etcd => "tests of the arbiter with a real etcd",
+            Self::Protoc => "an arbiter in front of an etcd cluster, and its tests",
             Self::Uefi => "a test that boots by UEFI",
             Self::QemuImg => "--disk-format qcow2, and its test",
             Self::Tshark => "tests of the dissector for Wireshark",
@@ -151,7 +156,11 @@ impl Need {
                 (Some(line), Some(_)) => Ok(State::Present(line)),
                 _ => Ok(State::Missing),
             },
-            Self::Etcd => Ok(version_line("etcd")?.map_or(State::Missing, State::Present)),
+            Self::Etcd => match (version_line("etcd")?, output_line("openssl", "version")?) {
+                (Some(line), Some(_)) => Ok(State::Present(line)),
+                _ => Ok(State::Missing),
+            },
+            Self::Protoc => protoc_state(),
             Self::Uefi => Ok(uefi_state()),
             Self::QemuImg => Ok(version_line("qemu-img")?.map_or(State::Missing, State::Present)),
             Self::Tshark => Ok(version_line("tshark")?.map_or(State::Missing, State::Present)),
@@ -169,6 +178,7 @@ impl Need {
             Self::Apt => apt(&["apt", "dpkg", "debian-archive-keyring"]),
             Self::Redis => apt(&["redis-tools"]),
             Self::Etcd => etcd_commands(Path::new(SYSTEMD).exists()),
+            Self::Protoc => apt(&["protobuf-compiler", "libprotobuf-dev"]),
             Self::Uefi => apt(&["ovmf", "grub-efi-amd64-bin"]),
             Self::QemuImg => apt(&["qemu-utils"]),
             Self::Tshark => apt(&["tshark"]),
@@ -266,7 +276,12 @@ pub fn is_root() -> bool {
 
 /// The first line that `program --version` prints; `None` when there is no such program.
 pub fn version_line(program: &str) -> Result<Option<String>> {
-    let output = process::output(Command::new(program).arg("--version"))?;
+    output_line(program, "--version")
+}
+
+/// The first line that `program argument` prints; `None` when there is no such program.
+fn output_line(program: &str, argument: &str) -> Result<Option<String>> {
+    let output = process::output(Command::new(program).arg(argument))?;
     Ok(output.map(|output| String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned()))
 }
 
@@ -320,9 +335,21 @@ fn uefi_state() -> State {
     }
 }
 
+/// The program alone is not enough: Debian has the definitions that all others build on in a package of their own.
+fn protoc_state() -> Result<State> {
+    let probe = tempfile::Builder::new().suffix(".proto").tempfile().context("cannot create a temporary file")?;
+    std::fs::write(probe.path(), "syntax = \"proto3\";\nimport \"google/protobuf/struct.proto\";\n")?;
+    let mut command = Command::new("protoc");
+    command.arg("--descriptor_set_out=/dev/null").arg("--proto_path").args(probe.path().parent()).arg(probe.path());
+    match (version_line("protoc")?, process::output(&mut command)?) {
+        (Some(line), Some(output)) if output.status.success() => Ok(State::Present(line)),
+        _ => Ok(State::Missing),
+    }
+}
+
 /// Debian's package starts a server, which nobody here has asked for.
 fn etcd_commands(systemd: bool) -> Vec<Vec<&'static str>> {
-    let mut commands = apt(&["etcd-server"]);
+    let mut commands = apt(&["etcd-server", "openssl"]);
     commands.extend(systemd.then(|| vec!["systemctl", "disable", "--now", "etcd.service"]));
     commands
 }

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 use pollux_ft::arbiter::sealed::{self, Call, Pending, Query, Verdict};
 
 use crate::keys::Pair;
+use crate::ledger::Holding;
 use crate::random;
-use crate::service::Holding;
 
 /// How long it may take to connect, and to be silent.
 const PATIENCE: Duration = Duration::from_secs(5);

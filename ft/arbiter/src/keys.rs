@@ -81,7 +81,11 @@ fn parse(text: &str) -> Option<Pair> {
     Some(Pair { name: name.into(), key: ArbiterKey::new(&secret) })
 }
 
-fn check_private(path: &Path) -> Result<()> {
+/// That nobody but its owner reads it.
+///
+/// # Errors
+/// When others can, or it is not there.
+pub(crate) fn check_private(path: &Path) -> Result<()> {
     let shown = path.display();
     let mode = fs::metadata(path).with_context(|| format!("cannot read {shown}"))?.permissions().mode();
     ensure!(mode & 0o077 == 0, "others than its owner can read {shown}: chmod go= {shown}");

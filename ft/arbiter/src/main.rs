@@ -4,14 +4,15 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser};
+use pollux_arbiter::cluster::Access;
 use pollux_arbiter::keys::{self, Keyring, Pair};
 use pollux_arbiter::{Service, Store, Words};
 use pollux_ft::PairKey;
@@ -35,11 +36,12 @@ const POLL: Duration = Duration::from_millis(50);
 enum Task {
     /// Answer the machines of pairs until somebody ends it
     Serve(ServeArgs),
-    /// Show the terms in a file, also while an arbiter serves with it; changes nothing
+    /// Show the terms in a file or a cluster, also while an arbiter serves with it; changes nothing
     Terms {
-        /// The arbiter's file
-        #[arg(long)]
-        file: PathBuf,
+        #[command(flatten)]
+        place: PlaceArgs,
+        #[command(flatten)]
+        tls: TlsArgs,
     },
     /// Ask an arbiter for the newest term of a pair
     Newest {
@@ -63,11 +65,56 @@ struct ServeArgs {
     /// The address to listen at; port 0 takes any free one
     #[arg(long, default_value = "127.0.0.1:7003", value_name = "ADDRESS:PORT")]
     listen: SocketAddr,
-    /// The file that keeps the terms; it is created if there is none
-    #[arg(long)]
-    file: PathBuf,
+    #[command(flatten)]
+    place: PlaceArgs,
+    #[command(flatten)]
+    tls: TlsArgs,
     #[command(flatten)]
     words: WordsArgs,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct PlaceArgs {
+    /// The file that keeps the terms; an arbiter creates it if there is none
+    #[arg(long)]
+    file: Option<PathBuf>,
+    /// The members of an etcd cluster that keeps the terms, for any number of arbiters
+    #[arg(long, value_name = "https://HOST:PORT,…", value_delimiter = ',')]
+    #[arg(requires_all = ["etcd_ca", "etcd_cert", "etcd_key"])]
+    etcd: Vec<String>,
+}
+
+/// By what the cluster and we know each other, in PEM.
+#[derive(Debug, Args)]
+struct TlsArgs {
+    /// The certificate of whoever signed those of the cluster's members
+    #[arg(long, value_name = "FILE", requires = "etcd")]
+    etcd_ca: Option<PathBuf>,
+    /// The arbiter's certificate for the cluster
+    #[arg(long, value_name = "FILE", requires = "etcd")]
+    etcd_cert: Option<PathBuf>,
+    /// The private key of that certificate, readable by its owner only
+    #[arg(long, value_name = "FILE", requires = "etcd")]
+    etcd_key: Option<PathBuf>,
+}
+
+/// Where terms are.
+enum Place {
+    File(PathBuf),
+    Cluster(Access),
+}
+
+impl PlaceArgs {
+    fn place(self, tls: TlsArgs) -> Result<Place> {
+        if let Some(file) = self.file {
+            return Ok(Place::File(file));
+        }
+        let (Some(ca), Some(certificate), Some(key)) = (tls.etcd_ca, tls.etcd_cert, tls.etcd_key) else {
+            bail!("--etcd needs --etcd-ca, --etcd-cert and --etcd-key");
+        };
+        Ok(Place::Cluster(Access { members: self.etcd, ca, certificate, key }))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -112,7 +159,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<()> {
     match task {
         Task::Serve(arguments) => serve(arguments),
-        Task::Terms { file } => terms(&file),
+        Task::Terms { place, tls } => terms(&place.place(tls)?),
         Task::Newest { at, pair } => {
             let pair = Pair::new(&pair.name, &PairKey::new(&pair.secret()?));
             match pollux_arbiter::newest_at(at, &pair)? {
@@ -130,17 +177,22 @@ fn serve(arguments: ServeArgs) -> Result<()> {
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&ended)).context("cannot install a signal handler")?;
     }
-    let (words, how) = match arguments.words.keys {
+    let place = arguments.place.place(arguments.tls)?;
+    let (keys, how) = match &arguments.words.keys {
         Some(folder) => {
-            let keys = Keyring::open(&folder)?;
+            let keys = Keyring::open(folder)?;
             let how = format!("keys of {} pairs", keys.len());
-            (Words::Sealed(keys), how)
+            (Some(keys), how)
         }
-        None => (Words::Etcd, "INSECURE: whoever reaches it decides".to_owned()),
+        None => (None, "INSECURE: whoever reaches it decides".to_owned()),
     };
-    let file = arguments.file;
-    let service = Service::start(arguments.listen, &file, words)?;
-    say!("arbiter: listening at {}, {} terms in {}, {how}", service.address(), service.terms(), file.display());
+    let service = match (place, keys) {
+        (Place::File(file), Some(keys)) => Service::start(arguments.listen, &file, Words::Sealed(keys))?,
+        (Place::File(file), None) => Service::start(arguments.listen, &file, Words::Etcd)?,
+        (Place::Cluster(access), Some(keys)) => Service::in_front_of(arguments.listen, access.open()?, keys)?,
+        (Place::Cluster(_), None) => bail!("--insecure-etcd is for a file: an etcd says its own words"),
+    };
+    say!("arbiter: listening at {}, {}, {how}", service.address(), service.describe());
     while !ended.load(Ordering::Relaxed) {
         std::thread::sleep(POLL);
     }
@@ -148,8 +200,12 @@ fn serve(arguments: ServeArgs) -> Result<()> {
     Ok(())
 }
 
-fn terms(file: &Path) -> Result<()> {
-    for (key, holder) in Store::read(file)? {
+fn terms(place: &Place) -> Result<()> {
+    let terms = match place {
+        Place::File(file) => Store::read(file)?,
+        Place::Cluster(access) => access.terms()?,
+    };
+    for (key, holder) in terms {
         say!("{key} {holder}");
     }
     Ok(())

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::service::{Holding, keys_of, newest};
+use crate::ledger::{Holding, keys_of, newest};
 
 /// How long it may take to connect, and to be silent.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -1,19 +1,13 @@
 //! Sealed questions: who may ask, and what is answered.
 
 use std::io::{ErrorKind, Read, Write};
-use std::sync::Mutex;
 
-use pollux_ft::Term;
 use pollux_ft::arbiter::sealed::{self, Query, Received, Unauthentic, Verdict};
-use pollux_ft::arbiter::{ArbiterId, holder, term_key};
+use pollux_ft::arbiter::{ArbiterId, holder};
 
 use crate::keys::Keyring;
+use crate::ledger::{Judgement, Ledger};
 use crate::random;
-use crate::service::{newest_in, terms_of};
-use crate::store::Store;
-
-/// Terms that a pair may have: a hundred a day for years, and no more than a quarter of a file that is shared.
-const MAX_TERMS: usize = 100_000;
 
 /// Receives one question; none if the connection ends or breaks before.
 fn receive(stream: &mut impl Read) -> Result<Option<Vec<u8>>, Unauthentic> {
@@ -39,11 +33,11 @@ fn receive(stream: &mut impl Read) -> Result<Option<Vec<u8>>, Unauthentic> {
 ///
 /// # Errors
 /// Why it is no question of a pair that is known.
-pub fn serve(stream: &mut (impl Read + Write), keys: &Keyring, store: &Mutex<Store>) -> Result<bool, Unauthentic> {
+pub fn serve(stream: &mut (impl Read + Write), keys: &Keyring, ledger: &dyn Ledger) -> Result<bool, Unauthentic> {
     let Some(record) = receive(stream)? else { return Ok(false) };
     let pair = keys.find(sealed::fingerprint(&record)?).ok_or(Unauthentic::Tag)?;
     let received = Received::open(&pair.key, &record)?;
-    let (arbiter, verdict) = judge(&received, &pair.name, store);
+    let (arbiter, verdict) = judge(&received, &pair.name, ledger);
     // Without random numbers nothing is said: a nonce must not come twice.
     if let Ok(nonce) = random::draw() {
         // The asker may have gone; it will ask again.
@@ -53,35 +47,14 @@ pub fn serve(stream: &mut (impl Read + Write), keys: &Keyring, store: &Mutex<Sto
 }
 
 /// What a question of `pair` is answered with.
-fn judge(received: &Received, pair: &str, store: &Mutex<Store>) -> (ArbiterId, Verdict) {
+fn judge(received: &Received, pair: &str, ledger: &dyn Ledger) -> Judgement {
     let call = received.call();
-    let mut store = crate::service::lock(store);
-    let verdict = match &call.query {
-        _ if call.pair != pair => Verdict::Refused(format!(
-            "this key is the pair {pair}'s, and the machine says that its pair is {}",
-            call.pair
-        )),
-        Query::Term { term, node, machine } => claim(&mut store, pair, *term, &holder(*node, machine)),
-        Query::Look => {
-            let newest = newest_in(&store, pair).map(|holding| (Term(holding.term), holding.winner));
-            store.check_writable().map_or_else(refused, |()| Verdict::Well(newest))
-        }
-    };
-    (ArbiterId(store.cluster()), verdict)
-}
-
-/// Test and set.
-fn claim(store: &mut Store, pair: &str, term: Term, holder: &str) -> Verdict {
-    let key = term_key(pair, term);
-    if let Some(record) = store.get(&key) {
-        return if record.value == holder { Verdict::Granted } else { Verdict::Taken(record.value.clone()) };
+    if call.pair != pair {
+        let why = format!("this key is the pair {pair}'s, and the machine says that its pair is {}", call.pair);
+        return (ArbiterId(0), Verdict::Refused(why));
     }
-    if terms_of(store, pair).count() >= MAX_TERMS {
-        return Verdict::Refused(format!("the pair {pair} has had {MAX_TERMS} terms, and no pair gets more"));
+    match &call.query {
+        Query::Term { term, node, machine } => ledger.claim(pair, *term, &holder(*node, machine)),
+        Query::Look => ledger.look(pair),
     }
-    store.create(&key, holder).map_or_else(refused, |()| Verdict::Granted)
-}
-
-fn refused(error: anyhow::Error) -> Verdict {
-    Verdict::Refused(format!("{error:#}"))
 }

@@ -9,10 +9,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use pollux_ft::arbiter::{pair_prefix, sealed::Unauthentic};
+use pollux_ft::arbiter::sealed::Unauthentic;
 
 use crate::http;
 use crate::keys::Keyring;
+use crate::ledger::{Holding, Ledger};
 use crate::sealed;
 use crate::store::Store;
 
@@ -33,15 +34,6 @@ pub enum Words {
     Etcd,
 }
 
-/// A term and who holds it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holding {
-    /// The term.
-    pub term: u64,
-    /// The winner as it signed: node id and name of the machine.
-    pub winner: String,
-}
-
 /// A running arbiter. Dropping it ends it.
 #[derive(Debug)]
 pub struct Service {
@@ -52,12 +44,18 @@ pub struct Service {
 
 #[derive(Debug)]
 struct Shared {
-    words: Words,
-    store: Mutex<Store>,
+    answers: Answers,
     requests: AtomicU64,
     strangers: AtomicU64,
     doors: Mutex<Doors>,
     stop: AtomicBool,
+}
+
+/// To whom, and from what.
+#[derive(Debug)]
+enum Answers {
+    Sealed(Keyring, Box<dyn Ledger>),
+    Etcd(Mutex<Store>),
 }
 
 /// The connections that are open.
@@ -98,11 +96,25 @@ impl Service {
     /// A file that cannot be used (see [`Store::open`]), an address in use.
     pub fn start(listen: SocketAddr, file: &Path, words: Words) -> Result<Self> {
         let store = Mutex::new(Store::open(file)?);
+        match words {
+            Words::Sealed(keys) => Self::in_front_of(listen, Box::new(store), keys),
+            Words::Etcd => Self::answering(listen, Answers::Etcd(store)),
+        }
+    }
+
+    /// Listens, and answers the pairs that have one of these keys from `ledger`.
+    ///
+    /// # Errors
+    /// An address in use.
+    pub fn in_front_of(listen: SocketAddr, ledger: Box<dyn Ledger>, keys: Keyring) -> Result<Self> {
+        Self::answering(listen, Answers::Sealed(keys, ledger))
+    }
+
+    fn answering(listen: SocketAddr, answers: Answers) -> Result<Self> {
         let listener = TcpListener::bind(listen).with_context(|| format!("the arbiter cannot listen at {listen}"))?;
         let address = listener.local_addr().context("the arbiter has no address")?;
         let shared = Arc::new(Shared {
-            words,
-            store,
+            answers,
             requests: AtomicU64::new(0),
             strangers: AtomicU64::new(0),
             doors: Mutex::default(),
@@ -131,42 +143,24 @@ impl Service {
         self.shared.strangers.load(Ordering::Relaxed)
     }
 
-    /// The newest term of a pair.
+    /// The newest term of a pair; none if that is not known.
     pub fn newest(&self, pair: &str) -> Option<Holding> {
-        newest_in(&lock(&self.shared.store), pair)
+        self.shared.answers.ledger().newest(pair).ok().flatten()
     }
 
-    /// How many terms it has given.
-    pub fn terms(&self) -> u64 {
-        lock(&self.shared.store).revision() - 1
+    /// Where its terms stand, in a few words.
+    pub fn describe(&self) -> String {
+        self.shared.answers.ledger().describe()
     }
 }
 
-/// The keys of a pair's terms: from the first to before the second.
-pub fn keys_of(pair: &str) -> [String; 2] {
-    let first = pair_prefix(pair);
-    // The character behind `/` is `0`.
-    let end = format!("{}0", &first[..first.len() - 1]);
-    [first, end]
-}
-
-/// The newest term of a pair in a store.
-pub fn newest_in(store: &Store, pair: &str) -> Option<Holding> {
-    newest(pair, terms_of(store, pair))
-}
-
-/// The keys and values of all terms of a pair.
-pub fn terms_of<'a>(store: &'a Store, pair: &str) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
-    let [first, end] = keys_of(pair);
-    let keys = store.range(&first, None).take_while(move |(key, _)| **key < end);
-    keys.map(|(key, record)| (key.as_str(), record.value.as_str()))
-}
-
-/// The newest term of a pair among keys with their values.
-pub fn newest<'a>(pair: &str, keys: impl Iterator<Item = (&'a str, &'a str)>) -> Option<Holding> {
-    let [prefix, _] = keys_of(pair);
-    let terms = keys.filter_map(|(key, value)| Some((key.strip_prefix(&prefix)?.parse().ok()?, value)));
-    terms.max_by_key(|(term, _)| *term).map(|(term, value)| Holding { term, winner: value.to_owned() })
+impl Answers {
+    fn ledger(&self) -> &dyn Ledger {
+        match self {
+            Self::Sealed(_, ledger) => &**ledger,
+            Self::Etcd(store) => store,
+        }
+    }
 }
 
 impl Drop for Service {
@@ -209,15 +203,15 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
-    match &shared.words {
-        Words::Sealed(keys) => match sealed::serve(&mut stream, keys, &shared.store) {
+    match &shared.answers {
+        Answers::Sealed(keys, ledger) => match sealed::serve(&mut stream, keys, &**ledger) {
             Ok(true) => count(&shared.requests),
             Ok(false) => {}
             Err(why) => shared.stranger(&stream, why),
         },
-        Words::Etcd => {
+        Answers::Etcd(store) => {
             count(&shared.requests);
-            http::serve(&mut stream, &shared.store)?;
+            http::serve(&mut stream, store)?;
         }
     }
     stream.shutdown(Shutdown::Write)?;

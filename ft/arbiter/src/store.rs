@@ -96,6 +96,11 @@ impl Store {
         Ok(content.records.into_iter().map(|(key, record)| (key, record.value)).collect())
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The number that this arbiter has for as long as its file lasts.
     pub fn cluster(&self) -> u64 {
         self.cluster

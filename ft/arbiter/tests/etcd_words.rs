@@ -2,6 +2,7 @@
 //!
 //! The part with etcd is skipped, with a message, where there is no `etcd` (Debian: `etcd-server`) in the path.
 
+mod own;
 mod server;
 
 use std::collections::HashSet;
@@ -11,13 +12,14 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use own::{command, desk};
 use pollux_ft::arbiter::{Answer, Ask, Failure, Look, Question, Seen, Try, Winner};
 use pollux_ft::{NodeId, Term};
 use serde_json::Value;
-use server::{PATIENCE, Server, command, desk};
+use server::{PATIENCE, Server};
 
 fn ours(file: &Path) -> Server {
-    server::start(file, None)
+    own::start(file, None)
 }
 
 /// An etcd with its data in `directory`; none if there is no etcd.

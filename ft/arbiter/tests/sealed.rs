@@ -1,5 +1,6 @@
 //! The arbiter as the machines of pairs with keys see it, and as everybody else does.
 
+mod own;
 mod server;
 
 use std::collections::HashSet;
@@ -7,12 +8,13 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 
+use own::{command, desk, start};
 use pollux_arbiter::keys::{self, Pair};
 use pollux_arbiter::{Holding, newest_at};
 use pollux_ft::arbiter::sealed::{ArbiterKey, Call, Pending, Query};
 use pollux_ft::arbiter::{Answer, ArbiterId, Ask, Failure, Look, Manner, Question, Seen, Try, Winner};
 use pollux_ft::{NodeId, PairKey, Term};
-use server::{PATIENCE, Server, command, desk, program, start};
+use server::{PATIENCE, Server, program};
 use tempfile::TempDir;
 
 const PAIR: [u8; 32] = [1; 32];

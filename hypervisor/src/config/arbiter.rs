@@ -20,6 +20,10 @@ const ETCD_PORT: u16 = 2379;
 const MAX_SERVERS: usize = 4;
 /// Addresses of the arbiter.
 type Servers = heapless::Vec<SocketAddrV4, MAX_SERVERS>;
+fn ipv4(value: &str) -> Result<Ipv4Addr, &'static str> {
+    value.parse().map_err(|_| "not an IPv4 address")
+}
+
 /// Bounds of a try and of the pause behind it.
 const TIMES: RangeInclusive<Span> = Span::from_millis(10)..=Span::from_millis(60_000);
 /// Bounds of the time between two looks.
@@ -44,6 +48,8 @@ pub struct ArbiterOptions {
     pub machine_address: Option<Cidr>,
     /// `machine-gateway=A.B.C.D`: the router there.
     pub machine_gateway: Option<Ipv4Addr>,
+    /// `machine-peer=A.B.C.D`: the twin's own address there.
+    pub machine_peer: Option<Ipv4Addr>,
     /// `machine-mac=…`: this machine's own MAC address there; default: that which its card was made with.
     pub machine_mac: Option<[u8; 6]>,
     /// `first-term=1`: the term that a starting primary asks for.
@@ -61,6 +67,7 @@ impl Default for ArbiterOptions {
             nic: None,
             machine_address: None,
             machine_gateway: None,
+            machine_peer: None,
             machine_mac: None,
             first_term: 1,
         }
@@ -79,7 +86,8 @@ pub struct Routes {
 impl ArbiterOptions {
     /// The names of all options, for a message.
     pub(super) const NAMES: &str = "arbiter, arbiter-timeout, arbiter-retry, arbiter-watch, arbiter-nic, \
-                                    machine-address, machine-gateway, machine-mac, first-term";
+                                    machine-address, machine-gateway, machine-peer, machine-mac, \
+                                    first-term";
 
     /// Takes an option; none if it is not one of these.
     pub(super) fn set(&mut self, key: &str, value: &str) -> Option<Result<(), &'static str>> {
@@ -90,9 +98,8 @@ impl ArbiterOptions {
             "arbiter-watch" => duration(value).map(|span| self.watch = span),
             "arbiter-nic" => value.parse().map(|bdf| self.nic = Some(bdf)),
             "machine-address" => value.parse().map(|cidr| self.machine_address = Some(cidr)),
-            "machine-gateway" => {
-                value.parse().map_err(|_| "not an IPv4 address").map(|address| self.machine_gateway = Some(address))
-            }
+            "machine-gateway" => ipv4(value).map(|address| self.machine_gateway = Some(address)),
+            "machine-peer" => ipv4(value).map(|address| self.machine_peer = Some(address)),
             "machine-mac" => mac(value).map(|mac| self.machine_mac = Some(mac)),
             "first-term" => number(value).map(|term| self.first_term = term),
             _ => return None,
@@ -183,6 +190,7 @@ impl ArbiterOptions {
         let Some(own) = self.machine_address else {
             let others = [
                 ("machine-gateway", self.machine_gateway.is_some()),
+                ("machine-peer", self.machine_peer.is_some()),
                 ("machine-mac", self.machine_mac.is_some()),
                 ("arbiter-nic", self.nic.is_some()),
             ];
@@ -191,8 +199,10 @@ impl ArbiterOptions {
                 None => Ok(()),
             };
         };
-        if self.machine_gateway.is_some_and(|gateway| !own.contains(gateway) || gateway == own.address) {
-            return Err("option 'machine-gateway' must be another host in the network of 'machine-address'".to_string());
+        for (name, host) in [("machine-gateway", self.machine_gateway), ("machine-peer", self.machine_peer)] {
+            if host.is_some_and(|host| !own.contains(host) || host == own.address) {
+                return Err(format!("option '{name}' must be another host in the network of 'machine-address'"));
+            }
         }
         if config.log_address.is_some_and(|log| log.contains(own.address) || own.contains(log.address)) {
             return Err("options 'machine-address' and 'log-address' must be in different networks".to_string());
@@ -295,6 +305,10 @@ mod tests {
             ("10.0.2.3", "neither"),
             ("192.0.2.1 machine-address=10.0.2.21/24", "machine-gateway"),
             ("none machine-gateway=10.0.2.1", "'machine-gateway' means nothing"),
+            ("none machine-peer=10.0.2.22", "'machine-peer' means nothing"),
+            ("none machine-address=10.0.2.21/24 machine-peer=10.0.2.21", "'machine-peer' must be another host"),
+            ("none machine-address=10.0.2.21/24 machine-peer=10.0.3.22", "'machine-peer' must be another host"),
+            ("none machine-address=10.0.2.21/24 machine-peer=x", "machine-peer"),
             ("none machine-mac=52:54:00:00:00:01", "'machine-mac' means nothing"),
             ("none arbiter-nic=0:6.0", "'arbiter-nic' means nothing"),
             ("none machine-address=10.0.2.21", "machine-address=10.0.2.21"),

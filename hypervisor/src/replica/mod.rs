@@ -266,7 +266,7 @@ fn speaker(config: &Config) -> Speaker {
     let options = &config.arbiter;
     let machine = options.machine_address.map(|own| own.address);
     let servers = options.servers.iter().flatten().map(|server| *server.ip());
-    let others = servers.chain(machine).chain(options.machine_gateway).collect();
+    let others = servers.chain(machine).chain(options.machine_peer).chain(options.machine_gateway).collect();
     Speaker { mac: MacAddress(config.guest_mac), bridges: config.guest_bridges, others }
 }
 

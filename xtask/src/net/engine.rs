@@ -93,7 +93,7 @@ impl Engine {
         let (log, log_plugs) = open(Network::Log, config.transport, dir, registry)?;
         let [client_capture, log_capture] = captures(config.capture.as_ref())?;
         let arbiter = |network: Network| -> Result<_> {
-            let Some(target) = config.arbiter else { return Ok(None) };
+            let Some(target) = config.arbiter.map(|targets| targets[network.index()]) else { return Ok(None) };
             let own = arbiter_address(network);
             Ok(Some(Box::new(Relay::new(own, target, relay::SMALL, config.seed, RELAYS[network.index()])?)))
         };

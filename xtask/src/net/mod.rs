@@ -216,8 +216,8 @@ pub struct FabricConfig {
     pub sockets: PathBuf,
     /// How clients get in.
     pub host: Host,
-    /// Where the arbiter listens on this desk or elsewhere; see [`arbiter_address`] for where machines find it.
-    pub arbiter: Option<SocketAddr>,
+    /// Where each network's arbiter listens on this desk or elsewhere; see [`arbiter_address`] for where machines find it.
+    pub arbiter: Option<[SocketAddr; 2]>,
     /// A host on the log network that recordings go to or come from: its address there, and where it leads.
     pub station: Option<(SocketAddrV4, SocketAddr)>,
     /// Captures from the first frame on.

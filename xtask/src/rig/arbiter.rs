@@ -27,8 +27,9 @@ pub enum Choice {
     /// One in this process, with its file in the rig's directory. It speaks in sealed words to a pair with a key, and as an
     /// etcd does to one without.
     Own,
-    /// One elsewhere, which has the key of the pair.
-    At(SocketAddr),
+    /// One elsewhere, which has the key of the pair; or two in front of one store, each on one network, in the order of
+    /// [`Network`].
+    At([SocketAddr; 2]),
     /// One that speaks as etcd does, in plain words.
     Etcd(SocketAddr),
     /// None: nothing keeps two machines from running the guest when they do not hear each other.
@@ -44,20 +45,39 @@ impl FromStr for Choice {
             "none" => return Ok(Self::Off),
             _ => {}
         }
-        let (rest, make, port): (_, fn(_) -> _, _) = match text.strip_prefix(ETCD) {
-            Some(rest) => (rest, Self::Etcd, ETCD_PORT),
-            None => (text, Self::At, ARBITER_PORT),
+        let choice = match (text.strip_prefix(ETCD), text.split_once(',')) {
+            (Some(rest), _) => address(rest, ETCD_PORT).map(Self::Etcd),
+            (None, None) => address(text, ARBITER_PORT).map(|both| Self::At([both; 2])),
+            (None, Some((client, log))) => match [client, log].map(|text| address(text, ARBITER_PORT)) {
+                [Some(client), Some(log)] => Some(Self::At([client, log])),
+                _ => None,
+            },
         };
-        let full = if rest.contains(':') { rest.to_owned() } else { format!("{rest}:{port}") };
-        let address = full.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
-        address.map(make).ok_or_else(|| format!("`{text}` is none of own, none, HOST:PORT, etcd://HOST:PORT"))
+        choice.ok_or_else(|| {
+            format!("`{text}` is none of own, none, HOST:PORT, HOST:PORT,HOST:PORT (client, log), etcd://HOST:PORT")
+        })
     }
+}
+
+fn address(text: &str, port: u16) -> Option<SocketAddr> {
+    let full = if text.contains(':') { text.to_owned() } else { format!("{text}:{port}") };
+    full.to_socket_addrs().ok().and_then(|mut addresses| addresses.next())
+}
+
+/// The newest term that the arbiters at `addresses` have given: the word of the first that answers.
+fn newest_at(addresses: [SocketAddr; 2], pair: &Pair) -> Result<Option<Holding>> {
+    let [first, second] = addresses;
+    pollux_arbiter::newest_at(first, pair).or_else(|error| match second == first {
+        true => Err(error),
+        false => pollux_arbiter::newest_at(second, pair),
+    })
 }
 
 /// The arbiter of a running rig.
 #[derive(Debug)]
 pub struct Arbiter {
-    address: SocketAddr,
+    /// In the order of the networks.
+    addresses: [SocketAddr; 2],
     /// Whether it is asked in sealed words.
     sealed: bool,
     /// None for one elsewhere.
@@ -80,7 +100,7 @@ pub struct Asked {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ArbiterSnapshot {
-    /// Where it listens.
+    /// Where it listens, on client and log network.
     pub address: String,
     /// Whether it is asked in plain words, so that everybody on the way can answer.
     pub insecure: bool,
@@ -98,11 +118,11 @@ impl Arbiter {
     /// Starts what was chosen, for the machines of `pair`, which have this key.
     pub fn start(choice: Choice, directory: &Path, pair: &str, key: Option<&Secret>) -> Result<Option<Self>> {
         let sealed = key.map(|key| Pair::new(pair, &key.pair_key()));
-        let (address, service, before) = match (choice, &sealed) {
+        let (addresses, service, before) = match (choice, &sealed) {
             (Choice::Off, _) => return Ok(None),
-            (Choice::Etcd(address), _) => (address, None, pollux_arbiter::newest_in_etcd(address, pair)?),
-            (Choice::At(address), Some(sealed)) => (address, None, pollux_arbiter::newest_at(address, sealed)?),
-            (Choice::At(address), None) => bail!(
+            (Choice::Etcd(address), _) => ([address; 2], None, pollux_arbiter::newest_in_etcd(address, pair)?),
+            (Choice::At(addresses), Some(sealed)) => (addresses, None, newest_at(addresses, sealed)?),
+            (Choice::At([address, _]), None) => bail!(
                 "the arbiter at {address} is asked in sealed words, and this pair has no key: an etcd is asked with \
                  --arbiter {ETCD}{address}"
             ),
@@ -114,11 +134,11 @@ impl Arbiter {
                 let service = Service::start((Ipv4Addr::LOCALHOST, 0).into(), &directory.join(FILE), words);
                 let service = service.context("the rig's own arbiter")?;
                 let before = service.newest(pair);
-                (service.address(), Some(service), before)
+                ([service.address(); 2], Some(service), before)
             }
         };
         let sealed = sealed.is_some() && !matches!(choice, Choice::Etcd(_));
-        Ok(Some(Self { address, sealed, service, pair: pair.to_owned(), before }))
+        Ok(Some(Self { addresses, sealed, service, pair: pair.to_owned(), before }))
     }
 
     /// What the machines are to know about it.
@@ -126,9 +146,9 @@ impl Arbiter {
         Asked { first_term: self.first_free_term(), sealed: self.sealed }
     }
 
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Where each network leads to it.
+    pub fn addresses(&self) -> [SocketAddr; 2] {
+        self.addresses
     }
 
     /// The first term that had not been given to anybody when the rig started.
@@ -144,7 +164,10 @@ impl Arbiter {
         };
         let relay = stats.and_then(|stats| stats.relay).unwrap_or_default();
         ArbiterSnapshot {
-            address: self.address.to_string(),
+            address: match self.addresses {
+                [client, log] if client == log => client.to_string(),
+                [client, log] => format!("{client}, {log}"),
+            },
             insecure: !self.sealed,
             newest_term: newest.as_ref().map(|holding| holding.term),
             winner: newest.map(|holding| holding.winner),
@@ -176,8 +199,12 @@ mod tests {
     fn choices_are_read() {
         assert_eq!("own".parse(), Ok(Choice::Own));
         assert_eq!("none".parse(), Ok(Choice::Off));
-        assert_eq!("127.0.0.1:7".parse(), Ok(Choice::At("127.0.0.1:7".parse().unwrap())));
-        assert_eq!("127.0.0.1".parse(), Ok(Choice::At("127.0.0.1:7003".parse().unwrap())));
+        assert_eq!("127.0.0.1:7".parse(), Ok(Choice::At(["127.0.0.1:7".parse().unwrap(); 2])));
+        assert_eq!(
+            "127.0.0.1:7,127.0.0.1".parse(),
+            Ok(Choice::At(["127.0.0.1:7", "127.0.0.1:7003"].map(|at| at.parse().unwrap())))
+        );
+        assert_eq!("127.0.0.1".parse(), Ok(Choice::At(["127.0.0.1:7003".parse().unwrap(); 2])));
         assert_eq!("etcd://127.0.0.1:7".parse(), Ok(Choice::Etcd("127.0.0.1:7".parse().unwrap())));
         assert_eq!("etcd://127.0.0.1".parse(), Ok(Choice::Etcd("127.0.0.1:2379".parse().unwrap())));
         for bad in ["", "127.0.0.1:", "127.0.0.1:x", "no such host:1", ":", "etcd://", "http://127.0.0.1"] {
@@ -206,11 +233,11 @@ mod tests {
         let text = arbiter.snapshot(None).to_string();
         assert!(text.ends_with(": 0 requests, newest term 10 is 00 castor's") && !text.contains("INSECURE"), "{text}");
         // The same from elsewhere, if it is asked as it wants to be.
-        let elsewhere = start(Choice::At(arbiter.address()), Some(&key)).unwrap().unwrap();
+        let elsewhere = start(Choice::At(arbiter.addresses()), Some(&key)).unwrap().unwrap();
         assert_eq!(elsewhere.asked(), Asked { first_term: 11, sealed: true });
         let refused = |choice, key| format!("{:#}", start(choice, key).unwrap_err());
-        assert!(refused(Choice::At(arbiter.address()), None).contains("has no key"));
-        assert!(refused(Choice::At(arbiter.address()), Some(&other)).contains("no key of this pair"));
-        assert!(refused(Choice::Etcd(arbiter.address()), Some(&key)).contains("cannot ask the arbiter"));
+        assert!(refused(Choice::At(arbiter.addresses()), None).contains("has no key"));
+        assert!(refused(Choice::At(arbiter.addresses()), Some(&other)).contains("no key of this pair"));
+        assert!(refused(Choice::Etcd(arbiter.addresses()[0]), Some(&key)).contains("cannot ask the arbiter"));
     }
 }

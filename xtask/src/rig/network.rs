@@ -120,8 +120,8 @@ pub struct NetworkConfig<'a> {
     pub forwards: &'a [Forward],
     /// The kernel interface that replaces the forwarder.
     pub tap: Option<&'a str>,
-    /// Where the arbiter listens, if there is one.
-    pub arbiter: Option<SocketAddr>,
+    /// Where the arbiter listens, for each network, if there is one.
+    pub arbiter: Option<[SocketAddr; 2]>,
     /// A host on the log network that recordings go to or come from: its address there, and where it leads.
     pub station: Option<(SocketAddrV4, SocketAddr)>,
     /// Seed of all randomness.

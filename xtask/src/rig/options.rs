@@ -239,6 +239,7 @@ impl CommandLine {
         let arbiter = if sealed { format!("{},{}", log.ip(), client.ip()) } else { format!("{ETCD}{log},{client}") };
         self.set("arbiter", Some(&arbiter));
         self.set("machine-address", Some(&format!("{}/24", slot.client_address())));
+        self.set("machine-peer", Some(slot.twin().client_address()));
         if let Some(nic) = emulator.pci_address(Purpose::Machine) {
             self.set("arbiter-nic", Some(&nic));
         }
@@ -438,7 +439,7 @@ mod tests {
         assert_eq!(
             line(Slot::Castor, Part::Primary, &[]),
             "role=primary name=castor client-nic=0:4.0 log-nic=0:5.0 log-address=10.1.0.1/24 log-peer=10.1.0.2 \
-             heartbeat=100ms suspect=1000ms arbiter=10.1.0.3,10.0.2.3 machine-address=10.0.2.21/24 guest-memory=64M guest-mac=52:54:00:12:34:56 clock=rtc monitor=com2 \
+             heartbeat=100ms suspect=1000ms arbiter=10.1.0.3,10.0.2.3 machine-address=10.0.2.21/24 machine-peer=10.0.2.22 guest-memory=64M guest-mac=52:54:00:12:34:56 clock=rtc monitor=com2 \
              guest-args=\"ip=10.0.2.15/24 gw=10.0.2.2\" guest-seed=5eed"
         );
         let pollux = line(Slot::Pollux, Part::Backup, &[]);
@@ -452,7 +453,7 @@ mod tests {
         assert!(castor.contains("client-nic=0:2.0 log-nic=0:3.0"), "{castor}");
         assert!(castor.contains("suspect=2500ms"), "{castor}");
         let castor = line_in(Emulator::Bochs, Slot::Castor, Part::Primary, Some(1), &[]);
-        assert!(castor.contains("machine-address=10.0.2.21/24 arbiter-nic=0:4.0"), "{castor}");
+        assert!(castor.contains("machine-address=10.0.2.21/24 machine-peer=10.0.2.22 arbiter-nic=0:4.0"), "{castor}");
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Rig {
             captures: config.capture.then(|| directory.path()),
             forwards: &config.forwards,
             tap: config.tap.as_deref(),
-            arbiter: arbiter.as_ref().map(Arbiter::address),
+            arbiter: arbiter.as_ref().map(Arbiter::addresses),
             station: recording.as_ref().map(|recording| (RECORDER, recording.address())),
             seed: config.seed,
         })?;

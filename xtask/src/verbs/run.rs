@@ -106,8 +106,9 @@ pub struct RunArgs {
     /// Capture both networks into client.pcap and log.pcap
     #[arg(long)]
     capture: bool,
-    /// The arbiter: `own` to the rig, one at HOST:PORT with the pair's key, an etcd in plain words (INSECURE), or `none`
-    #[arg(long, default_value = "own", value_name = "own|none|[etcd://]HOST:PORT")]
+    /// The arbiter: `own` to the rig, one at HOST:PORT with the pair's key (or two in front of one store, one for the client network
+    /// and one for the log network), an etcd in plain words (INSECURE), or `none`
+    #[arg(long, default_value = "own", value_name = "own|none|[etcd://]HOST:PORT[,HOST:PORT]")]
     arbiter: Choice,
     /// Seed of the networks' random faults
     #[arg(long, default_value_t = 0)]

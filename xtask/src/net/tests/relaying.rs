@@ -25,7 +25,7 @@ struct Desk {
 fn desk() -> Desk {
     let dir = tempfile::tempdir().unwrap();
     let service = Service::start("127.0.0.1:0".parse().unwrap(), &dir.path().join("arbiter.log"), Words::Etcd).unwrap();
-    let config = FabricConfig { arbiter: Some(service.address()), ..config(&dir, Host::None) };
+    let config = FabricConfig { arbiter: Some([service.address(); 2]), ..config(&dir, Host::None) };
     Desk { fabric: Fabric::start(config).unwrap(), dir, service }
 }
 
