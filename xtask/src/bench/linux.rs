@@ -1,7 +1,6 @@
 //! Debian's kernel and Redis: what exits and protection cost a whole operating system, beside the same on plain QEMU.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, TcpListener};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,7 @@ use crate::platform::Platform;
 use crate::process::Process;
 use crate::rig::emulator::plain_machine;
 use crate::rig::monitor::Status;
-use crate::rig::options::{GUEST_ADDRESS, GUEST_PORT};
+use crate::rig::options::GUEST_MAC;
 use crate::rig::probe;
 use crate::rig::software::COUNTER;
 
@@ -54,7 +53,7 @@ struct Served {
 pub fn linux(bench: &Bench) -> Result<Vec<Figure>> {
     let (guest, place) = debian::ensure_usual(false)?;
     let place = place.to_str().context("the guest's place is not UTF-8")?;
-    let plain = if bench.platform == Platform::Qemu { Some(on_plain_qemu(&guest)?) } else { None };
+    let plain = if bench.platform == Platform::Qemu { Some(on_plain_qemu(bench, &guest)?) } else { None };
     let mut figures = Vec::new();
     let solo = solo(bench, place, &mut figures)?;
     let pair = pair(bench, place, guest.memory, &mut figures)?;
@@ -207,31 +206,33 @@ impl std::fmt::Display for BootExits<'_> {
     }
 }
 
-/// The same guest as a machine of its own in QEMU, with the CPU and the clock of a rig's machine.
-fn on_plain_qemu(guest: &Built) -> Result<Served> {
-    // Free when QEMU wants it, in all likelihood.
-    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    let address = free.context("no free port")?;
-    let forward = format!(
-        "user,id=net,net=10.0.2.0/24,dhcpstart={GUEST_ADDRESS},hostfwd=tcp:{address}-{GUEST_ADDRESS}:{GUEST_PORT}"
+/// The same guest as a machine of its own in QEMU, with the CPU and the clock of a rig's machine, on a rig's networks: a guest
+/// that sleeps is the rig's own.
+fn on_plain_qemu(bench: &Bench, guest: &Built) -> Result<Served> {
+    let rig = bench.start(&["--guest", "idle", "--solo"])?;
+    let [local, remote] = rig.free_port()?;
+    let network = format!(
+        "dgram,id=net,local.type=unix,local.path={},remote.type=unix,remote.path={}",
+        local.display(),
+        remote.display()
     );
     let mut command = plain_machine();
-    command.args(["-m", &(guest.memory >> 20).to_string(), "-append", &guest.arguments, "-netdev", &forward]);
-    command.args(["-device", "virtio-net-pci,netdev=net,romfile="]);
+    command.args(["-m", &(guest.memory >> 20).to_string(), "-append", &guest.arguments, "-netdev", &network]);
+    command.args(["-device", &format!("virtio-net-pci,netdev=net,mac={GUEST_MAC},romfile=")]);
     command.arg("-kernel").arg(&guest.kernel).arg("-initrd").arg(&guest.initrd);
     let started = Instant::now();
     let _qemu = Process::spawn(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))?;
+    let address = rig.service().parse().context("the rig's service")?;
     while !probe::answers(address, &COUNTER).unwrap_or(false) {
         ensure!(started.elapsed() < BOOT_LIMIT, "the guest does not answer on plain QEMU");
         pause(Duration::from_millis(50))?;
     }
     let boot = started.elapsed().as_secs_f64();
     pause(SETTLE)?;
-    let service = address.to_string();
-    load(&service, 1, SETTLE)?;
-    let one = Seen::of(&service, 1)?;
-    load(&service, CLIENTS, SETTLE)?;
-    Ok(Served { boot, one, many: Seen::of(&service, CLIENTS)? })
+    load(rig.service(), 1, SETTLE)?;
+    let one = Seen::of(rig.service(), 1)?;
+    load(rig.service(), CLIENTS, SETTLE)?;
+    Ok(Served { boot, one, many: Seen::of(rig.service(), CLIENTS)? })
 }
 
 #[cfg(test)]

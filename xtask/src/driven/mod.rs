@@ -135,6 +135,12 @@ impl DrivenRig {
         self.ask(&Request::Link { network: network.to_owned(), changes })
     }
 
+    /// The sockets of a port in the client network that has no machine: the machine's end, and the switch's.
+    pub fn free_port(&self) -> Result<[PathBuf; 2]> {
+        let control = directory::read(&self.directory)?.control.context("the rig has ended")?;
+        Ok(["client1.qemu", "client1.net"].map(|name| control.with_file_name(name)))
+    }
+
     /// Where the rig's files are.
     pub fn directory(&self) -> &Path {
         &self.directory
