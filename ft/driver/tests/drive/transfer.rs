@@ -96,6 +96,19 @@ fn what_has_no_room_follows_when_there_is_some() {
     assert_eq!(pair.b.guest().page(99), 100);
 }
 
+/// A guest that stands for its transfer waits for the link, and does not ask again and again.
+#[test]
+fn a_full_link_says_when_it_has_room() {
+    let config = Config { send_buffer_bytes: 270_000, ..Config::default() };
+    let tuning = Tuning { transfer_stops: true, pages_a_turn: 1_000, ..tuning() };
+    let mut pair = about_to_begin(&[], tuning, config);
+    pair.a.desk.window = 0;
+    let timeout = pair.a.driver.node().next_timeout();
+    pair.a.turn();
+    let next = pair.a.turn();
+    assert!(matches!(next, Next::Wait(Some(at)) if at > Time(pair.a.desk.now + 700)), "{next:?}, {timeout:?}");
+}
+
 #[test]
 fn a_guest_may_have_to_stand_for_all_of_its_transfer() {
     let mut pair = about_to_begin(&[], Tuning { transfer_stops: true, ..tuning() }, Config::default());
@@ -204,6 +217,7 @@ fn a_state_that_is_not_the_one_that_was_sent_is_refused() {
         assert_eq!((pair.a.role(), pair.b.role()), (Role::Alone, Role::Halted));
         assert!(pair.a.desk.count("Asked(Unprotected") == 1 && pair.a.desk.mode == Mode::Open);
         assert_eq!(pair.b.desk.count("StateComplete"), 0);
+        assert_eq!((pair.a.desk.hang_ups, pair.b.desk.hang_ups), (1, 1));
     }
 }
 
