@@ -232,6 +232,20 @@ fn a_joiner_of_a_newer_reign_ends_ours() {
     }
 }
 
+/// A machine that knows of a newer reign than a primary's does not join it, and says why.
+#[test]
+fn a_primary_of_an_older_reign_is_not_joined() {
+    for (term, role) in [(1, Role::Loading), (2, Role::Joining)] {
+        let (mut primary, mut backup) = strangers(&Config::default());
+        pump(&mut backup, &mut primary);
+        backup.term = Term(term);
+        pump(&mut primary, &mut backup);
+        assert_eq!((backup.role(), refused(&backup)), (role, [0; 3]));
+        let told = backup.actions.iter().any(|action| matches!(action, Action::Refused { reason, retry: Retry::Later } if reason.contains("reign is over")));
+        assert_eq!(told, role == Role::Joining);
+    }
+}
+
 /// That it took over is believed of a backup to which the guest was handed over, and of no other.
 #[test]
 fn a_hand_over_ends_with_the_word_of_the_successor() {
