@@ -7,7 +7,7 @@ use pollux_ft::{Entry, EntryRef, Kind, Position, flow};
 
 /// A primary that nobody follows.
 fn alone(script: &[(u64, Step)], tuning: Tuning) -> Machine {
-    Machine::new(Start::Primary, 1, script, tuning, Config::default())
+    Machine::new(Start::Primary, 1, script, tuning, config())
 }
 
 fn last_target(machine: &mut Machine) -> u64 {
@@ -371,7 +371,7 @@ fn frames_leave_when_the_backup_has_their_entry() {
 /// The frames of a guest whose log is full stay held, and it runs on until something does not go without an entry.
 #[test]
 fn a_full_log_stops_what_needs_an_entry() {
-    let config = Config { max_entries: 16, ..Config::default() };
+    let config = Config { max_entries: 16, ..config() };
     let mut pair = Pair::with(&[(200_000, Step::Frame(b"reply"))], tuning(), config).protect();
     while pair.a.position() < 200_000 {
         pair.a.turn();
@@ -409,4 +409,22 @@ fn nothing_is_sent_when_the_power_fails() {
     pair.a.desk.power = None;
     pair.a.turn();
     assert!(!pair.a.desk.datagrams.is_empty() && !pair.a.desk.stream.is_empty());
+}
+
+/// A log that waits for company is sent when the guest has run for long enough.
+#[test]
+fn a_guest_that_runs_is_told_of() {
+    let tuning = tuning();
+    let marks = Waits { untold: Span(6_000), ..tuning.marks };
+    let mut pair = Pair::protected(&[], Tuning { marks, ..tuning });
+    // A tick may take 200 ns: three slices are 6 ms.
+    let told = |pair: &mut Pair| {
+        let (at, now) = (pair.a.position(), Time(pair.a.desk.now));
+        pair.a.driver.node_mut().append(now, Position(at), EntryRef::Horizon).unwrap();
+        let turns = (1..10).find(|_| pair.a.turn() == Next::Again && !pair.a.desk.stream.is_empty());
+        pair.a.desk.stream.clear();
+        turns
+    };
+    told(&mut pair);
+    assert_eq!([told(&mut pair), told(&mut pair)], [Some(3); 2]);
 }
