@@ -466,6 +466,8 @@ mod tests {
         let named = |length| Identity { pair: "x".repeat(length), ..identity(1) };
         assert_eq!(named(MAX_NAME).shorten(), Ok(()));
         assert!(named(MAX_NAME + 1).shorten().unwrap_err().contains("at most 32 bytes"));
+        let rule = |length| Identity { broken_rule: "x".repeat(length), ..identity(1) };
+        assert!(rule(MAX_NAME).shorten().is_ok() && rule(MAX_NAME + 1).shorten().is_err());
         let mut wire = Vec::new();
         let whole = Claim { arbiter: Some(ArbiterId(u64::MAX)), ..claim(named(MAX_NAME)) };
         whole.encode(&mut wire);

@@ -87,7 +87,8 @@ impl<G: Guest> Driver<G> {
         host.released(self.node.released().position);
     }
 
-    /// Applies entries of this position; whether there was one, applied or not yet. The error says why this guest cannot be the primary's.
+    /// Applies entries of this position; whether to come again at once, as there may be more. The error says why this guest
+    /// cannot be the primary's.
     fn apply_entries(&mut self, host: &mut impl Host<G>) -> Result<bool, String> {
         let position = self.guest.position();
         for applied in 0..AT_ONCE {
@@ -99,7 +100,7 @@ impl<G: Guest> Driver<G> {
                 let (seq, data) = (record.seq, data.clone());
                 // It comes later, at this very position.
                 if !self.awaits_disk(host, &data).map_err(|error| format!("entry {}: {error}", seq.0))? {
-                    return Ok(applied > 0 || self.ended);
+                    return Ok(false);
                 }
             }
             if takes_over && self.disk.has_failed() {
@@ -137,10 +138,6 @@ impl<G: Guest> Driver<G> {
             self.disk.saw(&record.entry.borrow());
             host.observe(Event::Replayed(record), self);
             self.node.applied(self.now, position);
-            // The last entry of a guest that is off: there may be no log any more.
-            if !self.node.role().is_backup() {
-                return Ok(true);
-            }
         }
         Ok(true)
     }

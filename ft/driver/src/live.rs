@@ -77,17 +77,14 @@ impl<G: Guest> Driver<G> {
     }
 
     fn run_guest(&mut self, host: &mut impl Host<G>) -> Next {
-        let target = self.target(host);
-        if target > self.guest.position() {
-            let stop = self.guest.run(target, &mut Live(host));
-            match stop {
-                Stop::Target | Stop::Host | Stop::Output => {}
-                Stop::Halted => self.steering.note_sleep(),
-                Stop::Power(event) => self.power_due = Some(event),
-                Stop::Crashed => self.power_due = Some(PowerEvent::Reset),
-            }
-            host.observe(Event::Ran, self);
+        let stop = self.guest.run(self.target(host), &mut Live(host));
+        match stop {
+            Stop::Target | Stop::Host | Stop::Output => {}
+            Stop::Halted => self.steering.note_sleep(),
+            Stop::Power(event) => self.power_due = Some(event),
+            Stop::Crashed => self.power_due = Some(PowerEvent::Reset),
         }
+        host.observe(Event::Ran, self);
         Next::Again
     }
 

@@ -89,6 +89,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn a_new_set_is_empty() {
+        assert!(PageSet::new(200).is_empty());
+    }
+
     proptest! {
         #[test]
         fn a_page_set_is_a_set(pages in prop::collection::vec((0u64..200, any::<bool>()), 0..100), from in 0u64..220) {

@@ -344,6 +344,13 @@ mod tests {
     }
 
     #[test]
+    fn trailers_end_with_an_empty_line() {
+        let chunks = "1\r\nx\r\n0\r\nTrailer: x\r\n";
+        assert_eq!(body("Transfer-Encoding: chunked\r\n", chunks), Err(HttpError::Truncated));
+        assert_eq!(body("Transfer-Encoding: chunked\r\n", &format!("{chunks}\r\n")), Ok("x".into()));
+    }
+
+    #[test]
     fn a_failure_stays_one() {
         let mut response = Response::default();
         assert_eq!(response.receive(b"nonsense\n"), Err(HttpError::Malformed));

@@ -208,6 +208,8 @@ mod tests {
         assert_eq!(skip(&nested(usize::from(MAX_DEPTH))), Ok(()));
         assert_eq!(skip(&nested(usize::from(MAX_DEPTH) + 1)), Err(BadJson));
         assert_eq!(skip(&nested(100_000)), Err(BadJson));
+        let beside = format!("[{}1]", "[[]],".repeat(1000));
+        assert_eq!(skip(&beside), Ok(()), "what is over does not count");
     }
 
     #[test]

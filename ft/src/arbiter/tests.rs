@@ -279,6 +279,7 @@ fn an_answer_says_one_thing() {
     let key = r#"{"response_range":{"kvs":[{"key":"cG9sbHV4L3BhaXIvNw==","value":"eA=="}]}}"#;
     let taken = format!(r#"{{"responses":[{key}]}}"#);
     assert!(matches!(judge(&taken), Ok(Answer::Taken { .. })));
+    assert_eq!(judge(&taken.replace("{\"responses", "{\"succeeded\":false,\"responses")), judge(&taken));
     for bad in [
         format!(r#"{{"succeeded":true,"responses":[{{"response_put":{{}}}},{key}]}}"#),
         format!(r#"{{"responses":[{key},{key}]}}"#),
@@ -299,6 +300,13 @@ fn a_winner_with_an_endless_name_is_cut() {
     );
     let by = Winner { node: Some(NodeId(0xAA)), machine: "x".repeat(MAX_NAME) };
     assert_eq!(judge(&body), Ok(Answer::Taken { by }));
+}
+
+#[test]
+fn a_winner_is_named_as_it_signed() {
+    assert_eq!(castor().to_string(), "castor (node 00000000000000aa)");
+    let stranger = Winner { node: None, machine: "x".into() };
+    assert_eq!(stranger.to_string(), "'x', which is no machine's entry");
 }
 
 #[test]

@@ -17,7 +17,7 @@ const PATIENCE: u64 = 10;
 pub(super) struct Creation {
     /// It started by itself: it may create a guest, and joins where others halt.
     auto: bool,
-    /// Its guest was never run, nor replaced by another's state.
+    /// It did, and its guest was never run, nor replaced by another's state.
     pristine: bool,
     stance: Stance,
     /// Number of the first heartbeat since the stance changed.
@@ -100,7 +100,7 @@ impl Node {
     #[must_use]
     pub fn wants_newest_term(&self) -> bool {
         let creation = &self.creation;
-        creation.auto && creation.pristine && creation.newest.is_none() && self.config.arbiter
+        creation.pristine && creation.newest.is_none() && self.config.arbiter
     }
 
     /// What this machine waits for until it has a guest, if it started by itself.
@@ -111,7 +111,6 @@ impl Node {
             _ if !self.creation.auto => return None,
             (Role::Starting, _) | (Role::Joining, Stance::Entitled) => WaitsFor::Arbiter,
             (Role::Joining, Stance::YieldsTo(_)) if heard => WaitsFor::Primary,
-            (Role::Joining, Stance::Offers) if heard => WaitsFor::Word,
             (Role::Joining, _) if !heard => WaitsFor::Twin,
             (Role::Joining, _) if self.may_offer(now) => WaitsFor::Word,
             (Role::Joining, _) if self.wants_newest_term() => WaitsFor::Arbiter,
@@ -125,7 +124,7 @@ impl Node {
             decide::is_silent(now, self.creation.vacant_since, decide::listens_for(self.config.suspect_after));
         // Whoever cannot reach the arbiter must not bind a twin that can.
         let asked = !self.wants_newest_term() || self.config.broken(Mutation::NewestUnasked);
-        self.creation.auto && self.creation.pristine && listened && asked
+        self.creation.pristine && listened && asked
     }
 
     /// Whether it is open who creates the guest, as far as this machine is concerned.
@@ -171,7 +170,7 @@ impl Node {
             self.creation.mark = self.beats.counter + 1;
             self.beats.next = now;
         }
-        if stance != Stance::Entitled && self.role() == Role::Starting && self.creation.auto {
+        if stance != Stance::Entitled && self.role() == Role::Starting {
             self.withdraw();
             self.side = Side::Backup(BackupSide::Joining);
         }

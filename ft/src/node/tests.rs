@@ -199,6 +199,83 @@ fn what_is_refused_is_counted_by_its_kind() {
     }
 }
 
+#[test]
+fn a_damaged_message_ends_the_stream() {
+    let (mut primary, mut backup) = protected();
+    backup.send_ack();
+    let mut bytes = backup.transmit().to_vec();
+    *bytes.last_mut().unwrap() ^= 1;
+    primary.receive(NOW, &bytes);
+    assert_eq!((primary.stats.refused_seal, primary.role()), (1, Role::Detaching));
+}
+
+/// The backup of another session knows nothing of this one.
+#[test]
+fn only_the_backup_of_this_session_joins() {
+    let (mut primary, mut backup) = transferring(&Config::default());
+    primary.finish_state(Position(1000), 0).unwrap();
+    primary.transmitted(primary.transmit().len());
+    say(&mut backup, &mut primary, &Message::Joined(SessionId(9)));
+    assert_eq!((refused(&primary), primary.role()), ([0, 0, 1], Role::Detaching));
+}
+
+/// A joiner that knows of a newer reign tells a primary that its own is over; one of this reign or an older one does not.
+#[test]
+fn a_joiner_of_a_newer_reign_ends_ours() {
+    for (term, role) in [(0, Role::Transferring), (1, Role::Transferring), (2, Role::Halted)] {
+        let (mut primary, mut backup) = strangers(&Config::default());
+        backup.term = Term(term);
+        backup.link.state = LinkState::Down;
+        backup.connected(NOW, backup.handshake(&MEETING));
+        pump(&mut backup, &mut primary);
+        assert_eq!((primary.term.max(Term(1)), primary.role()), (Term(1), role), "{term}");
+    }
+}
+
+/// A machine that knows of a newer reign than a primary's does not join it, and says why.
+#[test]
+fn a_primary_of_an_older_reign_is_not_joined() {
+    for (term, role) in [(1, Role::Loading), (2, Role::Joining)] {
+        let (mut primary, mut backup) = strangers(&Config::default());
+        pump(&mut backup, &mut primary);
+        backup.term = Term(term);
+        pump(&mut primary, &mut backup);
+        assert_eq!((backup.role(), refused(&backup)), (role, [0; 3]));
+        let told = backup.actions.iter().any(|action| matches!(action, Action::Refused { reason, retry: Retry::Later } if reason.contains("reign is over")));
+        assert_eq!(told, role == Role::Joining);
+    }
+}
+
+/// That it took over is believed of a backup to which the guest was handed over, and of no other.
+#[test]
+fn a_hand_over_ends_with_the_word_of_the_successor() {
+    let took_over = Message::Bye(Bye::TookOver(Term(2)));
+    let (mut primary, mut backup) = protected();
+    say(&mut backup, &mut primary, &took_over);
+    assert_eq!((refused(&primary), primary.role()), ([0, 0, 1], Role::Detaching));
+    let (mut primary, mut backup) = protected();
+    primary.switch_over(NOW, Position(1000)).unwrap();
+    primary.flush(NOW);
+    pump(&mut primary, &mut backup);
+    say(&mut backup, &mut primary, &took_over);
+    assert_eq!((refused(&primary), primary.role(), primary.term), ([0; 3], Role::Joining, Term(2)));
+    assert_eq!(
+        (primary.stats.switch_overs, primary.actions.pop_back()),
+        (1, Some(Action::HandedOver { term: Term(2) }))
+    );
+}
+
+#[test]
+fn whether_a_key_protects_is_known() {
+    use crate::key::{PairKey, Protection};
+    let keyed = Config { protection: Protection::Key(PairKey::new(&[1; 32])), ..Config::default() };
+    assert!(node(Start::Primary, 1, keyed.clone()).is_secure());
+    assert!(!node(Start::Primary, 1, Config::default()).is_secure());
+    // Its secrets are not shown.
+    let shown = format!("{:?}", node(Start::Primary, 1, keyed).handshake(&MEETING));
+    assert!(shown.starts_with("Handshake(") && shown.len() < 100, "{shown}");
+}
+
 /// Whoever refuses follows nobody: a primary that has sent it all of its state need not fear that it takes over.
 #[test]
 fn a_refusal_within_a_transfer_ends_it() {

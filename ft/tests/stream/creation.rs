@@ -196,3 +196,15 @@ fn what_people_read_has_words_of_its_own() {
     ];
     different(&halts.map(|reason| reason.to_string()));
 }
+
+/// The number of the newest heartbeat that was heard goes back, or no promise could be told from an older one.
+#[test]
+fn a_heartbeat_says_what_it_answers() {
+    let mut own = auto(Config::default());
+    assert_eq!(said(&mut own, 0).answers, 0);
+    for counter in [7, 9] {
+        says(&mut own, 100 * counter, TWIN, counter, 0, Role::Joining, 0);
+        let said = said(&mut own, 100 * counter + 50);
+        assert_eq!((said.answers, said.heard[0]), (counter, NodeId(TWIN)));
+    }
+}

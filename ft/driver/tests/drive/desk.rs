@@ -45,8 +45,9 @@ pub struct Desk {
     pub stream: Vec<u8>,
     /// Bytes that the link holds at most.
     pub window: usize,
-    /// The stream was closed from here.
+    /// The stream was closed from here; and how often it was.
     pub hung_up: bool,
+    pub hang_ups: usize,
     pub flushes: usize,
     pub asked: Vec<Term>,
     /// Requests at work, ends to be told, and when.
@@ -82,6 +83,7 @@ impl Desk {
             stream: Vec::new(),
             window: usize::MAX,
             hung_up: false,
+            hang_ups: 0,
             flushes: 0,
             asked: Vec::new(),
             begun: Vec::new(),
@@ -255,6 +257,7 @@ impl LogLink for Desk {
 
     fn hang_up(&mut self, rest: &[u8]) -> usize {
         self.hung_up = true;
+        self.hang_ups += 1;
         self.send(rest)
     }
 }

@@ -60,7 +60,7 @@ fn a_guest_hears_of_its_disk_at_one_position_and_when_both_disks_are_done() {
 #[test]
 fn a_sleeper_wakes_for_its_disk() {
     let script = [(10, Step::Ask(WRITE)), (11, Step::Sleep)];
-    let mut machine = Machine::new(Start::Primary, 1, &script, tuning(), Config::default());
+    let mut machine = Machine::new(Start::Primary, 1, &script, tuning(), config());
     machine.desk.disk_ends_at = Some(START + 5_000);
     assert_eq!(machine.rest(), Next::Wait(Some(Time(START + 5_000))));
     machine.desk.ends.push_back(FAILED);

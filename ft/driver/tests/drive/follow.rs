@@ -228,3 +228,15 @@ fn a_takeover_that_is_called_off_leaves_a_backup() {
     pair.b.turn();
     assert_eq!((pair.b.role(), pair.b.position()), (Role::Backup, at + 10_000));
 }
+
+/// Heartbeats must not wait for a long log.
+#[test]
+fn so_many_entries_are_applied_in_a_turn() {
+    let (mut pair, at) = level(&[]);
+    for _ in 0..100 {
+        log(&mut pair, at, EntryRef::ConsoleIn(b"x"));
+    }
+    for want in [64, 100] {
+        assert_eq!((pair.b.turn(), pair.b.guest().seen_at(Kind::Console).len()), (Next::Again, want));
+    }
+}

@@ -29,11 +29,16 @@ fn tuning() -> Tuning {
         follow_slice: 5_000,
         retry: Span(700),
         digests: Often { slice: 1 << 20, ..Often::default() },
-        marks: Waits { output_ticks: 3_000, ..Waits::default() },
+        marks: Waits { output_ticks: 3_000, output_frames: 16, horizon: Span(50_000), untold: Span(1 << 40) },
         pages_a_turn: 16,
         transfer: Enough { few_pages: 4, ..Enough::default() },
         ..Tuning::default()
     }
+}
+
+/// What the tests below were made for, whatever the defaults are.
+fn config() -> Config {
+    Config { batch_delay: Span(50_000), packet_delay: Span(10_000), ack_delay: Span(50_000), ..Config::default() }
 }
 
 /// A driver on its machine.
@@ -96,7 +101,7 @@ struct Pair {
 impl Pair {
     /// A primary and who will be its backup, connected.
     fn new(script: &[(u64, Step)], tuning: Tuning) -> Self {
-        Self::with(script, tuning, Config::default())
+        Self::with(script, tuning, config())
     }
 
     fn with(script: &[(u64, Step)], tuning: Tuning, config: Config) -> Self {
@@ -124,6 +129,7 @@ impl Pair {
             if self.a.driver.is_protected() {
                 // The first digest, which is due at once, is sent and compared.
                 self.a.turn();
+                self.a.driver.node_mut().flush(Time(self.a.desk.now));
                 self.pass(20_000);
                 self.rounds(10);
                 assert_eq!(self.b.driver.node().stats().digests, 1);

@@ -47,7 +47,7 @@ fn a_state_arrives_as_it_is_in_the_end() {
 #[test]
 fn a_turn_sends_its_share_and_the_next_follows_at_once() {
     for used in [true, false] {
-        let mut pair = about_to_begin(&[(10, Step::Sleep)], tuning(), Config::default());
+        let mut pair = about_to_begin(&[(10, Step::Sleep)], tuning(), config());
         if !used {
             (0..PAGES).for_each(|page| pair.a.guest().fill(page, 0));
         }
@@ -70,7 +70,7 @@ fn a_turn_sends_its_share_and_the_next_follows_at_once() {
 
 #[test]
 fn what_has_no_room_follows_when_there_is_some() {
-    let config = Config { send_buffer_bytes: 270_000, ..Config::default() };
+    let config = Config { send_buffer_bytes: 270_000, ..config() };
     let mut pair = about_to_begin(&[(10, Step::Sleep)], Tuning { pages_a_turn: 1_000, ..tuning() }, config);
     pair.a.guest().padding = 600_000;
     let at_once = |pair: &Pair| Next::Wait(Some(Time(pair.a.desk.now)));
@@ -96,9 +96,22 @@ fn what_has_no_room_follows_when_there_is_some() {
     assert_eq!(pair.b.guest().page(99), 100);
 }
 
+/// A guest that stands for its transfer waits for the link, and does not ask again and again.
+#[test]
+fn a_full_link_says_when_it_has_room() {
+    let config = Config { send_buffer_bytes: 270_000, ..config() };
+    let tuning = Tuning { transfer_stops: true, pages_a_turn: 1_000, ..tuning() };
+    let mut pair = about_to_begin(&[], tuning, config);
+    pair.a.desk.window = 0;
+    let timeout = pair.a.driver.node().next_timeout();
+    pair.a.turn();
+    let next = pair.a.turn();
+    assert!(matches!(next, Next::Wait(Some(at)) if at > Time(pair.a.desk.now + 700)), "{next:?}, {timeout:?}");
+}
+
 #[test]
 fn a_guest_may_have_to_stand_for_all_of_its_transfer() {
-    let mut pair = about_to_begin(&[], Tuning { transfer_stops: true, ..tuning() }, Config::default());
+    let mut pair = about_to_begin(&[], Tuning { transfer_stops: true, ..tuning() }, config());
     let at = pair.a.position();
     for _ in 0..6 {
         assert_eq!(pair.a.turn(), Next::Wait(Some(Time(pair.a.desk.now))));
@@ -120,7 +133,7 @@ fn a_guest_may_have_to_stand_for_all_of_its_transfer() {
 fn a_guest_stands_for_its_frames_but_not_for_ever() {
     for freed in [true, false] {
         let tuning = Tuning { transfer_stops: true, card_patience: Span(5_000), pages_a_turn: 1_000, ..tuning() };
-        let mut pair = about_to_begin(&[(30_000, Step::Frame(b"reply"))], tuning, Config::default());
+        let mut pair = about_to_begin(&[(30_000, Step::Frame(b"reply"))], tuning, config());
         (pair.a.desk.stuck, pair.a.desk.mode) = (true, Mode::Open);
         pollux_driver::Outlet::transmit(&mut pair.a.desk, b"reply");
         let begun = pair.a.desk.now;
@@ -143,7 +156,7 @@ fn a_guest_stands_for_its_frames_but_not_for_ever() {
 #[test]
 fn a_guest_is_copied_at_an_exact_stop() {
     let tuning = Tuning { transfer_stops: true, pages_a_turn: 1_000, ..tuning() };
-    let mut pair = about_to_begin(&[], tuning, Config::default());
+    let mut pair = about_to_begin(&[], tuning, config());
     let at = pair.a.position() + 123;
     (pair.a.guest().position, pair.a.guest().settled) = (at, false);
     pair.a.turn();
@@ -155,7 +168,7 @@ fn a_guest_is_copied_at_an_exact_stop() {
 
 #[test]
 fn a_transfer_whose_backup_is_lost_leaves_nothing_behind() {
-    let mut pair = about_to_begin(&[], tuning(), Config::default());
+    let mut pair = about_to_begin(&[], tuning(), config());
     pair.a.turn();
     assert!(pair.a.driver.is_transferring() && pair.a.guest().dirty.is_some());
     pair.a.driver.node_mut().disconnected(Time(START));
@@ -167,7 +180,7 @@ fn a_transfer_whose_backup_is_lost_leaves_nothing_behind() {
 /// Clearing takes long, too, and may still be under way when the state arrives.
 #[test]
 fn old_memory_is_cleared_in_shares() {
-    let mut pair = about_to_begin(&[], tuning(), Config::default());
+    let mut pair = about_to_begin(&[], tuning(), config());
     (0..PAGES).for_each(|page| pair.b.guest().fill(page, 0x55));
     pair.b.desk.inputs.push_back(vec![1]);
     // The beginning arrives, and no whole page.
@@ -196,7 +209,7 @@ fn a_state_that_is_not_the_one_that_was_sent_is_refused() {
         ("does not fit: 16384 bytes at 0x60000", |guest| guest.shrink(99)),
     ];
     for (want, damage) in cases {
-        let mut pair = about_to_begin(&[], tuning(), Config::default());
+        let mut pair = about_to_begin(&[], tuning(), config());
         damage(pair.b.guest());
         pair.rounds(20);
         let why = pair.b.desk.events.iter().find(|event| event.starts_with("Diverged")).cloned().unwrap_or_default();
@@ -204,13 +217,14 @@ fn a_state_that_is_not_the_one_that_was_sent_is_refused() {
         assert_eq!((pair.a.role(), pair.b.role()), (Role::Alone, Role::Halted));
         assert!(pair.a.desk.count("Asked(Unprotected") == 1 && pair.a.desk.mode == Mode::Open);
         assert_eq!(pair.b.desk.count("StateComplete"), 0);
+        assert_eq!((pair.a.desk.hang_ups, pair.b.desk.hang_ups), (1, 1));
     }
 }
 
 /// Whoever looks on hears once of what changed in a turn, and not of the everyday.
 #[test]
 fn changes_are_told_and_the_everyday_is_not() {
-    let mut pair = about_to_begin(&[(200_000, Step::Frame(b"reply"))], tuning(), Config::default());
+    let mut pair = about_to_begin(&[(200_000, Step::Frame(b"reply"))], tuning(), config());
     pair.a.turn();
     assert_eq!(pair.a.desk.events.last().map(String::as_str), Some("Ran"));
     assert_eq!(pair.a.desk.count("Changed"), 1, "a transfer begins");
@@ -229,7 +243,7 @@ fn changes_are_told_and_the_everyday_is_not() {
 /// A primary that asks for its first term stands still meanwhile, and that is no time that its guest has missed.
 #[test]
 fn a_guest_that_waits_for_its_term_loses_no_time() {
-    let config = Config { arbiter: true, ..Config::default() };
+    let config = Config { arbiter: true, ..config() };
     let mut machine = Machine::new(Start::Primary, 1, &[], tuning(), config);
     machine.rest();
     assert_eq!((&machine.desk.asked[..], machine.position(), machine.desk.mode), (&[Term(1)][..], 0, Mode::Closed));
