@@ -62,7 +62,7 @@ fn main(info: &'static BootInfo) -> ! {
     let files = find_files(info);
     let (mut random, is_good) = gather_random(&config, files.seed);
     let protection = config.protection(files.key, is_good).unwrap_or_else(|error| refuse(&error));
-    let mut guest = make_guest(&files, &config, &mut random, &apic, &mut memory);
+    let guest = make_guest(&files, &config, &mut random, &apic, &mut memory);
     let mut clock = WallClock::start(&apic).unwrap_or_else(|error| refuse(&error));
     log::info!("ticks per microsecond asleep: {:?}", clock.speeds());
     if config.role == StartRole::Stops {
@@ -88,8 +88,6 @@ fn main(info: &'static BootInfo) -> ! {
             Some(MachinePlace { mac: card.mac(), card: Some((card, route)) })
         }
     };
-    // The guest's time begins now, and not when its machine was made.
-    guest.platform.set_birth(clock::unix_time());
     let watchdog = config.watchdog.map(|patience| {
         // SAFETY: first and only call; the boot code maps the first 4 GiB one to one.
         unsafe { Watchdog::arm(clock.now(), patience) }.unwrap_or_else(|error| refuse(&error))
@@ -257,7 +255,7 @@ fn make_platform(config: &Config, random: &mut Random, disk_bytes: u64, extended
     Platform::new(&platform).unwrap_or_else(|error| refuse(&error))
 }
 
-/// The guest's date of birth, in seconds since 1970, and the random bytes that it is born with.
+/// The guest's date for now, in seconds since 1970, which becomes that of its creation, and the random bytes that it is born with.
 fn birth(config: &Config, random: &mut Random) -> (u64, [u8; 32]) {
     if config.role == StartRole::Stops {
         // The year 2000: this test's digests are to be the same every time.

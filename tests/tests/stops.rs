@@ -70,7 +70,8 @@ fn with_a_seed_that_is_never_the_same() -> Result<()> {
 /// SMAP, accesses that are not the instruction's own, interrupt shadows, large pages, devices in such, 32-bit paging and PAE.
 #[test]
 fn in_the_corners_of_paging() -> Result<()> {
-    ["protection", "implicit", "shadow", "large", "compatible", "devices"].into_iter().try_for_each(|case| {
+    let cases = ["protection", "implicit", "shadow", "large", "compatible", "devices", "recursive"];
+    cases.into_iter().try_for_each(|case| {
         stops_are_exact("paging", case, stops()? / 100, seed::random().u64(3..1 << 32), &format!(" case={case}"))
     })
 }

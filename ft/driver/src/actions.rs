@@ -42,6 +42,7 @@ impl<G: Guest> Driver<G> {
             }
             Action::Started { .. } => {
                 // It stood still until now.
+                self.guest.begin(host.unix_time());
                 self.start_clock();
                 self.open_gate(host);
             }

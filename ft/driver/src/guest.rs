@@ -47,6 +47,9 @@ pub trait Output {
 ///
 /// Its state changes only by [`run`](Self::run), by [`apply`](Self::apply) at an exact stop, and by loading another.
 pub trait Guest {
+    /// It begins its life, at this date in seconds since 1970. It has not run yet.
+    fn begin(&mut self, unix_time: u64);
+
     /// How far it has run.
     fn position(&self) -> Position;
 

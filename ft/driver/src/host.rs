@@ -14,6 +14,9 @@ use crate::transfer::Sent;
 pub trait Clock {
     /// The time now; never less than before.
     fn now(&mut self) -> Time;
+
+    /// The date now, in seconds since 1970, as the machine has it.
+    fn unix_time(&mut self) -> u64;
 }
 
 /// What clients see of a machine: the client network's card behind its gate, and the console. A machine without such a

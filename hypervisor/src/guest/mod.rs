@@ -442,7 +442,7 @@ impl Guest {
         self.cleared = 0;
         let seed = self.platform.draw_seed();
         let entry = loader::load(&self.image, &seed, &mut self.memory)?;
-        self.platform.reset();
+        self.platform.reset(self.now());
         self.vcpu.load(&match entry {
             EntryPoint::Pvh { entry, start_info } => CpuState::pvh(entry, start_info),
             EntryPoint::Linux { entry, parameters: Written { zero_page, page_tables, gdt, gdt_limit } } => {

@@ -266,6 +266,18 @@ impl WallClock {
 /// Seconds since 1970 by the RTC's calendar, for the guest's first date. The rig's RTC runs in UTC.
 #[must_use]
 pub fn unix_time() -> u64 {
+    // An update between two registers mixes two dates.
+    let mut seen = read_calendar();
+    loop {
+        let again = read_calendar();
+        if again == seen {
+            return seen;
+        }
+        seen = again;
+    }
+}
+
+fn read_calendar() -> u64 {
     let decode = |raw: u8, binary: bool| if binary { raw } else { (raw & 0xF) + (raw >> 4) * 10 };
     let binary = read(REGISTER_B) & (1 << 2) != 0;
     let field = |register| u64::from(decode(read(register), binary));

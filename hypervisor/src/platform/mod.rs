@@ -178,14 +178,15 @@ impl Platform {
         })
     }
 
-    /// Resets all devices, as the reset line does. Time goes on, the RTC keeps its date, and the disk what is on it.
-    pub fn reset(&mut self) {
+    /// Resets all devices at `now`, as the reset line does. Time goes on, the RTC keeps its date, and the disk what is on it.
+    pub fn reset(&mut self, now: GuestTime) {
         self.msrs = Msrs::new(self.cpuid.physical_bits());
         self.kvm = Kvm::default();
         self.lapic = Lapic::new();
         self.ioapic = Ioapic::new();
         self.pic = Pic::default();
         self.pit = Pit::default();
+        self.rtc.reset(now);
         self.uart = Uart::default();
         self.power = Power::default();
         self.config_address = ConfigAddress::default();

@@ -1,6 +1,6 @@
 //! The CMOS real-time clock: the date is the guest's birth date plus guest time.
 //!
-//! See: Motorola MC146818A datasheet; the century byte at 0x32 is the PC's (named by the FADT).
+//! The flags of register C are functions of guest time, too, whether anybody is interrupted by them or polls them. See: Motorola MC146818A datasheet; the century byte at 0x32 is the PC's (named by the FADT).
 
 use super::clock::GuestTime;
 use crate::state::{State, StateError, Visitor};
@@ -14,13 +14,20 @@ const SECOND: u64 = 1_000_000_000;
 /// Update-in-progress shows this long before the second changes.
 const UPDATE_NS: u64 = 244_000;
 
+/// The time base of 32.768 kHz, periodic interrupts at 1024 Hz.
+const A_USUAL: u8 = 0x26;
 const B_24_HOURS: u8 = 0x02;
 const B_BINARY: u8 = 0x04;
 const B_UPDATE: u8 = 0x10;
 const B_ALARM: u8 = 0x20;
 const B_PERIODIC: u8 = 0x40;
 const B_SET: u8 = 0x80;
+/// Register B's enable bits, and register C's flags.
+const SOURCES: u8 = B_PERIODIC | B_ALARM | B_UPDATE;
 const C_REQUEST: u8 = 0x80;
+/// Ticks of the time base a second.
+const BASE_HZ: u128 = 32_768;
+const SECONDS_A_DAY: u64 = 86_400;
 
 /// Days from 1970-01-01 to the given civil date. Months beyond December run into the next year.
 fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
@@ -53,7 +60,7 @@ pub struct Rtc {
     cmos: [u8; 128],
     /// Seconds since 1970 at guest time 0, wrapping.
     epoch: i64,
-    /// Up to here interrupt sources were looked at, while one of them was enabled.
+    /// Up to here the flags of register C are known.
     seen: u64,
 }
 
@@ -67,7 +74,7 @@ impl Rtc {
     #[must_use]
     pub fn new(start_unix_seconds: u64) -> Self {
         let mut cmos = [0; 128];
-        cmos[0x0A] = 0x26;
+        cmos[0x0A] = A_USUAL;
         cmos[0x0B] = B_24_HOURS;
         // Dates beyond the year 9999 cannot be shown; the modulus keeps the arithmetic far from overflow.
         let epoch = (start_unix_seconds % 253_402_300_800) as i64;
@@ -92,7 +99,11 @@ impl Rtc {
             }
             0x0A => self.cmos[0x0A] | if self.updating(now) { 0x80 } else { 0 },
             // Reading the flags clears them, and the interrupt line with them.
-            0x0C => core::mem::take(&mut self.cmos[0x0C]),
+            0x0C => {
+                self.catch_up(now);
+                let request = if self.line() { C_REQUEST } else { 0 };
+                core::mem::take(&mut self.cmos[0x0C]) | request
+            }
             // Battery and memory are good.
             0x0D => 0x80,
             register => self.cmos[usize::from(register & 0x7F)],
@@ -105,6 +116,8 @@ impl Rtc {
             self.index = value & 0x7F;
             return;
         }
+        // What was due came by the registers as they were.
+        self.catch_up(now);
         match self.index {
             register if is_date(register) => {
                 self.refresh(now);
@@ -113,10 +126,7 @@ impl Rtc {
                     self.set_clock(now);
                 }
             }
-            0x0A => {
-                self.cmos[0x0A] = value & 0x7F;
-                self.seen = now.0;
-            }
+            0x0A => self.cmos[0x0A] = value & 0x7F,
             0x0B => self.write_b(now, value),
             0x0C | 0x0D => {}
             register => self.cmos[usize::from(register & 0x7F)] = value,
@@ -125,11 +135,21 @@ impl Rtc {
 
     fn write_b(&mut self, now: GuestTime, value: u8) {
         self.refresh(now);
+        // Who sets the clock is not told of ends of updates.
+        let value = if value & B_SET == 0 { value } else { value & !B_UPDATE };
         let old = core::mem::replace(&mut self.cmos[0x0B], value);
         if old & B_SET != 0 && value & B_SET == 0 {
             self.set_clock(now);
         }
+    }
+
+    /// A reset of the machine: no interrupts, no flags, the modes as firmware leaves them. Date and memory stay.
+    pub fn reset(&mut self, now: GuestTime) {
+        self.index = 0;
         self.seen = now.0;
+        self.cmos[0x0A] = A_USUAL;
+        self.cmos[0x0B] = B_24_HOURS;
+        self.cmos[0x0C] = 0;
     }
 
     const fn updating(&self, now: GuestTime) -> bool {
@@ -142,12 +162,11 @@ impl Rtc {
             return;
         }
         let seconds = self.epoch.wrapping_add((now.0 / SECOND) as i64);
-        let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+        let a_day = SECONDS_A_DAY as i64;
+        let (days, second) = (seconds.div_euclid(a_day), seconds.rem_euclid(a_day));
         let (year, month, day) = civil_from_days(days);
-        let hour = second / 3600;
+        let [second, minute, hour] = self.time_of_day(second);
         let values = [
-            (0, second % 60),
-            (2, second / 60 % 60),
             (6, (days + 4).rem_euclid(7) + 1),
             (7, day),
             (8, month),
@@ -157,11 +176,18 @@ impl Rtc {
         for (register, value) in values {
             self.cmos[usize::from(register)] = self.encode(value as u8);
         }
-        self.cmos[4] = if self.cmos[0x0B] & B_24_HOURS != 0 {
-            self.encode(hour as u8)
+        (self.cmos[0], self.cmos[2], self.cmos[4]) = (second, minute, hour);
+    }
+
+    /// What the registers show of a second of the day: second, minute, hour.
+    const fn time_of_day(&self, second: i64) -> [u8; 3] {
+        let hour = (second / 3600) as u8;
+        let shown = if self.cmos[0x0B] & B_24_HOURS != 0 {
+            self.encode(hour)
         } else {
-            self.encode(((hour + 11) % 12 + 1) as u8) | if hour >= 12 { 0x80 } else { 0 }
+            self.encode((hour + 11) % 12 + 1) | if hour >= 12 { 0x80 } else { 0 }
         };
+        [self.encode((second % 60) as u8), self.encode((second / 60 % 60) as u8), shown]
     }
 
     /// Takes the date registers as the time at `now`. Nonsense in them gives some other date, nothing worse.
@@ -186,74 +212,96 @@ impl Rtc {
         if self.cmos[0x0B] & B_BINARY != 0 { value } else { (value >> 4).wrapping_mul(10).wrapping_add(value & 0xF) }
     }
 
-    /// Period of the periodic interrupt in ns, rounded down; `None` when the rate selection is off.
+    /// Period of the periodic interrupt in ticks of the time base; `None` when the rate selection is off.
     const fn period(&self) -> Option<u64> {
         match self.cmos[0x0A] & 0xF {
             0 => None,
-            // The two fastest selections repeat 8 and 9 with the 32 kHz base.
-            rate @ 1..=2 => Some(SECOND / (32_768 >> (rate + 6))),
-            rate => Some(SECOND / (32_768 >> (rate - 1))),
+            // The two fastest selections repeat 8 and 9 with this time base.
+            rate @ 1..=2 => Some(1 << (rate + 6)),
+            rate => Some(1 << (rate - 1)),
         }
     }
 
-    /// When an enabled interrupt source must be looked at next.
+    /// When a source is due that may interrupt and has not raised its flag yet.
     #[must_use]
-    pub const fn next_deadline(&self) -> Option<GuestTime> {
-        let enabled = self.cmos[0x0B];
-        if enabled & (B_PERIODIC | B_ALARM | B_UPDATE) == 0 {
+    pub fn next_deadline(&self) -> Option<GuestTime> {
+        // Unused on most guests: keep this path short, it runs at every exit.
+        let awaited = self.cmos[0x0B] & !self.cmos[0x0C] & SOURCES;
+        if awaited == 0 {
             return None;
         }
-        let mut next = u64::MAX;
-        if enabled & B_PERIODIC != 0
-            && let Some(period) = self.period()
-        {
-            next = (self.seen / period + 1).saturating_mul(period);
-        }
-        if enabled & (B_ALARM | B_UPDATE) != 0 && enabled & B_SET == 0 {
-            let second = (self.seen / SECOND + 1).saturating_mul(SECOND);
-            next = if second < next { second } else { next };
-        }
-        Some(GuestTime(next))
+        let period = self.period().filter(|_| awaited & B_PERIODIC != 0);
+        let periodic = period.and_then(|period| base_time((base_ticks(self.seen) / period + 1).checked_mul(period)?));
+        let updates = awaited & (B_ALARM | B_UPDATE) != 0 && self.cmos[0x0B] & B_SET == 0;
+        let update = (self.seen / SECOND + 1).checked_mul(SECOND).filter(|_| updates);
+        periodic.into_iter().chain(update).min().map(GuestTime)
     }
 
-    /// Raises the interrupt flags that are due at `now`.
+    /// Raises the interrupt flags that are due at `now`, when one of them may interrupt.
     pub fn advance(&mut self, now: GuestTime) {
-        if self.next_deadline().is_none_or(|due| due > now) {
-            return;
+        if self.next_deadline().is_some_and(|due| due <= now) {
+            self.catch_up(now);
         }
+    }
+
+    /// Sets the flags that came up until `now`.
+    fn catch_up(&mut self, now: GuestTime) {
         let seen = core::mem::replace(&mut self.seen, now.0);
-        let mut flags = 0;
-        if let Some(period) = self.period()
-            && seen / period != now.0 / period
-        {
-            flags |= B_PERIODIC;
+        if self.period().is_some_and(|period| base_ticks(seen) / period < base_ticks(now.0) / period) {
+            self.cmos[0x0C] |= B_PERIODIC;
         }
-        if self.cmos[0x0B] & B_SET == 0 && seen / SECOND != now.0 / SECOND {
-            flags |= B_UPDATE;
-            self.refresh(now);
-            if self.alarm_matches() {
-                flags |= B_ALARM;
+        let (old, new) = (seen / SECOND, now.0 / SECOND);
+        if self.cmos[0x0B] & B_SET == 0 && old < new {
+            self.cmos[0x0C] |= B_UPDATE;
+            // Whatever the alarm is, it comes back each day.
+            let first = new - (new - old - 1).min(SECONDS_A_DAY - 1);
+            if self.cmos[0x0C] & B_ALARM == 0 && self.alarm_within(first, new) {
+                self.cmos[0x0C] |= B_ALARM;
             }
         }
-        self.cmos[0x0C] |= flags;
-        if self.cmos[0x0C] & self.cmos[0x0B] & (B_PERIODIC | B_ALARM | B_UPDATE) != 0 {
-            self.cmos[0x0C] |= C_REQUEST;
+    }
+
+    /// Whether the alarm is for one of these seconds of guest time, of a day at most. Alarm bytes with both top bits set match
+    /// anything.
+    fn alarm_within(&self, first: u64, last: u64) -> bool {
+        let matches = |register: usize, value: u8| {
+            let alarm: u8 = self.cmos[register];
+            alarm & 0xC0 == 0xC0 || alarm == value
+        };
+        if !(0..60).any(|second| matches(1, self.encode(second))) {
+            return false;
         }
+        let a_day = SECONDS_A_DAY as i64;
+        let mut at = self.epoch.wrapping_add(first as i64).rem_euclid(a_day);
+        let end = at + (last - first) as i64;
+        while at <= end {
+            let [second, minute, hour] = self.time_of_day(at % a_day);
+            let step = match (matches(5, hour), matches(3, minute), matches(1, second)) {
+                (false, ..) => 3600,
+                (true, false, _) => 60,
+                (true, true, false) => 1,
+                (true, true, true) => return true,
+            };
+            at = at / step * step + step;
+        }
+        false
     }
 
-    /// Alarm bytes with both top bits set match anything.
-    fn alarm_matches(&self) -> bool {
-        [(1, 0), (3, 2), (5, 4)].iter().all(|&(alarm, time)| {
-            let alarm: u8 = self.cmos[alarm];
-            alarm & 0xC0 == 0xC0 || alarm == self.cmos[time]
-        })
-    }
-
-    /// The interrupt line.
+    /// The interrupt line: a flag whose source is enabled.
     #[must_use]
     pub const fn line(&self) -> bool {
-        self.cmos[0x0C] & C_REQUEST != 0
+        self.cmos[0x0C] & self.cmos[0x0B] & SOURCES != 0
     }
+}
+
+/// Ticks of the time base until a guest time.
+const fn base_ticks(ns: u64) -> u64 {
+    (ns as u128 * BASE_HZ / SECOND as u128) as u64
+}
+
+/// The guest time of a tick of the time base, if there is such a time.
+fn base_time(ticks: u64) -> Option<u64> {
+    u64::try_from((u128::from(ticks) * u128::from(SECOND)).div_ceil(BASE_HZ)).ok()
 }
 
 impl State for Rtc {
@@ -269,93 +317,4 @@ impl State for Rtc {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn get(rtc: &mut Rtc, now: GuestTime, register: u8) -> u8 {
-        rtc.write(now, 0x70, register);
-        rtc.read(now, 0x71)
-    }
-
-    fn set(rtc: &mut Rtc, now: GuestTime, register: u8, value: u8) {
-        rtc.write(now, 0x70, register);
-        rtc.write(now, 0x71, value);
-    }
-
-    fn date(rtc: &mut Rtc, now: GuestTime) -> [u8; 8] {
-        [CENTURY, 9, 8, 7, 6, 4, 2, 0].map(|register| get(rtc, now, register))
-    }
-
-    #[test]
-    fn shows_the_date_in_bcd() {
-        // 2024-02-29 23:59:58 UTC, a Thursday.
-        let mut rtc = Rtc::new(1_709_251_198);
-        assert_eq!(date(&mut rtc, GuestTime(0)), [0x20, 0x24, 2, 0x29, 5, 0x23, 0x59, 0x58]);
-        assert_eq!(date(&mut rtc, GuestTime(2 * SECOND)), [0x20, 0x24, 3, 1, 6, 0, 0, 0]);
-        assert_eq!(get(&mut rtc, GuestTime(SECOND - 1), 0x0A), 0xA6);
-        assert_eq!(get(&mut rtc, GuestTime(SECOND), 0x0A), 0x26);
-    }
-
-    #[test]
-    fn can_be_set() {
-        let mut rtc = Rtc::new(0);
-        let now = GuestTime(5 * SECOND);
-        set(&mut rtc, now, 0x0B, B_SET | B_BINARY);
-        for (register, value) in [(CENTURY, 20), (9, 99), (8, 12), (7, 31), (4, 0x80 | 11), (2, 59), (0, 59)] {
-            set(&mut rtc, now, register, value);
-        }
-        set(&mut rtc, GuestTime(6 * SECOND), 0x0B, B_BINARY | B_24_HOURS | B_SET);
-        set(&mut rtc, GuestTime(6 * SECOND), 4, 23);
-        set(&mut rtc, GuestTime(6 * SECOND), 0x0B, B_BINARY | B_24_HOURS);
-        assert_eq!(date(&mut rtc, GuestTime(7 * SECOND))[..4], [21, 0, 1, 1]);
-    }
-
-    #[test]
-    fn update_and_alarm_interrupt() {
-        let mut rtc = Rtc::new(0);
-        assert_eq!(rtc.next_deadline(), None);
-        set(&mut rtc, GuestTime(100), 5, 0xFF);
-        set(&mut rtc, GuestTime(100), 3, 0xFF);
-        set(&mut rtc, GuestTime(100), 1, 0x03);
-        set(&mut rtc, GuestTime(100), 0x0B, B_ALARM | B_24_HOURS);
-        for second in 1..=3 {
-            assert!(!rtc.line());
-            assert_eq!(rtc.next_deadline(), Some(GuestTime(second * SECOND)));
-            rtc.advance(GuestTime(second * SECOND));
-        }
-        assert!(rtc.line());
-        let flags = get(&mut rtc, GuestTime(3 * SECOND), 0x0C);
-        assert_eq!(flags & !B_PERIODIC, C_REQUEST | B_ALARM | B_UPDATE);
-        assert!(!rtc.line());
-    }
-
-    #[test]
-    fn periodic_rate() {
-        let mut rtc = Rtc::new(0);
-        set(&mut rtc, GuestTime(1), 0x0B, B_PERIODIC);
-        // Rate 6 is 1024 Hz.
-        assert_eq!(rtc.next_deadline(), Some(GuestTime(976_562)));
-        rtc.advance(GuestTime(976_562));
-        assert!(rtc.line());
-    }
-
-    proptest! {
-        #[test]
-        fn civil_dates_round_trip(days in -700_000i64..5_000_000) {
-            let (year, month, day) = civil_from_days(days);
-            prop_assert_eq!(days_from_civil(year, month, day), days);
-            prop_assert!((1..=12).contains(&month) && (1..=31).contains(&day));
-        }
-
-        #[test]
-        fn any_writes_are_harmless(writes in prop::collection::vec((any::<u8>(), any::<u8>(), any::<u64>()), 0..40)) {
-            let mut rtc = Rtc::new(u64::MAX);
-            for (register, value, time) in writes {
-                set(&mut rtc, GuestTime(time), register, value);
-                get(&mut rtc, GuestTime(time), register);
-                rtc.advance(GuestTime(time));
-            }
-        }
-    }
-}
+mod tests;

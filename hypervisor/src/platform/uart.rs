@@ -14,6 +14,9 @@ pub const PIN: u8 = 4;
 /// Received bytes that are kept; more are dropped.
 const MAX_INPUT: usize = 4096;
 
+/// Bytes in the receiver's FIFO.
+const FIFO: usize = 16;
+
 const LCR_DLAB: u8 = 0x80;
 const LSR_DATA: u8 = 0x01;
 const LSR_OVERRUN: u8 = 0x02;
@@ -75,8 +78,10 @@ impl Uart {
                 self.ier = value & 0x0F;
             }
             2 => {
+                // A change of the enable bit forgets what is there, too. See: 8.5.
+                let switched = (value ^ self.fcr) & FCR_ENABLE != 0;
                 self.fcr = value & 0xC9;
-                if value & 0x02 != 0 {
+                if value & 0x02 != 0 || switched {
                     self.input.clear();
                 }
             }
@@ -102,10 +107,24 @@ impl Uart {
     fn transmit(&mut self, value: u8, out: &mut dyn Outputs) {
         if self.mcr & MCR_LOOP == 0 {
             out.console(&[value]);
-        } else if self.input.len() < MAX_INPUT {
-            self.input.push_back(value);
+        } else {
+            self.loop_back(value);
         }
         self.transmit_pending = true;
+    }
+
+    /// A byte comes back at once. Drivers find the size of the FIFO by how many they can send until some are lost: those
+    /// that find it full, or the one before if there is none. See: 8.6.3 (LSR bit 1).
+    fn loop_back(&mut self, value: u8) {
+        let has_fifo = self.fcr & FCR_ENABLE != 0;
+        if self.input.len() < if has_fifo { FIFO } else { 1 } {
+            self.input.push_back(value);
+            return;
+        }
+        self.overrun = true;
+        if let (false, Some(last)) = (has_fifo, self.input.back_mut()) {
+            *last = value;
+        }
     }
 
     /// Interrupt identification in order of priority; reading it acknowledges the transmitter. See: table 5.
@@ -193,6 +212,36 @@ mod tests {
         assert_eq!(uart.receive(&[0; MAX_INPUT + 3]), 3);
         assert_eq!(uart.read(5) & 3, 3);
         assert_eq!(uart.read(5) & 3, 1);
+    }
+
+    /// As FreeBSD's driver finds out what it drives.
+    #[test]
+    fn the_fifo_can_be_measured() {
+        for (control, depth) in [(0x01, 16), (0x00, 1)] {
+            let (mut uart, mut out) = (Uart::default(), Recorder::default());
+            uart.write(4, 0x10, &mut out);
+            uart.write(2, control, &mut out);
+            let sent = (1..=300).find(|&byte| {
+                uart.write(0, byte as u8, &mut out);
+                uart.read(5) & LSR_OVERRUN != 0
+            });
+            assert_eq!(sent, Some(depth + 1));
+            let kept: u8 = if depth == 1 { 2 } else { 1 };
+            assert_eq!(uart.read(0), kept, "a FIFO keeps the first, a register the last");
+            uart.write(2, control | 2, &mut out);
+            assert_eq!(uart.read(5) & LSR_DATA, 0);
+        }
+    }
+
+    #[test]
+    fn switching_the_fifo_forgets_what_is_in_it() {
+        let (mut uart, mut out) = (Uart::default(), Recorder::default());
+        uart.receive(b"abc");
+        uart.write(2, 1, &mut out);
+        assert_eq!(uart.read(5) & LSR_DATA, 0);
+        uart.receive(b"d");
+        uart.write(2, 1, &mut out);
+        assert_eq!(uart.read(0), b'd');
     }
 
     #[test]

@@ -27,6 +27,10 @@ impl<O: Output> Outputs for Out<'_, O> {
 }
 
 impl pollux_driver::Guest for Guest {
+    fn begin(&mut self, unix_time: u64) {
+        self.platform.set_birth(unix_time);
+    }
+
     fn position(&self) -> Position {
         Guest::position(self)
     }

@@ -19,7 +19,7 @@ use super::status::Figures;
 use crate::config::{Config, StartRole};
 use crate::guest::Guest;
 use crate::host::apic::Apic;
-use crate::host::clock::WallClock;
+use crate::host::clock::{self, WallClock};
 use crate::host::interrupts::Fired;
 use crate::host::{reset, serial};
 
@@ -196,6 +196,10 @@ impl Clock for Machine {
     fn now(&mut self) -> Time {
         self.now = self.clock.now();
         self.now
+    }
+
+    fn unix_time(&mut self) -> u64 {
+        clock::unix_time()
     }
 }
 

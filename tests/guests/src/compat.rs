@@ -5,6 +5,7 @@
 
 use core::arch::global_asm;
 
+use crate::cpu;
 use crate::segments::{COMPATIBLE_CODE, KERNEL_CODE, KERNEL_DATA};
 use crate::tables::{ACCESSED, DIRTY, LARGE, PRESENT, Page, WRITABLE};
 
@@ -14,6 +15,8 @@ const WINDOW: u32 = 0x8000_0000;
 const PAGES: u64 = 16;
 const CR4_PSE: u32 = 1 << 4;
 const CR4_PAE: u32 = 1 << 5;
+/// CPUID leaf 1, EDX: addresses of 36 bits and more in entries of pages of 4 MiB.
+const PSE_36: u32 = 1 << 17;
 /// Memory that is mapped one to one.
 const MAPPED: u64 = 64 << 20;
 /// A frame for a page of 4 MiB that nobody uses.
@@ -42,6 +45,9 @@ struct Arguments {
     directory_entry: u32,
     exchange: u32,
     old_stack: u64,
+    /// What is read behind each flush: where, and the last value.
+    probe: u32,
+    probed: u32,
 }
 
 global_asm!(
@@ -114,6 +120,9 @@ run_compatible:
     xor [ecx], edx
 10: mov ecx, cr3
     mov cr3, ecx
+    mov ecx, [esi + 56]
+    mov ecx, [ecx]
+    mov [esi + 60], ecx
     jmp 11f
 4:  mov ecx, [edi]
     add [esi + 24], ecx
@@ -214,6 +223,11 @@ pub fn run(pae: bool, rounds: u32, random: u32) -> u32 {
     let index = if pae { 0 } else { u64::from(WINDOW >> 22) };
     let (to_table, to_page) = (TABLE.address() | flags, LARGE_FRAME | flags | LARGE);
     put(high, index, pae, to_table);
+    // A page of 4 MiB may lie beyond 4 GiB, where nothing is: bits 13 on are bits 32 on of its address.
+    let has_high_pages = !pae && cpu::cpuid(1, 0).edx & PSE_36 != 0;
+    if has_high_pages {
+        put(high, index + 1, pae, flags | LARGE | 1 << 13);
+    }
     let shift = if pae { 3 } else { 2 };
     let mut arguments = Arguments {
         cr3: ROOT.address() as u32,
@@ -229,9 +243,12 @@ pub fn run(pae: bool, rounds: u32, random: u32) -> u32 {
         directory_entry: (high.address() + (index << shift)) as u32,
         exchange: (to_table ^ to_page) as u32,
         old_stack: 0,
+        probe: if has_high_pages { WINDOW + (4 << 20) } else { WINDOW },
+        probed: u32::MAX,
     };
     // SAFETY: the tables map code, stack and arguments one to one; the program writes to its pages, to the tables above and
     // to a frame that nobody uses, and comes back with everything as it was but registers that calls may change.
     unsafe { run_compatible(&raw mut arguments) };
+    assert!(!has_high_pages || arguments.probed == u32::MAX, "there is no memory: {:#x}", arguments.probed);
     arguments.seen
 }

@@ -19,11 +19,13 @@ pub(crate) struct Driven {
     settled: bool,
     /// Half of what a reset takes is done.
     half_reset: bool,
+    /// When it began its life, if it did so here.
+    born: Option<u64>,
 }
 
 impl Driven {
     pub(crate) fn new(guest: Guest) -> Self {
-        Self { guest, credit: 0, missing: 0, settled: true, half_reset: false }
+        Self { guest, credit: 0, missing: 0, settled: true, half_reset: false, born: None }
     }
 
     /// It may run for so many ticks; what was not used is forfeit.
@@ -34,6 +36,11 @@ impl Driven {
     /// Ticks that it wanted to run when it was stopped.
     pub(crate) fn missing(&self) -> u64 {
         self.missing
+    }
+
+    /// The date at which it began its life here.
+    pub(crate) fn born(&self) -> Option<u64> {
+        self.born
     }
 
     /// See [`Guest::flip`].
@@ -48,6 +55,11 @@ impl Driven {
 }
 
 impl pollux_driver::Guest for Driven {
+    fn begin(&mut self, unix_time: u64) {
+        assert_eq!(self.guest.position, 0, "a guest begins its life once");
+        self.born = Some(unix_time);
+    }
+
     fn position(&self) -> Position {
         Position(self.guest.position)
     }

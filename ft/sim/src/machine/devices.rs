@@ -69,6 +69,8 @@ pub(crate) struct Devices {
     pub(super) suspicion: Suspicion,
     /// Its guest's state was damaged on purpose.
     pub(crate) flipped: bool,
+    /// It creates a guest just now: the date.
+    pub(super) creates_at: Option<u64>,
     /// Its guest stands still, and nobody tells the node.
     pub(crate) hangs: bool,
     pub(super) fuse: Fuse,
@@ -92,6 +94,7 @@ impl Devices {
             unheld: 0,
             suspicion: Suspicion::default(),
             flipped: false,
+            creates_at: None,
             hangs: false,
             fuse: Fuse::default(),
             disk: OwnDisk::default(),
@@ -191,6 +194,10 @@ impl InWorld<'_> {
 impl Clock for InWorld<'_> {
     fn now(&mut self) -> Time {
         Time(self.env.now + self.own.clock_offset)
+    }
+
+    fn unix_time(&mut self) -> u64 {
+        self.env.date()
     }
 }
 

@@ -45,6 +45,9 @@ impl InWorld<'_> {
     }
 
     fn asked(&mut self, action: &Action, driver: &Driver<Driven>) {
+        if matches!(action, Action::Started { .. }) {
+            self.own.creates_at = Some(self.env.date());
+        }
         if !matches!(action, Action::Release(_) | Action::LoadMemory { .. } | Action::LoadMachine(_)) {
             note(self.env, self.own.index, driver, 1, || format!("{action:?}"));
         }
@@ -107,7 +110,12 @@ impl Observer<Driven> for InWorld<'_> {
         let position = guest.position();
         match event {
             Event::Asked(action) => self.asked(action, driver),
-            Event::Done => self.show(driver),
+            Event::Done => {
+                if let Some(date) = self.own.creates_at.take() {
+                    assert_eq!(driver.guest().born(), Some(date), "a guest's first date is that of its creation");
+                }
+                self.show(driver);
+            }
             Event::Logged(seq) => {
                 self.own.log = self.written(node);
                 self.env.audit.appended(self.own.log, seq, position);

@@ -138,6 +138,11 @@ impl Env {
         }
     }
 
+    /// The date, by everybody's clock: finer than seconds, so that each moment has its own.
+    pub(crate) const fn date(&self) -> u64 {
+        self.now
+    }
+
     /// Machine `index` creates a guest: for clients all begins anew.
     pub(crate) fn creates_guest(&mut self, index: usize) {
         self.audit.creates(index);

@@ -210,7 +210,7 @@ fn a_reset_of_the_guest_leaves_the_disk() {
     rig.request(OUT, 0, &frame(512, 1), 0);
     let written = state::hash(&mut rig.platform);
     rig.memory.clear(0..rig.memory.len());
-    rig.platform.reset();
+    rig.platform.reset(rig.now);
     rig.start_disk(ALL);
     assert_eq!(rig.request(IN, 0, &[], 512), (Some(0), frame(512, 1)));
     // What was written is known by more than what is there.

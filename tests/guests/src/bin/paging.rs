@@ -1,6 +1,7 @@
 //! Paging in corners, in pseudo-random order, for ever: events whose tables and stack are not translated yet; SMAP, with CR0.WP
 //! clear and in the system's own accesses; stack segments loaded from pages that move; pages of 2 MiB and 1 GiB, global
-//! ones; devices in one of 1 GiB; 32-bit paging and PAE.
+//! ones; devices in one of 1 GiB; 32-bit paging, with pages of 4 MiB, and PAE; tables that map themselves; tags of address
+//! spaces, which are not there.
 //!
 //! `seed=` chooses the order, `case=` one of the corners. What the architecture promises is checked.
 #![no_std]
@@ -29,6 +30,8 @@ const HUGE_PAGE: u64 = WINDOW + (1 << 30);
 /// Another of 1 GiB, where devices are.
 const DEVICE_PAGE: u64 = WINDOW + (2 << 30);
 const DEVICES: u64 = 0xC000_0000;
+/// The root's entry that leads to the root.
+const RECURSIVE: u64 = 2;
 /// Memory that nobody uses, for the large pages.
 const LARGE_FRAME: u64 = 10 << 20;
 
@@ -66,12 +69,13 @@ struct State {
     gates: u64,
     has_smap: bool,
     has_gib_pages: bool,
+    root: u64,
     seen: u64,
 }
 
 type Step = fn(&mut State);
 
-const STEPS: [(&str, Step); 8] = [
+const STEPS: [(&str, Step); 10] = [
     ("delivery", delivery),
     ("timer", timer),
     ("protection", protection),
@@ -80,6 +84,8 @@ const STEPS: [(&str, Step); 8] = [
     ("large", large),
     ("compatible", compatible),
     ("devices", devices),
+    ("recursive", recursive),
+    ("tags", tags),
 ];
 
 fn entry(page: u64) -> Entry {
@@ -111,7 +117,9 @@ fn handle(frame: &mut Frame) {
             frame.rsp = OLD_STACK.load(Ordering::Relaxed);
             frame.rflags = 2;
         }
-        0 | 6 => frame.rip += 2,
+        0 | 6 => frame.rip += if frame.rsi == SKIP_FIVE { 5 } else { 2 },
+        // `mov cr4, reg`.
+        13 => frame.rip += 3,
         // All instructions here that fault have two bytes, and the others none but `mov rax, [rdi]` with three.
         14 => {
             FAULTS.fetch_add(1, Ordering::Relaxed);
@@ -124,6 +132,8 @@ fn handle(frame: &mut Frame) {
 
 /// In RSI: an instruction that may fault has three bytes.
 const SKIP_THREE: u64 = 0x5333;
+/// The same, five: INVPCID.
+const SKIP_FIVE: u64 = 0x5335;
 
 /// Kinds of events: INT, INT3, UD2, a division by zero, a page fault, the timer's interrupt.
 const EVENT_VECTORS: [u8; 6] = [SOFTWARE_VECTOR, 3, 6, 0, 14, lapic::TIMER_VECTOR];
@@ -383,6 +393,66 @@ fn devices(state: &mut State) {
     state.seen = state.seen.rotate_left(7) ^ POINTERS.entry(2).get();
 }
 
+/// Where the root's entry that leads to itself shows the window's page table.
+const TABLE_SEEN: u64 = RECURSIVE << 39 | 1 << 30;
+
+/// The page table is read and written where the tables map themselves: there the directory's entry is that of a page.
+fn recursive(state: &mut State) {
+    let page = DATA + state.random.below(2);
+    let seen = Entry::at(TABLE_SEEN + 8 * page);
+    let frame = content(10 + state.random.below(2));
+    let value = state.random.number();
+    frame.set(value);
+    match state.random.below(4) {
+        0 => {
+            // Used as a directory's entry and as a page's, it has one accessed bit and one dirty bit.
+            DIRECTORY.entry(0).clear(ACCESSED | DIRTY);
+            tlb::flush_all();
+            assert_eq!(seen.get(), entry(page).get());
+            assert_eq!(DIRECTORY.entry(0).get() & (ACCESSED | DIRTY), ACCESSED, "the table was read");
+            seen.set(frame.place() | PRESENT | WRITABLE);
+            assert_eq!(DIRECTORY.entry(0).get() & (ACCESSED | DIRTY), ACCESSED | DIRTY, "the table was written");
+        }
+        1 => {
+            // Moved without a flush: the old page or the new one.
+            seen.set(frame.place() | PRESENT | WRITABLE);
+            state.seen ^= Entry::at(address(page)).get();
+        }
+        2 => Entry::at(state.root + 8 * RECURSIVE).clear(ACCESSED | DIRTY),
+        _ => seen.clear(ACCESSED | DIRTY),
+    }
+    seen.set(frame.place() | PRESENT | WRITABLE);
+    tlb::flush(VirtAddr::new(address(page)));
+    assert_eq!(Entry::at(address(page)).get(), value, "a page that was moved through its table's own page");
+    assert_eq!(seen.get() & (ACCESSED | DIRTY), ACCESSED);
+    Entry::at(address(page)).set(!value);
+    assert_eq!((seen.get() & (ACCESSED | DIRTY), frame.get()), (ACCESSED | DIRTY, !value));
+    let bits = Entry::at(state.root + 8 * RECURSIVE).get() & (ACCESSED | DIRTY);
+    state.seen = state.seen.rotate_left(11) ^ value ^ bits ^ DIRECTORY.entry(0).get();
+}
+
+/// Where CPUID shows no tags of address spaces, CR4.PCIDE is reserved; and INVPCID does not exist without its own bit.
+fn tags(state: &mut State) {
+    const CR4_PCIDE: u64 = 1 << 17;
+    let (has_tags, has_invpcid) = (cpu::cpuid(1, 0).ecx & 1 << 17 != 0, cpu::cpuid(7, 0).ebx & 1 << 10 != 0);
+    let before = EVENTS.load(Ordering::Relaxed);
+    if !has_tags {
+        control_register(CR4_PCIDE, 0);
+        assert_eq!(EVENTS.load(Ordering::Relaxed), before + 1, "CR4.PCIDE is reserved");
+        assert_eq!(control_register(0, 0) & CR4_PCIDE, 0);
+    }
+    let faults = EVENTS.load(Ordering::Relaxed);
+    if !has_invpcid {
+        let descriptor = [0u64; 2];
+        // SAFETY: the handler goes on behind the instruction; it would forget all translations.
+        unsafe {
+            asm!("invpcid rax, [rdi]", in("rax") 2u64, in("rdi") descriptor.as_ptr(), in("rsi") SKIP_FIVE, options(nostack));
+        }
+        assert_eq!(EVENTS.load(Ordering::Relaxed), faults + 1, "INVPCID is undefined");
+    }
+    state.seen = state.seen.wrapping_mul(31) ^ u64::from(has_tags) ^ u64::from(has_invpcid) << 1;
+}
+
 /// 32-bit paging or PAE, outside of long mode.
 fn compatible(state: &mut State) {
     let pae = state.random.below(2) == 0;
@@ -408,12 +478,13 @@ fn set_up(random: Random) -> State {
     for page in [STACK, LOCAL, CODE, DATA, DATA + 1] {
         map(page, content(page).place() | PRESENT | WRITABLE);
     }
-    for vector in [0, 3, 6, 14, SOFTWARE_VECTOR, lapic::TIMER_VECTOR] {
+    for vector in [0, 3, 6, 13, 14, SOFTWARE_VECTOR, lapic::TIMER_VECTOR] {
         interrupts::set_handler(vector, handle);
     }
     let has_smap = cpu::cpuid(7, 0).ebx & 1 << 20 != 0;
     let has_gib_pages = cpu::cpuid(0x8000_0001, 0).edx & 1 << 26 != 0;
-    State { random, gates, has_smap, has_gib_pages, seen: 0 }
+    Entry::at((root & ADDRESS) + 8 * RECURSIVE).set((root & ADDRESS) | PRESENT | WRITABLE);
+    State { random, gates, has_smap, has_gib_pages, root: root & ADDRESS, seen: 0 }
 }
 
 pollux_boot::entry!(main);
