@@ -3,13 +3,10 @@
 //! The tests know a rig as any outside script does: by `rig.json`, the service's port, signals, and `cargo xtask rig`.
 //! They are run by `cargo xtask test rig`.
 
-<<<<<<< HEAD
 pub mod amount;
-=======
 pub mod arbiter;
 pub mod attacker;
 pub mod cable;
->>>>>>> w-sec
 pub mod capture;
 pub mod debian;
 pub mod desk;
