@@ -136,7 +136,7 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
     let Software { hypervisor, guest, mut options, mut services, boots_long } =
         arguments.software.build(|| Secret::draw().map(Some))?;
     options.record = arguments.record.is_some();
-    // A kernel patches its own code while it boots, which not every emulator counts exactly.
+    // One machine boots faster than two that share a desk.
     let usual = if boots_long && !services.is_empty() { BackupStart::Answering } else { BackupStart::Now };
     let backup = arguments.backup.unwrap_or(usual);
     if services.is_empty() && backup == BackupStart::Answering {
