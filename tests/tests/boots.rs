@@ -28,24 +28,26 @@ fn boots_stay_equal(name: &str, suite: &str) -> Result<()> {
     }
     let boots: usize = amount("POLLUX_BOOTS", 8)?;
     let Some(place) = debian::build(&["--packages", "redis-server", "--suite", suite])? else { return Ok(()) };
-    let mut random = seed::random();
+    let (mut random, mut while_booting) = (seed::random(), 0);
     for (index, words) in WORDS.iter().enumerate() {
         let share = boots / WORDS.len() + usize::from(index < boots % WORDS.len());
         if share > 0 {
-            boots_with(&format!("{name}-{index}"), &place, words, share, &mut random)?;
+            while_booting += boots_with(&format!("{name}-{index}"), &place, words, share, &mut random)?;
         }
     }
+    println!("{while_booting} of {boots} became protected while they booted");
+    ensure!(while_booting > 0 || boots < WORDS.len(), "none became protected while it booted");
     Ok(())
 }
 
-/// One rig, whose guest is reset from inside while it is not protected.
-fn boots_with(name: &str, place: &str, words: &str, boots: usize, random: &mut fastrand::Rng) -> Result<()> {
+/// One rig, whose guest is reset from inside while it is not protected. How many boots became protected before they were over.
+fn boots_with(name: &str, place: &str, words: &str, boots: usize, random: &mut fastrand::Rng) -> Result<usize> {
     let kernel = format!("console=ttyS0 quiet {words}");
     let arguments = ["--backup", "answering", "--hypervisor-option", PATIENT, "--guest-args", &kernel];
     let mut rig = Rig::start(name, place, &[&arguments[..], &LONG_LIFE].concat())?;
     rig.wait_file("the guest runs", BOOT_LIMIT, |file| file.machine("primary").is_ok())?;
     let (mut began, mut span) = (Instant::now(), FIRST_BOOTS[usize::from(Platform::get() == Platform::Bochs)]);
-    let mut before = 0;
+    let (mut before, mut while_booting) = (0, 0);
     for boot in 1..=boots {
         // One in four is under way when the boot begins: a state is sent for some seconds, and the backup must not always come late.
         let early = boot > 1 && random.u32(..4) == 0;
@@ -67,6 +69,7 @@ fn boots_with(name: &str, place: &str, words: &str, boots: usize, random: &mut f
             Ok(rig.file()?.protected.then_some(()))
         })?;
         let (protected_at, booting) = (position(&rig)?, said(&rig, LOGIN) < boot);
+        while_booting += usize::from(booting);
         rig.wait("the guest has booted", BOOT_LIMIT, |rig| {
             ensure_undisturbed(rig)?;
             Ok((said(rig, LOGIN) >= boot).then_some(()))
@@ -85,7 +88,8 @@ fn boots_with(name: &str, place: &str, words: &str, boots: usize, random: &mut f
             before = take_backup_away(&mut rig)?;
         }
     }
-    rig.stop()
+    rig.stop()?;
+    Ok(while_booting)
 }
 
 fn pause(rig: &mut Rig, time: Duration) -> Result<()> {

@@ -202,11 +202,22 @@ fn exits(bench: &Bench) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// The last status of primary and backup.
+/// A status of primary and backup that is made after this was asked: each makes one a second.
 fn both(rig: &mut DrivenRig) -> Result<[Status; 2]> {
-    let snapshot = rig.snapshot()?;
-    let status = |role| snapshot.machine(role).and_then(|machine| machine.status.clone());
-    Ok([status(Role::Primary).context("there is no primary")?, status(Role::Backup).context("there is no backup")?])
+    let status = |rig: &mut DrivenRig| -> Result<[Status; 2]> {
+        let snapshot = rig.snapshot()?;
+        let status = |role| snapshot.machine(role).and_then(|machine| machine.status.clone());
+        Ok([status(Role::Primary).context("there is no primary")?, status(Role::Backup).context("there is no backup")?])
+    };
+    let (before, deadline) = (status(rig)?, Instant::now() + FIRST_DIGESTS_LIMIT);
+    loop {
+        let now = status(rig)?;
+        if before.iter().zip(&now).all(|(before, now)| now.wall_ms > before.wall_ms) {
+            return Ok(now);
+        }
+        ensure!(Instant::now() < deadline, "a machine says nothing");
+        pause(Duration::from_millis(20))?;
+    }
 }
 
 /// Exits per second of the machine's wall clock.
