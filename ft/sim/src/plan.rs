@@ -78,7 +78,7 @@ impl Plan {
             suspect_after: Span::from_millis(suspect),
             ack_timeout: Span::from_millis(suspect * rng.between(1, 3)),
             ack_delay: Span::from_millis(rng.between(1, 50)),
-            batch_delay: Span::from_millis(rng.between(1, 250)),
+            batch_delay: Span::from_millis(rng.between(1, 250).min(suspect - 1)),
             packet_delay: Span::from_millis(rng.between(0, 20)),
             batch_bytes: rng.between(200, 8000) as usize,
             send_buffer_bytes: 200 * 1024,
@@ -115,6 +115,18 @@ impl Plan {
             disk: rng.chance(400),
             disk_latency: rng.pick(&[0, 100, 1_000, 10_000]),
             most_events: MOST_EVENTS,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_plan_makes_sense() {
+        for seed in 0..100_000 {
+            assert_eq!(Plan::new(&mut Rng::new(seed, 1)).config.check(), Ok(()), "seed {seed}");
         }
     }
 }

@@ -50,15 +50,29 @@ pub fn catch_panics() {
 pub fn run_seed(seed: u64, mutation: Option<Mutation>, keep: Keep) -> Report {
     let mut plan = Plan::new(&mut Rng::new(seed, 1)).perhaps_auto(&mut Rng::new(seed, 9));
     plan.config.mutation = mutation;
-    report(seed, World::new(seed, plan, keep), World::run)
+    run_plan(seed, plan, keep)
+}
+
+fn run_plan(seed: u64, plan: Plan, keep: Keep) -> Report {
+    match catch_unwind(AssertUnwindSafe(|| World::new(seed, plan, keep))) {
+        Ok(world) => report(seed, world, World::run),
+        Err(_) => {
+            let violation = Violation { check: Check::NoPanic, at: 0, text: last_panic() };
+            Report { seed, figures: Figures::default(), violation: Some(violation), hash: 0, lines: Vec::new() }
+        }
+    }
+}
+
+/// What the last panic of this thread said, on one line.
+fn last_panic() -> String {
+    PANIC.with(|text| text.borrow().replace('\n', " "))
 }
 
 /// Lets a world run and tells how that ended.
 pub(crate) fn report(seed: u64, mut world: World, run: impl FnOnce(&mut World)) -> Report {
     let panicked = catch_unwind(AssertUnwindSafe(|| run(&mut world))).is_err();
     if panicked {
-        let text = PANIC.with(|text| text.borrow().replace('\n', " "));
-        world.env.audit.broken(Check::NoPanic, text);
+        world.env.audit.broken(Check::NoPanic, last_panic());
     }
     let outcome = world.outcome();
     Report {
@@ -166,11 +180,11 @@ pub fn run_many(
         let watcher = scope.spawn(|| watch.watch(&all_done));
         let work = &work;
         let workers: Vec<_> = (0..threads).map(|thread| scope.spawn(move || work(thread))).collect();
-        for worker in workers {
-            worker.join().expect("a panic of a run is caught");
-        }
+        let ends: Vec<_> = workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        // Also after a panic of ours: the watcher would look on for ever.
         all_done.store(true, Ordering::Relaxed);
         watcher.thread().unpark();
+        ends.into_iter().for_each(|end| end.expect("a panic of a run is caught"));
     });
     let mut total = total.into_inner().expect("no thread panics with the lock");
     total.broken.sort_by_key(|report| report.seed);
@@ -192,6 +206,14 @@ mod tests {
         assert_eq!((watch.stuck(start + 2 * LONGEST), watch.stuck(start + 2 * LONGEST + LOOK)), (None, Some(7)));
         watch.set(1, None, start);
         assert_eq!(watch.stuck(start + 2 * LONGEST), None);
+    }
+
+    #[test]
+    fn a_world_that_cannot_be_made_is_told_like_a_panic_in_it() {
+        let mut plan = Plan::new(&mut Rng::new(7, 1));
+        plan.config.batch_delay = plan.config.suspect_after;
+        let violation = run_plan(7, plan, Keep::Nothing).violation;
+        assert_eq!(violation.map(|violation| violation.check), Some(Check::NoPanic));
     }
 
     #[test]

@@ -338,10 +338,8 @@ impl Guest {
     /// # Errors
     /// When guest time would run backwards.
     pub fn steer_clock(&mut self, base: GuestTime, rate: u64) -> Result<(), crate::platform::ClockError> {
-        assert!(self.settled, "an entry was applied away from an exact stop");
         let position = self.position();
-        self.platform.take_end(&self.memory);
-        self.platform.clock_mut().steer(position, base, rate)?;
+        self.apply(|platform, _| platform.clock_mut().steer(position, base, rate))?;
         self.fire_due();
         Ok(())
     }

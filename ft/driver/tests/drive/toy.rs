@@ -48,6 +48,8 @@ pub struct Toy {
     pub interrupted_at: Option<u64>,
     /// All that was applied, and where.
     pub seen: Vec<(u64, Entry)>,
+    /// Dates at which it began its life.
+    pub began: Vec<u64>,
     /// Where it was to run to, run by run.
     pub targets: Vec<u64>,
     /// Shares of memory that are left to be made ready for a reset.
@@ -87,6 +89,7 @@ impl Toy {
             dirty: None,
             interrupted_at: None,
             seen: Vec::new(),
+            began: Vec::new(),
             targets: Vec::new(),
             shares: 2,
             padding: 0,
@@ -150,6 +153,11 @@ impl Toy {
 }
 
 impl Guest for Toy {
+    fn begin(&mut self, unix_time: u64) {
+        assert_eq!(self.position, 0, "it has run");
+        self.began.push(unix_time);
+    }
+
     fn position(&self) -> Position {
         Position(self.position)
     }

@@ -248,8 +248,9 @@ fn a_guest_that_waits_for_its_term_loses_no_time() {
     machine.rest();
     assert_eq!((&machine.desk.asked[..], machine.position(), machine.desk.mode), (&[Term(1)][..], 0, Mode::Closed));
     machine.desk.now += 5_000_000;
+    assert!(machine.guest().began.is_empty());
     machine.driver.node_mut().arbiter_answered(Time(machine.desk.now), Term(1), Verdict::Granted);
     machine.turn();
     assert_eq!((machine.position(), machine.desk.mode, machine.driver.clock_lag_ns()), (10_000, Mode::Open, 0));
-    assert_eq!(machine.desk.announcements, 1);
+    assert_eq!((machine.desk.announcements, &machine.guest().began[..]), (1, &[desk::DATE][..]));
 }

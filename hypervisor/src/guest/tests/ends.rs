@@ -21,8 +21,9 @@ enum Happening {
     Miss,
     /// Its timer interrupts soon, with this vector.
     Timer(u8),
-    /// An entry is applied.
+    /// An entry is applied; one that moves time.
     Entry,
+    Clock(u64),
     Digest,
 }
 
@@ -35,6 +36,7 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         2 => Just(Happening::Miss),
         3 => (0x30..0x33_u8).prop_map(Happening::Timer),
         1 => Just(Happening::Entry),
+        2 => (0..20_u64).prop_map(Happening::Clock),
         1 => Just(Happening::Digest),
     ];
     prop::collection::vec(happening, 1..100)
@@ -82,6 +84,7 @@ fn seen_of(happenings: &[Happening], disturbed: bool) -> Vec<(Vec<u8>, [u8; 4])>
                 guest.run(at.after(5), &mut Nothing);
             }
             Happening::Entry => guest.console_in(b"x"),
+            Happening::Clock(ahead) => guest.steer_clock(guest.now().after(ahead), RATE_ONE).unwrap(),
             Happening::Digest => seen.push((guest.save(), guest.memory.read(WORD).unwrap())),
         }
     }
