@@ -256,9 +256,8 @@ impl<G: Guest> Driver<G> {
             // A full log gets its horizon later.
             let _ = self.log(host, EntryRef::Horizon);
         }
-        if self.marks.telling_due(position, self.steering.full_speed()) {
+        if self.marks.telling_due(position, self.steering.full_speed()) && self.node.flush(self.now) {
             self.marks.told(position);
-            self.node.flush(self.now);
         }
     }
 

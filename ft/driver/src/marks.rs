@@ -60,9 +60,12 @@ impl Marks {
     }
 
     /// Whether a guest that stands at `position` has run for so long that its log should be sent, at `speed` nanoseconds per
-    /// tick (32.32 fixed point).
+    /// tick (32.32 fixed point). Of another guest nothing was told.
     #[must_use]
     pub fn telling_due(&self, position: Position, speed: u64) -> bool {
+        if position < self.told {
+            return true;
+        }
         let ran_ns = (u128::from(position.0.saturating_sub(self.told.0)) * u128::from(speed)) >> 32;
         ran_ns >= u128::from(self.waits.untold.0) * 1000
     }
@@ -106,6 +109,7 @@ mod tests {
         marks.told(Position(25_000_000));
         assert!(!marks.telling_due(Position(49_999_999), speed));
         assert!(marks.telling_due(Position(u64::MAX), u64::MAX), "no overflow");
+        assert!(marks.telling_due(Position(7), speed), "a guest that began later");
     }
 
     #[test]

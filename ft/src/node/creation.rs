@@ -111,6 +111,8 @@ impl Node {
             _ if !self.creation.auto => return None,
             (Role::Starting, _) | (Role::Joining, Stance::Entitled) => WaitsFor::Arbiter,
             (Role::Joining, Stance::YieldsTo(_)) if heard => WaitsFor::Primary,
+            // Also when it was away itself and listens anew: the offer stands.
+            (Role::Joining, Stance::Offers) if heard => WaitsFor::Word,
             (Role::Joining, _) if !heard => WaitsFor::Twin,
             (Role::Joining, _) if self.may_offer(now) => WaitsFor::Word,
             (Role::Joining, _) if self.wants_newest_term() => WaitsFor::Arbiter,

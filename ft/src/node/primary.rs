@@ -107,22 +107,23 @@ impl Node {
         self.config.send_buffer_bytes.saturating_sub(used).min(MAX_DATA)
     }
 
-    /// Sends the entries that wait in the open batch.
-    pub fn flush(&mut self, now: Time) {
-        let Some(PrimarySide { log, .. }) = self.side.primary_mut() else { return };
+    /// Sends the entries that wait in the open batch; whether there were any for a twin.
+    pub fn flush(&mut self, now: Time) -> bool {
+        let Some(PrimarySide { log, .. }) = self.side.primary_mut() else { return false };
         if log.due().is_none() {
-            return;
+            return false;
         }
         // A stream on which nobody said Hello yet is not that of this log.
         if !self.link.is_paired() {
             log.discard();
-            return;
+            return false;
         }
         let kind = Message::Entries(&[]).kind();
         let early = self.config.broken(Mutation::ReleasedTooEarly);
         let size = self.link.send_with(&mut self.stats, kind, |out| log.close(now, out, early));
         self.stats.batches += 1;
         self.stats.batch_bytes += size as u64;
+        true
     }
 
     /// The frames of all `Output` entries up to `seq`, as [`Action::Release`] allowed, have left this machine: the

@@ -29,6 +29,8 @@ const TICK_US: u64 = 1_000_000 / TICKS_PER_SECOND;
 const INDEX: u16 = 0x70;
 const DATA: u16 = 0x71;
 const REGISTER_A: u8 = 0x0A;
+/// How often the calendar is read at most: each takes some tens of microseconds.
+const CALENDAR_READS: u32 = 1000;
 const REGISTER_B: u8 = 0x0B;
 const REGISTER_C: u8 = 0x0C;
 const B_PERIODIC: u8 = 1 << 6;
@@ -266,15 +268,21 @@ impl WallClock {
 /// Seconds since 1970 by the RTC's calendar, for the guest's first date. The rig's RTC runs in UTC.
 #[must_use]
 pub fn unix_time() -> u64 {
-    // An update between two registers mixes two dates.
-    let mut seen = read_calendar();
-    loop {
-        let again = read_calendar();
-        if again == seen {
+    // During an update, of 2 ms, the registers may show anything, and one between two of them mixes two dates. One that never
+    // ends is a clock that does not work, and is believed as it is.
+    for _ in 0..CALENDAR_READS {
+        let before = is_updated();
+        let seen = read_calendar();
+        if !before && !is_updated() && read_calendar() == seen {
             return seen;
         }
-        seen = again;
     }
+    read_calendar()
+}
+
+/// Whether the calendar is being changed, or will be within 244 us. See: MC146818, "Update Cycle".
+fn is_updated() -> bool {
+    read(REGISTER_A) & 1 << 7 != 0
 }
 
 fn read_calendar() -> u64 {

@@ -317,7 +317,7 @@ impl Guest<'_> {
                     self.platform.interrupt_taken(vector);
                 }
             }
-            Step::Reset => self.platform.reset(),
+            Step::Reset => self.platform.reset(self.now),
             Step::Move => {
                 let bytes = state::save(&mut self.platform);
                 let mut other = platform(self.takes_time);
