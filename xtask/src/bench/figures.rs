@@ -7,6 +7,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::Bench;
 use super::linux::linux;
+use super::mmu::mmu;
+use super::pgbench::pgbench;
 use super::report::{Figure, Wanted, quantile};
 use crate::driven::client::{Counting, load};
 use crate::driven::{DrivenRig, pause};
@@ -19,7 +21,7 @@ use crate::rig::roles::Role;
 type Measure = fn(&Bench) -> Result<Vec<Figure>>;
 
 /// All figures by name.
-pub const ALL: [(&str, Measure); 11] = [
+pub const ALL: [(&str, Measure); 13] = [
     ("start", start),
     ("blackout", blackout),
     ("throughput", throughput),
@@ -31,6 +33,8 @@ pub const ALL: [(&str, Measure); 11] = [
     ("log-idle", log_idle),
     ("log-frame", log_frame),
     ("linux", linux),
+    ("mmu", mmu),
+    ("pgbench", pgbench),
 ];
 
 /// For how long a rate is taken.

@@ -21,7 +21,7 @@ use crate::rig::probe;
 use crate::rig::software::COUNTER;
 
 /// A guest that has not answered by then never will.
-const BOOT_LIMIT: Duration = Duration::from_secs(120);
+pub(super) const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// What clients saw.
 struct Seen {
@@ -145,7 +145,7 @@ fn requests(
 }
 
 /// A status of the primary that is made after this was asked.
-fn fresh(rig: &mut DrivenRig) -> Result<Status> {
+pub(super) fn fresh(rig: &mut DrivenRig) -> Result<Status> {
     let before = rig.primary()?.wall_ms;
     let deadline = Instant::now() + BOOT_LIMIT;
     loop {
@@ -160,16 +160,16 @@ fn fresh(rig: &mut DrivenRig) -> Result<Status> {
 }
 
 /// What happened between two statuses.
-struct Change {
+pub(super) struct Change {
     seconds: f64,
-    exits: BTreeMap<String, f64>,
+    pub(super) exits: BTreeMap<String, f64>,
     guest: f64,
-    host: f64,
+    pub(super) host: f64,
     wire: f64,
 }
 
 impl Change {
-    fn between(first: &Status, last: &Status) -> Result<Self> {
+    pub(super) fn between(first: &Status, last: &Status) -> Result<Self> {
         ensure!(first.name == last.name && last.wall_ms > first.wall_ms, "the primary made no progress");
         let more = |of: fn(&Status) -> u64| of(last).saturating_sub(of(first)) as f64;
         let exits = last.exits.iter().map(|(reason, count)| {
@@ -185,7 +185,7 @@ impl Change {
     }
 
     /// Exits for each of `parts`, the most frequent first.
-    fn by_reason(&self, parts: f64) -> String {
+    pub(super) fn by_reason(&self, parts: f64) -> String {
         let mut exits: Vec<_> = self.exits.iter().map(|(reason, count)| (reason, count / parts)).collect();
         exits.sort_by(|one, other| other.1.total_cmp(&one.1));
         let told =

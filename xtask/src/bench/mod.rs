@@ -2,6 +2,9 @@
 
 mod figures;
 mod linux;
+mod mmu;
+mod pgbench;
+mod plain;
 mod profile;
 pub mod report;
 
@@ -29,7 +32,7 @@ struct Bench {
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// Only these: start, blackout, throughput, latency, overhead, exits, transfer, log-compute, log-idle, log-frame,
-    /// linux
+    /// linux, mmu, pgbench
     figures: Vec<String>,
     /// The emulator; limits that depend on its speed are for QEMU
     #[arg(long, value_name = "EMULATOR", default_value = "qemu")]

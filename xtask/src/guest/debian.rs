@@ -194,8 +194,18 @@ pub fn in_place(directory: &Path) -> Option<Built> {
 
 /// The usual guest, whatever was asked for last, and where it is.
 pub fn ensure_usual(yes: bool) -> Result<(Built, PathBuf)> {
+    ensure(Wanted::usual(), yes)
+}
+
+/// The usual guest with these packages instead of its own, and where it is.
+pub fn ensure_with(packages: &[&str], yes: bool) -> Result<(Built, PathBuf)> {
+    let packages = packages.iter().map(|&name| name.to_owned()).collect();
+    ensure(Wanted { packages, ..Wanted::usual() }, yes)
+}
+
+fn ensure(wanted: Wanted, yes: bool) -> Result<(Built, PathBuf)> {
     let _lock = lock()?;
-    let (wanted, place) = (Wanted::usual(), Wanted::usual().place());
+    let place = wanted.place();
     let built = match load(&place).filter(Built::is_current) {
         Some(built) => built,
         None => build(wanted, yes)?,
