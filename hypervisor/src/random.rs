@@ -64,6 +64,14 @@ mod tests {
     use super::*;
     use crate::state::{load, save};
 
+    /// See: FIPS 180-4, and NIST's examples for it.
+    #[test]
+    fn the_hash_gives_the_published_answer() {
+        let want = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let hash = Sha256::digest(b"abc");
+        assert_eq!(hash.iter().map(|byte| alloc::format!("{byte:02x}")).collect::<alloc::string::String>(), want);
+    }
+
     #[test]
     fn twins_draw_the_same_and_never_twice() {
         let (mut one, mut other) = (Random::new([1; BYTES]), Random::new([2; BYTES]));

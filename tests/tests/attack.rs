@@ -14,6 +14,8 @@ use pollux_tests::{seed, skip, xtask};
 const MINUTES: u64 = 2;
 /// Between two deaths.
 const BETWEEN: Duration = Duration::from_secs(12);
+/// How long the survivor is alone with him.
+const ALONE: Duration = Duration::from_secs(4);
 /// What counts what he does, and must have counted something.
 const COUNTED: [&str; 4] =
     ["heartbeats_malformed", "heartbeats_late", "heartbeats_unanswered", "log_refused_strangers"];
@@ -77,6 +79,9 @@ fn attack(name: &str, time: Duration) -> Result<()> {
             rig.wait("the primary goes on alone", TAKEOVER_LIMIT, |rig| Ok((!rig.file()?.protected).then_some(())))?;
         }
         wait_answers(&mut rig, &load, 10)?;
+        // Who is alone listens: now he can knock.
+        std::thread::sleep(ALONE);
+        counts.look(&rig)?;
         rig.start_backup()?;
     }
     let deeds = attacker.stop()?;

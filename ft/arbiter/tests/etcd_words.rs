@@ -3,9 +3,9 @@
 //! The part with etcd is skipped, with a message, where there is no `etcd` (Debian: `etcd-server`) in the path.
 
 mod own;
+mod race;
 mod server;
 
-use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use own::{command, desk};
 use pollux_ft::arbiter::{Answer, Ask, Failure, Look, Question, Seen, Try, Winner};
 use pollux_ft::{NodeId, Term};
+use race::race;
 use serde_json::Value;
 use server::{PATIENCE, Server};
 
@@ -113,7 +114,7 @@ fn suite(address: SocketAddr) {
     assert!(looks(4096));
     // The newest of this pair's, though the keys of terms are not in the order of their numbers.
     assert_eq!((newest(4096), newest(1)), (Ok(Some(Term(10))), Ok(Some(Term(10)))));
-    race(address);
+    compete(address);
 }
 
 /// The status and the body of the answer to a call.
@@ -213,22 +214,9 @@ fn ours_answers_as_etcd_does() {
 }
 
 /// Of many that ask at once, one wins each term, and all hear of the same one.
-fn race(address: SocketAddr) {
+fn compete(address: SocketAddr) {
     for term in 100..110 {
-        let answers: Vec<_> = std::thread::scope(|scope| {
-            let ask_as = |node| move || (node, ask(address, &question(term, node, "racer"), 4096).unwrap());
-            let threads: Vec<_> = (1..=8).map(|node| scope.spawn(ask_as(node))).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
-        let winners: HashSet<u64> = answers
-            .iter()
-            .map(|(node, answer)| match answer {
-                Answer::Granted => *node,
-                Answer::Taken { by } => by.node.unwrap().0,
-            })
-            .collect();
-        assert_eq!(winners.len(), 1, "term {term}: {answers:?}");
-        assert_eq!(answers.iter().filter(|(_, answer)| *answer == Answer::Granted).count(), 1, "term {term}");
+        race(term, |node| ask(address, &question(term, node, "racer"), 4096).unwrap());
     }
 }
 

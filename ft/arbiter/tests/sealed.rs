@@ -1,9 +1,9 @@
 //! The arbiter as the machines of pairs with keys see it, and as everybody else does.
 
 mod own;
+mod race;
 mod server;
 
-use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use pollux_arbiter::{Holding, newest_at};
 use pollux_ft::arbiter::sealed::{ArbiterKey, Call, Pending, Query};
 use pollux_ft::arbiter::{Answer, ArbiterId, Ask, Failure, Look, Manner, Question, Seen, Try, Winner};
 use pollux_ft::{NodeId, PairKey, Term};
+use race::race;
 use server::{PATIENCE, Server, program};
 use tempfile::TempDir;
 
@@ -123,21 +124,7 @@ fn of_many_one_wins() {
     let (_directory, file, folder) = pairs();
     let server = ours(&file, &folder);
     for term in 100..105 {
-        let ask_as = |node| move |at| (node, ask(at, &question(term, node, "racer")).unwrap());
-        let answers: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (1..=8)
-                .map(|node| {
-                    let (asks, at) = (ask_as(node), server.address);
-                    scope.spawn(move || asks(at))
-                })
-                .collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
-        let winner = |(node, answer): &(u64, Answer)| match answer {
-            Answer::Granted => *node,
-            Answer::Taken { by } => by.node.unwrap().0,
-        };
-        assert_eq!(answers.iter().map(winner).collect::<HashSet<_>>().len(), 1, "term {term}: {answers:?}");
+        race(term, |node| ask(server.address, &question(term, node, "racer")).unwrap());
     }
 }
 

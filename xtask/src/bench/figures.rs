@@ -53,16 +53,17 @@ const ROUNDS: usize = 3;
 
 impl Bench {
     pub(super) fn start(&self, arguments: &[&str]) -> Result<DrivenRig> {
-        DrivenRig::start(self.platform, &self.with_hypervisor(arguments))
+        DrivenRig::start(self.platform, &self.with_software(arguments))
     }
 
     pub(super) fn pair(&self, arguments: &[&str]) -> Result<DrivenRig> {
-        DrivenRig::pair(self.platform, &self.with_hypervisor(arguments))
+        DrivenRig::pair(self.platform, &self.with_software(arguments))
     }
 
-    fn with_hypervisor<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
-        let given = self.hypervisor.iter().flat_map(|path| ["--hypervisor", path]);
-        arguments.iter().copied().chain(given).collect()
+    fn with_software<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
+        let hypervisor = self.hypervisor.iter().flat_map(|path| ["--hypervisor", path]);
+        let key = self.key.iter().flat_map(|key| ["--key", key]);
+        arguments.iter().copied().chain(hypervisor).chain(key).collect()
     }
 
     /// What is wanted of figures that depend on the speed of the machine: limits are for QEMU.

@@ -26,6 +26,8 @@ struct Bench {
     kills: u32,
     /// The hypervisor's image, if it is not built.
     hypervisor: Option<String>,
+    /// The pair's key, if it is not drawn.
+    key: Option<String>,
 }
 
 /// Which figures.
@@ -53,6 +55,9 @@ pub struct BenchArgs {
         conflicts_with_all = ["figures", "json"]
     )]
     profile: Option<profile::Subject>,
+    /// The pair's key, or `none`, to see what the ciphers cost; without this each rig draws one
+    #[arg(long, value_name = "FILE|none")]
+    key: Option<String>,
     /// Write them to this file as JSON, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -69,7 +74,12 @@ pub fn run(arguments: &BenchArgs) -> Result<()> {
         bail!("there is no figure `{unknown}`: they are {}", names.join(", "));
     }
     needs::ensure_present(&[&[Need::Target], arguments.on.needs()].concat(), arguments.yes)?;
-    let bench = Bench { platform: arguments.on, kills: arguments.kills, hypervisor: arguments.hypervisor.clone() };
+    let bench = Bench {
+        platform: arguments.on,
+        kills: arguments.kills,
+        hypervisor: arguments.hypervisor.clone(),
+        key: arguments.key.clone(),
+    };
     // Built now, so that no figure contains a build.
     let hypervisor = match &bench.hypervisor {
         Some(path) => path.into(),
