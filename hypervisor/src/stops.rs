@@ -3,6 +3,8 @@
 //!
 //! The second run is disturbed: it makes extra stops in between and takes the wall clock's interrupts, neither of which
 //! may leave a trace. In the first the clock's line moves as often, without an interrupt: none of them has been acknowledged.
+//! With `transfer=stop` the first run's state is saved at some stops, as a primary's, and the second run's is loaded, as a
+//! backup's: nothing of what the CPU and the devices hold may be missing from it.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -20,6 +22,8 @@ use crate::platform::{GuestTime, Outputs, PowerEvent};
 const GAPS: [u64; 4] = [4, 60, 5_000, 400_000];
 /// Memory is hashed at every so many stops; the machine's state at each.
 const MEMORY_EVERY: u64 = 50;
+/// The state is transferred at one of so many stops.
+const TRANSFER_EVERY: u64 = 4;
 
 /// A splitmix64 generator: small, seeded, and good enough to choose stops.
 struct Random(u64);
@@ -118,7 +122,8 @@ fn compare(
     let start = Snapshot::take(guest);
     let first = record(guest, config, None).map_err(|failure| alloc::format!("first run: {failure}"))?;
     start.restore(guest);
-    let second = record(guest, config, Some(clock)).map_err(|failure| alloc::format!("second run: {failure}"))?;
+    let second =
+        record(guest, config, Some((clock, &start))).map_err(|failure| alloc::format!("second run: {failure}"))?;
     if let Some(index) = (0..first.len()).find(|&index| first[index] != second[index]) {
         return Err(alloc::format!("stop {index} differs: {:?} against {:?}", first[index], second[index]));
     }
@@ -133,8 +138,8 @@ fn compare(
     ))
 }
 
-fn record(guest: &mut Guest, config: &Config, disturbed: Option<WallClock>) -> Result<Vec<Seen>, Failure> {
-    let mut clock = disturbed;
+fn record(guest: &mut Guest, config: &Config, disturbed: Option<(WallClock, &Snapshot)>) -> Result<Vec<Seen>, Failure> {
+    let (mut clock, other) = disturbed.unzip();
     let mut random = Random(config.seed);
     let mut noise = Random(!config.seed);
     let mut seen = Vec::with_capacity(config.stops as usize);
@@ -148,6 +153,14 @@ fn record(guest: &mut Guest, config: &Config, disturbed: Option<WallClock>) -> R
             go(guest, between, &mut sink, &mut clock)?;
         }
         go(guest, target, &mut sink, &mut clock)?;
+        if config.transfer_stops && random.below(TRANSFER_EVERY) == 0 {
+            let machine = guest.save();
+            if let Some(other) = other {
+                // What is not in the state would be that of another one.
+                guest.load(&other.machine).expect("a state that was just saved loads");
+                guest.load(&machine).expect("a state that was just saved loads");
+            }
+        }
         let memory = (round % MEMORY_EVERY == 0).then(|| hash_memory(guest));
         let outline = guest.outline();
         seen.push(Seen { position: guest.position(), machine: guest.hash(), memory, outline });

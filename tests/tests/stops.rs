@@ -67,6 +67,19 @@ fn with_a_seed_that_is_never_the_same() -> Result<()> {
     stops_are_exact("stops", "fresh", stops()? / 2, seed::random().u64(3..1 << 32), "")
 }
 
+/// Debug traps, some of which wait for the end of an interrupt shadow, and among them stops at which the state is transferred.
+#[test]
+#[ignore = "takes minutes: cargo xtask test rig in_debug_traps_behind_shadows --long"]
+fn in_debug_traps_behind_shadows() -> Result<()> {
+    // Breakpoints of a guest bring down QEMU 7.2.
+    let case = match Platform::get() {
+        Platform::Qemu => " case=steps",
+        Platform::Bochs => " case=debug",
+    };
+    let transfers = ["--hypervisor-option", "transfer=stop"];
+    stops_are_exact_with("stops", "debug", stops()? / 2, seed::random().u64(3..1 << 32), case, &transfers)
+}
+
 /// SMAP, accesses that are not the instruction's own, interrupt shadows, large pages, devices in such, 32-bit paging and PAE.
 #[test]
 fn in_the_corners_of_paging() -> Result<()> {

@@ -116,9 +116,10 @@ impl<G: Guest> Driver<G> {
         }
     }
 
-    /// Before the first turn: the output of a guest that is live from the start may leave.
+    /// Before the first turn: a guest that is live from the start begins its life, and its output may leave.
     pub fn start(&mut self, host: &mut impl Host<G>) {
         if self.duty() == Duty::Live {
+            self.guest.begin(host.unix_time());
             self.open_gate(host);
         }
     }

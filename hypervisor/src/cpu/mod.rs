@@ -202,6 +202,8 @@ pub struct Exception {
 impl Exception {
     /// #DF.
     pub const DOUBLE_FAULT: Self = Self { vector: 8, error_code: Some(0), cr2: None };
+    /// #DB.
+    pub const DEBUG: Self = Self { vector: 1, error_code: None, cr2: None };
     /// #UD.
     pub const UNDEFINED: Self = Self { vector: 6, error_code: None, cr2: None };
     /// #GP(0).
@@ -281,6 +283,9 @@ pub trait Vcpu {
     /// Ends an interrupt shadow, after an instruction was emulated.
     fn clear_interrupt_shadow(&mut self);
 
+    /// An instruction was emulated with RFLAGS.TF set: the trap behind it comes at the next entry, and is state until then.
+    fn trap_step(&mut self);
+
     /// What is there for CPUs whose limits do not end an entry in an interrupt shadow, but one tick later.
     fn shadow_steps(&mut self) -> Option<&mut dyn ShadowSteps> {
         None
@@ -345,6 +350,9 @@ pub trait ShadowSteps {
     /// an exit had interrupted.
     fn deliver(&mut self) -> Entered;
 
+    /// Whether the guest can take an event before its next instruction.
+    fn has_event(&self) -> bool;
+
     /// Where the guest's descriptors are.
     fn gdtr(&self) -> Table;
 
@@ -355,7 +363,16 @@ pub trait ShadowSteps {
     fn breaks_at(&self, linear: u64) -> bool;
 
     /// An instruction was emulated that begins a shadow: STI, or one that loads the stack segment.
-    fn begin_shadow(&mut self, stack: Option<Segment>);
+    fn begin_shadow(&mut self, stack: Option<StackLoad>);
+}
+
+/// What MOV SS or POP SS has loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StackLoad {
+    /// The stack segment.
+    pub segment: Segment,
+    /// The operand in memory: its linear address, and its size in bytes.
+    pub operand: Option<(u64, u8)>,
 }
 
 /// Why no virtual CPU can be had.

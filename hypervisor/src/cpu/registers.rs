@@ -17,6 +17,8 @@ pub mod gpr {
     pub const RDI: usize = 7;
 }
 
+/// RFLAGS.TF: a trap behind each instruction.
+pub const RFLAGS_TF: u64 = 1 << 8;
 /// RFLAGS.IF: external interrupts are recognised.
 pub const RFLAGS_IF: u64 = 1 << 9;
 /// RFLAGS.RF: no instruction breakpoint on the next instruction.
@@ -219,6 +221,52 @@ impl State for CpuMsrs {
     }
 }
 
+/// Debug traps that wait: a breakpoint that is enabled.
+pub const PENDING_ENABLED: u64 = 1 << 12;
+/// Debug traps that wait: a single step.
+pub const PENDING_STEP: u64 = 1 << 14;
+/// All of what may be in [`CpuState::pending_debug`].
+pub const PENDING_DEBUG: u64 = PENDING_STEP | PENDING_ENABLED | 0xF;
+
+/// What keeps events back until the next instruction is over. See: SDM volume 3, 7.8.3 and table 26-3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Shadow {
+    /// Nothing.
+    #[default]
+    None,
+    /// An STI that has set RFLAGS.IF: interrupts are blocked.
+    Sti,
+    /// MOV SS or POP SS: interrupts are blocked, and debug traps.
+    MovSs,
+}
+
+impl Shadow {
+    /// What a CPU means that tells no more than that there is one, as AMD's do (APM volume 2, 15.21.5): without RFLAGS.IF it
+    /// cannot come from STI. Where it is taken for the other, both twins take it so, as they are of one vendor.
+    #[must_use]
+    pub const fn guess(on: bool, rflags: u64) -> Self {
+        match (on, rflags & RFLAGS_IF != 0) {
+            (false, _) => Self::None,
+            (true, true) => Self::Sti,
+            (true, false) => Self::MovSs,
+        }
+    }
+}
+
+impl State for Shadow {
+    fn visit(&mut self, v: &mut dyn Visitor) -> Result<(), StateError> {
+        let mut kind = *self as u8;
+        v.u8(&mut kind)?;
+        *self = match kind {
+            0 => Self::None,
+            1 => Self::Sti,
+            2 => Self::MovSs,
+            _ => return Err(StateError::BadValue("the interrupt shadow")),
+        };
+        Ok(())
+    }
+}
+
 /// Everything the guest's CPU remembers between two instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CpuState {
@@ -248,8 +296,11 @@ pub struct CpuState {
     pub msrs: CpuMsrs,
     /// x87, SSE and what XSAVE saves beyond.
     pub extended: ExtendedState,
-    /// Interrupts are blocked for one instruction, after STI or MOV SS.
-    pub interrupt_shadow: bool,
+    /// What is blocked for one instruction.
+    pub shadow: Shadow,
+    /// Debug traps that wait, in the form of VMX: breakpoints in bits 0 to 3, one of them enabled in bit 12, a single step in
+    /// bit 14. Nothing shows AMD's: there it is the step over an emulated instruction, or nothing. See: SDM volume 3, table 26-4.
+    pub pending_debug: u64,
     /// The guest executed HLT and waits for an interrupt.
     pub halted: bool,
 }
@@ -270,8 +321,17 @@ impl State for CpuState {
         v.u64(&mut self.dr7)?;
         self.msrs.visit(v)?;
         self.extended.visit(v)?;
-        v.bool(&mut self.interrupt_shadow)?;
-        v.bool(&mut self.halted)
+        self.shadow.visit(v)?;
+        v.u64(&mut self.pending_debug)?;
+        v.bool(&mut self.halted)?;
+        // The CPU would refuse to run with these.
+        if self.shadow == Shadow::Sti && self.registers.rflags & RFLAGS_IF == 0 {
+            return Err(StateError::BadValue("the interrupt shadow"));
+        }
+        if self.pending_debug & !PENDING_DEBUG != 0 {
+            return Err(StateError::BadValue("debug traps that wait"));
+        }
+        Ok(())
     }
 }
 

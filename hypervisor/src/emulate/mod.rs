@@ -12,8 +12,7 @@
 //!
 //! An instruction takes effect as a whole or faults with nothing changed but accessed and dirty bits. One that is not
 //! implemented is reported with its bytes, never guessed at. References are to the AMD64 manual (APM), revision 3.42
-//! of volume 2 and 3.36 of volume 3. Not modelled: alignment checks (#AC), protection keys, data breakpoints and the
-//! single-step trap after an emulated instruction, shadow stacks.
+//! of volume 2 and 3.36 of volume 3. Not modelled: alignment checks (#AC), protection keys, data breakpoints, shadow stacks.
 
 mod alu;
 pub mod control;

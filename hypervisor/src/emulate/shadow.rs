@@ -3,11 +3,12 @@
 
 use iced_x86::{Code, Register};
 
-use super::operand::Execution;
+use super::linear::SegmentName;
+use super::operand::{Execution, Place};
 use super::walk::{Access, AccessKind, Paging, WalkError};
 use super::{Bus, CpuView, Emulated, Fault, RFLAGS_VM, Vectors, is_64_bit};
-use crate::cpu::Mode;
 use crate::cpu::registers::{CR0_PE, RFLAGS_IF, Registers, Segment, Table};
+use crate::cpu::{Mode, StackLoad};
 use crate::memory::{Gpa, GuestMemory};
 
 /// What the CPU has that decides what such an instruction does.
@@ -35,7 +36,7 @@ pub struct Begun {
     /// General registers, RIP and RFLAGS.
     pub registers: Registers,
     /// The new stack segment, unless the instruction is STI.
-    pub stack: Option<Segment>,
+    pub stack: Option<StackLoad>,
 }
 
 /// Carries out the instruction at CS:RIP if it begins an interrupt shadow. `None` for every other one, and when it
@@ -54,8 +55,11 @@ pub fn begin(view: &ShadowView<'_>, bus: &mut dyn Bus) -> Option<Begun> {
             if execution.instruction.op0_register() == Register::SS =>
         {
             let source = execution.place(1, AccessKind::Read).ok()?;
-            let selector = execution.load(source) as u16;
-            Some(selector)
+            let operand = match source {
+                Place::Memory(span) => Some((execution.linear_operand(1).ok()?, span.size)),
+                _ => None,
+            };
+            Some((execution.load(source) as u16, operand))
         }
         Code::Popw_SS | Code::Popd_SS => Some(execution.pop_selector().ok()?),
         _ => return None,
@@ -65,7 +69,7 @@ pub fn begin(view: &ShadowView<'_>, bus: &mut dyn Bus) -> Option<Begun> {
         return None;
     }
     let stack = match stack {
-        Some(selector) => Some(stack_segment(view, selector, &mut bus)?),
+        Some((selector, operand)) => Some(StackLoad { segment: stack_segment(view, selector, &mut bus)?, operand }),
         None => None,
     };
     Some(Begun { registers, stack })
@@ -118,13 +122,15 @@ impl Bus for RamOnly<'_> {
 }
 
 impl Execution<'_> {
-    fn pop_selector(&mut self) -> Result<u16, Fault> {
+    /// The selector on the stack, and where it was.
+    fn pop_selector(&mut self) -> Result<(u16, Option<(u64, u8)>), Fault> {
         let size = self.stack_step()?;
         let pointer = self.stack_pointer();
         let top = self.get(pointer);
         let span = self.stack(top, size, false)?;
         self.set(pointer, top.wrapping_add(u64::from(size)));
-        Ok(span.read(self.bus) as u16)
+        let linear = self.space.advance(self.space.base(SegmentName::Ss).wrapping_add(top), 0);
+        Ok((span.read(self.bus) as u16, Some((linear, size))))
     }
 }
 

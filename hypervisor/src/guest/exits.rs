@@ -4,7 +4,7 @@ use alloc::format;
 
 use super::mmio::fault;
 use super::{Guest, Noting};
-use crate::cpu::registers::{CR4_OSXSAVE, CpuMsrs, EFER_LMA, EFER_LME, RFLAGS_RF, gpr};
+use crate::cpu::registers::{CR4_OSXSAVE, CpuMsrs, EFER_LMA, EFER_LME, RFLAGS_RF, RFLAGS_TF, gpr};
 use crate::cpu::{EXIT_KINDS, Exception, Exit, IoExit};
 use crate::emulate::{decode, is_64_bit};
 use crate::platform::{CpuidContext, Outputs, PowerEvent, Size, kvm};
@@ -107,7 +107,13 @@ impl Guest {
         let registers = self.vcpu.registers_mut();
         registers.rip = if is_64_bit(&mode) { rip } else { rip & 0xFFFF_FFFF };
         registers.rflags &= !RFLAGS_RF;
+        let steps = registers.rflags & RFLAGS_TF != 0;
         self.vcpu.clear_interrupt_shadow();
+        if steps {
+            self.vcpu.trap_step();
+            // HLT, too.
+            self.halted = false;
+        }
         self.progress.emulated();
     }
 

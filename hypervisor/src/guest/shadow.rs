@@ -67,9 +67,11 @@ impl Guest {
             return self.enter_once(stop);
         };
         let delivered = steps.deliver();
+        // One that comes again each time that it is delivered.
+        let endless = steps.has_event();
         // The end of a delivery that an exit had interrupted.
         (0..delivered.ticks).for_each(|_| self.progress.emulated());
-        if delivered.exit != Exit::Interrupted || self.position() == stop {
+        if endless || delivered.exit != Exit::Interrupted || self.position() == stop {
             return delivered;
         }
         if self.begin_shadow().is_some() {

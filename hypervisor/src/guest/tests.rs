@@ -17,7 +17,7 @@ use super::*;
 use crate::counter::choose::Figures;
 use crate::counter::{Counter, Ticks};
 use crate::cpu::registers::{
-    CR0_PE, CR0_PG, CR4_OSXSAVE, CR4_PAE, CpuMsrs, EFER_LMA, Registers, Segment, Segments, gpr,
+    CR0_PE, CR0_PG, CR4_OSXSAVE, CR4_PAE, CpuMsrs, EFER_LMA, PENDING_STEP, RFLAGS_TF, Registers, Segment, Segments, gpr,
 };
 use crate::cpu::{Entered, Exception, InstructionCounter, IoExit, LentTsc, Limit, Mode};
 use crate::extended::testing::MadeUp;
@@ -37,6 +37,8 @@ struct Script {
     mode: Mode,
     lent: Lent,
     injected: bool,
+    /// A trap behind an emulated instruction comes next.
+    trapped: bool,
     cr2: u64,
 }
 
@@ -105,6 +107,10 @@ impl Vcpu for Script {
 
     fn clear_interrupt_shadow(&mut self) {}
 
+    fn trap_step(&mut self) {
+        self.trapped = true;
+    }
+
     fn msrs(&self) -> CpuMsrs {
         CpuMsrs::default()
     }
@@ -120,7 +126,8 @@ impl Vcpu for Script {
     fn take_written(&mut self, _: &mut dyn FnMut(Gpa)) {}
 
     fn save(&mut self) -> CpuState {
-        CpuState { registers: self.registers, extended: self.extended.save(), ..CpuState::default() }
+        let pending_debug = if self.trapped { PENDING_STEP } else { 0 };
+        CpuState { registers: self.registers, extended: self.extended.save(), pending_debug, ..CpuState::default() }
     }
 
     fn load(&mut self, state: &CpuState) {
@@ -154,6 +161,7 @@ fn script(exits: &[Exit]) -> Script {
         mode: Mode::default(),
         lent: Lent::default(),
         injected: false,
+        trapped: false,
         cr2: 0,
     }
 }
@@ -182,6 +190,20 @@ fn guest(exits: &[Exit], host: bool) -> Guest {
 
 fn out(port: u16) -> Exit {
     Exit::Io(IoExit { port, size: 2, input: false, string: false, next_rip: 0 })
+}
+
+/// HLT, too, ends before the trap.
+#[test]
+fn a_step_over_an_emulated_instruction_traps() {
+    for exit in [Exit::Rdtsc, Exit::Hlt] {
+        for (flag, trap) in [(0, 0), (RFLAGS_TF, PENDING_STEP)] {
+            let mut guest = guest(&[exit], false);
+            guest.vcpu.registers_mut().rflags |= flag;
+            assert_eq!(guest.run(Position(1), &mut Nothing), Stop::Target);
+            assert_eq!(guest.vcpu.save().pending_debug, trap, "{exit:?}");
+            assert_eq!(guest.is_halted(), exit == Exit::Hlt && flag == 0);
+        }
+    }
 }
 
 /// Pages of 2 MiB and 4 KiB, a hole, and the end of memory; and nothing is touched by looking.
@@ -255,7 +277,16 @@ fn the_clock_is_lent_as_the_position_says_and_only_while_it_goes_on_by_ticks() {
     let lent = Lent::default();
     let (exits, registers) = ([out(0x80), out(0x80)].into(), Registers::default());
     let (extended, mode) = (MadeUp::default(), Mode::default());
-    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent: Rc::clone(&lent), injected: false, cr2: 0 });
+    guest.vcpu = Box::new(Script {
+        exits,
+        registers,
+        extended,
+        mode,
+        lent: Rc::clone(&lent),
+        injected: false,
+        trapped: false,
+        cr2: 0,
+    });
     guest.run(Position(10), &mut Nothing);
     assert!(lent.take().is_empty(), "a CPU whose reads are not exact");
     guest.counter.lends_tsc = true;
@@ -310,6 +341,7 @@ fn with_xsetbv(layout: Layout, level: u16, cr4: u64, register: u64, value: u64) 
         mode,
         lent: Lent::default(),
         injected: false,
+        trapped: false,
         cr2: 0,
     });
     guest
@@ -352,6 +384,7 @@ fn what_is_sent_is_loaded_by_the_sender_too() {
         mode: Mode::default(),
         lent: Lent::default(),
         injected: false,
+        trapped: false,
         cr2: 0,
     });
     let hash = guest.hash();
@@ -392,7 +425,7 @@ fn what_the_cpu_refuses_twice_is_no_access_of_the_instructions_own() {
         Mode { cr0: CR0_PG | CR0_PE | 1 << 16, cr3: 0x1000, cr4: CR4_PAE | smap, efer: EFER_LMA, ..Mode::default() };
     let registers = Registers { rflags: alignment_check, ..Registers::default() };
     let (exits, extended, lent) = (VecDeque::new(), MadeUp::default(), Lent::default());
-    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false, cr2: 0 });
+    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false, trapped: false, cr2: 0 });
     // A page of the user's at 0.
     for table in [0x1000, 0x2000, 0x3000, 0x4000_u64] {
         guest.memory.write(Gpa(table), &(table + 0x1007).to_le_bytes()).unwrap();
@@ -420,7 +453,7 @@ fn registers_that_are_nobodys_concern_are_the_guests_own() {
     (registers.gpr[gpr::RAX], registers.gpr[gpr::RCX]) = (0x1234_5678_9ABC, 5);
     let (exits, extended, lent) = (VecDeque::from([Exit::Control; 4]), MadeUp::default(), Lent::default());
     let cr2 = 0xFFFF_8000_0000_1008;
-    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false, cr2 });
+    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false, trapped: false, cr2 });
     guest.memory.write(Gpa(0x1000), &CODE).unwrap();
     guest.platform.set_cr8(7);
     assert_eq!(guest.run(Position(4), &mut Nothing), Stop::Target);
@@ -458,7 +491,7 @@ fn after_hypercall(level: u16, long: bool, code: [u8; 3]) -> Registers {
     mode.segments.cs = Segment::flat(8, if long { 0xA9B } else { 0xC9B });
     mode.segments.ss = Segment::flat(0x10, 0xC93 | level << 5);
     let (lent, extended, exits) = (Lent::default(), MadeUp::default(), [Exit::Hypercall].into());
-    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false, cr2: 0 });
+    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false, trapped: false, cr2: 0 });
     guest.run(Position(1), &mut Nothing);
     *guest.vcpu.registers()
 }

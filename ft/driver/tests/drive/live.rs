@@ -23,6 +23,14 @@ fn interrupt(machine: &mut Machine) -> u64 {
     at
 }
 
+/// A backup's life is the primary's. (With an arbiter: `a_guest_that_waits_for_its_term_loses_no_time`.)
+#[test]
+fn a_guest_that_is_live_from_the_start_begins_its_life_there() {
+    assert_eq!(alone(&[], tuning()).guest().began, [desk::DATE]);
+    let mut pair = Pair::protected(&[], tuning());
+    assert_eq!((&pair.a.guest().began[..], pair.b.guest().began.len()), (&[desk::DATE][..], 0));
+}
+
 #[test]
 fn an_input_is_logged_first_and_seen_by_both_guests_at_the_earliest_exact_stop() {
     let mut pair = Pair::protected(&[], tuning());

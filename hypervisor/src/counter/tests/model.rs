@@ -6,7 +6,7 @@ use alloc::string::String;
 use super::core::{Core, Did};
 use crate::counter::selftest::Stand;
 use crate::cpu::pmu::{Layout, Source};
-use crate::cpu::registers::{CpuMsrs, CpuState, RFLAGS_IF, Registers};
+use crate::cpu::registers::{CpuMsrs, CpuState, RFLAGS_IF, Registers, Shadow};
 use crate::cpu::{EXIT_KINDS, Entered, Exception, Exit, InstructionCounter, Limit, Meter, Mode, Vcpu};
 use crate::extended::ExtendedRegisters;
 use crate::memory::{Gpa, GuestMemory};
@@ -352,6 +352,8 @@ impl Vcpu for Model {
         self.core.shadow = false;
     }
 
+    fn trap_step(&mut self) {}
+
     fn msrs(&self) -> CpuMsrs {
         CpuMsrs::default()
     }
@@ -373,12 +375,16 @@ impl Vcpu for Model {
     }
 
     fn save(&mut self) -> CpuState {
-        CpuState { registers: self.core.registers, interrupt_shadow: self.core.shadow, ..CpuState::default() }
+        CpuState {
+            registers: self.core.registers,
+            shadow: Shadow::guess(self.core.shadow, self.core.registers.rflags),
+            ..CpuState::default()
+        }
     }
 
     fn load(&mut self, state: &CpuState) {
         self.core.registers = state.registers;
-        self.core.shadow = state.interrupt_shadow;
+        self.core.shadow = state.shadow != Shadow::None;
         (self.offered, self.injected) = (None, None);
     }
 }

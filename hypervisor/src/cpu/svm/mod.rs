@@ -20,7 +20,7 @@ use self::vmcb::{Vmcb, intercept1};
 use super::calibrate::{self, Calibration, Timed};
 use super::lazy::{self, LiveRegisters, PAT_RESET};
 use super::nested::{Format, NestedPaging};
-use super::registers::{CpuMsrs, CpuState, EFER_NXE, Registers, Segment, Segments, Table, gpr};
+use super::registers::{CpuMsrs, CpuState, EFER_NXE, PENDING_STEP, Registers, Segment, Segments, Shadow, Table, gpr};
 use super::{Entered, Exception, Exit, InstructionCounter, LentTsc, Limit, Meter, Mode, Paging, Vcpu};
 use crate::extended::ExtendedRegisters;
 use crate::host::apic::Apic;
@@ -74,6 +74,8 @@ pub struct SvmVcpu {
     /// What the guest's TSC reads by its next instruction, where RDTSC does not exit.
     tsc: u64,
     offered: Option<u8>,
+    /// Single steps that are to be delivered at the next entry; the CPU delivers its own.
+    traps: u64,
     guard: Option<run::Guard>,
     others: paging::Others,
 }
@@ -134,6 +136,7 @@ impl SvmVcpu {
             calibration: Calibration::default(),
             tsc: 0,
             offered: None,
+            traps: 0,
             guard: None,
             others,
         };
@@ -282,6 +285,10 @@ impl Vcpu for SvmVcpu {
         self.set_shadow(false);
     }
 
+    fn trap_step(&mut self) {
+        self.traps |= PENDING_STEP;
+    }
+
     fn msrs(&self) -> CpuMsrs {
         let save = &self.guest.save;
         CpuMsrs {
@@ -368,7 +375,8 @@ impl Vcpu for SvmVcpu {
             dr7: save.dr7,
             msrs: self.msrs(),
             extended: self.extended.save(),
-            interrupt_shadow: self.in_shadow(),
+            shadow: Shadow::guess(self.in_shadow(), self.registers.rflags),
+            pending_debug: self.traps,
             halted: false,
         }
     }
@@ -395,7 +403,8 @@ impl Vcpu for SvmVcpu {
         self.set_msrs(&state.msrs);
         let (cr0, cr3, cr4, efer) = (state.cr0, state.cr3, state.cr4, state.msrs.efer);
         self.walk_from(&Paging { cr0, cr3, cr4, efer, ..Paging::default() }, None);
-        self.set_shadow(state.interrupt_shadow);
+        self.set_shadow(state.shadow != Shadow::None);
+        self.traps = state.pending_debug;
         self.offered = None;
         self.guest.control.event_injection = 0;
         self.guest.control.tlb_control = vmcb::TLB_FLUSH_ALL;

@@ -14,8 +14,8 @@ use alloc::vec::Vec;
 use super::vmcb::{self, exit};
 use super::{SvmVcpu, Timed};
 use crate::cpu::nested::Right;
-use crate::cpu::registers::RFLAGS_IF;
-use crate::cpu::{Entered, Exit};
+use crate::cpu::registers::{PENDING_STEP, RFLAGS_IF};
+use crate::cpu::{Entered, Exception, Exit, Vcpu};
 use crate::memory::{Gpa, PAGE_SIZE};
 
 /// Most ticks that the timer is armed for in one go.
@@ -23,6 +23,8 @@ const TIMER_MAX: u64 = 0x7FFF_0000;
 /// Bits of EXITINFO1 of a nested page fault. See: APM volume 2, 15.25.6.
 const FAULT_WRITE: u64 = 1 << 1;
 const FAULT_FETCH: u64 = 1 << 4;
+/// DR6: breakpoints that were met.
+const DR6_MET: u64 = 0xF;
 
 /// What the guard of executed pages remembers.
 #[derive(Debug, Default)]
@@ -47,6 +49,7 @@ impl SvmVcpu {
     pub(super) fn run(&mut self, ticks: u64) -> Entered {
         let ticks = ticks.min(TIMER_MAX);
         let mut entered = Entered { exit: Exit::Interrupted, ticks: 0, interrupt_taken: false, exception_taken: false };
+        self.inject_trap();
         loop {
             let (part, offers) = self.part(ticks - entered.ticks);
             let once = self.enter_once(part, offers);
@@ -62,6 +65,17 @@ impl SvmVcpu {
                 exit => return Entered { exit: exit.unwrap_or(Exit::Interrupted), ..entered },
             }
         }
+    }
+
+    /// A trap that waits comes before everything else.
+    fn inject_trap(&mut self) {
+        if self.traps == 0 || self.guest.control.event_injection & vmcb::EVENT_VALID != 0 {
+            return;
+        }
+        let save = &mut self.guest.save;
+        save.dr6 = save.dr6 & !DR6_MET | core::mem::take(&mut self.traps) & PENDING_STEP;
+        self.set_shadow(false);
+        self.inject(Exception::DEBUG);
     }
 
     /// How many ticks the next entry has of the `left` ones, and whether the waiting interrupt is offered to it.

@@ -28,8 +28,6 @@ const EVENT_NMI: u32 = 2 << 8;
 /// Exits that need nothing but their reason.
 pub(super) fn simple(reason: u16) -> Exit {
     match reason {
-        // An NMI: no exception exits but page faults.
-        0 => Exit::Overflow,
         // An external interrupt, the timer.
         1 | 52 => Exit::Interrupted,
         2 => Exit::Shutdown,
@@ -99,6 +97,16 @@ pub(super) fn is_page_fault(info: u32) -> bool {
     info & (EVENT_VALID | EVENT_TYPE | 0xFF) == EVENT_VALID | EVENT_EXCEPTION | 14
 }
 
+/// Whether it is a non-maskable interrupt.
+pub(super) fn is_nmi(info: u32) -> bool {
+    info & (EVENT_VALID | EVENT_TYPE) == EVENT_VALID | EVENT_NMI
+}
+
+/// Whether it is a debug exception, and not of the instruction INT1, which DR6 says nothing of.
+pub(super) fn is_debug(info: u32) -> bool {
+    info & (EVENT_VALID | EVENT_TYPE | 0xFF) == EVENT_VALID | EVENT_EXCEPTION | 1
+}
+
 /// An event that is being delivered, as the VMCS describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Event {
@@ -114,6 +122,15 @@ impl Event {
     /// An external interrupt.
     pub(super) const fn interrupt(vector: u8) -> Self {
         Self { info: EVENT_VALID | EVENT_EXTERNAL | vector as u32, error_code: 0, length: 0 }
+    }
+
+    /// A debug exception.
+    pub(super) const DEBUG: Self = Self { info: EVENT_VALID | EVENT_EXCEPTION | 1, error_code: 0, length: 0 };
+
+    /// What an exit tells of an event, to be injected. Bit 12 is undefined there and reserved here.
+    pub(super) const fn again(info: u32, error_code: u32, length: u32) -> Self {
+        let error_code = if info & EVENT_ERROR_CODE == 0 { 0 } else { error_code };
+        Self { info: info & !(1 << 12), error_code, length }
     }
 
     pub(super) const fn is_interrupt(self) -> bool {
@@ -181,7 +198,6 @@ mod tests {
     #[test]
     fn reasons_mean_the_same_as_with_the_other_vendor() {
         assert_eq!(simple(52), Exit::Interrupted);
-        assert_eq!(simple(0), Exit::Overflow);
         assert_eq!(simple(37), Exit::Stepped);
         assert_eq!(simple(2), Exit::Shutdown);
         assert_eq!(simple(57), Exit::Undefined);
@@ -206,6 +222,8 @@ mod tests {
         assert!(is_page_fault(EVENT_VALID | EVENT_EXCEPTION | EVENT_ERROR_CODE | 14));
         assert!(!is_page_fault(EVENT_VALID | EVENT_NMI | 2));
         assert!(!is_page_fault(EVENT_VALID | EVENT_EXCEPTION | EVENT_ERROR_CODE | 13));
+        assert!(is_debug(EVENT_VALID | EVENT_EXCEPTION | 1) && !is_debug(EVENT_VALID | 5 << 8 | 1));
+        assert!(is_nmi(EVENT_VALID | EVENT_NMI | 2) && !is_nmi(EVENT_VALID | EVENT_EXCEPTION | 2));
         let event = |kind| Event { info: EVENT_VALID | kind | 8, ..Event::default() };
         assert_eq!((event(EVENT_EXCEPTION).exception(), event(EVENT_NMI).exception()), (Some(8), None));
     }

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod capabilities;
+mod debug;
 mod entry;
 mod exit;
 mod fields;
@@ -33,7 +34,7 @@ use self::run::{Bound, ExitOrGoOn};
 use super::calibrate::{self, Calibration, Timed};
 use super::lazy::{self, LiveRegisters};
 use super::nested::NestedPaging;
-use super::registers::{CR0_PE, CpuMsrs, CpuState, RFLAGS_IF, Registers, gpr};
+use super::registers::{CR0_PE, CpuMsrs, CpuState, Registers, gpr};
 use super::{Entered, Exception, Exit, InstructionCounter, LentTsc, Limit, Meter, Mode, Paging, ShadowSteps, Vcpu};
 use crate::extended::ExtendedRegisters;
 use crate::host::msr;
@@ -49,9 +50,6 @@ const LONG_SLICE: u64 = 1 << 22;
 
 /// What RDTSCP gives in ECX.
 const TSC_AUX: u32 = 0xC000_0103;
-
-/// Interruptibility: blocking by STI or MOV SS.
-const SHADOW: u32 = 0b11;
 
 #[repr(C, align(4096))]
 struct Page([u8; 4096]);
@@ -69,6 +67,8 @@ pub struct VmxVcpu {
     event: Option<Event>,
     /// Ticks that the end of its delivery counts.
     owed: u64,
+    /// Debug traps that are to be delivered at the next entry, as in [`CpuState::pending_debug`].
+    traps: u64,
     offered: Option<u8>,
     /// What the guest's TSC reads by its next instruction, where RDTSC does not exit.
     tsc: Option<LentTsc>,
@@ -133,16 +133,6 @@ impl VmxVcpu {
         [self.registers.rip, self.registers.gpr[gpr::RSP], self.registers.rflags] = self.in_vmcs;
     }
 
-    /// Whether there is something to deliver before the next instruction.
-    fn has_event(&self) -> bool {
-        self.event.is_some() || (self.offered.is_some() && self.can_interrupt())
-    }
-
-    /// Whether the guest would take an interrupt before its next instruction.
-    fn can_interrupt(&self) -> bool {
-        self.registers.rflags & RFLAGS_IF != 0 && read(fields::INTERRUPTIBILITY) & SHADOW == 0
-    }
-
     /// Whether the guest exits as soon as it can take an interrupt, and behind its next instruction.
     fn set_primary(&mut self, window: bool, step: bool) {
         let mut controls = self.capabilities.controls.primary;
@@ -168,6 +158,7 @@ impl VmxVcpu {
                 linear: read(fields::EXIT_QUALIFICATION),
                 error_code: read(fields::EXIT_EVENT_ERROR_CODE),
             },
+            reason::EXCEPTION => self.exception(),
             reason::INVLPG => Exit::Control,
             reason::CONTROL_REGISTER => return self.control_register(),
             reason::EPT_VIOLATION => {
@@ -306,10 +297,11 @@ impl Vcpu for VmxVcpu {
     }
 
     fn clear_interrupt_shadow(&mut self) {
-        let interruptibility = read(fields::INTERRUPTIBILITY);
-        if interruptibility & SHADOW != 0 {
-            write(fields::INTERRUPTIBILITY, interruptibility & !SHADOW);
-        }
+        self.end_shadow();
+    }
+
+    fn trap_step(&mut self) {
+        self.add_step();
     }
 
     fn shadow_steps(&mut self) -> Option<&mut dyn ShadowSteps> {

@@ -3,6 +3,7 @@
 
 use super::VmxVcpu;
 use super::capabilities::{IA32E_GUEST, INVPCID};
+use super::debug::EXCEPTIONS;
 use super::fields::{self, GUEST_PDPTES};
 use super::instructions::{self, write};
 use super::setup::GUEST_VPID;
@@ -72,7 +73,7 @@ impl VmxVcpu {
         write(fields::GUEST_EFER, paging.efer);
         let entry = capabilities.controls.entry;
         write(fields::ENTRY_CONTROLS, if long { entry | IA32E_GUEST } else { entry });
-        write(fields::EXCEPTION_BITMAP, if root.is_some() { PAGE_FAULT } else { 0 });
+        write(fields::EXCEPTION_BITMAP, EXCEPTIONS | if root.is_some() { PAGE_FAULT } else { 0 });
         if capabilities.vpid {
             instructions::invalidate_vpid(GUEST_VPID);
         }

@@ -74,7 +74,7 @@ pub(super) enum ExitOrGoOn {
 impl VmxVcpu {
     /// One entry of at most `bound`.
     fn enter_once(&mut self, bound: Bound) -> Once {
-        let mut event = self.event.take();
+        let mut event = self.event.take().or_else(|| self.take_trap());
         let injects_exception = event.is_some();
         let interrupt = match self.offered {
             Some(vector) if !injects_exception && self.can_interrupt() => Some(Event::interrupt(vector)),
@@ -169,9 +169,8 @@ impl VmxVcpu {
         if info & exit::EVENT_VALID == 0 {
             return None;
         }
-        let error_code = if info & exit::EVENT_ERROR_CODE == 0 { 0 } else { read(fields::VECTORING_ERROR_CODE) };
-        // Bit 12 is undefined here and reserved there.
-        Some(Event { info: info & !(1 << 12), error_code, length: read(fields::EXIT_INSTRUCTION_LENGTH) })
+        let (error_code, length) = (read(fields::VECTORING_ERROR_CODE), read(fields::EXIT_INSTRUCTION_LENGTH));
+        Some(Event::again(info, error_code, length))
     }
 
     fn after_interrupted_delivery(&mut self, exit: ExitOrGoOn, delivery: Event) -> ExitOrGoOn {

@@ -8,6 +8,7 @@ use x86_64::registers::control::{Cr0, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::Msr;
 
 use super::capabilities::{self, Capabilities, Controls, FEATURE_CONTROL, Features, VmxError};
+use super::debug::EXCEPTIONS;
 use super::host::HostTables;
 use super::instructions::{self, write};
 use super::performance::Performance;
@@ -103,6 +104,7 @@ impl VmxVcpu {
             primary: capabilities.controls.primary,
             event: None,
             owed: 0,
+            traps: 0,
             offered: None,
             tsc: None,
             tsc_aux: None,
@@ -169,8 +171,8 @@ fn write_controls(controls: &Controls) {
     write(fields::SECONDARY_CONTROLS, controls.secondary);
     write(fields::EXIT_CONTROLS, controls.exit);
     write(fields::ENTRY_CONTROLS, controls.entry);
+    write(fields::EXCEPTION_BITMAP, EXCEPTIONS);
     for field in [
-        fields::EXCEPTION_BITMAP,
         fields::PAGE_FAULT_MASK,
         fields::PAGE_FAULT_MATCH,
         fields::CR3_TARGETS,

@@ -6,11 +6,10 @@ use x86_64::registers::model_specific::Msr;
 use super::capabilities::IA32E_GUEST;
 use super::fields::{self, Field, GUEST_PDPTES};
 use super::instructions::{self, read, write};
-use super::run::Bound;
 use super::setup::GUEST_VPID;
-use super::{SHADOW, VmxVcpu, segments};
-use crate::cpu::registers::{CR0_PG, CR4_PAE, CpuMsrs, CpuState, EFER_LMA, RFLAGS_IF, Segment, Segments, Table, gpr};
-use crate::cpu::{Entered, Exit, Mode, ShadowSteps, Vcpu, lazy};
+use super::{VmxVcpu, segments};
+use crate::cpu::registers::{CR0_PG, CR4_PAE, CpuMsrs, CpuState, EFER_LMA, Segments, Table, gpr};
+use crate::cpu::{Mode, ShadowSteps, Vcpu, lazy};
 use crate::extended::ExtendedRegisters;
 
 const STAR: u32 = 0xC000_0081;
@@ -18,13 +17,6 @@ const LSTAR: u32 = 0xC000_0082;
 const CSTAR: u32 = 0xC000_0083;
 const SFMASK: u32 = 0xC000_0084;
 const KERNEL_GS_BASE: u32 = 0xC000_0102;
-
-const RFLAGS_TF: u64 = 1 << 8;
-/// Interruptibility: blocking by STI, by MOV SS.
-const BLOCKED_BY_STI: u32 = 1 << 0;
-const BLOCKED_BY_MOV_SS: u32 = 1 << 1;
-/// Pending debug exceptions: a single step.
-const PENDING_STEP: u64 = 1 << 14;
 
 fn read_msr(msr: u32) -> u64 {
     // SAFETY: registers that every CPU with long mode has.
@@ -101,6 +93,7 @@ impl VmxVcpu {
 
     pub(super) fn read_state(&mut self) -> CpuState {
         let mode = self.mode();
+        let (shadow, pending_debug) = self.blocked();
         CpuState {
             registers: self.registers,
             segments: mode.segments,
@@ -115,7 +108,9 @@ impl VmxVcpu {
             dr7: read(fields::GUEST_DR7),
             msrs: self.read_msrs(),
             extended: self.extended.save(),
-            interrupt_shadow: read(fields::INTERRUPTIBILITY) & SHADOW != 0,
+            // NMIs are never blocked: none is delivered, and blocking begins with one.
+            shadow,
+            pending_debug,
             halted: false,
         }
     }
@@ -150,7 +145,7 @@ impl VmxVcpu {
         lazy::set_cr2(state.cr2);
         self.extended.load(&state.extended);
         write(fields::ACTIVITY, 0);
-        self.write_shadow(state.interrupt_shadow);
+        self.block(state.shadow, state.pending_debug);
         (self.event, self.owed) = (None, 0);
         self.offered = None;
         if self.capabilities.vpid {
@@ -183,78 +178,5 @@ impl VmxVcpu {
         }
         // SAFETY: within the guest's memory, which is identity-mapped and not touched by anyone meanwhile.
         unsafe { core::ptr::read_unaligned((base + gpa) as *const u64) }
-    }
-
-    /// Puts the guest into an interrupt shadow or out of it. With IF clear it can only come from MOV SS.
-    fn write_shadow(&mut self, shadow: bool) {
-        self.block(match (shadow, self.registers.rflags & RFLAGS_IF != 0) {
-            (false, _) => 0,
-            (true, true) => BLOCKED_BY_STI,
-            (true, false) => BLOCKED_BY_MOV_SS,
-        });
-    }
-
-    fn block(&mut self, blocked: u32) {
-        write(fields::INTERRUPTIBILITY, blocked);
-        // A single-step trap waits for the end of the shadow, and VM entry insists on it.
-        let step = if blocked != 0 && self.registers.rflags & RFLAGS_TF != 0 { PENDING_STEP } else { 0 };
-        write(fields::PENDING_DEBUG, step);
-    }
-}
-
-impl ShadowSteps for VmxVcpu {
-    fn deliver(&mut self) -> Entered {
-        let mut delivered =
-            Entered { exit: Exit::Interrupted, ticks: 0, interrupt_taken: false, exception_taken: false };
-        while delivered.exit == Exit::Interrupted && delivered.ticks == 0 && self.has_event() {
-            let next = self.enter_within(Bound::Ticks(0));
-            delivered = Entered {
-                interrupt_taken: delivered.interrupt_taken || next.interrupt_taken,
-                exception_taken: delivered.exception_taken || next.exception_taken,
-                ..next
-            };
-        }
-        delivered
-    }
-
-    fn gdtr(&self) -> Table {
-        Table { base: read(fields::GUEST_GDTR_BASE), limit: read(fields::GUEST_GDTR_LIMIT) as u16 }
-    }
-
-    fn after_mov_ss(&self) -> bool {
-        read(fields::INTERRUPTIBILITY) & BLOCKED_BY_MOV_SS != 0
-    }
-
-    fn breaks_at(&self, linear: u64) -> bool {
-        breaks_at(linear, read(fields::GUEST_DR7), lazy::debug_registers())
-    }
-
-    fn begin_shadow(&mut self, stack: Option<Segment>) {
-        self.forget_mode();
-        self.block(if stack.is_some() { BLOCKED_BY_MOV_SS } else { BLOCKED_BY_STI });
-        if let Some(stack) = stack {
-            segments::set(fields::SS, &stack);
-        }
-    }
-}
-
-/// Whether an instruction breakpoint is enabled at `linear`. See: SDM volume 3, 18.2.4.
-fn breaks_at(linear: u64, dr7: u64, addresses: [u64; 4]) -> bool {
-    let is_set = |index: usize| dr7 >> (2 * index) & 3 != 0 && dr7 >> (16 + 4 * index) & 0xF == 0;
-    (0..4).any(|index| is_set(index) && addresses[index] == linear)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn instruction_breakpoints_are_told_from_data_ones() {
-        let addresses = [0x1000, 0x2000, 0x3000, 0x4000];
-        assert!(breaks_at(0x2000, 1 << 2, addresses));
-        assert!(breaks_at(0x2000, 1 << 3, addresses));
-        assert!(!breaks_at(0x2000, 1 << 2 | 1 << 20, addresses));
-        assert!(!breaks_at(0x2000, 1 << 0, addresses));
-        assert!(!breaks_at(0x1001, 1 << 0, addresses));
     }
 }

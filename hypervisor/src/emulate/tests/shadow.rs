@@ -1,6 +1,7 @@
 //! Instructions that begin an interrupt shadow.
 
 use super::{CODE, DATA, Rig};
+use crate::cpu::StackLoad;
 use crate::cpu::registers::{RFLAGS_FIXED, RFLAGS_IF, Segment, Table, gpr};
 use crate::emulate::shadow::{Begun, ShadowView, begin};
 
@@ -60,7 +61,8 @@ fn mov_ss_loads_what_the_descriptor_says() {
     for mut rig in [Rig::flat().with_descriptors(), Rig::long().with_descriptors()] {
         rig.registers.gpr[gpr::RAX] = 0x10;
         let begun = rig.begin(&MOV_SS).unwrap();
-        assert_eq!(begun.stack, Some(Segment { selector: 0x10, ..Segment::flat(0x10, 0xC93) }));
+        let segment = Segment { selector: 0x10, ..Segment::flat(0x10, 0xC93) };
+        assert_eq!(begun.stack, Some(StackLoad { segment, operand: None }));
         assert_eq!(begun.registers.rip, CODE + 2);
         assert_eq!(rig.begin_after(&MOV_SS, true), None);
     }
@@ -73,7 +75,8 @@ fn mov_ss_from_memory_and_the_accessed_bit() {
     rig.put(DATA, &[0x18, 0]);
     // mov ss, [rbx]
     let begun = rig.begin(&[0x8E, 0x13]).unwrap();
-    assert_eq!(begun.stack.unwrap().attributes, 0xC93);
+    let stack = begun.stack.unwrap();
+    assert_eq!((stack.segment.attributes, stack.operand), (0xC93, Some((DATA, 2))));
     assert_eq!(rig.at(GDT + 0x18 + 5, 1), 0x93);
 }
 
@@ -94,7 +97,7 @@ fn what_faults_is_left_to_the_cpu() {
 fn a_null_stack_is_for_the_system_in_64_bit_mode() {
     let mut rig = Rig::long();
     rig.registers.gpr[gpr::RAX] = 0;
-    assert_eq!(rig.begin(&MOV_SS).unwrap().stack, Some(Segment::default()));
+    assert_eq!(rig.begin(&MOV_SS).unwrap().stack, Some(StackLoad { segment: Segment::default(), operand: None }));
     assert_eq!(Rig::flat().begin(&MOV_SS), None);
     rig.drop_to_user();
     rig.registers.gpr[gpr::RAX] = 3;
@@ -107,7 +110,8 @@ fn real_mode_and_pop() {
     rig.registers.gpr[gpr::RSP] = DATA - 2;
     rig.put(DATA - 2, &[0x34, 0x12]);
     let begun = rig.begin(&[0x17]).unwrap();
-    assert_eq!(begun.stack, Some(Segment { selector: 0x1234, base: 0x12340, ..Segment::real(0, 0x93) }));
+    let segment = Segment { selector: 0x1234, base: 0x12340, ..Segment::real(0, 0x93) };
+    assert_eq!(begun.stack, Some(StackLoad { segment, operand: Some((DATA - 2, 2)) }));
     assert_eq!(begun.registers.gpr[gpr::RSP], DATA);
 }
 

@@ -1,6 +1,7 @@
 //! A guest to be stopped anywhere: all kinds of instructions and events, in pseudo-random order, for ever.
 //!
-//! `seed=` chooses the order. Without `xapic` the local APIC is used by MSRs where it can be; with it, by MMIO.
+//! `seed=` chooses the order, `case=` one of [`CASES`], and nothing else. Without `xapic` the local APIC is used by MSRs
+//! where it can be; with it, by MMIO.
 #![no_std]
 #![no_main]
 #![allow(unsafe_code)]
@@ -10,8 +11,10 @@ extern crate alloc;
 use alloc::boxed::Box;
 use core::arch::asm;
 use core::hint::black_box;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use pollux_boot::BootInfo;
+use pollux_guests::interrupts::Frame;
 use pollux_guests::options::Options;
 use pollux_guests::random::Random;
 use pollux_guests::virtio::PciTransport;
@@ -22,6 +25,9 @@ const SOFTWARE_VECTOR: u8 = 0x60;
 const UART_SCRATCH: u16 = 0x3ff;
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 const PAT: u32 = 0x277;
+const TRAP_FLAG: u64 = 1 << 8;
+/// DR6 without a cause.
+const DR6_CLEAR: u64 = 0xffff_0ff0;
 
 /// What the steps work on.
 struct State {
@@ -65,6 +71,9 @@ const STEPS: [Step; 24] = [
     patched_code,
 ];
 
+/// Debug traps behind interrupt shadows: single steps; and breakpoints, by which a guest brings down QEMU 7.2 (SVM).
+const CASES: [(&str, Step); 2] = [("steps", single_steps), ("debug", debug_traps)];
+
 pollux_boot::entry!(main);
 
 fn main(info: &'static BootInfo) -> ! {
@@ -73,6 +82,7 @@ fn main(info: &'static BootInfo) -> ! {
     let enabled = xsave::enable();
     lapic::init(!options.xapic);
     pages::init();
+    interrupts::set_handler(1, debug_trap);
     // `div ecx` and `ud2` are two bytes long: go on behind them.
     interrupts::set_handler(0, |frame| frame.rip += 2);
     interrupts::set_handler(6, |frame| frame.rip += 2);
@@ -85,9 +95,10 @@ fn main(info: &'static BootInfo) -> ! {
     let device = PciTransport::find_net(None).ok().map(|transport| transport.common_config());
     let (memory, area) = (Box::new([0; 1024]), Box::new(Area::EMPTY));
     let mut state = State { random, memory, device, enabled, area, sum: 0 };
+    let only = CASES.iter().find(|(name, _)| *name == options.case);
     loop {
         let step = state.random.below(STEPS.len() as u64) as usize;
-        STEPS[step](&mut state);
+        only.map_or(STEPS[step], |(_, step)| *step)(&mut state);
         state.sum = black_box(state.sum);
     }
 }
@@ -272,6 +283,69 @@ fn flags(state: &mut State) {
         asm!("lock xadd [{0}], {1}", "lock cmpxchg [{0}], {1}", "bsf {1}, {1}", "bswap {1}",
             in(reg) state.memory.as_mut_ptr(), inout(reg) state.sum, inout("rax") 0u64 => _, options(nostack));
     }
+}
+
+/// Debug traps that the handler saw: how many; where they came and why.
+static STEPS_SEEN: AtomicU64 = AtomicU64::new(0);
+static DEBUG_TRAPS: AtomicU64 = AtomicU64::new(0);
+
+fn debug_trap(frame: &mut Frame) {
+    let cause: u64;
+    // SAFETY: takes note of what the debug status says, and clears it.
+    unsafe { asm!("mov {0}, dr6", "mov dr6, {1}", out(reg) cause, in(reg) DR6_CLEAR, options(nomem, nostack)) };
+    STEPS_SEEN.fetch_add(1, Ordering::Relaxed);
+    let seen = DEBUG_TRAPS.load(Ordering::Relaxed);
+    DEBUG_TRAPS.store(seen.rotate_left(9) ^ frame.rip << 16 ^ cause & 0x400F, Ordering::Relaxed);
+}
+
+/// Single steps over interrupt shadows. The trap of a MOV SS waits for the end of its shadow, that of an STI does not.
+fn single_steps(state: &mut State) {
+    emulated_steps(state);
+    shadows(state, false, true);
+}
+
+/// Single steps over instructions that the hypervisor carries out: each of them traps.
+fn emulated_steps(state: &mut State) {
+    let before = STEPS_SEEN.load(Ordering::Relaxed);
+    // SAFETY: the traps' handler goes on; nothing is at port 0x80. The flags are put back.
+    unsafe {
+        asm!(
+            "push rbx", "pushfq", "pushfq", "or qword ptr [rsp], {trap}", "popfq",
+            "cpuid", "in al, 0x80", "nop", "popfq", "pop rbx",
+            trap = const TRAP_FLAG, inout("eax") 0 => _, inout("ecx") 0 => _, out("edx") _
+        );
+    }
+    // The last is POPFQ.
+    assert_eq!(STEPS_SEEN.load(Ordering::Relaxed), before + 4, "an instruction without a trap");
+    state.sum ^= DEBUG_TRAPS.load(Ordering::Relaxed);
+}
+
+/// The same with a breakpoint on the operand of what begins the shadow, too.
+fn debug_traps(state: &mut State) {
+    let (breakpoint, steps) = (state.random.below(2) == 0, state.random.below(2) == 0);
+    emulated_steps(state);
+    shadows(state, breakpoint, steps);
+}
+
+fn shadows(state: &mut State, breakpoint: bool, steps: bool) {
+    /// Breakpoint 0, on reads and writes of two bytes; 1, on an instruction.
+    const DATA: u64 = 0x7_0405;
+    const NONE: u64 = 0x400;
+    let dr7 = if breakpoint { DATA } else { NONE };
+    // SAFETY: SS is loaded with what it holds; the traps' handler goes on. The flags are put back.
+    unsafe {
+        asm!(
+            "mov {word:e}, ss", "mov [{memory}], {word:x}", "mov dr0, {memory}",
+            "lea {word}, [rip + 2f]", "mov dr1, {word}", "mov {word:e}, ss", "mov dr7, {dr7}",
+            "pushfq", "pushfq", "or [rsp], {trap}", "popfq",
+            "mov ss, [{memory}]", "inc {word:e}", "inc {word:e}", "2:", "mov ss, [{memory}]", "nop",
+            "sti", "nop", "cli", "mov {word:x}, [{memory}]", "inc {word:e}",
+            "popfq", "mov dr7, {none}",
+            memory = in(reg) state.memory.as_mut_ptr(), word = out(reg) _, dr7 = in(reg) dr7, none = in(reg) NONE,
+            trap = in(reg) if steps { TRAP_FLAG } else { 0 }
+        );
+    }
+    state.sum ^= DEBUG_TRAPS.load(Ordering::Relaxed);
 }
 
 /// x87 and SSE2.
