@@ -349,7 +349,7 @@ fn protoc_state() -> Result<State> {
 
 /// Debian's package starts a server, which nobody here has asked for.
 fn etcd_commands(systemd: bool) -> Vec<Vec<&'static str>> {
-    let mut commands = apt(&["etcd-server", "openssl"]);
+    let mut commands = apt(&["openssl", "etcd-server"]);
     commands.extend(systemd.then(|| vec!["systemctl", "disable", "--now", "etcd.service"]));
     commands
 }
