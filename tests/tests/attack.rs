@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use pollux_tests::amount::amount;
 use pollux_tests::attacker::{Attacker, Means};
 use pollux_tests::cable::Cable;
+use pollux_tests::debian::PATIENT;
 use pollux_tests::load::{Load, judge, wait_answers};
 use pollux_tests::rig::{Platform, Rig, TAKEOVER_LIMIT, fresh_directory};
 use pollux_tests::{seed, skip, xtask};
@@ -43,7 +45,8 @@ fn attack(name: &str, time: Duration) -> Result<()> {
     let key = fresh_directory(&format!("{name}-key"))?.join("key");
     let path = key.to_str().context("a path that is no text")?;
     ensure!(xtask::run(&["key", "new", path])?.status.success(), "no key");
-    let options = ["--capture", "--key", path];
+    // A busy desk must not be taken for a dead twin.
+    let options = ["--capture", "--key", path, "--hypervisor-option", PATIENT];
     // A former life, whose words he has kept.
     let mut former = Rig::protected(&format!("{name}-former"), "counter", &options)?;
     let load = Load::start(&former.service()?, "x", Instant::now())?;
@@ -103,6 +106,6 @@ fn nothing_comes_of_an_attack() -> Result<()> {
     if Platform::get() == Platform::Bochs {
         return skip("machines in Bochs take one frame in an emulated millisecond: he would drown all others");
     }
-    let minutes = std::env::var("POLLUX_ATTACK_MINUTES").ok().map_or(Ok(MINUTES), |text| text.parse())?;
+    let minutes = amount("POLLUX_ATTACK_MINUTES", MINUTES)?;
     attack("attack", Duration::from_secs(60 * minutes))
 }

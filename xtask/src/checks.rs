@@ -16,8 +16,9 @@ use crate::{interrupt, rig};
 
 /// The package of the end-to-end tests.
 const END_TO_END: &str = "pollux-tests";
-/// A step that takes longer hangs.
+/// A step that takes longer hangs; one with tests of minutes may be told to do much.
 const STEP_LIMIT: Duration = Duration::from_secs(5400);
+const LONG_STEP_LIMIT: Duration = Duration::from_secs(12 * 3600);
 /// How many tests are named for the time that they took.
 const LONGEST: usize = 12;
 
@@ -75,6 +76,8 @@ struct Step {
     selection: Option<&'static str>,
     /// What its tests took is known: they run one after the other, but for those of a machine alone.
     timed: bool,
+    /// When it hangs.
+    limit: Duration,
 }
 
 /// How a step went.
@@ -141,7 +144,7 @@ fn host_steps(filter: Option<&str>, with_etcd: bool) -> Vec<Step> {
     let step = |name, arguments: &[&str]| {
         let mut command = artefacts::cargo();
         command.args(arguments);
-        Step { name, command, selection: None, timed: false }
+        Step { name, command, selection: None, timed: false, limit: STEP_LIMIT }
     };
     let document = |name, arguments: &[&str]| {
         let mut documented = step(name, arguments);
@@ -201,7 +204,8 @@ fn rig_step(platform: Platform, filter: Option<&str>, long: bool) -> Result<Step
         Platform::Qemu => "end to end, QEMU",
         Platform::Bochs => "end to end, Bochs",
     };
-    Ok(Step { name, command, selection, timed: true })
+    let limit = if long { LONG_STEP_LIMIT } else { STEP_LIMIT };
+    Ok(Step { name, command, selection, timed: true, limit })
 }
 
 fn run_step(mut step: Step) -> Result<Outcome> {
@@ -213,7 +217,7 @@ fn run_step(mut step: Step) -> Result<Outcome> {
     let started = Instant::now();
     let mut process = Process::spawn(&mut step.command)?;
     let tee = process.child_mut().stdout.take().map(Tee::start);
-    let result = process.wait(STEP_LIMIT);
+    let result = process.wait(step.limit);
     let transcript = tee.map(Tee::end).unwrap_or_default();
     interrupt::check()?;
     let failure = match result {
