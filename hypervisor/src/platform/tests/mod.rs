@@ -4,6 +4,7 @@ mod apic;
 mod block;
 mod driver;
 mod eoi;
+mod events;
 mod fuzz;
 mod load;
 mod net;
