@@ -8,6 +8,7 @@ mod events;
 mod fuzz;
 mod load;
 mod net;
+mod offload;
 
 use super::access::testing::Recorder;
 use super::virtio::block::Ram;
