@@ -13,8 +13,9 @@ use super::arbiter::MachineStation;
 use super::stack::FRAMES_A_TURN;
 use crate::host::interrupts::Fired;
 use crate::host::nic::Route;
+use crate::platform::virtio::net::BURST;
 
-/// Frames that the gate holds at most, the burst of one virtqueue on top.
+/// Frames that the gate holds at most, the [`BURST`] of one notification on top.
 const GATE_FRAMES: usize = 4096;
 /// Bytes that the gate holds at most, the burst on top.
 const GATE_BYTES: usize = 4 << 20;
@@ -59,7 +60,7 @@ impl Client {
     #[must_use]
     pub fn new(nic: E1000, route: Route, guest: Speaker) -> Self {
         Self {
-            nic: ClientNic::new(nic, Gate::new(GATE_FRAMES, GATE_BYTES)),
+            nic: ClientNic::new(nic, Gate::with_reserve(GATE_FRAMES, GATE_BYTES, BURST)),
             route,
             guest,
             input: VecDeque::with_capacity(INPUT_FRAMES),

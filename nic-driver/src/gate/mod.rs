@@ -25,7 +25,7 @@ pub use stats::{GateStats, HOLD_BUCKETS};
 use crate::frame::{FrameError, FrameSink, MAX_FRAME, SendError, check_length};
 use store::FrameStore;
 
-/// Frames for which there is room after the gate reports full: all that one virtio queue can hold.
+/// Frames for which there is room after the gate reports full, unless more are asked for: all that one virtio queue can hold.
 pub const RESERVED_FRAMES: usize = 256;
 
 /// What happens to the guest's frames.
@@ -142,9 +142,15 @@ impl Gate {
     /// A closed gate that reports full when it holds `capacity_frames` or `capacity_bytes`. It allocates what it will
     /// ever need, including a reserve of [`RESERVED_FRAMES`] of the greatest length.
     pub fn new(capacity_frames: usize, capacity_bytes: usize) -> Self {
-        let frames = capacity_frames + RESERVED_FRAMES;
+        Self::with_reserve(capacity_frames, capacity_bytes, RESERVED_FRAMES)
+    }
+
+    /// The same with a reserve of `reserved` frames: as many as the guest may send between two looks at
+    /// [`is_full`](Self::is_full).
+    pub fn with_reserve(capacity_frames: usize, capacity_bytes: usize, reserved: usize) -> Self {
+        let frames = capacity_frames + reserved;
         // One frame more: up to that much is lost at the end of the ring.
-        let bytes = capacity_bytes + (RESERVED_FRAMES + 1) * MAX_FRAME;
+        let bytes = capacity_bytes + (reserved + 1) * MAX_FRAME;
         Self {
             mode: GateMode::Closed,
             store: FrameStore::new(frames, bytes),
@@ -379,8 +385,8 @@ impl Gate {
         self.store.front().map(|(_, held_at_us)| now_us.saturating_sub(held_at_us))
     }
 
-    /// Whether the guest must be stopped until frames have left. There is still room for [`RESERVED_FRAMES`], so that
-    /// the virtio queue that is being processed can be finished. Never in [`GateMode::Retained`].
+    /// Whether the guest must be stopped until frames have left. There is still room for the reserve, so that the virtio
+    /// queue that is being processed can be finished. Never in [`GateMode::Retained`].
     pub fn is_full(&self) -> bool {
         let full = self.store.len() >= self.capacity_frames || self.store.bytes() >= self.capacity_bytes;
         full && self.mode != GateMode::Retained

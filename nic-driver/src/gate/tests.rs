@@ -282,8 +282,9 @@ proptest! {
         bytes in 1usize..60_000,
         history in proptest::collection::vec((14usize..=MAX_FRAME, 0usize..4), 0..300),
         len in prop_oneof![Just(MAX_FRAME), 14usize..=MAX_FRAME],
+        reserved in prop_oneof![Just(RESERVED_FRAMES), 1usize..1000],
     ) {
-        let mut gate = Gate::new(frames, bytes);
+        let mut gate = Gate::with_reserve(frames, bytes, reserved);
         gate.set_mode(GateMode::Open);
         for (number, (len, room)) in history.into_iter().enumerate() {
             if !gate.is_full() {
@@ -292,7 +293,7 @@ proptest! {
             gate.transmit_ready(&mut Wire::with_room(room / 2), 0);
         }
         if !gate.is_full() {
-            for number in 0..RESERVED_FRAMES as u64 {
+            for number in 0..reserved as u64 {
                 prop_assert!(gate.hold(&frame(number, len), 0).is_ok());
             }
         }

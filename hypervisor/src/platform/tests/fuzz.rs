@@ -132,7 +132,7 @@ fn fields(platform: &Platform) -> String {
 fn rig(features: u64) -> Rig {
     let mut rig = Rig::with_disk(DISK);
     rig.start_net(VERSION_1 | features);
-    rig.start_disk(VERSION_1 | features & !MERGEABLE);
+    rig.start_disk(VERSION_1 | features & (EVENT_IDX | INDIRECT));
     for slot in 0..SIZE {
         // Header, data, status: reads and writes, sectors with and without what is asked for.
         let header = [u64::from(slot % 2), u64::from(slot) * 300].map(u64::to_le_bytes);

@@ -4,9 +4,11 @@ mod apic;
 mod block;
 mod driver;
 mod eoi;
+mod events;
 mod fuzz;
 mod load;
 mod net;
+mod offload;
 
 use super::access::testing::Recorder;
 use super::virtio::block::Ram;

@@ -35,7 +35,7 @@ fn the_device_is_found_by_its_capabilities() {
 #[test]
 fn features_must_be_offered_and_modern() {
     let mut rig = Rig::new();
-    for features in [0, VERSION_1 | 1, VERSION_1 | 1 << 50] {
+    for features in [0, VERSION_1 | 1 << 1, VERSION_1 | 1 << 50] {
         rig.write(BAR + 0x14, Size::Byte, 0);
         for (select, bits) in [(0, features & 0xFFFF_FFFF), (1, features >> 32)] {
             rig.write(BAR + 8, Size::Dword, select);

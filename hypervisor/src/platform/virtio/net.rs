@@ -1,7 +1,15 @@
-//! The network device: plain Ethernet frames, no offloads.
+//! The network device. What it sends are whole frames: checksums and large segments that the driver leaves to it are
+//! completed and cut here, before anybody sees them.
 //! See: VIRTIO 1.2, section 5.1.
 
-use super::queue::{Buffer, Chain, Queue, QueueError};
+mod offload;
+#[cfg(test)]
+mod tests;
+mod transmit;
+
+use offload::HEADER;
+
+use super::queue::{Buffer, Chain, MAX_SIZE, Queue, QueueError};
 use super::{Device, F_EVENT_IDX, F_INDIRECT, F_VERSION_1, Signals};
 use crate::memory::{Gpa, GuestMemory};
 use crate::platform::access::Outputs;
@@ -16,9 +24,12 @@ pub const MAX_FRAME: usize = 1518;
 pub const MIN_FRAME: usize = 14;
 /// Frames that wait for receive buffers; more are dropped.
 pub const MAX_BACKLOG: usize = 256;
+/// Most frames that come of one notification: one of each buffer in the queue, and those that are cut from large segments.
+/// The largest segment makes 1366 of the least payload with which Linux' TCP fills a frame, 48 bytes.
+pub const BURST: usize = 2048;
+/// Most that are cut; a segment for which there is no room then is lost, as in any queue that is full.
+const MOST_CUT: usize = BURST - MAX_SIZE as usize;
 
-/// Length of the header before each frame. See: 5.1.6.
-const HEADER: usize = 12;
 const RX: u16 = 0;
 const TX: u16 = 1;
 /// Index of the receive queue.
@@ -41,7 +52,7 @@ pub struct NetStats {
     pub bad_size: u64,
     /// Frames sent by the guest.
     pub sent: u64,
-    /// Frames of the guest refused: bad length, or a header that asks for offloads.
+    /// Packets of the guest refused: bad length, or a header that asks for what was not agreed on or cannot be done.
     pub bad_sent: u64,
 }
 
@@ -50,7 +61,8 @@ pub struct NetStats {
 pub struct Net {
     mac: [u8; 6],
     started: bool,
-    mergeable: bool,
+    /// Those negotiated.
+    features: u64,
     backlog: VecDeque<Vec<u8>>,
     chain: Box<Chain>,
     frame: Box<[u8; MAX_FRAME]>,
@@ -71,7 +83,7 @@ impl Net {
         Self {
             mac,
             started: false,
-            mergeable: false,
+            features: 0,
             backlog: VecDeque::new(),
             chain: Box::default(),
             frame: Box::new([0; MAX_FRAME]),
@@ -163,7 +175,7 @@ impl Net {
         let need = HEADER + frame.len();
         // First make sure that there is room, so that a frame is delivered whole or not at all.
         let (mut room, mut count, mut descriptors) = (0u64, 0u16, 0u16);
-        while room < need as u64 && (count == 0 || self.mergeable) {
+        while room < need as u64 && (count == 0 || self.features & F_MRG_RXBUF != 0) {
             if !queue.pop(memory, &mut self.chain)? {
                 queue.unpop(count);
                 // The driver cannot add to what fills its table: waiting would be for ever.
@@ -204,27 +216,6 @@ impl Net {
             Ok(Delivery::TooSmall)
         }
     }
-
-    fn transmit(
-        &mut self,
-        queue: &mut Queue,
-        memory: &mut GuestMemory,
-        out: &mut dyn Outputs,
-    ) -> Result<Signals, QueueError> {
-        // The driver cannot add buffers while we are here, so this takes at most the queue's size.
-        while queue.pop(memory, &mut self.chain)? {
-            match gather(memory, self.chain.readable(), &mut self.frame)? {
-                Some(frame) => {
-                    self.stats.sent += 1;
-                    out.frame(frame);
-                }
-                None => self.stats.bad_sent += 1,
-            }
-            queue.push_used(memory, &self.chain, 0)?;
-        }
-        queue.want_notify(memory, true)?;
-        queue.publish(memory, TX)
-    }
 }
 
 fn capacity(chain: &Chain) -> u64 {
@@ -257,46 +248,6 @@ fn scatter(
     Ok(position - done)
 }
 
-/// The frame in `buffers`, copied to `scratch` unless it lies in one piece. `None`: it is no frame that we send.
-fn gather<'a>(
-    memory: &'a GuestMemory,
-    buffers: &[Buffer],
-    scratch: &'a mut [u8; MAX_FRAME],
-) -> Result<Option<&'a [u8]>, QueueError> {
-    let total: u64 = buffers.iter().map(|buffer| u64::from(buffer.len)).sum();
-    if total < (HEADER + MIN_FRAME) as u64 || total > (HEADER + MAX_FRAME) as u64 {
-        return Ok(None);
-    }
-    // Without offloads the header's flags and GSO type must be zero (5.1.6.2).
-    if buffers[0].len >= HEADER as u32 {
-        let first = memory.slice(buffers[0].gpa, u64::from(buffers[0].len))?;
-        let (header, body) = first.split_at(HEADER);
-        if header[0] != 0 || header[1] != 0 {
-            return Ok(None);
-        }
-        match buffers {
-            [_] => return Ok(Some(body)),
-            [first, second] if first.len as usize == HEADER => {
-                return Ok(Some(memory.slice(second.gpa, u64::from(second.len))?));
-            }
-            _ => {}
-        }
-    }
-    let mut position = 0;
-    for buffer in buffers {
-        for &byte in memory.slice(buffer.gpa, u64::from(buffer.len))? {
-            if position < 2 && byte != 0 {
-                return Ok(None);
-            }
-            if position >= HEADER {
-                scratch[position - HEADER] = byte;
-            }
-            position += 1;
-        }
-    }
-    Ok(Some(&scratch[..position - HEADER]))
-}
-
 impl Device for Net {
     const ID: u16 = 1;
     const CLASS: [u8; 3] = [0x02, 0x00, 0x00];
@@ -304,7 +255,7 @@ impl Device for Net {
     const CONFIG_LEN: usize = 8;
 
     fn features(&self) -> u64 {
-        F_VERSION_1 | F_INDIRECT | F_EVENT_IDX | F_MAC | F_MRG_RXBUF | F_STATUS
+        F_VERSION_1 | F_INDIRECT | F_EVENT_IDX | F_MAC | F_MRG_RXBUF | F_STATUS | offload::FEATURES
     }
 
     fn config(&self, bytes: &mut [u8]) {
@@ -315,7 +266,7 @@ impl Device for Net {
 
     fn start(&mut self, features: u64, queues: &mut [Queue], memory: &mut GuestMemory) -> Result<(), QueueError> {
         self.started = true;
-        self.mergeable = features & F_MRG_RXBUF != 0;
+        self.features = features;
         for (index, queue) in queues.iter_mut().enumerate().filter(|(_, queue)| queue.enabled()) {
             queue.want_notify(memory, index != RX_INDEX)?;
         }
@@ -338,7 +289,7 @@ impl Device for Net {
 
     fn reset(&mut self) {
         self.started = false;
-        self.mergeable = false;
+        self.features = 0;
         self.backlog.clear();
     }
 }
@@ -347,7 +298,7 @@ impl State for Net {
     fn visit(&mut self, v: &mut dyn Visitor) -> Result<(), StateError> {
         v.bytes(&mut self.mac)?;
         v.bool(&mut self.started)?;
-        v.bool(&mut self.mergeable)?;
+        v.u64(&mut self.features)?;
         let mut count = self.backlog.len() as u32;
         v.u32(&mut count)?;
         if count as usize > MAX_BACKLOG {
