@@ -28,7 +28,7 @@ pub enum Choice {
     /// etcd does to one without.
     Own,
     /// One elsewhere, which has the key of the pair; or two in front of one store, each on one network, in the order of
-    /// [`Network`].
+    /// `Network`.
     At([SocketAddr; 2]),
     /// One that speaks as etcd does, in plain words.
     Etcd(SocketAddr),
