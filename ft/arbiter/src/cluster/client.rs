@@ -79,7 +79,8 @@ impl Cluster {
         let runtime = runtime.worker_threads(1).thread_name("etcd").enable_all().build();
         let runtime = runtime.context("cannot start a thread for etcd")?;
         let identity = Identity::from_pem(papers.certificate, papers.key);
-        let tls = TlsOptions::new().ca_certificate(Certificate::from_pem(papers.ca)).identity(identity);
+        // A member that hangs behind a kernel that goes on would begin to speak TLS for ever.
+        let tls = TlsOptions::new().ca_certificate(Certificate::from_pem(papers.ca)).identity(identity).timeout(LIMIT);
         let [interval, patience] = KEEP_ALIVE;
         let options = ConnectOptions::new().with_tls(tls).with_keep_alive(interval, patience);
         let options = options.with_keep_alive_while_idle(false).with_connect_timeout(LIMIT);
