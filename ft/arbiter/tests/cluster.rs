@@ -1,11 +1,11 @@
 //! Arbiters in front of a real etcd cluster, over TLS with client certificates; skipped where there is no etcd.
 
 mod etcd;
+mod machine;
 mod race;
 mod server;
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use etcd::{Authority, Cluster, MEMBERS};
 use pollux_arbiter::keys::{self, Pair};
 use pollux_arbiter::{Holding, newest_at};
-use pollux_ft::arbiter::{Answer, ArbiterId, Ask, Failure, Look, Manner, Question, Seen, Try, Winner};
+use pollux_ft::arbiter::{Answer, ArbiterId, Ask, Failure, Look, Manner, Question, Seen, Winner};
 use pollux_ft::{NodeId, PairKey, Term};
 use race::race;
 use server::{PATIENCE, Server, program, serve};
@@ -51,22 +51,7 @@ fn question(term: u64, node: u64) -> Question {
 
 /// One try, which may end without an answer.
 fn ask<A: Ask>(address: SocketAddr, ask: &A) -> Result<A::Answer, Failure> {
-    let manner = Manner::Sealed((&PairKey::new(&SECRET)).into());
-    let (mut attempt, record) = Try::begin(ask, &manner, "", pollux_arbiter::random::draw().unwrap());
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let _ = stream.write_all(&record);
-    let mut buffer = [0; 512];
-    loop {
-        match stream.read(&mut buffer) {
-            Ok(0) | Err(_) => return attempt.closed(ask),
-            Ok(count) => {
-                if let Some(answer) = attempt.receive(ask, &buffer[..count])? {
-                    return Ok(answer);
-                }
-            }
-        }
-    }
+    machine::ask(address, &Manner::Sealed((&PairKey::new(&SECRET)).into()), ask, 512)
 }
 
 /// As machines ask: again, until there is an answer.

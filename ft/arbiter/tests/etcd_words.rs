@@ -2,6 +2,7 @@
 //!
 //! The part with etcd is skipped, with a message, where there is no `etcd` (Debian: `etcd-server`) in the path.
 
+mod machine;
 mod own;
 mod race;
 mod server;
@@ -13,7 +14,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use own::{command, desk};
-use pollux_ft::arbiter::{Answer, Ask, Failure, Look, Question, Seen, Try, Winner};
+use pollux_ft::arbiter::{Answer, Ask, Failure, Look, Manner, Question, Seen, Try, Winner};
 use pollux_ft::{NodeId, Term};
 use race::race;
 use serde_json::Value;
@@ -69,22 +70,7 @@ fn question(term: u64, node: u64, machine: &str) -> Question {
 
 /// One try as a machine makes it, in pieces of `piece` bytes in both directions.
 fn ask<A: Ask>(address: SocketAddr, question: &A, piece: usize) -> Result<A::Answer, Failure> {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_nodelay(true).unwrap();
-    for bytes in question.request(&address.to_string()).chunks(piece) {
-        stream.write_all(bytes).unwrap();
-    }
-    let (mut attempt, mut buffer) = (Try::default(), vec![0; piece]);
-    loop {
-        let count = stream.read(&mut buffer).unwrap();
-        if count == 0 {
-            return attempt.closed(question);
-        }
-        if let Some(answer) = attempt.receive(question, &buffer[..count])? {
-            return Ok(answer);
-        }
-    }
+    machine::ask(address, &Manner::Etcd, question, piece)
 }
 
 fn taken_by(node: u64, machine: &str) -> Result<Answer, Failure> {

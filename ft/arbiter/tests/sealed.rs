@@ -1,21 +1,23 @@
 //! The arbiter as the machines of pairs with keys see it, and as everybody else does.
 
+mod machine;
 mod own;
 mod race;
 mod server;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use machine::connect;
 use own::{command, desk, start};
 use pollux_arbiter::keys::{self, Pair};
 use pollux_arbiter::{Holding, newest_at};
 use pollux_ft::arbiter::sealed::{ArbiterKey, Call, Pending, Query};
-use pollux_ft::arbiter::{Answer, ArbiterId, Ask, Failure, Look, Manner, Question, Seen, Try, Winner};
+use pollux_ft::arbiter::{Answer, ArbiterId, Ask, Failure, Look, Manner, Question, Seen, Winner};
 use pollux_ft::{NodeId, PairKey, Term};
 use race::race;
-use server::{PATIENCE, Server, program};
+use server::{Server, program};
 use tempfile::TempDir;
 
 const PAIR: [u8; 32] = [1; 32];
@@ -44,33 +46,9 @@ fn question(term: u64, node: u64, machine: &str) -> Question {
     Question::new("pair", Term(term), NodeId(node), machine)
 }
 
-fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_nodelay(true).unwrap();
-    stream
-}
-
-/// One try as a machine makes it, in pieces of `piece` bytes in both directions.
+/// One try as a machine with this pair's key makes it.
 fn ask_with<A: Ask>(address: SocketAddr, secret: [u8; 32], ask: &A, piece: usize) -> Result<A::Answer, Failure> {
-    let nonce = pollux_arbiter::random::draw().unwrap();
-    let (mut attempt, record) = Try::begin(ask, &Manner::Sealed(key(secret)), "", nonce);
-    let mut stream = connect(address);
-    for bytes in record.chunks(piece) {
-        // It may close as soon as it has seen enough.
-        let _ = stream.write_all(bytes);
-    }
-    let mut buffer = vec![0; piece];
-    loop {
-        match stream.read(&mut buffer) {
-            Ok(0) | Err(_) => return attempt.closed(ask),
-            Ok(count) => {
-                if let Some(answer) = attempt.receive(ask, &buffer[..count])? {
-                    return Ok(answer);
-                }
-            }
-        }
-    }
+    machine::ask(address, &Manner::Sealed(key(secret)), ask, piece)
 }
 
 fn ask<A: Ask>(address: SocketAddr, question: &A) -> Result<A::Answer, Failure> {

@@ -1,24 +1,19 @@
 //! Debian's kernel and Redis: what exits and protection cost a whole operating system, beside the same on plain QEMU.
 
 use std::collections::BTreeMap;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use super::Bench;
 use super::figures::{CLIENTS, SETTLE, WINDOW, wait_for_answer, wait_until_compared};
+use super::plain::PlainQemu;
 use super::report::{Figure, Wanted, quantile};
 use crate::driven::client::load;
 use crate::driven::{DrivenRig, pause};
 use crate::guest::debian::{self, Built};
 use crate::platform::Platform;
-use crate::process::Process;
-use crate::rig::emulator::plain_machine;
 use crate::rig::monitor::Status;
-use crate::rig::options::GUEST_MAC;
-use crate::rig::probe;
-use crate::rig::software::COUNTER;
 
 /// A guest that has not answered by then never will.
 pub(super) const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -206,33 +201,14 @@ impl std::fmt::Display for BootExits<'_> {
     }
 }
 
-/// The same guest as a machine of its own in QEMU, with the CPU and the clock of a rig's machine, on a rig's networks: a guest
-/// that sleeps is the rig's own.
+/// The same guest as a machine of its own.
 fn on_plain_qemu(bench: &Bench, guest: &Built) -> Result<Served> {
-    let rig = bench.start(&["--guest", "idle", "--solo"])?;
-    let [local, remote] = rig.free_port()?;
-    let network = format!(
-        "dgram,id=net,local.type=unix,local.path={},remote.type=unix,remote.path={}",
-        local.display(),
-        remote.display()
-    );
-    let mut command = plain_machine();
-    command.args(["-m", &(guest.memory >> 20).to_string(), "-append", &guest.arguments, "-netdev", &network]);
-    command.args(["-device", &format!("virtio-net-pci,netdev=net,mac={GUEST_MAC},romfile=")]);
-    command.arg("-kernel").arg(&guest.kernel).arg("-initrd").arg(&guest.initrd);
-    let started = Instant::now();
-    let _qemu = Process::spawn(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))?;
-    let address = rig.service().parse().context("the rig's service")?;
-    while !probe::answers(address, &COUNTER).unwrap_or(false) {
-        ensure!(started.elapsed() < BOOT_LIMIT, "the guest does not answer on plain QEMU");
-        pause(Duration::from_millis(50))?;
-    }
-    let boot = started.elapsed().as_secs_f64();
+    let plain = PlainQemu::start(bench, guest)?;
     pause(SETTLE)?;
-    load(rig.service(), 1, SETTLE)?;
-    let one = Seen::of(rig.service(), 1)?;
-    load(rig.service(), CLIENTS, SETTLE)?;
-    Ok(Served { boot, one, many: Seen::of(rig.service(), CLIENTS)? })
+    load(plain.service(), 1, SETTLE)?;
+    let one = Seen::of(plain.service(), 1)?;
+    load(plain.service(), CLIENTS, SETTLE)?;
+    Ok(Served { boot: plain.boot(), one, many: Seen::of(plain.service(), CLIENTS)? })
 }
 
 #[cfg(test)]

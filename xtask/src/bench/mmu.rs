@@ -17,7 +17,6 @@ use crate::output::say;
 use crate::platform::Platform;
 use crate::rig::control::Request;
 use crate::rig::monitor::Status;
-use crate::rig::software::COUNTER;
 
 /// The figure of Redis.
 const INCR: &str = "INCR, 1 client";
@@ -120,7 +119,7 @@ impl Machine for DrivenRig {
 
 impl Machine for PlainQemu {
     fn service(&self) -> String {
-        PlainQemu::service(self).to_string()
+        PlainQemu::service(self).to_owned()
     }
 
     fn console(&self) -> Result<String> {
@@ -179,7 +178,7 @@ pub fn mmu(bench: &Bench) -> Result<Vec<Figure>> {
         all(&mut rig, option).with_context(|| option.to_owned())
     };
     let (native, tracked) = (under("mmu=native")?, under("mmu=tracked")?);
-    let plain = all(&mut PlainQemu::start(&guest, &COUNTER)?, "plain QEMU").context("plain QEMU")?;
+    let plain = all(&mut PlainQemu::start(bench, &guest)?, "plain QEMU").context("plain QEMU")?;
     let names = [(INCR, "requests", Wanted::AtLeast(0.97))];
     let names = names.into_iter().chain(WORK.iter().map(|work| (work.name, work.unit, work.wanted)));
     let mut figures = Vec::new();
