@@ -242,6 +242,7 @@ impl Guest {
     fn enter(&mut self, target: Position, offered: Option<u8>, out: &mut Noting<'_>) -> Exit {
         let deadline = self.platform.next_deadline().and_then(|time| self.platform.clock().position_at(time));
         let stop = deadline.map_or(target, |deadline| deadline.min(target));
+        let stop = self.platform.next_look().map_or(stop, |look| look.min(stop));
         let stop = self.close_pages().map_or(stop, |behind| behind.min(stop));
         let entered = match self.is_delivering() && self.position() == stop {
             true => self.progress.deliver(&mut self.counter.counter, &mut *self.vcpu),
@@ -265,6 +266,7 @@ impl Guest {
             }
             self.settled = self.handle(entered.exit, out);
             if both {
+                self.look_for_frames(out);
                 self.platform.let_end(&mut self.memory);
             }
             if self.mmu.as_ref().is_some_and(|mmu| mmu.is_open()) {
@@ -279,8 +281,19 @@ impl Guest {
         );
         if self.settled {
             self.fire_due();
+            if self.platform.next_look() == Some(self.position()) {
+                self.platform.take_end(&self.memory);
+                self.look_for_frames(out);
+                self.platform.let_end(&mut self.memory);
+            }
         }
         entered.exit
+    }
+
+    /// Sends what the guest did not tell of.
+    fn look_for_frames(&mut self, out: &mut Noting<'_>) {
+        let at = self.position();
+        self.platform.look_for_frames(at, self.halted, &mut self.memory, out);
     }
 
     /// Whether the delivery of an event was interrupted, which may belong to a tick that has been counted.

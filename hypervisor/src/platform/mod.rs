@@ -32,10 +32,12 @@ pub mod rtc;
 mod tests;
 pub mod uart;
 pub mod virtio;
+mod watch;
 
 pub use access::{Gp, Outputs, PowerEvent, Size};
 pub use clock::{ClockError, GuestClock, GuestTime};
 pub use cpuid::{CpuidContext, HostCpuid};
+pub use watch::{LOOK_TICKS, OFTEN_TICKS, OWED_NS};
 
 use crate::extended::Layout;
 use crate::memory::GuestMemory;
@@ -56,6 +58,7 @@ use uart::Uart;
 use virtio::block::{Block, Ram, SECTOR};
 use virtio::net::{Net, NetStats};
 use virtio::transport::{BAR_LEN, Transport};
+use watch::Watch;
 
 /// PCI device number of the network function on bus 0.
 const NET_SLOT: u8 = 1;
@@ -131,6 +134,7 @@ pub struct Platform {
     config_address: ConfigAddress,
     bridge: ConfigSpace,
     net: Transport<Net>,
+    watch: Watch,
     disk: Option<Transport<Block<Ram>>>,
     /// When the disk goes on by itself.
     disk_due: Option<GuestTime>,
@@ -171,6 +175,7 @@ impl Platform {
             config_address: ConfigAddress::default(),
             bridge: pci::host_bridge(),
             net: Transport::new(Net::new(config.mac), NET_BAR, NET_PIN),
+            watch: Watch::default(),
             disk: disk.map(disk::plug),
             disk_due: None,
             random: Random::new(config.entropy),
@@ -192,6 +197,7 @@ impl Platform {
         self.config_address = ConfigAddress::default();
         self.bridge = pci::host_bridge();
         self.net = Transport::new(Net::new(self.net.device.mac()), NET_BAR, NET_PIN);
+        self.watch = Watch::default();
         self.reset_disk();
     }
 
@@ -245,7 +251,7 @@ impl Platform {
     /// When the machine next does something by itself. Stop there and call [`advance`](Self::advance).
     #[must_use]
     pub fn next_deadline(&self) -> Option<GuestTime> {
-        let others = [self.pit.next_deadline(), self.rtc.next_deadline(), self.disk_due];
+        let others = [self.pit.next_deadline(), self.rtc.next_deadline(), self.disk_due, self.owed()];
         others.into_iter().flatten().chain(self.lapic.next_deadline()).min()
     }
 
@@ -262,6 +268,9 @@ impl Platform {
         }
         if self.disk_due.is_some_and(|due| due <= now) {
             self.resume_disk(now, memory);
+        }
+        if self.owed().is_some_and(|due| due <= now) {
+            self.pay(memory);
         }
     }
 
@@ -306,6 +315,7 @@ impl Platform {
     pub fn packet_in(&mut self, memory: &mut GuestMemory, frame: &[u8]) {
         let live = self.net.work(memory, &mut self.lapic, |net, queues, memory| net.receive(frame, queues, memory));
         if live {
+            self.was_paid();
             self.update_net();
         } else {
             self.net.device.refuse();
@@ -358,6 +368,7 @@ impl State for Platform {
         self.config_address.visit(v)?;
         self.bridge.visit(v)?;
         self.net.visit(v)?;
+        self.watch.visit(v)?;
         self.visit_disk(v)?;
         self.random.visit(v)
     }

@@ -9,6 +9,7 @@ mod fuzz;
 mod load;
 mod net;
 mod offload;
+mod watch;
 
 use super::access::testing::Recorder;
 use super::virtio::block::Ram;

@@ -63,6 +63,10 @@ pub struct Net {
     started: bool,
     /// Those negotiated.
     features: u64,
+    /// The driver told of frames.
+    told: bool,
+    /// It need not, since the queue is watched.
+    watched: bool,
     backlog: VecDeque<Vec<u8>>,
     chain: Box<Chain>,
     frame: Box<[u8; MAX_FRAME]>,
@@ -84,6 +88,8 @@ impl Net {
             mac,
             started: false,
             features: 0,
+            told: false,
+            watched: false,
             backlog: VecDeque::new(),
             chain: Box::default(),
             frame: Box::new([0; MAX_FRAME]),
@@ -145,7 +151,9 @@ impl Net {
             }
             Delivery::Done | Delivery::TooSmall => {
                 queue.want_notify(memory, false)?;
-                queue.publish(memory, RX)
+                let signals = queue.publish(memory, RX)?;
+                // One interruption for both.
+                Ok(signals | Self::pay(queues, memory)?)
             }
         }
     }
@@ -282,7 +290,11 @@ impl Device for Net {
     ) -> Result<Signals, QueueError> {
         match queues.get_mut(usize::from(index)) {
             Some(queue) if index == RX && queue.enabled() => self.refill(queue, memory),
-            Some(queue) if index == TX && queue.enabled() => self.transmit(queue, memory, out),
+            Some(queue) if index == TX && queue.enabled() => {
+                self.told = true;
+                self.transmit(queue, memory, out)?;
+                queue.publish(memory, TX)
+            }
             _ => Ok(0),
         }
     }
@@ -290,6 +302,7 @@ impl Device for Net {
     fn reset(&mut self) {
         self.started = false;
         self.features = 0;
+        (self.told, self.watched) = (false, false);
         self.backlog.clear();
     }
 }
@@ -299,6 +312,8 @@ impl State for Net {
         v.bytes(&mut self.mac)?;
         v.bool(&mut self.started)?;
         v.u64(&mut self.features)?;
+        v.bool(&mut self.told)?;
+        v.bool(&mut self.watched)?;
         let mut count = self.backlog.len() as u32;
         v.u32(&mut count)?;
         if count as usize > MAX_BACKLOG {

@@ -274,6 +274,14 @@ impl Queue {
         Ok(true)
     }
 
+    /// Whether the driver has made a chain available that was not taken.
+    ///
+    /// # Errors
+    /// The ring is not in memory.
+    pub fn has_available(&self, memory: &GuestMemory) -> Result<bool, QueueError> {
+        Ok(read_u16(memory, self.driver, 2)? != self.next_avail)
+    }
+
     /// Gives back the last `count` chains popped, so that they are popped again.
     pub fn unpop(&mut self, count: u16) {
         self.next_avail = self.next_avail.wrapping_sub(count);
@@ -333,6 +341,20 @@ impl Queue {
         memory.write(at(self.device, 4 + 8 * slot)?, &element)?;
         self.next_used = self.next_used.wrapping_add(1);
         Ok(())
+    }
+
+    /// Shows the used chains to the driver, whom [`publish`](Self::publish) is to interrupt later, if it still wants that.
+    ///
+    /// # Errors
+    /// The used ring is not in memory.
+    pub fn show(&mut self, memory: &mut GuestMemory) -> Result<(), QueueError> {
+        write_u16(memory, self.device, 2, self.next_used)
+    }
+
+    /// Whether chains were shown of which no interrupt was considered.
+    #[must_use]
+    pub const fn owes_interrupt(&self) -> bool {
+        self.signalled != self.next_used
     }
 
     /// Shows the used chains to the driver. Returns the bit of queue `index` when the driver wants an interrupt.

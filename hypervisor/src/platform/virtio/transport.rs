@@ -236,6 +236,11 @@ impl<D: Device> Transport<D> {
         live
     }
 
+    /// What `look` finds in the queues, that of a driver which is ready.
+    pub fn queues(&self, look: impl FnOnce(&[Queue]) -> bool) -> bool {
+        self.live() && look(&self.queues)
+    }
+
     fn finish(&mut self, result: Result<Signals, QueueError>, lapic: &mut Lapic) {
         match result {
             Ok(0) => {}

@@ -7,14 +7,85 @@ use crate::platform::access::Outputs;
 use crate::platform::virtio::Signals;
 use crate::platform::virtio::queue::{Chain, Queue, QueueError};
 
+/// So many bytes are no mere answer: who sends them waits for the interrupt to send more.
+const MUCH: u64 = 16 << 10;
+
+/// What was taken from the queue.
+pub(super) struct Sent {
+    packets: u16,
+    bytes: u64,
+}
+
 impl Net {
+    /// Sends what is in the queue, of which the driver did not tell: how many packets. An interrupt for little can wait, and is
+    /// owed then: [`pay`](Self::pay).
+    ///
+    /// # Errors
+    /// The queue is malformed.
+    pub fn look(
+        &mut self,
+        queues: &mut [Queue],
+        memory: &mut GuestMemory,
+        out: &mut dyn Outputs,
+    ) -> Result<(u16, Signals), QueueError> {
+        let Some(queue) = queues.get_mut(usize::from(TX)).filter(|queue| queue.enabled()) else { return Ok((0, 0)) };
+        if !queue.has_available(memory)? {
+            return Ok((0, 0));
+        }
+        let sent = self.transmit(queue, memory, out)?;
+        if sent.bytes >= MUCH || sent.packets >= queue.size() / 4 {
+            return Ok((sent.packets, queue.publish(memory, TX)?));
+        }
+        queue.show(memory)?;
+        Ok((sent.packets, 0))
+    }
+
+    /// Whether the driver was not interrupted for packets that were sent, though it may want to be.
+    pub fn owes(queues: &[Queue]) -> bool {
+        queues.get(usize::from(TX)).is_some_and(|queue| queue.enabled() && queue.owes_interrupt())
+    }
+
+    /// The interrupt that is owed, if the driver still wants it.
+    ///
+    /// # Errors
+    /// The queue is malformed.
+    pub fn pay(queues: &mut [Queue], memory: &mut GuestMemory) -> Result<Signals, QueueError> {
+        match queues.get_mut(usize::from(TX)) {
+            Some(queue) if queue.enabled() => queue.publish(memory, TX),
+            _ => Ok(0),
+        }
+    }
+
+    /// From now on the queue is watched, so that the driver need not tell of frames; or not. Nothing may lie in it.
+    ///
+    /// # Errors
+    /// The queue is malformed.
+    pub fn set_watched(
+        &mut self,
+        watched: bool,
+        queues: &mut [Queue],
+        memory: &mut GuestMemory,
+    ) -> Result<Signals, QueueError> {
+        self.watched = watched;
+        match queues.get_mut(usize::from(TX)) {
+            Some(queue) if queue.enabled() => queue.want_notify(memory, !watched).map(|()| 0),
+            _ => Ok(0),
+        }
+    }
+
+    /// Whether the driver told of frames since the last call.
+    pub const fn take_told(&mut self) -> bool {
+        core::mem::replace(&mut self.told, false)
+    }
+
     /// Sends all that is in the queue.
     pub(super) fn transmit(
         &mut self,
         queue: &mut Queue,
         memory: &mut GuestMemory,
         out: &mut dyn Outputs,
-    ) -> Result<Signals, QueueError> {
+    ) -> Result<Sent, QueueError> {
+        let mut sent = Sent { packets: 0, bytes: 0 };
         let mut room = MOST_CUT;
         // The driver cannot add buffers while we are here. It may have laid the rings over each other, so that they look full
         // for ever.
@@ -27,9 +98,11 @@ impl Net {
                 None => self.stats.bad_sent += 1,
             }
             queue.push_used(memory, &self.chain, 0)?;
+            sent.packets += 1;
+            sent.bytes += self.chain.readable_len();
         }
-        queue.want_notify(memory, true)?;
-        queue.publish(memory, TX)
+        queue.want_notify(memory, !self.watched)?;
+        Ok(sent)
     }
 
     /// Sends what the chain holds. Returns how many frames were cut from it, at most `room`, or `None`: it is nothing that we
