@@ -18,6 +18,9 @@ const KVM: &str = include_str!("../../../../qemu/kvm.args");
 /// The watchdog of a machine that is told to use one: not every QEMU has it.
 const WATCHDOG: [&str; 2] = ["-device", "i6300esb,addr=8"];
 
+/// QEMU's own monitor, for `cargo xtask bench --profile` alone: a thread of it wakes at each end of a timer.
+const CONTROL: &str = "-qmp unix:{control},server=on,wait=off";
+
 /// The PCI device number of the first NIC in the machine's file.
 pub const FIRST_SLOT: usize = 4;
 /// The NICs in that file.
@@ -37,6 +40,9 @@ fn invocation(machine: &MachineSpec<'_>, accelerator: Accelerator, hardware: Har
     };
     let mut command = Command::new(needs::QEMU);
     command.args(cpu).args(arguments(MACHINE, machine, hardware)?);
+    if hardware.rtc == RtcClock::Vm {
+        command.args(arguments(CONTROL, machine, hardware)?);
+    }
     if machine.options.value("watchdog").is_some_and(|value| value != "off") {
         command.args(WATCHDOG);
     }
