@@ -34,8 +34,8 @@ fn debians_redis_survives_kills_under_one_connection_and_a_panic() -> Result<()>
     boots_again(rig, kills, &[])
 }
 
-fn redis_survives_kills_under_one_connection(name: &str, suite: &str) -> Result<()> {
-    let guest = [&REDIS[..], &["--suite", suite]].concat();
+fn redis_survives_kills_under_one_connection(name: &str, suite: &[&str]) -> Result<()> {
+    let guest = [&REDIS[..], suite].concat();
     let Some(mut rig) = debian::protected(name, &guest, &[])? else { return Ok(()) };
     endure_kills(&mut rig, kills(2)?)?;
     rig.stop()
@@ -45,14 +45,14 @@ fn redis_survives_kills_under_one_connection(name: &str, suite: &str) -> Result<
 #[test]
 #[ignore = "takes minutes: cargo xtask test rig NAME --long"]
 fn redis_of_debian_13_survives_kills() -> Result<()> {
-    redis_survives_kills_under_one_connection("linux-trixie", "trixie")
+    redis_survives_kills_under_one_connection("linux-trixie", &["--suite", "trixie"])
 }
 
 /// The newest Linux that Debian has, with 1000 ticks a second.
 #[test]
 #[ignore = "takes minutes: cargo xtask test rig NAME --long"]
 fn redis_of_debian_unstable_survives_kills() -> Result<()> {
-    redis_survives_kills_under_one_connection("linux-sid", "sid")
+    redis_survives_kills_under_one_connection("linux-sid", &["--suite", "sid", "--stale"])
 }
 
 /// The same without kills, and a reset that somebody asks for comes before.

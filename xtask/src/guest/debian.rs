@@ -108,6 +108,9 @@ pub struct GuestArgs {
     /// Build it anew with the newest packages, even if it is there
     #[arg(long)]
     again: bool,
+    /// Take packages from a mirror that stands still, whose list of them has expired: it is Debian's, but may be an old one
+    #[arg(long)]
+    stale: bool,
     /// Install what is missing on this desk
     #[arg(long)]
     yes: bool,
@@ -165,7 +168,7 @@ pub fn run(arguments: &GuestArgs) -> Result<()> {
     let there = load(&wanted.place()).filter(|built| built.wanted == wanted && built.is_current() && !arguments.again);
     let built = match there {
         Some(built) => built,
-        None => build(wanted, arguments.yes)?,
+        None => build(wanted, arguments.stale, arguments.yes)?,
     };
     let place = built.wanted.place();
     let name = if arguments.aside { place.display().to_string() } else { NAME.to_owned() };
@@ -208,7 +211,7 @@ fn ensure(wanted: Wanted, yes: bool) -> Result<(Built, PathBuf)> {
     let place = wanted.place();
     let built = match load(&place).filter(Built::is_current) {
         Some(built) => built,
-        None => build(wanted, yes)?,
+        None => build(wanted, false, yes)?,
     };
     Ok((built, place))
 }
@@ -221,7 +224,7 @@ pub fn ensure_built(yes: bool) -> Result<Built> {
         Some(old) => old.wanted,
         None => Wanted::usual(),
     };
-    let built = build(wanted, yes)?;
+    let built = build(wanted, false, yes)?;
     built.wanted.choose()?;
     Ok(built)
 }
@@ -304,13 +307,13 @@ fn load(directory: &Path) -> Option<Built> {
     (built.kernel.is_file() && built.initrd.is_file()).then_some(built)
 }
 
-fn build(wanted: Wanted, yes: bool) -> Result<Built> {
+fn build(wanted: Wanted, stale: bool, yes: bool) -> Result<Built> {
     let Wanted { suite, packages: names, .. } = &wanted;
     needs::ensure_present(&[Need::Apt], yes)?;
     let spinner = Spinner::start(format!("building a guest of Debian's {}", suite.name()));
     let apt = packages::Apt::open(&parent().join("apt").join(suite.name()), suite.name())?;
     spinner.detail("looking for packages");
-    apt.update()?;
+    apt.update(stale)?;
     let services: Vec<_> = services::of(names).collect();
     spinner.detail("fetching packages");
     let all: Vec<&str> = suite.base().iter().copied().chain(names.iter().map(String::as_str)).collect();

@@ -46,9 +46,15 @@ impl Apt {
         Ok(Self { directory: directory.to_owned() })
     }
 
-    /// Fetches the lists of packages.
-    pub fn update(&self) -> Result<()> {
-        self.run("apt-get", &["update", "--error-on=any"])
+    /// Fetches the lists of packages, also `stale` ones.
+    pub fn update(&self, stale: bool) -> Result<()> {
+        let stale_too: &[&str] = if stale { &["-o", "Acquire::Check-Valid-Until=false"] } else { &[] };
+        self.run("apt-get", &[&["update", "--error-on=any"], stale_too].concat()).map_err(|error| {
+            match error.to_string().contains("is expired") {
+                true => error.context("the mirror stands still: `--stale` takes what it has"),
+                false => error,
+            }
+        })
     }
 
     /// The names of the files that `names` and all that they depend on are in.

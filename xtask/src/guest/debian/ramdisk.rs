@@ -34,7 +34,9 @@ const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 /// The modules that a guest needs: the rest stays on the desk.
 const MODULES: [&str; 2] = ["virtio_pci", "virtio_net"];
 /// Those that a guest with a disk needs, too: ext4 has its check sums computed by the second.
-const DISK_MODULES: [&str; 3] = ["virtio_blk", "crc32c_generic", "ext4"];
+const DISK_MODULES: [&str; 3] = ["virtio_blk", LIBRARY_SUM, "ext4"];
+/// What ext4 computes its sums with, which has become a part of newer kernels.
+const LIBRARY_SUM: &str = "crc32c_generic";
 /// A file larger than this is no part of a package.
 const LARGEST: u64 = 1 << 30;
 
@@ -112,8 +114,10 @@ impl Ramdisk {
         let (mut order, mut listed) = (Vec::new(), 0);
         let more: Vec<&str> = more.iter().map(String::as_str).collect();
         for (list, names) in [("modules", &MODULES[..]), ("disk-modules", &DISK_MODULES), ("more-modules", &more)] {
-            for name in names {
-                self.add_module(name, &mut modules, &builtin, &mut order)?;
+            for &name in names {
+                if name != LIBRARY_SUM || modules.contains_key(name) {
+                    self.add_module(name, &mut modules, &builtin, &mut order)?;
+                }
             }
             let lines: String = order[listed..].iter().map(|path| format!("{path}\n")).collect();
             self.put(&format!("etc/pollux/{list}"), REGULAR | 0o644, lines.as_bytes());
