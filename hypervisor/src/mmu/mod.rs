@@ -169,7 +169,7 @@ impl Mmu {
             let installed = self.install(format, &paging, memory, &walk, access);
             assert!(installed.is_some(), "the pool of tables has less than one for each level");
         }
-        self.note(gva);
+        self.note(gva / PAGE_SIZE);
         Ok(self.settle())
     }
 
@@ -214,7 +214,7 @@ impl Mmu {
                 None => break,
             }
         }
-        self.note(gva);
+        self.note(gva / PAGE_SIZE);
         self.settle()
     }
 
