@@ -1,10 +1,10 @@
 //! A guest of Debian's on plain QEMU, to compare with: the CPU and the clock of a rig's machine, on a rig's own networks.
 
-use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
@@ -55,6 +55,9 @@ impl PlainQemu {
         }
         let boot = started.elapsed().as_secs_f64();
         let keyboard = UnixStream::connect(directory.path().join("socket")).context("the console's socket")?;
+        // What the guest says comes here, too, a byte at a time: with some 280 of them unread, it could say no more.
+        let mut unread = keyboard.try_clone().context("the console's socket")?;
+        thread::spawn(move || io::copy(&mut unread, &mut io::sink()));
         Ok(Self { _process: process, directory, keyboard, rig, boot })
     }
 
