@@ -90,8 +90,9 @@ pub struct VmxVcpu {
 }
 
 impl VmxVcpu {
-    /// One entry with an event to inject; returns the exit's reason and raw TSC ticks.
-    fn switch(&mut self, event: Option<Event>, timer_count: u32) -> (u32, u64) {
+    /// One entry with an event to inject, whose delivery counts the ticks that are `owed`; returns the exit's reason and raw
+    /// TSC ticks.
+    fn switch(&mut self, event: Option<Event>, owed: u64, timer_count: u32) -> (u32, u64) {
         self.forget_mode();
         self.put_registers();
         self.put_pointers();
@@ -101,7 +102,8 @@ impl VmxVcpu {
             write(fields::ENTRY_INSTRUCTION_LENGTH, event.length);
             write(fields::ENTRY_EVENT, event.info);
         }
-        let tsc = self.tsc.map_or(0, |tsc| tsc.now.wrapping_sub(self.calibration.tsc_lead.unwrap_or(0)));
+        let lead = self.calibration.tsc_lead.unwrap_or(0);
+        let tsc = self.tsc.map_or(0, |tsc| tsc.now.wrapping_add(owed).wrapping_sub(lead));
         // SAFETY: `new` has set up the VMCS: guest memory is all that the nested page tables map, the host's state is
         // this CPU's. Hypervisor code runs with interrupts off.
         let raw = unsafe { entry::enter(&mut self.registers, self.launched, tsc) }
@@ -202,7 +204,7 @@ impl Timed for VmxVcpu {
         self.set_primary(false, false);
         self.stop_counting();
         let count = if timer_count == 0 { u32::MAX } else { timer_count };
-        let (reason, raw) = self.switch(None, count);
+        let (reason, raw) = self.switch(None, 0, count);
         match self.decode(reason as u16) {
             ExitOrGoOn::Exit(exit) if reason & ENTRY_FAILED == 0 => (exit, raw),
             _ => (Exit::Invalid, raw),

@@ -85,7 +85,7 @@ impl VmxVcpu {
         // The tick of a delivery that was interrupted belongs to the end of it.
         let owed = if bound.meter() == Meter::Tsc { self.owed } else { 0 };
         let timer = self.arm(if owed > 0 { bound.after(owed) } else { bound });
-        let (reason, raw) = self.switch(event, timer);
+        let (reason, raw) = self.switch(event, owed, timer);
         if reason & ENTRY_FAILED != 0 {
             log::warn!("VM entry: {}", exit::entry_failure(reason as u16, read(fields::EXIT_QUALIFICATION)));
             let exit = ExitOrGoOn::Exit(Exit::Invalid);
