@@ -52,9 +52,14 @@ fn stops_are_exact_with(
     Ok(())
 }
 
+/// The state is transferred at some of the stops.
+const TRANSFERS: [&str; 2] = ["--hypervisor-option", "transfer=stop"];
+
+/// Behind a transfer no translation is there, so that deliveries are interrupted; and single steps are among all that the guest
+/// does. In Bochs this seed had a clock read by a handler, whose delivery was resumed, come a tick too early.
 #[test]
 fn with_a_seed_that_is_always_the_same() -> Result<()> {
-    stops_are_exact("stops", "same", stops()? / 2, 1, "")
+    stops_are_exact_with("stops", "same", stops()? / 2, 1, " case=mixed", &TRANSFERS)
 }
 
 #[test]
@@ -76,8 +81,7 @@ fn in_debug_traps_behind_shadows() -> Result<()> {
         Platform::Qemu => " case=steps",
         Platform::Bochs => " case=debug",
     };
-    let transfers = ["--hypervisor-option", "transfer=stop"];
-    stops_are_exact_with("stops", "debug", stops()? / 2, seed::random().u64(3..1 << 32), case, &transfers)
+    stops_are_exact_with("stops", "debug", stops()? / 2, seed::random().u64(3..1 << 32), case, &TRANSFERS)
 }
 
 /// SMAP, accesses that are not the instruction's own, interrupt shadows, large pages, devices in such, 32-bit paging and PAE.
@@ -100,6 +104,13 @@ fn in_deliveries_that_miss_translations() -> Result<()> {
 #[test]
 fn in_windows_for_interrupts() -> Result<()> {
     stops_are_exact("paging", "timer", stops()? / 20, seed::random().u64(3..1 << 32), " case=timer")
+}
+
+/// Each way to become able to take an interrupt, and to lose that again, in long mode: an exit every few instructions.
+#[test]
+#[ignore = "takes minutes: cargo xtask test rig in_windows_of_every_kind --long"]
+fn in_windows_of_every_kind() -> Result<()> {
+    stops_are_exact_with("stops", "windows", stops()? / 40, seed::random().u64(3..1 << 32), " case=windows", &TRANSFERS)
 }
 
 /// Some minutes of [`in_windows_for_interrupts`].

@@ -8,6 +8,8 @@
 
 extern crate alloc;
 
+mod windows;
+
 use alloc::boxed::Box;
 use core::arch::asm;
 use core::hint::black_box;
@@ -71,8 +73,10 @@ const STEPS: [Step; 24] = [
     patched_code,
 ];
 
-/// Debug traps behind interrupt shadows: single steps; and breakpoints, by which a guest brings down QEMU 7.2 (SVM).
-const CASES: [(&str, Step); 2] = [("steps", single_steps), ("debug", debug_traps)];
+/// Debug traps behind interrupt shadows: single steps; and breakpoints, by which a guest brings down QEMU 7.2 (SVM). `mixed` are
+/// single steps among everything else.
+const CASES: [(&str, Step); 4] =
+    [("steps", single_steps), ("debug", debug_traps), ("mixed", mixed), ("windows", interrupt_windows)];
 
 pollux_boot::entry!(main);
 
@@ -89,7 +93,7 @@ fn main(info: &'static BootInfo) -> ! {
     for vector in [3, SOFTWARE_VECTOR] {
         interrupts::set_handler(vector, |frame| frame.rax = frame.rax.rotate_left(7) ^ frame.rip);
     }
-    interrupts::set_handler(lapic::TIMER_VECTOR, |_| lapic::end_of_interrupt());
+    interrupts::set_handler(lapic::TIMER_VECTOR, windows::note);
     println!("stops: running");
     let random = Random::new(options.seed);
     let device = PciTransport::find_net(None).ok().map(|transport| transport.common_config());
@@ -101,6 +105,15 @@ fn main(info: &'static BootInfo) -> ! {
         only.map_or(STEPS[step], |(_, step)| *step)(&mut state);
         state.sum = black_box(state.sum);
     }
+}
+
+/// One in eight is a single step.
+fn mixed(state: &mut State) {
+    let step = match state.random.below(8) {
+        0 => single_steps,
+        _ => STEPS[state.random.below(STEPS.len() as u64) as usize],
+    };
+    step(state);
 }
 
 /// Register-only loops, now and then with interrupts on and the timer running.
@@ -410,6 +423,21 @@ fn vectors(state: &mut State) {
     }
     pages::unmap(page as usize);
     pages::unmap(page as usize + 1);
+}
+
+/// Ways to become able to take an interrupt, one of which comes by then; and code that changes itself meanwhile.
+fn interrupt_windows(state: &mut State) {
+    let (kind, delay) = (state.random.below(windows::KINDS + 1), state.random.below(60));
+    if kind < windows::KINDS {
+        lapic::arm_timer(cpu::rdtsc() + delay);
+        windows::open(kind, &mut state.memory);
+    } else {
+        lapic::arm_timer(cpu::rdtsc() + 8 * delay);
+        x86_64::instructions::interrupts::enable();
+        patched_code(state);
+        x86_64::instructions::interrupts::disable();
+    }
+    state.sum ^= windows::seen();
 }
 
 /// Code that changes what it is about to execute, where it is executed or where its page is seen too; over a page's end
