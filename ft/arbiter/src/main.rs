@@ -4,7 +4,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,6 +55,9 @@ enum Task {
     Key {
         #[command(flatten)]
         pair: PairArgs,
+        /// The key that the pair has had until now: both are valid as long as the arbiter has both files
+        #[arg(long, value_name = "FILE")]
+        follows: Option<PathBuf>,
         /// Where it goes; for its owner alone
         file: PathBuf,
     },
@@ -140,10 +143,15 @@ struct PairArgs {
 
 impl PairArgs {
     fn secret(&self) -> Result<[u8; KEY_BYTES]> {
-        let shown = self.key.display();
-        let bytes = std::fs::read(&self.key).with_context(|| format!("cannot read the key {shown}"))?;
-        bytes.try_into().ok().with_context(|| format!("{shown} is no pair's key of {KEY_BYTES} bytes"))
+        secret(&self.key)
     }
+}
+
+/// The pair's key in a file.
+fn secret(file: &Path) -> Result<[u8; KEY_BYTES]> {
+    let shown = file.display();
+    let bytes = std::fs::read(file).with_context(|| format!("cannot read the key {shown}"))?;
+    bytes.try_into().ok().with_context(|| format!("{shown} is no pair's key of {KEY_BYTES} bytes"))
 }
 
 fn main() -> ExitCode {
@@ -168,7 +176,10 @@ fn run(task: Task) -> Result<()> {
             }
             Ok(())
         }
-        Task::Key { pair, file } => keys::write(&pair.name, &pair.secret()?, &file),
+        Task::Key { pair, follows, file } => {
+            let old = follows.as_deref().map(secret).transpose()?;
+            keys::write(&pair.name, &pair.secret()?, old.as_ref(), &file)
+        }
     }
 }
 

@@ -128,6 +128,14 @@ impl Service {
         Ok(Self { shared, address, thread: Some(thread.context("cannot start a thread for the arbiter")?) })
     }
 
+    /// The keys of the pairs that may ask, if it is asked in sealed words.
+    pub fn keys(&self) -> Option<&Keyring> {
+        match &self.shared.answers {
+            Answers::Sealed(keys, _) => Some(keys),
+            Answers::Etcd(_) => None,
+        }
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address

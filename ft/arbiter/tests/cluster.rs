@@ -34,7 +34,7 @@ impl Desk {
         let cluster = Cluster::start(directory.path(), Some(1)).unwrap()?;
         let keys = directory.path().join("keys");
         std::fs::DirBuilder::new().mode(0o700).create(&keys).unwrap();
-        keys::write("pair", &SECRET, &keys.join("pair")).unwrap();
+        keys::write("pair", &SECRET, None, &keys.join("pair")).unwrap();
         Some(Self { cluster, keys, directory })
     }
 

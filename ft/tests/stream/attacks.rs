@@ -7,7 +7,7 @@ use pollux_ft::{PairKey, Protection, SessionId};
 const NOBODY: NodeId = NodeId(0);
 
 pub(super) fn keyed(secret: u8) -> Config {
-    Config { protection: Protection::Key(PairKey::new(&[secret; 32])), ..Config::default() }
+    Config { protection: Protection::from(PairKey::new(&[secret; 32])), ..Config::default() }
 }
 
 pub(super) fn start(how: Start, node: u64, config: &Config) -> Node {

@@ -105,6 +105,7 @@ impl SoftwareArgs {
             guest_arguments: self.guest_args.clone().unwrap_or(arguments),
             guest_seed: Secret::draw()?.hex(),
             key,
+            next_key: None,
             record: false,
             given: self.hypervisor_option.clone(),
         };
