@@ -12,7 +12,7 @@ local pollux = Proto("pollux", "Pollux log stream")
 local beat = Proto("pollux_heartbeat", "Pollux heartbeat")
 
 local LOG_PORT, HEARTBEAT_PORT = 7001, 7002
-local GREETING, NOISE, MAX_PAYLOAD = 30, 48, 96 * 1024
+local GREETING, NOISE, MAX_PAYLOAD = 38, 48, 96 * 1024
 local HEAD, CHECK, TAG = 5, 4, 16
 
 local MESSAGES = { "Hello", "Refuse", "StateBegin", "Memory", "Machine", "StateEnd", "Joined", "Entries", "Ack", "Bye",
@@ -255,7 +255,8 @@ local function message(tvb, _, root)
   if what == "greeting" then
     tree:add_le(f.protocol, tvb(4, 2))
     tree:add(f.fingerprint, tvb(6, 8))
-    tree:add(f.nonce, tvb(14, 16))
+    if tvb(14, 8):bytes() ~= ByteArray.new("0000000000000000") then tree:add(f.fingerprint, tvb(14, 8)) end
+    tree:add(f.nonce, tvb(22, 16))
     told = "Greeting"
   elseif what == "handshake" then
     tree:add(f.ephemeral, tvb(0, 32))

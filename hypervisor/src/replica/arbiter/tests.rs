@@ -502,6 +502,24 @@ fn an_arbiter_has_the_old_key_or_the_next_one() {
     assert_eq!(desk.own.ways[0].understands(next_one), None);
 }
 
+/// A machine that gets a key finds out whether its arbiter has it, too.
+#[test]
+fn a_look_asks_under_the_key_that_came() {
+    let [old, next] = [1, 2].map(|byte| ArbiterKey::from(&PairKey::new(&[byte; 32])));
+    let well = || Reply::Says(Verdict::Well(None));
+    let mut desk = Desk::with(Some(old.clone()), &["10.0.2.3:2379"], &[well()]);
+    desk.look(100);
+    let both = [next.clone(), old].map(Manner::Sealed);
+    desk.own.ways[0].set_manners(desk.now, &both, &mut desk.own.station.stack);
+    desk.replies = vec![well()].into();
+    desk.look(100);
+    assert_eq!(both.each_ref().map(|manner| desk.own.ways[0].understands(manner)), [Some(false), Some(true)]);
+    desk.key = Some(next);
+    desk.replies = vec![well()].into();
+    desk.look(INTERVAL);
+    assert_eq!(desk.own.ways[0].understands(&both[0]), Some(true));
+}
+
 /// A key comes while a question is on its way.
 #[test]
 fn a_question_is_asked_again_when_a_key_comes() {

@@ -49,10 +49,11 @@ impl Watch {
         self.seen.take()
     }
 
-    /// Speaks in these manners from now on, and looks at once.
+    /// Speaks in these manners from now on, and looks at once whether the first of them is understood.
     pub fn set_manners(&mut self, now: Time, manners: &[Manner], stack: &mut Stack) {
         self.caller.stop(stack);
         self.caller.set_manners(now, manners, stack);
+        self.caller.ask_first_in(0);
         self.next = now;
     }
 
