@@ -190,6 +190,12 @@ impl Common {
         self.next_key.iter().chain(&self.key)
     }
 
+    /// The keys as modules of a machine.
+    pub fn key_modules(&self) -> impl Iterator<Item = (&'static str, Secret)> {
+        let keys = [("key", &self.key), ("key-next", &self.next_key)];
+        keys.into_iter().filter_map(|(name, key)| Some((name, key.clone()?)))
+    }
+
     /// The name of the pair.
     pub fn pair(&self) -> &str {
         let given = self.given.iter().rev().find(|option| option.key == "pair" && option.slot.is_none());

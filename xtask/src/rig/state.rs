@@ -289,8 +289,7 @@ impl Rig {
             Ok(Card { purpose, plug: self.networks.plug(network, slot)?, mac: mac.to_owned() })
         };
         let cards = emulator.cards().iter().map(card).collect::<Result<_>>()?;
-        let keys = [("key", &self.config.options.key), ("key-next", &self.config.options.next_key)];
-        let keys = keys.into_iter().filter_map(|(name, key)| Some((name, key.clone()?)));
+        let keys = self.config.options.key_modules();
         let secrets = keys.filter(|_| part != Part::Solo).chain([("seed", Secret::draw()?)]).collect();
         let lines = Lines::open(emulator, self.private.path(), name, &place.serial)?;
         let command = emulator.command(&MachineSpec {
