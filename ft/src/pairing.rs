@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 /// Version of the protocol; raised whenever old and new cannot talk.
-pub const PROTOCOL: u16 = 13;
+pub const PROTOCOL: u16 = 14;
 
 /// Longest text in an identity, in bytes; longer ones are cut when sent.
 pub const MAX_TEXT: usize = 128;
