@@ -49,8 +49,10 @@ impl Machine {
         let protection = &node.config().protection;
         let kept = protection.other_than(fingerprint).ok()?;
         let (place, arbiter) = (node.keys().iter().position(|key| *key == kept)?, self.arbiter.as_ref()?);
-        // An etcd is asked in plain words, whatever the keys are.
-        let understands = !arbiter.is_sealed() || arbiter.understands(&self.config.arbiter.manners(protection)[place]);
+        // Who neither asks nor looks cannot know; an etcd is asked in plain words, whatever the keys are.
+        let silent = !node.may_look_at_arbiter() && arbiter.asks_for().is_none();
+        let understands =
+            silent || !arbiter.is_sealed() || arbiter.understands(&self.config.arbiter.manners(protection)[place]);
         (!understands).then(|| {
             format!("the arbiter has not answered yet under the key {kept:016x}: give it that key's file first")
         })
