@@ -133,13 +133,12 @@ impl Arbiter {
         }
     }
 
-    /// Whether it will answer when it is spoken to in this manner alone: by one way at least, and no way leads to one
-    /// that answers in another manner only. Who does not look cannot know, and is not asked.
+    /// Whether it will answer when it is spoken to in this manner alone, as far as looks have found out: by one way at least,
+    /// and no way leads to one that answers in another manner only.
     #[must_use]
     pub fn understands(&self, manner: &Manner) -> bool {
         let mut known = self.ways().filter_map(|way| way.understands(manner));
-        !self.watching && self.question.is_none()
-            || (known.next().is_some_and(|first| first) && known.all(|other| other))
+        known.next().is_some_and(|first| first) && known.all(|other| other)
     }
 
     /// From now on only this arbiter's answers count, or any one's.
