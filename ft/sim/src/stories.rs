@@ -291,7 +291,8 @@ fn keyed(start: Start, mutation: Option<Mutation>, id: NodeId) -> Node {
     Node::new(ms(0), start, config, identity(id)).expect("the defaults make sense")
 }
 
-fn a_bit_of_the_log_is_changed_on_the_way(mutation: Option<Mutation>) -> Result<(), &'static str> {
+/// A protected pair with a key.
+fn protected_by_key(mutation: Option<Mutation>) -> (Node, Node) {
     let mut primary = keyed(Start::Primary, mutation, PRIMARY);
     let mut backup = keyed(Start::Backup, mutation, BACKUP);
     primary.connected(ms(0), primary.handshake(&MEETING));
@@ -301,6 +302,11 @@ fn a_bit_of_the_log_is_changed_on_the_way(mutation: Option<Mutation>) -> Result<
         pump(ms(0), &mut backup, &mut primary);
     }
     protect(&mut primary, &mut backup);
+    (primary, backup)
+}
+
+fn a_bit_of_the_log_is_changed_on_the_way(mutation: Option<Mutation>) -> Result<(), &'static str> {
+    let (mut primary, mut backup) = protected_by_key(mutation);
     append(&mut primary, EntryRef::PacketIn(&[1; 60]));
     primary.flush(ms(0));
     let mut bytes = primary.transmit().to_vec();

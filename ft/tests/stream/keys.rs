@@ -1,6 +1,6 @@
 //! A pair changes its key while it is at work.
 
-use super::attacks::{keyed, start};
+use super::attacks::{keyed, protected_by, start};
 use super::*;
 use pollux_ft::{Handshake, KeyError, PairKey, Protection, Stranger};
 
@@ -23,15 +23,7 @@ fn with_keys(secrets: &[u8]) -> Config {
 
 /// A protected pair, of which each has these keys.
 fn pair(primary: &[u8], backup: &[u8]) -> (Node, Node) {
-    let mut primary = start(Start::Primary, 1, &with_keys(primary));
-    let mut backup = start(Start::Backup, 2, &with_keys(backup));
-    connect(Time(0), &mut primary, &mut backup);
-    primary.finish_state(Position(1000), 0).unwrap();
-    pump(Time(0), &mut primary, &mut backup);
-    backup.joined(Time(0));
-    pump(Time(0), &mut backup, &mut primary);
-    assert_eq!((primary.role(), backup.role()), (Role::Protected, Role::Backup));
-    (primary, backup)
+    protected_by(&with_keys(primary), &with_keys(backup))
 }
 
 /// So many milliseconds pass, and all that the two say arrives.

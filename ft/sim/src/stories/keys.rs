@@ -1,6 +1,6 @@
 //! Stories of a pair that changes its key.
 
-use super::{BACKUP, MEETING, PRIMARY, holds, keyed, ms, protect, pump};
+use super::{BACKUP, MEETING, PRIMARY, holds, keyed, ms, protected_by_key, pump};
 use pollux_ft::{Mutation, Node, PairKey, Role, Start};
 
 fn old() -> u64 {
@@ -9,20 +9,6 @@ fn old() -> u64 {
 
 fn next() -> PairKey {
     PairKey::new(&[2; 32])
-}
-
-/// A protected pair that has the old key.
-fn pair(mutation: Option<Mutation>) -> (Node, Node) {
-    let mut primary = keyed(Start::Primary, mutation, PRIMARY);
-    let mut backup = keyed(Start::Backup, mutation, BACKUP);
-    primary.connected(ms(0), primary.handshake(&MEETING));
-    backup.connected(ms(0), backup.handshake(&MEETING));
-    for _ in 0..3 {
-        pump(ms(0), &mut primary, &mut backup);
-        pump(ms(0), &mut backup, &mut primary);
-    }
-    protect(&mut primary, &mut backup);
-    (primary, backup)
 }
 
 /// From one time to another, in milliseconds, all heartbeats arrive, and nothing of the stream does.
@@ -40,7 +26,7 @@ fn live(from: u64, to: u64, one: &mut Node, other: &mut Node) {
 }
 
 pub(super) fn one_machine_has_the_next_key(mutation: Option<Mutation>) -> Result<(), &'static str> {
-    let (mut primary, mut backup) = pair(mutation);
+    let (mut primary, mut backup) = protected_by_key(mutation);
     live(0, 500, &mut primary, &mut backup);
     primary.add_key(next()).expect("there is room");
     live(500, 2500, &mut primary, &mut backup);
@@ -48,7 +34,7 @@ pub(super) fn one_machine_has_the_next_key(mutation: Option<Mutation>) -> Result
 }
 
 pub(super) fn the_old_key_is_to_be_forgotten_too_early(mutation: Option<Mutation>) -> Result<(), &'static str> {
-    let (mut primary, mut backup) = pair(mutation);
+    let (mut primary, mut backup) = protected_by_key(mutation);
     live(0, 500, &mut primary, &mut backup);
     primary.add_key(next()).expect("there is room");
     let forgot = primary.forget_key(ms(500), old()).is_ok();
