@@ -12,7 +12,8 @@ local pollux = Proto("pollux", "Pollux log stream")
 local beat = Proto("pollux_heartbeat", "Pollux heartbeat")
 
 local LOG_PORT, HEARTBEAT_PORT = 7001, 7002
-local GREETING, NOISE, MAX_PAYLOAD = 30, 48, 96 * 1024
+-- A greeting names two keys since version 14 of the protocol.
+local GREETING, GREETING_13, NOISE, MAX_PAYLOAD = 38, 30, 48, 96 * 1024
 local HEAD, CHECK, TAG = 5, 4, 16
 
 local MESSAGES = { "Hello", "Refuse", "StateBegin", "Memory", "Machine", "StateEnd", "Joined", "Entries", "Ack", "Bye",
@@ -229,7 +230,10 @@ end
 -- for a few in a hundred thousand, are larger than any length.
 local function look(tvb, offset)
   local length = tvb(offset, 4):le_uint()
-  if tvb(offset, 4):string() == "PLXs" then return "greeting", GREETING end
+  if tvb(offset, 4):string() == "PLXs" then
+    local old = tvb:len() >= offset + 6 and tvb(offset + 4, 2):le_uint() < 14
+    return "greeting", old and GREETING_13 or GREETING
+  end
   if length > MAX_PAYLOAD then return "handshake", NOISE end
   local is_keyed = keyed[tcp_stream()()]
   -- A capture that began later: an encrypted type is any byte.
@@ -255,7 +259,8 @@ local function message(tvb, _, root)
   if what == "greeting" then
     tree:add_le(f.protocol, tvb(4, 2))
     tree:add(f.fingerprint, tvb(6, 8))
-    tree:add(f.nonce, tvb(14, 16))
+    if len == GREETING then tree:add(f.fingerprint, tvb(14, 8)) end
+    tree:add(f.nonce, tvb(len - 16, 16))
     told = "Greeting"
   elseif what == "handshake" then
     tree:add(f.ephemeral, tvb(0, 32))

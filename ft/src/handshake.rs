@@ -1,14 +1,14 @@
 //! How two machines with a key begin a stream, before the first message.
 //!
-//! Each greets at once, in the clear: magic, protocol, fingerprint of its key, and a number drawn for this connection. Then
-//! come the two messages of the module `noise`, whose prologue is all of this with the pair's name and both addresses. The
+//! Each greets at once, in the clear: magic, protocol, fingerprints of its keys, and a number drawn for this connection. Of
+//! the keys that both have that one is meant which whoever dialled named first. Then come the two messages of the module `noise`, whose prologue is all of this with the pair's name and both addresses. The
 //! first one says that whoever dialled has the key and heard this very greeting: until then the other end has spent no more
 //! than a hash, and what was sent on another connection is of no use. The second one says the same of who listened.
 //!
 //! Nothing is decided by what was said before: a greeting only tells people why two machines do not find each other.
 
 use crate::config::Config;
-use crate::key::{KEY_BYTES, Protection, RecordKey};
+use crate::key::{KEY_BYTES, MAX_KEYS, PairKey, RecordKey};
 use crate::mutation::Mutation;
 use crate::noise::{self, Initiator, Keys, MESSAGE};
 use crate::pairing::{Mismatch, PROTOCOL};
@@ -24,7 +24,8 @@ use sha2::Sha256;
 pub(crate) const MAGIC: [u8; 4] = *b"PLXs";
 /// Bytes of the number that is drawn.
 const NONCE: usize = 16;
-const GREETING: usize = MAGIC.len() + 2 + 8 + NONCE;
+const VERSIONED: usize = MAGIC.len() + 2;
+const GREETING: usize = VERSIONED + 8 * MAX_KEYS + NONCE;
 const PROLOGUE: &[u8] = b"Pollux log stream";
 
 /// Which end of a connection a machine is.
@@ -89,8 +90,10 @@ pub struct Handshake {
     end: End,
     pair: Vec<u8>,
     addresses: [Ipv4Addr; 2],
-    secret: [u8; KEY_BYTES],
-    fingerprint: u64,
+    /// Secrets and fingerprints of the keys, the newest one first.
+    keys: Vec<([u8; KEY_BYTES], u64)>,
+    /// The one of them that both ends mean; before that is known the first.
+    key: usize,
     ephemeral: [u8; 32],
     greeting: [u8; GREETING],
     stage: Stage,
@@ -111,26 +114,24 @@ impl Handshake {
     pub(crate) fn new(config: &Config, pair: &str, end: End, meeting: &Meeting) -> Self {
         let broken = [Mutation::PrologueIgnored, Mutation::GreetingIgnored, Mutation::StreamTagNotChecked]
             .map(|rule| config.broken(rule));
-        let key = match &config.protection {
-            Protection::Key(key) => Some((key.stream(), config.protection.fingerprint())),
-            Protection::Checksum(_) => None,
-        };
-        Self::with(key, broken, pair, end, meeting)
+        let keys = config.protection.keys().map(|key: &PairKey| (*key.stream(), key.fingerprint())).collect();
+        Self::with(keys, broken, pair, end, meeting)
     }
 
-    /// With a recorder, which has a key of its own.
-    pub(crate) fn of_recorder(key: Option<&RecordKey>, pair: &str, end: End, meeting: &Meeting) -> Self {
-        Self::with(key.map(|key| (&key.secret, key.fingerprint)), [false; 3], pair, end, meeting)
+    /// With a recorder, which has keys of its own.
+    pub(crate) fn of_recorder(keys: &[RecordKey], pair: &str, end: End, meeting: &Meeting) -> Self {
+        let keys = keys.iter().take(MAX_KEYS).map(|key| (key.secret, key.fingerprint)).collect();
+        Self::with(keys, [false; 3], pair, end, meeting)
     }
 
-    /// By this secret, which has that fingerprint.
-    fn with(key: Option<(&[u8; KEY_BYTES], u64)>, broken: [bool; 3], pair: &str, end: End, meeting: &Meeting) -> Self {
+    /// By one of these secrets, which have those fingerprints.
+    fn with(keys: Vec<([u8; KEY_BYTES], u64)>, broken: [bool; 3], pair: &str, end: End, meeting: &Meeting) -> Self {
         let mut this = Self {
             end,
             pair: pair.into(),
             addresses: [meeting.dialer, meeting.listener],
-            secret: [0; KEY_BYTES],
-            fingerprint: 0,
+            keys,
+            key: 0,
             ephemeral: [0; 32],
             greeting: [0; GREETING],
             stage: Stage::Done(Box::new((Sealer::default(), Opener::default().break_check(broken[2])))),
@@ -138,8 +139,7 @@ impl Handshake {
             queued: Vec::new(),
             broken,
         };
-        if let Some((secret, fingerprint)) = key {
-            (this.secret, this.fingerprint) = (*secret, fingerprint);
+        if !this.keys.is_empty() {
             this.begin(&meeting.random);
         }
         this
@@ -150,10 +150,20 @@ impl Handshake {
         let mut nonce = [0; NONCE];
         drawn.expand(b"nonce", &mut nonce).expect("shorter than 255 hashes");
         drawn.expand(b"ephemeral", &mut self.ephemeral).expect("shorter than 255 hashes");
-        let fields: [&[u8]; 4] = [&MAGIC, &PROTOCOL.to_le_bytes(), &self.fingerprint.to_le_bytes(), &nonce];
+        let fingerprints = self.fingerprints().map(u64::to_le_bytes);
+        let fields: [&[u8]; 4] = [&MAGIC, &PROTOCOL.to_le_bytes(), fingerprints.as_flattened(), &nonce];
         self.queued = fields.concat();
         self.greeting.copy_from_slice(&self.queued);
         self.stage = Stage::Greeting;
+    }
+
+    fn fingerprints(&self) -> [u64; MAX_KEYS] {
+        core::array::from_fn(|at| self.keys.get(at).map_or(0, |key| key.1))
+    }
+
+    /// The fingerprint of the key that both ends mean, once it [is done](Self::is_done); 0 is none.
+    pub(crate) fn key(&self) -> u64 {
+        self.fingerprints()[self.key]
     }
 
     /// Takes bytes that came along the connection, and no more of them than are its own; returns how many.
@@ -188,6 +198,13 @@ impl Handshake {
         if matches!(self.stage, Stage::Greeting) && self.received[..known] != MAGIC[..known] {
             return Err(Stranger::NoGreeting);
         }
+        // As soon as it is known: another version's greeting may be shorter.
+        if let (Stage::Greeting, Some(&[.., low, high])) = (&self.stage, self.received.first_chunk::<VERSIONED>())
+            && let protocol = u16::from_le_bytes([low, high])
+            && protocol != PROTOCOL
+        {
+            return Err(Stranger::Protocol(PROTOCOL, protocol));
+        }
         if self.received.len() < self.needs() {
             return Ok(());
         }
@@ -196,7 +213,7 @@ impl Handshake {
             Stage::Greeting => self.greeted(received.first_chunk().expect("it is whole"))?,
             Stage::First { prologue } => {
                 let first = received.first_chunk().expect("it is whole");
-                let answer = noise::respond(&self.secret, &prologue, &self.ephemeral, first);
+                let answer = noise::respond(&self.keys[self.key].0, &prologue, &self.ephemeral, first);
                 let (second, keys) = answer.ok_or(Stranger::NotGenuine)?;
                 self.queued.extend_from_slice(&second);
                 self.done(keys)
@@ -211,19 +228,21 @@ impl Handshake {
     }
 
     fn greeted(&mut self, theirs: &[u8; GREETING]) -> Result<Stage, Stranger> {
-        let protocol = u16::from_le_bytes([theirs[4], theirs[5]]);
-        if protocol != PROTOCOL {
-            return Err(Stranger::Protocol(PROTOCOL, protocol));
-        }
-        let fingerprint = u64::from_le_bytes(*theirs[6..].first_chunk().expect("it is longer"));
-        if fingerprint != self.fingerprint {
-            return Err(Stranger::Key(self.fingerprint, fingerprint));
-        }
+        let (prints, _) = theirs[VERSIONED..].as_chunks::<8>();
+        let named: [u64; MAX_KEYS] = core::array::from_fn(|at| u64::from_le_bytes(prints[at]));
+        let ours = self.fingerprints();
+        let [dialer, listener] = match self.end {
+            End::Dials => [ours, named],
+            End::Listens => [named, ours],
+        };
+        let common = dialer.into_iter().find(|key| *key != 0 && listener.contains(key));
+        let found = common.and_then(|key| ours.iter().position(|other| *other == key));
+        self.key = found.ok_or(Stranger::Key(ours[0], named[0]))?;
         let prologue = self.prologue(theirs);
         Ok(match self.end {
             End::Listens => Stage::First { prologue },
             End::Dials => {
-                let (initiator, first) = noise::initiate(&self.secret, &prologue, self.ephemeral);
+                let (initiator, first) = noise::initiate(&self.keys[self.key].0, &prologue, self.ephemeral);
                 self.queued.extend_from_slice(&first);
                 Stage::Second(Box::new(initiator))
             }

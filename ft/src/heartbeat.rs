@@ -64,9 +64,14 @@ pub fn pair_digest(name: &str) -> u64 {
 }
 
 impl Heartbeat {
-    /// The heartbeat as a datagram.
+    /// The heartbeat as a datagram, under the newest key.
     #[must_use]
     pub fn encode(&self, protection: &Protection) -> Datagram {
+        self.encode_under(0, protection)
+    }
+
+    /// The same, under key number `under`.
+    pub(crate) fn encode_under(&self, under: usize, protection: &Protection) -> Datagram {
         let mut out = [0; SIZE];
         out[..4].copy_from_slice(&MAGIC.to_le_bytes());
         put_numbers(&mut out[4..HEAD], &[self.node.0, self.counter]);
@@ -88,7 +93,7 @@ impl Heartbeat {
         ];
         put_numbers(&mut body[2..], &numbers);
         put_numbers(&mut body[2 + 8 * numbers.len()..], &self.heard.map(|node| node.0));
-        tag.copy_from_slice(&protection.seal(self.node.0, self.counter, head, body));
+        tag.copy_from_slice(&protection.seal(under, (self.node.0, self.counter), head, body));
         out
     }
 
@@ -97,13 +102,13 @@ impl Heartbeat {
     /// # Errors
     /// When it is not a heartbeat, is damaged, or was made by somebody without the key.
     pub fn decode(datagram: &[u8], protection: &Protection) -> Result<Self, DecodeError> {
-        Self::read(datagram, |sender, counter, head, body, tag| protection.open(sender, counter, head, body, tag))
+        Self::read(datagram, |number, head, body, tag| protection.open(number, head, body, tag).is_some())
     }
 
     /// Reads a datagram, which `open` finds genuine or not.
     pub(crate) fn read(
         datagram: &[u8],
-        open: impl FnOnce(u64, u64, &[u8], &mut [u8], &[u8; TAG_BYTES]) -> bool,
+        open: impl FnOnce((u64, u64), &[u8], &mut [u8], &[u8; TAG_BYTES]) -> bool,
     ) -> Result<Self, DecodeError> {
         let mut rest = Reader(datagram);
         let (head, mut body, tag): ([u8; HEAD], [u8; BODY], _) = (rest.array()?, rest.array()?, rest.array()?);
@@ -113,7 +118,7 @@ impl Heartbeat {
             return Err(DecodeError::BadValue("magic"));
         }
         let (node, counter) = (NodeId(reader.u64()?), reader.u64()?);
-        if !open(node.0, counter, &head, &mut body, &tag) {
+        if !open((node.0, counter), &head, &mut body, &tag) {
             return Err(DecodeError::BadValue("tag"));
         }
         let mut reader = Reader(&body);
@@ -172,7 +177,7 @@ mod tests {
     }
 
     fn protections() -> [Protection; 2] {
-        [Protection::default(), Protection::Key(PairKey::new(&[7; 32]))]
+        [Protection::default(), Protection::from(PairKey::new(&[7; 32]))]
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub use config::Config;
 pub use decide::Verdict;
 pub use entry::{Control, Entry, EntryRef, Kind, Record};
 pub use handshake::{Handshake, Meeting, Stranger};
-pub use key::{PairKey, Protection, RecordKey};
+pub use key::{KeyError, PairKey, Protection, RecordKey};
 pub use mutation::Mutation;
 pub use node::{Action, AppendError, HaltReason, LossReason, Node, NotLive, Start, TakenOver, WaitsFor};
 pub use pairing::Identity;

@@ -38,6 +38,7 @@ pub(crate) struct Link {
     pub(crate) heard: Time,
     /// While [`LinkState::Greeting`].
     handshake: Option<Handshake>,
+    key: u64,
     sealer: Sealer,
     opener: Opener,
     tx: Vec<u8>,
@@ -52,6 +53,7 @@ impl Link {
             state: LinkState::Down,
             heard: Time(0),
             handshake: None,
+            key: 0,
             sealer: Sealer::default(),
             opener: Opener::default(),
             tx: Vec::new(),
@@ -79,9 +81,14 @@ impl Link {
         let Some(handshake) = &mut self.handshake else { return };
         self.tx.extend_from_slice(&handshake.take_queued());
         if let Some((sealer, opener)) = handshake.finish() {
-            (self.sealer, self.opener) = (sealer, opener);
+            (self.sealer, self.opener, self.key) = (sealer, opener, handshake.key());
             (self.state, self.handshake) = (LinkState::Up, None);
         }
+    }
+
+    /// The fingerprint of the key under which it was begun, once messages flow; 0 is none.
+    pub(crate) fn key(&self) -> u64 {
+        self.key
     }
 
     /// Whether messages flow.

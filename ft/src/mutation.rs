@@ -109,11 +109,17 @@ pub enum Mutation {
     DiskOrderIgnored,
     /// A machine that got a guest's state forgets the disk requests that were in flight.
     DiskNotBegunAgain,
+    /// A machine with two keys says its heartbeats under the newest one alone.
+    OldKeyFallsSilent,
+    /// A machine forgets a key although its twin has not shown that it has the other one.
+    KeyForgottenUnseen,
+    /// A connection counts that was begun under a key that was forgotten meanwhile.
+    ForgottenKeyOpens,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 52] = [
+    pub const ALL: [Self; 55] = [
         Self::AckBeforeBuffering,
         Self::ReleaseBeforeAck,
         Self::LiveBeforeDrained,
@@ -166,5 +172,8 @@ impl Mutation {
         Self::DiskErrorIgnored,
         Self::DiskOrderIgnored,
         Self::DiskNotBegunAgain,
+        Self::OldKeyFallsSilent,
+        Self::KeyForgottenUnseen,
+        Self::ForgottenKeyOpens,
     ];
 }

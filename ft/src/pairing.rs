@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 /// Version of the protocol; raised whenever old and new cannot talk.
-pub const PROTOCOL: u16 = 13;
+pub const PROTOCOL: u16 = 14;
 
 /// Longest text in an identity, in bytes; longer ones are cut when sent.
 pub const MAX_TEXT: usize = 128;
@@ -107,7 +107,7 @@ pub struct Settings {
     pub suspect: Span,
     /// Bytes of log or state that wait at a backup.
     pub log_buffer: u64,
-    /// Fingerprint of the pair's key; 0 is none.
+    /// Fingerprint of the pair's key, of two keys that of the one which protects these words; 0 is none.
     pub key: u64,
 }
 
@@ -408,7 +408,7 @@ mod tests {
     #[test]
     fn keys_must_be_one() {
         let with = |secret: Option<u8>| {
-            let key = secret.map(|byte| Protection::Key(PairKey::new(&[byte; 32])));
+            let key = secret.map(|byte| Protection::from(PairKey::new(&[byte; 32])));
             Settings::of(&Config { protection: key.unwrap_or_default(), ..Config::default() })
         };
         let text = |ours, theirs| {

@@ -170,14 +170,14 @@ pub struct RecordStream {
 }
 
 impl RecordStream {
-    /// An end of a connection that belongs to `pair`, by its key if it has one; `random` is drawn for it alone, and a secret.
+    /// An end of a connection that belongs to `pair`, by one of its keys if it has any; `random` is drawn for it alone, and a secret.
     /// It can be mistaken for no stream between the twins.
     #[must_use]
-    pub fn new(key: Option<&RecordKey>, pair: &str, end: End, random: [u8; 32]) -> Self {
+    pub fn new(keys: &[RecordKey], pair: &str, end: End, random: [u8; 32]) -> Self {
         // A recorder may be anywhere, and what it sees of the machine's address another one.
         let meeting = Meeting { dialer: Ipv4Addr::UNSPECIFIED, listener: Ipv4Addr::UNSPECIFIED, random };
         // No pair's name has a blank in it.
-        let handshake = Handshake::of_recorder(key, &format!("record of {pair}"), end, &meeting);
+        let handshake = Handshake::of_recorder(keys, &format!("record of {pair}"), end, &meeting);
         let mut this = Self { stage: Stage::Greeting(handshake), out: Vec::new(), received: Vec::new() };
         this.follow_handshake();
         this
@@ -310,13 +310,13 @@ mod tests {
     /// Whoever has the recorder's key, and says all that a twin says, is no twin; one who has the pair's is.
     #[test]
     fn a_recorders_key_makes_no_twin() {
-        let config = Config { protection: Protection::Key(PairKey::new(&[1; 32])), ..Config::default() };
+        let config = Config { protection: Protection::from(PairKey::new(&[1; 32])), ..Config::default() };
         let meeting =
             |random| Meeting { dialer: Ipv4Addr::LOCALHOST, listener: Ipv4Addr::LOCALHOST, random: [random; 32] };
-        let key = config.protection.record();
+        let keys = config.protection.records();
         for (mut dialer, twin) in [
             (Handshake::new(&config, "gemini", End::Dials, &meeting(1)), true),
-            (Handshake::of_recorder(key.as_ref(), "gemini", End::Dials, &meeting(1)), false),
+            (Handshake::of_recorder(&keys, "gemini", End::Dials, &meeting(1)), false),
         ] {
             let mut listener = Handshake::new(&config, "gemini", End::Listens, &meeting(2));
             let mut result = Ok(0);

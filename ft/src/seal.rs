@@ -224,6 +224,13 @@ mod tests {
         out
     }
 
+    /// See `docs/security.md`: 21 bytes more than the content, 12 of them more than without a key.
+    #[test]
+    fn what_a_seal_takes() {
+        let [bare, sealed] = [false, true].map(|with_key| stream(&mut ends(with_key).0, &[vec![7; 300]]).len());
+        assert_eq!((bare, sealed), (309, 321));
+    }
+
     proptest! {
         #[test]
         fn a_flipped_bit_is_never_taken(

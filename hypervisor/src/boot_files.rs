@@ -1,8 +1,7 @@
 //! The files that the boot loader passed: which module is what.
 //!
-//! The first word of a module's command line says what it is: `kernel` (or `guest`), `initrd`, `disk`, `key` or `seed`. A module
-//! without a name is
-//! the kernel, or, since some loaders can pass but one file (QEMU's PVH loader), an archive that holds the others under
+//! The first word of a module's command line says what it is: `kernel` (or `guest`), `initrd`, `disk`, `key`, `key-next` or
+//! `seed`. A module without a name is the kernel, or, since some loaders can pass but one file (QEMU's PVH loader), an archive that holds the others under
 //! these names, in the format of initial ramdisks.
 //!
 //! See: Linux, "initramfs buffer format" (Documentation/driver-api/early-userspace/buffer-format.rst): `newc`.
@@ -34,6 +33,8 @@ pub struct BootFiles<'a> {
     pub disk: Option<&'a [u8]>,
     /// The pair's key.
     pub key: Option<&'a [u8; KEY_BYTES]>,
+    /// The key that follows it, while the pair changes from one to the other.
+    pub next_key: Option<&'a [u8; KEY_BYTES]>,
     /// Random bytes for this machine.
     pub seed: Option<&'a [u8]>,
 }
@@ -51,8 +52,8 @@ pub enum FileError<'a> {
     UnknownName(&'a str),
     /// This file is empty.
     Empty(&'static str),
-    /// The pair's key has so many bytes.
-    KeyLength(usize),
+    /// This key has so many bytes.
+    KeyLength(&'static str, usize),
     /// The seed has so few bytes.
     SeedLength(usize),
     /// The archive is damaged at this byte.
@@ -68,14 +69,15 @@ impl fmt::Display for FileError<'_> {
             Self::UnknownName(name) => {
                 write!(
                     f,
-                    "the boot loader's module '{name}' is unknown: modules are called 'kernel', 'initrd', 'disk', 'key' and 'seed'"
+                    "the boot loader's module '{name}' is unknown: modules are called 'kernel', 'initrd', 'disk', 'key', \
+                     'key-next' and 'seed'"
                 )
             }
             Self::Empty(what) => write!(f, "the boot loader's module '{what}' is empty"),
-            Self::KeyLength(bytes) => {
+            Self::KeyLength(name, bytes) => {
                 write!(
                     f,
-                    "the boot loader's module 'key' has {bytes} bytes: a pair's key has {KEY_BYTES} ('cargo xtask key new')"
+                    "the boot loader's module '{name}' has {bytes} bytes: a pair's key has {KEY_BYTES} ('cargo xtask key new')"
                 )
             }
             Self::SeedLength(bytes) => {
@@ -110,16 +112,22 @@ impl<'a> BootFiles<'a> {
         }
         match found {
             _ if !any => Err(FileError::NoModule),
-            Found { kernel: Some(kernel), initrd, disk, key, seed } => {
-                let key = key.map(|key| key.try_into().map_err(|_| FileError::KeyLength(key.len()))).transpose()?;
+            Found { kernel: Some(kernel), initrd, disk, key, next_key, seed } => {
+                let key = key.map(|key| secret("key", key)).transpose()?;
+                let next_key = next_key.map(|key| secret("key-next", key)).transpose()?;
                 match seed.map(<[u8]>::len) {
                     Some(len) if len < SEED_BYTES => Err(FileError::SeedLength(len)),
-                    _ => Ok(Self { kernel, initrd, disk, key, seed }),
+                    _ => Ok(Self { kernel, initrd, disk, key, next_key, seed }),
                 }
             }
             Found { kernel: None, .. } => Err(FileError::NoKernel),
         }
     }
+}
+
+/// A key, if it is as long as one.
+fn secret<'a>(name: &'static str, key: &'a [u8]) -> Result<&'a [u8; KEY_BYTES], FileError<'a>> {
+    key.try_into().map_err(|_| FileError::KeyLength(name, key.len()))
 }
 
 #[derive(Default)]
@@ -128,6 +136,7 @@ struct Found<'a> {
     initrd: Option<&'a [u8]>,
     disk: Option<&'a [u8]>,
     key: Option<&'a [u8]>,
+    next_key: Option<&'a [u8]>,
     seed: Option<&'a [u8]>,
 }
 
@@ -138,6 +147,7 @@ impl<'a> Found<'a> {
             "initrd" => (&mut self.initrd, "initrd"),
             "disk" => (&mut self.disk, "disk"),
             "key" => (&mut self.key, "key"),
+            "key-next" => (&mut self.next_key, "key-next"),
             "seed" => (&mut self.seed, "seed"),
             _ => return Err(FileError::UnknownName(name)),
         };
@@ -206,7 +216,7 @@ mod tests {
 
     #[test]
     fn files_are_told_apart_by_name() {
-        let kernel = BootFiles { kernel: b"k", initrd: None, disk: None, key: None, seed: None };
+        let kernel = BootFiles { kernel: b"k", initrd: None, disk: None, key: None, next_key: None, seed: None };
         let both = Ok(BootFiles { initrd: Some(b"i"), ..kernel });
         assert_eq!(find(&[("", b"k")]), Ok(kernel));
         let with_disk = [("kernel", &b"k"[..]), ("disk", b"d")];
@@ -216,9 +226,12 @@ mod tests {
         assert_eq!(find(&[("initrd", b"i"), ("kernel", b"k")]), both);
         let archive = archive(&[("kernel", b"k"), ("initrd", b"i")]);
         assert_eq!(find(&[("", &archive)]), both);
-        let secrets = Ok(BootFiles { key: Some(&[7; 32]), seed: Some(&[8; 40]), ..kernel });
+        let secrets = BootFiles { key: Some(&[7; 32]), seed: Some(&[8; 40]), ..kernel };
+        let both = Ok(BootFiles { next_key: Some(&[9; 32]), ..secrets });
+        let secrets = Ok(secrets);
         assert_eq!(find(&[("key", &[7; 32]), ("", b"k"), ("seed", &[8; 40])]), secrets);
         assert_eq!(find(&[("", &self::archive(&[("key", &[7; 32]), ("seed", &[8; 40]), ("kernel", b"k")]))]), secrets);
+        assert_eq!(find(&[("key", &[7; 32]), ("", b"k"), ("key-next", &[9; 32]), ("seed", &[8; 40])]), both);
         // An initial ramdisk is an archive, too: its name tells.
         assert_eq!(find(&[("", b"k"), ("initrd", &archive)]).unwrap().initrd, Some(&archive[..]));
     }
@@ -240,6 +253,8 @@ mod tests {
         error(&[("key", &[1; 32]), ("seed", &[1; 32])], "no 'kernel'");
         error(&[("", b"k"), ("key", &[1; 32]), ("key", &[1; 32])], "two modules that are the 'key'");
         error(&[("", b"k"), ("key", &[1; 33])], "has 33 bytes: a pair's key has 32");
+        error(&[("", b"k"), ("key-next", &[1; 31])], "'key-next' has 31 bytes");
+        error(&[("", b"k"), ("key-next", &[1; 32]), ("key-next", &[1; 32])], "two modules that are the 'key-next'");
         error(&[("", b"k"), ("key", b"")], "'key' is empty");
         error(&[("", b"k"), ("seed", &[1; 31])], "has 31 bytes: at least 32");
         let good = archive(&[("kernel", b"k")]);

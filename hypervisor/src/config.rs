@@ -415,17 +415,22 @@ impl Config {
         }
     }
 
-    /// What protects the words of this machine and its twin; `key` is the pair's, and `good_random` says that this machine
-    /// has random numbers that nobody can guess.
+    /// What protects the words of this machine and its twin; of two keys, the pair's and the one that is to follow it, if
+    /// there is one. `good_random` says that this machine has random numbers that nobody can guess.
     ///
     /// # Errors
     /// When a machine of a pair has no key and was not told to do without, or both, or cannot use it safely.
-    pub fn protection(&self, key: Option<&[u8; KEY_BYTES]>, good_random: bool) -> Result<Protection, ConfigError> {
+    pub fn protection(
+        &self,
+        [key, next]: [Option<&[u8; KEY_BYTES]>; 2],
+        good_random: bool,
+    ) -> Result<Protection, ConfigError> {
         let fail = |text: &str| Err(ConfigError(text.to_owned()));
         if !self.is_of_a_pair() {
             return Ok(Protection::default());
         }
         match key {
+            None if next.is_some() => fail("the module 'key-next' follows the module 'key', which is missing"),
             None if self.insecure && self.arbiter.needs_key() => fail(
                 "option 'arbiter': it is asked in words that are sealed with the pair's key, and this pair has none \
                  ('insecure=on'): an etcd is asked in plain words with arbiter=etcd://…",
@@ -442,7 +447,12 @@ impl Config {
                 "the pair's key is of no use without random numbers, and this processor has neither RDSEED nor RDRAND: pass \
                  a module called 'seed' with 32 random bytes or more, other ones for each machine",
             ),
-            Some(key) => Ok(Protection::Key(PairKey::new(key))),
+            Some(key) => {
+                let mut protection = Protection::from(PairKey::new(key));
+                let added = next.map_or(Ok(()), |next| protection.add(PairKey::new(next)));
+                added.map_err(|_| ConfigError("the modules 'key' and 'key-next' are the same key".to_owned()))?;
+                Ok(protection)
+            }
         }
     }
 

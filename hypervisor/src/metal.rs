@@ -61,7 +61,7 @@ fn main(info: &'static BootInfo) -> ! {
     let apic = unsafe { interrupts::start() }.unwrap_or_else(|error| refuse(&error));
     let files = find_files(info);
     let (mut random, is_good) = gather_random(&config, files.seed);
-    let protection = config.protection(files.key, is_good).unwrap_or_else(|error| refuse(&error));
+    let protection = config.protection([files.key, files.next_key], is_good).unwrap_or_else(|error| refuse(&error));
     let guest = make_guest(&files, &config, &mut random, &apic, &mut memory);
     let mut clock = WallClock::start(&apic).unwrap_or_else(|error| refuse(&error));
     log::info!("ticks per microsecond asleep: {:?}", clock.speeds());

@@ -304,7 +304,7 @@ impl Mind {
             time: Time(0),
         };
         let protection = match self.random.bool() {
-            true => Protection::Key(PairKey::new(&[self.random.u8(..); 32])),
+            true => Protection::from(PairKey::new(&[self.random.u8(..); 32])),
             false => Protection::default(),
         };
         beat.encode(&protection).to_vec()

@@ -61,6 +61,15 @@ pub struct Status {
     /// The term that it is in.
     #[serde(default)]
     pub term: u64,
+    /// The fingerprint of its newest key ...
+    #[serde(default)]
+    pub key: String,
+    /// ... of the old one, while it has two ...
+    #[serde(default)]
+    pub old_key: String,
+    /// ... and why that one cannot be forgotten yet.
+    #[serde(default)]
+    pub old_key_is_needed: String,
     /// What it asks the arbiter.
     #[serde(default)]
     pub arbiter: Asking,

@@ -93,6 +93,11 @@ impl Secret {
         PairKey::new(&self.0)
     }
 
+    /// What tells it from other keys, as the machines write it; no secret.
+    pub fn fingerprint(&self) -> String {
+        format!("{:016x}", self.pair_key().fingerprint())
+    }
+
     /// Its bytes in hexadecimal digits.
     pub fn hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()

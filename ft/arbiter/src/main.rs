@@ -4,7 +4,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser};
-use pollux_arbiter::cluster::Access;
+use pollux_arbiter::cluster::{Access, USUAL_TIMEOUT};
 use pollux_arbiter::keys::{self, Keyring, Pair};
 use pollux_arbiter::{Service, Store, Words};
 use pollux_ft::PairKey;
@@ -55,6 +55,9 @@ enum Task {
     Key {
         #[command(flatten)]
         pair: PairArgs,
+        /// The key that the pair has had until now: both are valid as long as the arbiter has both files
+        #[arg(long, value_name = "FILE")]
+        follows: Option<PathBuf>,
         /// Where it goes; for its owner alone
         file: PathBuf,
     },
@@ -97,6 +100,21 @@ struct TlsArgs {
     /// The private key of that certificate, readable by its owner only
     #[arg(long, value_name = "FILE", requires = "etcd")]
     etcd_key: Option<PathBuf>,
+    /// How long the machines wait for an answer, their option arbiter-timeout, 100ms to 5s [default: 500ms]: a cluster with
+    /// slow rounds needs more, on both sides
+    #[arg(long, value_name = "TIME", requires = "etcd", value_parser = parse_timeout)]
+    timeout: Option<Duration>,
+}
+
+/// Such as `500ms` or `2s`.
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let millis = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
+        (Some(millis), _) => millis.parse().ok(),
+        (None, Some(seconds)) => seconds.parse::<u64>().ok().and_then(|seconds| seconds.checked_mul(1000)),
+        (None, None) => None,
+    };
+    let fits = millis.filter(|millis| (100..=5000).contains(millis));
+    fits.map(Duration::from_millis).ok_or_else(|| format!("`{text}` is no time from 100ms to 5s"))
 }
 
 /// Where terms are.
@@ -113,7 +131,8 @@ impl PlaceArgs {
         let (Some(ca), Some(certificate), Some(key)) = (tls.etcd_ca, tls.etcd_cert, tls.etcd_key) else {
             bail!("--etcd needs --etcd-ca, --etcd-cert and --etcd-key");
         };
-        Ok(Place::Cluster(Access { members: self.etcd, ca, certificate, key }))
+        let timeout = tls.timeout.unwrap_or(USUAL_TIMEOUT);
+        Ok(Place::Cluster(Access { members: self.etcd, ca, certificate, key, timeout }))
     }
 }
 
@@ -140,10 +159,15 @@ struct PairArgs {
 
 impl PairArgs {
     fn secret(&self) -> Result<[u8; KEY_BYTES]> {
-        let shown = self.key.display();
-        let bytes = std::fs::read(&self.key).with_context(|| format!("cannot read the key {shown}"))?;
-        bytes.try_into().ok().with_context(|| format!("{shown} is no pair's key of {KEY_BYTES} bytes"))
+        secret(&self.key)
     }
+}
+
+/// The pair's key in a file.
+fn secret(file: &Path) -> Result<[u8; KEY_BYTES]> {
+    let shown = file.display();
+    let bytes = std::fs::read(file).with_context(|| format!("cannot read the key {shown}"))?;
+    bytes.try_into().ok().with_context(|| format!("{shown} is no pair's key of {KEY_BYTES} bytes"))
 }
 
 fn main() -> ExitCode {
@@ -168,7 +192,10 @@ fn run(task: Task) -> Result<()> {
             }
             Ok(())
         }
-        Task::Key { pair, file } => keys::write(&pair.name, &pair.secret()?, &file),
+        Task::Key { pair, follows, file } => {
+            let old = follows.as_deref().map(secret).transpose()?;
+            keys::write(&pair.name, &pair.secret()?, old.as_ref(), &file)
+        }
     }
 }
 
@@ -209,4 +236,19 @@ fn terms(place: &Place) -> Result<()> {
         say!("{key} {holder}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read() {
+        assert_eq!(["100ms", "2s", "5s"].map(|text| parse_timeout(text).unwrap().as_millis()), [100, 2000, 5000]);
+        for bad in
+            ["", "ms", "99ms", "6s", "5001ms", "1", "1.5s", "-1s", "99999999999999999999s", "18446744073709551615s"]
+        {
+            assert!(parse_timeout(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -29,15 +29,24 @@ fn receive(stream: &mut impl Read) -> Result<Option<Vec<u8>>, Unauthentic> {
     }
 }
 
-/// Answers the question that comes by `stream`; whether one came. Who has no key gets no answer.
+/// Answers the question that comes by `stream`; whether one came. Who has no key gets no answer, and a pair for which
+/// `is_asked` has no room no term.
 ///
 /// # Errors
 /// Why it is no question of a pair that is known.
-pub fn serve(stream: &mut (impl Read + Write), keys: &Keyring, ledger: &dyn Ledger) -> Result<bool, Unauthentic> {
+pub fn serve(
+    stream: &mut (impl Read + Write),
+    keys: &Keyring,
+    ledger: &dyn Ledger,
+    is_asked: impl FnOnce(&str) -> bool,
+) -> Result<bool, Unauthentic> {
     let Some(record) = receive(stream)? else { return Ok(false) };
     let pair = keys.find(sealed::fingerprint(&record)?).ok_or(Unauthentic::Tag)?;
     let received = Received::open(&pair.key, &record)?;
-    let (arbiter, verdict) = judge(&received, &pair.name, ledger);
+    let (arbiter, verdict) = match is_asked(&pair.name) {
+        true => judge(&received, &pair.name, ledger),
+        false => (ArbiterId(0), Verdict::Refused("this arbiter is asked too much at once".to_owned())),
+    };
     // Without random numbers nothing is said: a nonce must not come twice.
     if let Ok(nonce) = random::draw() {
         // The asker may have gone; it will ask again.

@@ -1,7 +1,7 @@
 //! Listens, and answers each question on a connection of its own.
 
-use std::collections::VecDeque;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,8 +17,13 @@ use crate::ledger::{Holding, Ledger};
 use crate::sealed;
 use crate::store::Store;
 
-/// Connections served at a time. One more ends the oldest: a question takes a moment, so that those which last are others'.
+/// Connections at a time on which no question has come yet, or all has been said. One more ends another one.
 const MAX_CONNECTIONS: usize = 64;
+/// Questions of one pair at a time, which may take a while where a cluster is slow: two machines ask by each of their ways. One
+/// more ends another one.
+const MAX_OF_PAIR: usize = 32;
+/// Those of all pairs; one more is told so.
+const MAX_QUESTIONS: usize = 1024;
 /// How long a client may take for its question, and for taking the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait for the client's end of the connection, and how many bytes to ignore until then.
@@ -58,29 +63,70 @@ enum Answers {
     Etcd(Mutex<Store>),
 }
 
-/// The connections that are open.
+/// The connections that are open, the oldest first.
 #[derive(Debug, Default)]
 struct Doors {
     next: u64,
-    open: VecDeque<(u64, TcpStream)>,
+    open: VecDeque<Visitor>,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Visitor {
+    number: u64,
+    from: IpAddr,
+    stream: TcpStream,
+    /// The pair that has asked and has no answer yet. Before and afterwards anybody may be there.
+    asks: Option<String>,
 }
 
 impl Doors {
     /// Takes one more in; its number.
-    fn enter(&mut self, stream: TcpStream) -> u64 {
-        if self.open.len() >= MAX_CONNECTIONS
-            && let Some((_, oldest)) = self.open.pop_front()
-        {
-            // Whoever reads from it finds its end.
-            let _ = oldest.shutdown(Shutdown::Both);
-        }
+    fn enter(&mut self, from: IpAddr, stream: TcpStream) -> u64 {
+        self.make_room(MAX_CONNECTIONS, |visitor| visitor.asks.is_none());
         self.next += 1;
-        self.open.push_back((self.next, stream));
+        self.open.push_back(Visitor { number: self.next, from, stream, asks: None });
         self.next
     }
 
+    /// A question of `pair` has come on this one; whether it is to be answered now.
+    fn ask(&mut self, number: u64, pair: &str) -> bool {
+        if self.open.iter().filter(|visitor| visitor.asks.is_some()).count() >= MAX_QUESTIONS {
+            return false;
+        }
+        self.make_room(MAX_OF_PAIR, |visitor| visitor.asks.as_deref() == Some(pair));
+        let visitor = self.open.iter_mut().find(|visitor| visitor.number == number);
+        visitor.map(|visitor| visitor.asks = Some(pair.to_owned())).is_some()
+    }
+
+    /// The question on this one was answered.
+    fn answered(&mut self, number: u64) {
+        if let Some(visitor) = self.open.iter_mut().find(|visitor| visitor.number == number) {
+            visitor.asks = None;
+        }
+    }
+
+    /// Makes room for one more of these, of which there may be `most`: the oldest goes of the address that has the most. A flood
+    /// from one place drives out itself.
+    fn make_room(&mut self, most: usize, of_these: impl Fn(&Visitor) -> bool) {
+        let mut crowds = HashMap::<_, usize>::new();
+        for visitor in self.open.iter().filter(|visitor| of_these(visitor)) {
+            *crowds.entry(visitor.from).or_default() += 1;
+        }
+        if crowds.values().sum::<usize>() < most {
+            return;
+        }
+        let largest = crowds.values().max().copied();
+        let goes =
+            self.open.iter().position(|visitor| of_these(visitor) && crowds.get(&visitor.from).copied() == largest);
+        if let Some(visitor) = goes.and_then(|at| self.open.remove(at)) {
+            // Whoever reads from it finds its end.
+            let _ = visitor.stream.shutdown(Shutdown::Both);
+        }
+    }
+
     fn leave(&mut self, number: u64) {
-        self.open.retain(|(other, _)| *other != number);
+        self.open.retain(|visitor| visitor.number != number);
     }
 }
 
@@ -126,6 +172,14 @@ impl Service {
         };
         let thread = std::thread::Builder::new().name("arbiter".to_owned()).spawn(serve);
         Ok(Self { shared, address, thread: Some(thread.context("cannot start a thread for the arbiter")?) })
+    }
+
+    /// The keys of the pairs that may ask, if it is asked in sealed words.
+    pub fn keys(&self) -> Option<&Keyring> {
+        match &self.shared.answers {
+            Answers::Sealed(keys, _) => Some(keys),
+            Answers::Etcd(_) => None,
+        }
     }
 
     /// Where it listens.
@@ -183,12 +237,14 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         let Ok((stream, other)) = stream.and_then(|stream| stream.try_clone().map(|other| (stream, other))) else {
             continue;
         };
-        let (shared, number) = (Arc::clone(shared), lock(&shared.doors).enter(other));
+        // Who has gone already is nobody's neighbour.
+        let from = stream.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
+        let (shared, number) = (Arc::clone(shared), lock(&shared.doors).enter(from, other));
         let serve = {
             let shared = Arc::clone(&shared);
             move || {
                 // The other end may go away at any time.
-                let _ = serve(stream, &shared);
+                let _ = serve(stream, number, &shared);
                 lock(&shared.doors).leave(number);
             }
         };
@@ -199,16 +255,20 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     }
 }
 
-fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
+fn serve(mut stream: TcpStream, number: u64, shared: &Shared) -> std::io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
     match &shared.answers {
-        Answers::Sealed(keys, ledger) => match sealed::serve(&mut stream, keys, &**ledger) {
-            Ok(true) => count(&shared.requests),
-            Ok(false) => {}
-            Err(why) => shared.stranger(&stream, why),
-        },
+        Answers::Sealed(keys, ledger) => {
+            let is_asked = |pair: &str| lock(&shared.doors).ask(number, pair);
+            match sealed::serve(&mut stream, keys, &**ledger, is_asked) {
+                Ok(true) => count(&shared.requests),
+                Ok(false) => {}
+                Err(why) => shared.stranger(&stream, why),
+            }
+            lock(&shared.doors).answered(number);
+        }
         Answers::Etcd(store) => {
             count(&shared.requests);
             http::serve(&mut stream, store)?;
@@ -233,5 +293,62 @@ impl Shared {
         {
             eprintln!("arbiter: a question from {peer} is not answered: {why} ({} so far)", before + 1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Connections to ourselves, as from the host with this last number.
+    struct Desk(TcpListener, Doors);
+
+    impl Desk {
+        fn enter(&mut self, from: u8) -> (u64, TcpStream) {
+            let stream = TcpStream::connect(self.0.local_addr().unwrap()).unwrap();
+            let (other, _) = self.0.accept().unwrap();
+            (self.1.enter(IpAddr::V4(Ipv4Addr::new(10, 1, 0, from)), other), stream)
+        }
+
+        fn has(&self, number: u64) -> bool {
+            self.1.open.iter().any(|visitor| visitor.number == number)
+        }
+    }
+
+    #[test]
+    fn a_flood_drives_out_nobody_but_itself() {
+        let mut desk = Desk(TcpListener::bind("127.0.0.1:0").unwrap(), Doors::default());
+        let (machine, _kept) = desk.enter(1);
+        let (asking, _kept) = desk.enter(1);
+        assert!(desk.1.ask(asking, "pair"));
+        let flood: Vec<_> = (0..2 * MAX_CONNECTIONS).map(|_| desk.enter(9)).collect();
+        assert!(desk.has(machine) && desk.has(asking), "both have waited for longer");
+        assert_eq!(desk.1.open.len(), MAX_CONNECTIONS + 1);
+        assert!(!desk.has(flood[0].0) && desk.has(flood.last().unwrap().0));
+        // One that was answered is in the way like any other.
+        desk.1.answered(asking);
+        assert_eq!(desk.enter(9).0, flood.last().unwrap().0 + 1);
+        assert!(desk.has(asking) && desk.1.open.len() == MAX_CONNECTIONS + 1);
+        desk.1.leave(machine);
+        assert!(!desk.has(machine));
+    }
+
+    #[test]
+    fn a_pair_that_asks_a_lot_leaves_room_for_others() {
+        let mut desk = Desk(TcpListener::bind("127.0.0.1:0").unwrap(), Doors::default());
+        let asks = |desk: &mut Desk, from, pair| {
+            let (number, stream) = desk.enter(from);
+            (number, desk.1.ask(number, pair), stream)
+        };
+        let other = asks(&mut desk, 1, "other");
+        // Somebody sends again what the twin at 2 had asked.
+        let genuine = asks(&mut desk, 2, "pair");
+        let again: Vec<_> = (0..2 * MAX_OF_PAIR).map(|_| asks(&mut desk, 9, "pair")).collect();
+        assert!(again.iter().all(|(_, taken, _)| *taken) && other.1 && genuine.1);
+        assert!(desk.has(other.0) && desk.has(genuine.0) && !desk.has(again[0].0));
+        let of_pair = desk.1.open.iter().filter(|visitor| visitor.asks.as_deref() == Some("pair")).count();
+        assert_eq!(of_pair, MAX_OF_PAIR);
+        // One that was driven out meanwhile asks nothing.
+        assert!(!desk.1.ask(again[0].0, "pair"));
     }
 }

@@ -4,6 +4,7 @@ mod etcd;
 mod machine;
 mod race;
 mod server;
+mod slow;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -34,13 +35,18 @@ impl Desk {
         let cluster = Cluster::start(directory.path(), Some(1)).unwrap()?;
         let keys = directory.path().join("keys");
         std::fs::DirBuilder::new().mode(0o700).create(&keys).unwrap();
-        keys::write("pair", &SECRET, &keys.join("pair")).unwrap();
+        keys::write("pair", &SECRET, None, &keys.join("pair")).unwrap();
         Some(Self { cluster, keys, directory })
     }
 
     fn arbiter(&self) -> Server {
+        self.told(&self.cluster.arguments())
+    }
+
+    /// One that is told this.
+    fn told(&self, arguments: &[String]) -> Server {
         let mut command = program();
-        command.args(["serve", "--listen", "127.0.0.1:0"]).args(self.cluster.arguments());
+        command.args(["serve", "--listen", "127.0.0.1:0"]).args(arguments);
         serve(command.arg("--keys").arg(&self.keys))
     }
 }
@@ -152,6 +158,23 @@ fn arbiters_in_front_of_a_cluster_are_one() {
     let mut agreed = question(1, 0xD);
     agreed = agreed.of(Some(id));
     assert!(matches!(ask(late.address, &agreed), Err(Failure::Stranger { .. })));
+}
+
+/// A cluster whose rounds take 160 ms answers a look in time, and a question the second time at the latest; machines that wait for
+/// longer, and an arbiter that knows it, need one try.
+#[test]
+fn a_slow_cluster_answers_who_waits_for_it() {
+    let Some(desk) = Desk::start() else { return };
+    let slow = desk.cluster.arguments_by(|member| slow::relay(member, Duration::from_millis(80)));
+    let usual = desk.told(&slow);
+    let id = store(usual.address);
+    assert_eq!(win(usual.address, &question(1, 0xC)), Answer::Granted);
+    assert_eq!(win(usual.address, &question(1, 0xD)), taken_by(0xC));
+    let patient = desk.told(&[&slow[..], &["--timeout".to_owned(), "5s".to_owned()]].concat());
+    assert_eq!(store(patient.address), id);
+    for term in 2..6 {
+        assert_eq!(ask(patient.address, &question(term, 0xC)), Ok(Answer::Granted));
+    }
 }
 
 fn people_see_the_terms(desk: &Desk, at: SocketAddr) {

@@ -33,8 +33,8 @@ fn pairs() -> (TempDir, PathBuf, PathBuf) {
     let folder = directory.path().join("keys");
     std::fs::create_dir(&folder).unwrap();
     std::process::Command::new("chmod").arg("go=").arg(&folder).status().unwrap();
-    keys::write("pair", &PAIR, &folder.join("pair")).unwrap();
-    keys::write("other", &OTHER, &folder.join("other")).unwrap();
+    keys::write("pair", &PAIR, None, &folder.join("pair")).unwrap();
+    keys::write("other", &OTHER, None, &folder.join("other")).unwrap();
     (directory, file, folder)
 }
 

@@ -108,7 +108,7 @@ fn record(script: &Script) -> (Vec<u8>, Toy) {
     let mut primary = Node::new(Time(0), Start::Primary, Config::default(), identity(1)).unwrap();
     let mut backup = Follower::new(config, 2);
     let [mut dialer, mut listener] =
-        [End::Dials, End::Listens].map(|end| RecordStream::new(None, "gemini", end, [4; 32]));
+        [End::Dials, End::Listens].map(|end| RecordStream::new(&[], "gemini", end, [4; 32]));
     let mut now = Time(1000);
     primary.connected(now, primary.handshake(&MEETING));
     backup.node.connected(now, backup.node.handshake(&MEETING));

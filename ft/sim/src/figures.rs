@@ -18,6 +18,8 @@ pub struct Figures {
     pub attacks: u64,
     /// Times that a backup went live because its primary was lost.
     pub takeovers: u64,
+    /// Times that a pair had changed its key.
+    pub key_changes: u64,
     /// Takeovers that were called off.
     pub cancelled: u64,
     /// Planned changes of roles that were carried out.
@@ -61,6 +63,7 @@ impl Figures {
         }
         self.attacks += other.attacks;
         self.takeovers += other.takeovers;
+        self.key_changes += other.key_changes;
         self.cancelled += other.cancelled;
         self.switch_overs += other.switch_overs;
         self.announcements += other.announcements;

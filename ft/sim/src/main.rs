@@ -244,4 +244,5 @@ fn print_figures(figures: &Figures) {
     }
     println!("            {:>7} flipped bits found", figures.flips_found);
     println!("            {:>7} datagrams of attackers", figures.attacks);
+    println!("            {:>7} changes of a key", figures.key_changes);
 }

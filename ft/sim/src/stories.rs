@@ -2,6 +2,7 @@
 //! a forged or damaged message, or a moment that is too short to be met by chance.
 
 mod arbiter;
+mod keys;
 
 use crate::machine::identity;
 use core::net::Ipv4Addr;
@@ -17,7 +18,7 @@ use pollux_ft::{
 type Tell = fn(Option<Mutation>) -> Result<(), &'static str>;
 
 /// The stories, and the rule that each is about.
-const STORIES: [(Mutation, Tell); 19] = [
+const STORIES: [(Mutation, Tell); 22] = [
     (Mutation::JoinedOfAnySession, joined_of_another_session),
     (Mutation::OldHeartbeatCounts, a_heartbeat_comes_again),
     (Mutation::NumbersRestart, a_log_goes_on_after_a_takeover),
@@ -37,6 +38,9 @@ const STORIES: [(Mutation, Tell); 19] = [
     (Mutation::ArbiterNonceNotCompared, arbiter::a_good_answer_is_sent_again),
     (Mutation::ArbiterTermNotCompared, arbiter::a_nonce_comes_twice),
     (Mutation::OldPromiseCounts, a_promise_of_a_former_life),
+    (Mutation::OldKeyFallsSilent, keys::one_machine_has_the_next_key),
+    (Mutation::KeyForgottenUnseen, keys::the_old_key_is_to_be_forgotten_too_early),
+    (Mutation::ForgottenKeyOpens, keys::a_key_is_forgotten_in_a_handshake),
 ];
 
 /// Between whom a connection is; without a key nobody asks.
@@ -283,11 +287,12 @@ fn a_joiner_of_a_newer_reign(mutation: Option<Mutation>) -> Result<(), &'static 
 
 /// A node with a key.
 fn keyed(start: Start, mutation: Option<Mutation>, id: NodeId) -> Node {
-    let config = Config { mutation, protection: Protection::Key(PairKey::new(&[1; 32])), ..Config::default() };
+    let config = Config { mutation, protection: Protection::from(PairKey::new(&[1; 32])), ..Config::default() };
     Node::new(ms(0), start, config, identity(id)).expect("the defaults make sense")
 }
 
-fn a_bit_of_the_log_is_changed_on_the_way(mutation: Option<Mutation>) -> Result<(), &'static str> {
+/// A protected pair with a key.
+fn protected_by_key(mutation: Option<Mutation>) -> (Node, Node) {
     let mut primary = keyed(Start::Primary, mutation, PRIMARY);
     let mut backup = keyed(Start::Backup, mutation, BACKUP);
     primary.connected(ms(0), primary.handshake(&MEETING));
@@ -297,6 +302,11 @@ fn a_bit_of_the_log_is_changed_on_the_way(mutation: Option<Mutation>) -> Result<
         pump(ms(0), &mut backup, &mut primary);
     }
     protect(&mut primary, &mut backup);
+    (primary, backup)
+}
+
+fn a_bit_of_the_log_is_changed_on_the_way(mutation: Option<Mutation>) -> Result<(), &'static str> {
+    let (mut primary, mut backup) = protected_by_key(mutation);
     append(&mut primary, EntryRef::PacketIn(&[1; 60]));
     primary.flush(ms(0));
     let mut bytes = primary.transmit().to_vec();

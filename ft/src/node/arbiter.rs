@@ -10,7 +10,9 @@ use crate::types::Role;
 impl Node {
     /// What this machine presents to a twin.
     pub(super) fn claim(&self) -> Claim {
-        Claim { identity: self.identity.clone(), settings: Settings::of(&self.config), arbiter: self.arbiter }
+        // Of two keys the one that this twin has, too.
+        let settings = Settings { key: self.link.key(), ..Settings::of(&self.config) };
+        Claim { identity: self.identity.clone(), settings, arbiter: self.arbiter }
     }
 
     /// A look was answered by this arbiter. Within a session the first one counts; a machine without a twin may be

@@ -8,8 +8,8 @@ use crate::link::Queued;
 use crate::mutation::Mutation;
 use crate::types::{NodeId, Role, Span, Time};
 
-/// Heartbeats whose time of sending is kept: longer than it takes to suspect the twin.
-const BEATS: usize = 64;
+/// Heartbeats whose time of sending is kept: longer than it takes to suspect the twin, also while there are two keys.
+const BEATS: usize = 128;
 
 /// Our own heartbeats.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub(super) struct Beats {
     pub(super) next: Time,
     /// One is to be sent now.
     pub(super) due: bool,
+    /// Under so many keys the one that was due has yet to be said.
+    left: usize,
     /// How many were made.
     pub(super) counter: u64,
     /// When the newest of them were sent, by counter.
@@ -26,17 +28,29 @@ pub(super) struct Beats {
 
 impl Beats {
     pub(super) fn new(now: Time) -> Self {
-        Self { next: now, due: false, counter: 0, sent: [now; BEATS] }
+        Self { next: now, due: false, left: 0, counter: 0, sent: [now; BEATS] }
     }
 
-    /// Whether one is to be sent, which counts as sent now.
-    fn take(&mut self, now: Time) -> bool {
-        let due = core::mem::take(&mut self.due);
-        if due {
-            self.counter += 1;
-            self.sent[(self.counter % BEATS as u64) as usize] = now;
+    /// Under which of so many keys one is to be sent, which counts as sent now. Each has a number of its own.
+    fn take(&mut self, now: Time, keys: usize) -> Option<usize> {
+        if core::mem::take(&mut self.due) {
+            self.left = keys;
         }
-        due
+        let under = self.left.min(keys).checked_sub(1)?;
+        self.left = under;
+        self.counter += 1;
+        self.sent[(self.counter % BEATS as u64) as usize] = now;
+        Some(under)
+    }
+
+    /// Nothing more is said.
+    pub(super) fn end(&mut self) {
+        (self.due, self.left) = (false, 0);
+    }
+
+    /// Whether anything is to be said now.
+    pub(super) fn is_due(&self) -> bool {
+        self.due || self.left > 0
     }
 
     /// When one was sent, if it is not too long ago.
@@ -54,8 +68,10 @@ impl Node {
     }
 
     fn hear(&mut self, now: Time, datagram: &[u8]) {
-        let open = |sender, counter, head: &[u8], body: &mut [u8], tag: &_| {
-            self.config.protection.open(sender, counter, head, body, tag) || self.config.broken(Mutation::TagNotChecked)
+        let mut under = None;
+        let open = |number, head: &[u8], body: &mut [u8], tag: &_| {
+            under = self.config.protection.open(number, head, body, tag);
+            under.is_some() || self.config.broken(Mutation::TagNotChecked)
         };
         let Ok(beat) = Heartbeat::read(datagram, open) else {
             self.stats.heartbeats_malformed += 1;
@@ -66,7 +82,7 @@ impl Node {
             return;
         }
         match self.freshness(&beat) {
-            Freshness::Fresh => {}
+            Freshness::Fresh => self.shown.show(under.unwrap_or(0), beat.node, now),
             Freshness::Unanswered => {
                 self.machine_heard(now);
                 self.stats.heartbeats_unanswered += 1;
@@ -171,11 +187,11 @@ impl Node {
         self.take_standing(now, decide::on_standing(standing, bound, self.next, beat.term));
     }
 
-    /// The next datagram to send to the twin.
+    /// The next datagram to send to the twin; ask again until there is none.
     pub fn poll_datagram(&mut self, now: Time) -> Option<Datagram> {
-        if !self.beats.take(now) {
-            return None;
-        }
+        // A twin may have either key alone: it must hear no silence.
+        let keys = if self.config.broken(Mutation::OldKeyFallsSilent) { 1 } else { self.config.protection.count() };
+        let under = self.beats.take(now, keys)?;
         self.stats.heartbeats_sent += 1;
         let beat = Heartbeat {
             pair: self.pair,
@@ -194,7 +210,7 @@ impl Node {
             position: self.position,
             time: now,
         };
-        Some(beat.encode(&self.config.protection))
+        Some(beat.encode_under(under, &self.config.protection))
     }
 
     /// Time has passed. To be called at [`Node::next_timeout`]; a node that is not ticked for long takes itself, not
@@ -333,12 +349,27 @@ mod tests {
         assert_eq!(beats.sent_at(0), None, "there was none");
         for counter in 1..=200 {
             beats.due = true;
-            assert!(beats.take(Time(counter * 10)));
+            assert_eq!(beats.take(Time(counter * 10), 1), Some(0));
             assert_eq!((beats.sent_at(counter), beats.sent_at(counter + 1)), (Some(Time(counter * 10)), None));
             let oldest = counter.saturating_sub(BEATS as u64 - 1).max(1);
             assert_eq!(beats.sent_at(oldest), Some(Time(oldest * 10)), "at {counter}");
             assert_eq!(beats.sent_at(oldest - 1), None, "at {counter}: its place is another one's");
         }
-        assert!(!beats.take(Time(0)), "none is due");
+        assert_eq!(beats.take(Time(0), 1), None, "none is due");
+    }
+
+    #[test]
+    fn what_is_due_is_said_under_each_key_by_a_number_of_its_own() {
+        let mut beats = Beats::new(Time(0));
+        beats.due = true;
+        let mut take = |keys| (beats.take(Time(1), keys), beats.counter);
+        assert_eq!([take(2), take(2), take(2)], [(Some(1), 1), (Some(0), 2), (None, 2)]);
+        // One was forgotten in between.
+        beats.due = true;
+        assert_eq!(beats.take(Time(1), 2), Some(1));
+        assert_eq!((beats.take(Time(1), 1), beats.take(Time(1), 1)), (Some(0), None));
+        beats.due = true;
+        beats.end();
+        assert!(!beats.is_due() && beats.take(Time(1), 2).is_none());
     }
 }

@@ -10,6 +10,7 @@ mod arbiter;
 mod backup;
 mod creation;
 mod detect;
+mod keys;
 mod lives;
 mod primary;
 mod side;
@@ -37,6 +38,7 @@ use alloc::collections::VecDeque;
 use alloc::string::ToString;
 use creation::Creation;
 use detect::Beats;
+use keys::Shown;
 use side::{BackupSide, Follower, Phase, PrimarySide, Side};
 
 /// How a machine starts.
@@ -84,6 +86,8 @@ pub struct Node {
     beats: Beats,
     /// Whose heartbeats are made now, and which of them were taken.
     lives: Lives,
+    /// Who was heard under which key.
+    shown: Shown,
     creation: Creation,
     /// Bytes of state in `actions`.
     load_bytes: usize,
@@ -126,6 +130,7 @@ impl Node {
             last_heard: now,
             beats: Beats::new(now),
             lives: Lives::default(),
+            shown: Shown::default(),
             creation: Creation::new(now, start == Start::Auto),
             load_bytes: 0,
             actions: VecDeque::new(),
@@ -201,7 +206,7 @@ impl Node {
             (!self.link.is_paired() || has_twin, "a stream to a twin that is none"),
             (unsent <= self.link.queued().len(), "a state that nobody will get"),
             (self.load_bytes == self.actions.iter().map(stream::load_cost).sum(), "state lost on its way to the guest"),
-            (role != Role::Halted || !(self.beats.due || self.link.is_open()), "a halted node that speaks"),
+            (role != Role::Halted || !(self.beats.is_due() || self.link.is_open()), "a halted node that speaks"),
             (self.side.follower().is_none_or(|follower| self.follows(follower)), "a backup that follows no log"),
         ];
         rules.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, what)| Err(what))
@@ -256,6 +261,10 @@ impl Node {
     pub fn connected(&mut self, now: Time, handshake: Handshake) {
         self.disconnected(now);
         self.link = Link::open(now, handshake);
+        if !self.has_links_key() {
+            self.stats.refused_handshakes += 1;
+            self.close_link(Queued::Dropped);
+        }
         match self.role() {
             Role::Joining => self.begin_stream(),
             role if role.is_primary() => {}
@@ -380,7 +389,7 @@ impl Node {
         self.end_copies(&reason);
         self.close_link(Queued::Kept);
         self.side = Side::Halted;
-        self.beats.due = false;
+        self.beats.end();
         self.actions.push_back(Action::Halt { reason });
     }
 }

@@ -78,9 +78,13 @@ impl Node {
     fn take_greeting(&mut self, now: Time, bytes: &[u8]) -> usize {
         match self.link.greet(bytes) {
             Ok(0) => 0,
-            Ok(taken) => {
+            Ok(taken) if self.has_links_key() => {
                 self.begin_stream();
                 taken
+            }
+            Ok(_) => {
+                self.meet_stranger(now, "the key of this connection was forgotten meanwhile".to_string());
+                bytes.len()
             }
             Err(stranger) => {
                 self.meet_stranger(now, stranger.to_string());

@@ -268,7 +268,7 @@ fn a_hand_over_ends_with_the_word_of_the_successor() {
 #[test]
 fn whether_a_key_protects_is_known() {
     use crate::key::{PairKey, Protection};
-    let keyed = Config { protection: Protection::Key(PairKey::new(&[1; 32])), ..Config::default() };
+    let keyed = Config { protection: Protection::from(PairKey::new(&[1; 32])), ..Config::default() };
     assert!(node(Start::Primary, 1, keyed.clone()).is_secure());
     assert!(!node(Start::Primary, 1, Config::default()).is_secure());
     // Its secrets are not shown.

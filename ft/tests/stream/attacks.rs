@@ -7,22 +7,28 @@ use pollux_ft::{PairKey, Protection, SessionId};
 const NOBODY: NodeId = NodeId(0);
 
 pub(super) fn keyed(secret: u8) -> Config {
-    Config { protection: Protection::Key(PairKey::new(&[secret; 32])), ..Config::default() }
+    Config { protection: Protection::from(PairKey::new(&[secret; 32])), ..Config::default() }
 }
 
 pub(super) fn start(how: Start, node: u64, config: &Config) -> Node {
     Node::new(Time(0), how, config.clone(), identity(node)).unwrap()
 }
 
-/// A protected pair with a key, and a heartbeat of each that the other took.
-fn pair() -> (Node, Node) {
-    let (mut primary, mut backup) = (start(Start::Primary, 1, &keyed(1)), start(Start::Backup, 2, &keyed(1)));
+/// A protected pair, told these.
+pub(super) fn protected_by(of_primary: &Config, of_backup: &Config) -> (Node, Node) {
+    let (mut primary, mut backup) = (start(Start::Primary, 1, of_primary), start(Start::Backup, 2, of_backup));
     connect(Time(0), &mut primary, &mut backup);
     primary.finish_state(Position(1000), 0).unwrap();
     pump(Time(0), &mut primary, &mut backup);
     backup.joined(Time(0));
     pump(Time(0), &mut backup, &mut primary);
     assert_eq!((primary.role(), backup.role()), (Role::Protected, Role::Backup));
+    (primary, backup)
+}
+
+/// A protected pair with a key, and a heartbeat of each that the other took.
+fn pair() -> (Node, Node) {
+    let (mut primary, mut backup) = protected_by(&keyed(1), &keyed(1));
     for _ in 0..2 {
         exchange(Time(0), &mut primary, &mut backup);
     }

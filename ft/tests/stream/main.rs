@@ -5,6 +5,7 @@ mod auto;
 mod bytes;
 mod creation;
 mod deadlines;
+mod keys;
 mod leases;
 mod log;
 mod pairing;

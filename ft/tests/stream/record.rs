@@ -165,7 +165,7 @@ fn every_end_is_told() {
 }
 
 fn with_key(byte: u8) -> Config {
-    Config { protection: Protection::Key(PairKey::new(&[byte; 32])), ..Config::default() }
+    Config { protection: Protection::from(PairKey::new(&[byte; 32])), ..Config::default() }
 }
 
 /// Carries bytes both ways until nothing moves; what the listener was told, or why not.
@@ -187,9 +187,8 @@ fn exchange(dialer: &mut RecordStream, listener: &mut RecordStream) -> Result<Ve
 }
 
 fn ends(dials: &Config, listens: &Config) -> [RecordStream; 2] {
-    [(dials, End::Dials, 1), (listens, End::Listens, 2)].map(|(config, end, random)| {
-        RecordStream::new(config.protection.record().as_ref(), "gemini", end, [random; 32])
-    })
+    [(dials, End::Dials, 1), (listens, End::Listens, 2)]
+        .map(|(config, end, random)| RecordStream::new(&config.protection.records(), "gemini", end, [random; 32]))
 }
 
 #[test]
@@ -228,7 +227,7 @@ fn a_recorder_cannot_be_mistaken_for_a_twin() {
     let config = with_key(1);
     let twin = Node::new(Time(0), Start::Primary, config.clone(), identity(1)).unwrap();
     let mut twin = twin.handshake(&MEETING);
-    let mut dialer = RecordStream::new(config.protection.record().as_ref(), "gemini", End::Dials, [3; 32]);
+    let mut dialer = RecordStream::new(&config.protection.records(), "gemini", End::Dials, [3; 32]);
     let mut result = Ok(0);
     for _ in 0..2 {
         let bytes = dialer.transmit().to_vec();

@@ -232,7 +232,7 @@ proptest! {
         for node in [&primary, &backup] {
             let mut door = node.handshake(&meeting(1));
             if greets {
-                let _ = door.receive(&stranger.handshake(&meeting(9)).transmit()[..30]);
+                let _ = door.receive(&stranger.handshake(&meeting(9)).transmit()[..38]);
             }
             for bytes in &said {
                 let _ = door.receive(bytes);

@@ -2,6 +2,8 @@
 
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
 use core::net::{Ipv4Addr, SocketAddrV4};
 use core::ops::RangeInclusive;
 
@@ -107,13 +109,11 @@ impl ArbiterOptions {
         Some(result)
     }
 
-    /// How the arbiter of a pair with this protection is spoken to.
+    /// How the arbiter of a pair with this protection is spoken to: under each key that the pair has, the newest one first.
     #[must_use]
-    pub fn manner(&self, protection: &Protection) -> Manner {
-        match protection {
-            Protection::Key(key) if !self.etcd => Manner::Sealed(key.into()),
-            _ => Manner::Etcd,
-        }
+    pub fn manners(&self, protection: &Protection) -> Vec<Manner> {
+        let sealed: Vec<_> = protection.keys().filter(|_| !self.etcd).map(|key| Manner::Sealed(key.into())).collect();
+        if sealed.is_empty() { vec![Manner::Etcd] } else { sealed }
     }
 
     /// Whether there is an arbiter.
@@ -338,11 +338,11 @@ mod tests {
     /// Sealed words are the rule where there is a key, and an etcd's are said so.
     #[test]
     fn the_manner_follows_from_key_and_address() {
-        let key = Protection::Key(PairKey::new(&[1; 32]));
-        let manner = |rest: &str, protection: &Protection| parse(rest).unwrap().arbiter.manner(protection);
-        assert!(matches!(manner("10.1.0.3", &key), Manner::Sealed(_)));
-        assert_eq!(manner("etcd://10.1.0.3", &key), Manner::Etcd);
-        assert_eq!(manner("etcd://10.1.0.3 insecure=on", &Protection::default()), Manner::Etcd);
+        let key = Protection::from(PairKey::new(&[1; 32]));
+        let manners = |rest: &str, protection: &Protection| parse(rest).unwrap().arbiter.manners(protection);
+        assert!(matches!(manners("10.1.0.3", &key)[..], [Manner::Sealed(_)]));
+        assert_eq!(manners("etcd://10.1.0.3", &key), [Manner::Etcd]);
+        assert_eq!(manners("etcd://10.1.0.3 insecure=on", &Protection::default()), [Manner::Etcd]);
         let sealed = |rest: &str| parse(rest).unwrap().protocol().sealed_arbiter;
         assert_eq!((sealed("10.1.0.3"), sealed("etcd://10.1.0.3"), sealed("none")), (true, false, false));
         assert!(parse("none insecure=on").is_ok());

@@ -28,11 +28,18 @@ fn a_pair_has_a_key_or_says_that_it_needs_none() {
     let key = Some(&[7; 32]);
     let of = |options: &str, key, good| {
         let config = Config::parse(options).unwrap();
-        config.protection(key, good).map(|protection| protection.is_secure()).map_err(|error| error.0)
+        config.protection([key, None], good).map(|protection| protection.is_secure()).map_err(|error| error.0)
     };
     assert_eq!(of(PAIR, key, true), Ok(true));
     assert!(of(PAIR, None, true).unwrap_err().contains("say insecure=on"));
     assert!(of(PAIR, key, false).unwrap_err().contains("module called 'seed'"));
+    // Another one may follow it.
+    let config = Config::parse(PAIR).unwrap();
+    let both = config.protection([key, Some(&[8; 32])], true).unwrap().fingerprints();
+    let alone = config.protection([key, None], true).unwrap().fingerprint();
+    assert!(both[0] != 0 && both[0] != alone && both[1] == alone);
+    assert!(config.protection([key, key], true).unwrap_err().0.contains("are the same key"));
+    assert!(config.protection([None, key], true).unwrap_err().0.contains("'key', which is missing"));
     let insecure = format!("{PAIR} insecure=on");
     assert_eq!(of(&insecure, None, false), Ok(false));
     // Only an etcd is asked in plain words.
@@ -153,7 +160,7 @@ fn a_machine_that_replays_has_no_clients() {
         assert!(error.contains("never goes live"), "{error}");
     }
     // It has a key, as any machine of a pair.
-    assert!(Config::parse(REPLAY).unwrap().protection(None, true).is_err());
+    assert!(Config::parse(REPLAY).unwrap().protection([None, None], true).is_err());
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod cut;
 mod disk;
 mod guest;
 pub mod json;
+mod keys;
 pub mod link;
 mod machine;
 pub mod monitor;
@@ -101,16 +102,16 @@ impl Replica {
         let now = clock.now();
         let mut client = client.map(|(nic, route)| Client::new(nic, route, speaker(&config)));
         let id = make_id(&mut random);
-        let manner = config.arbiter.manner(&protection);
-        let record_key = protection.record();
+        let manners = config.arbiter.manners(&protection);
+        let record_keys = protection.records();
         let node = make_node(&config, protection, &guest, id, now);
         let mut link = log.and_then(|(nic, route)| make_link(&config, random.fork(), nic, route));
         let arbiter = link
             .as_mut()
-            .and_then(|link| make_arbiter((&config, &manner), id, random.fork(), link, machine, client.as_mut()));
+            .and_then(|link| make_arbiter((&config, &manners), id, random.fork(), link, machine, client.as_mut()));
         let recorder = link.as_mut().zip(config.record).map(|(link, server)| {
             let (pair, random) = (config.pair.clone(), random.fork());
-            link.with_stack(|stack| (Recorder::new(server, record_key, pair, random, stack), false))
+            link.with_stack(|stack| (Recorder::new(server, record_keys, pair, random, stack), false))
         });
         let mut tuning = Tuning { transfer_stops: config.transfer_stops, ..Tuning::default() };
         if guest.counter().lends_tsc {
@@ -219,6 +220,8 @@ impl Replica {
             Command::Stop => driver.stop(&mut self.machine),
             Command::Switch if driver.request_switch() => {}
             Command::Switch => monitor::event("refused", "reason", &"there is no backup to hand the guest over to"),
+            Command::AddKey(key) => self.machine.add_key(driver, &key),
+            Command::ForgetKey(fingerprint) => self.machine.forget_key(driver, fingerprint),
             Command::Console(bytes) => {
                 if let Err(refused) = driver.type_text(&bytes) {
                     monitor::event("refused", "reason", &refused);
@@ -311,7 +314,7 @@ fn make_link(config: &Config, random: Random, nic: E1000, route: Route) -> Optio
 }
 
 fn make_arbiter(
-    (config, manner): (&Config, &Manner),
+    (config, manners): (&Config, &[Manner]),
     id: NodeId,
     mut random: Random,
     link: &mut Link,
@@ -330,7 +333,7 @@ fn make_arbiter(
         (MachineStation::new(place.mac, own, options.machine_gateway, random.fork()), place.card)
     });
     let name = (config.pair.as_str(), config.name.as_str(), id);
-    Some(Arbiter::new(name, routes, (manner, options), random, link, station))
+    Some(Arbiter::new(name, routes, (manners, options), random, link, station))
 }
 
 /// The guest's disk as it is at the start: `guest` has not run yet.

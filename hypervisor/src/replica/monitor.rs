@@ -5,6 +5,8 @@ use alloc::vec::Vec;
 use core::fmt::Display;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use pollux_ft::key::KEY_BYTES;
+
 use super::disk::DiskFault;
 use super::json::Json;
 use crate::host::serial;
@@ -22,6 +24,10 @@ pub enum Command {
     Stop,
     /// Hand the guest over to the backup, which goes live; this machine becomes its backup.
     Switch,
+    /// Take this key beside the old one, as the newest.
+    AddKey([u8; KEY_BYTES]),
+    /// Forget the key with this fingerprint.
+    ForgetKey(u64),
     /// Type these bytes at the guest's console.
     Console(Vec<u8>),
     /// Go out, as by a power cut, at the boundary that many ahead; see the module `cut` (test only).
@@ -49,6 +55,13 @@ impl Command {
             "switch" => Ok(Self::Switch),
             "console" => Ok(Self::Console([rest.as_bytes(), b"\n"].concat())),
             "type" => bytes_of_hex(rest.trim()).map(Self::Console).ok_or("type needs pairs of hexadecimal digits"),
+            "key-add" => bytes_of_hex(rest.trim())
+                .and_then(|key| key.try_into().ok())
+                .map(Self::AddKey)
+                .ok_or("key-add needs a key: 64 hexadecimal digits"),
+            "key-forget" => u64::from_str_radix(rest.trim(), 16)
+                .map(Self::ForgetKey)
+                .map_err(|_| "key-forget needs the fingerprint of a key: 16 hexadecimal digits, as in the status"),
             "cut" => rest.trim().parse().map(Self::Cut).map_err(|_| "cut needs a number of boundaries"),
             "hang" => Ok(Self::Hang),
             "disk" => DiskFault::parse(rest.trim()).map(Self::Disk),
@@ -66,7 +79,8 @@ impl Command {
                 Ok(Self::FlipRegister(name.into(), bit.trim().parse().map_err(|_| "the bit is no number")?))
             }
             _ => Err(
-                "unknown command; known: status, stop, switch, console, type, cut, disk, hang, flip-memory, flip-register",
+                "unknown command; known: status, stop, switch, console, type, key-add, key-forget, cut, disk, hang, \
+                 flip-memory, flip-register",
             ),
         }
     }
@@ -166,6 +180,11 @@ mod tests {
         assert_eq!(Command::parse("type 0361ff"), Ok(Command::Console(b"\x03a\xff".into())));
         for bad in ["type 036", "type +1", "type \u{e9}", "type 0 12"] {
             assert!(Command::parse(bad).is_err(), "{bad}");
+        }
+        assert_eq!(Command::parse(&alloc::format!("key-add {}", "0a".repeat(32))), Ok(Command::AddKey([10; 32])));
+        assert_eq!(Command::parse("key-forget 00000000000000ff"), Ok(Command::ForgetKey(255)));
+        for bad in ["key-add", "key-add 0a", "key-forget", "key-forget x"] {
+            assert!(Command::parse(bad).unwrap_err().contains("digits"), "{bad}");
         }
         assert_eq!(Command::parse("disk error"), Ok(Command::Disk(DiskFault::Error)));
         assert_eq!(Command::parse("cut 7"), Ok(Command::Cut(7)));

@@ -2,6 +2,7 @@
 
 use alloc::string::String;
 use alloc::vec;
+use alloc::vec::Vec;
 use core::net::SocketAddrV4;
 
 use pollux_ft::handshake::End;
@@ -42,7 +43,7 @@ enum Phase {
 #[derive(Debug)]
 pub(super) struct Recorder {
     server: SocketAddrV4,
-    key: Option<RecordKey>,
+    keys: Vec<RecordKey>,
     pair: String,
     random: Random,
     socket: SocketHandle,
@@ -53,7 +54,7 @@ impl Recorder {
     /// A way to the recorder at `server` for a machine of `pair`, with a socket on `stack`.
     pub(super) fn new(
         server: SocketAddrV4,
-        key: Option<RecordKey>,
+        keys: Vec<RecordKey>,
         pair: String,
         random: Random,
         stack: &mut Stack,
@@ -63,7 +64,12 @@ impl Recorder {
         socket.set_nagle_enabled(false);
         socket.set_timeout(Some(SILENCE));
         socket.set_keep_alive(Some(KEEP_ALIVE));
-        Self { server, key, pair, random, socket: stack.add(socket), phase: Phase::Idle }
+        Self { server, keys, pair, random, socket: stack.add(socket), phase: Phase::Idle }
+    }
+
+    /// New connections are begun under one of these keys.
+    pub(super) fn set_keys(&mut self, keys: Vec<RecordKey>) {
+        self.keys = keys;
     }
 
     /// When [`poll`](Self::poll) has something to do even if no frame comes.
@@ -105,7 +111,7 @@ impl Recorder {
     }
 
     fn dial(&mut self, now: Time, stack: &mut Stack) {
-        let stream = RecordStream::new(self.key.as_ref(), &self.pair, End::Dials, self.random.draw());
+        let stream = RecordStream::new(&self.keys, &self.pair, End::Dials, self.random.draw());
         self.phase = Phase::Opening(stream, now.after(PATIENCE));
         let server = IpEndpoint::new(IpAddress::Ipv4(*self.server.ip()), self.server.port());
         // Connecting fails only on an open socket or a port 0; `advance` finds it closed then.

@@ -155,8 +155,9 @@ impl Machine {
         let node = driver.node();
         let (stats, lag) = (node.stats(), node.lag(self.now));
         let security = if node.is_secure() { "key" } else { "insecure" };
-        json.text("security", security)
-            .number("heartbeats_unanswered", stats.heartbeats_unanswered)
+        json.text("security", security);
+        self.report_keys(json, driver);
+        json.number("heartbeats_unanswered", stats.heartbeats_unanswered)
             .number("term", node.term().0)
             .number("lag_entries", lag.entries)
             .number("lag_ticks", lag.ticks)

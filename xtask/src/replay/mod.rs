@@ -176,7 +176,7 @@ impl Replay<'_> {
             suspect_after: span(REPLAY_SUSPECT),
             ack_timeout: span(REPLAY_SUSPECT * 3),
             receive_buffer_bytes: usize::try_from(session.claim.settings.log_buffer).context("log-buffer")?,
-            protection: Protection::Key(key.pair_key()),
+            protection: Protection::from(key.pair_key()),
             ..Config::default()
         };
         let id = NodeId(fastrand::u64(1..));

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 use pollux_arbiter::keys::{Keyring, Pair};
 use pollux_arbiter::{Holding, Service, Words};
+use pollux_ft::PairKey;
 use serde::{Deserialize, Serialize};
 
 use super::network::FabricStats;
@@ -144,6 +145,17 @@ impl Arbiter {
     /// What the machines are to know about it.
     pub fn asked(&self) -> Asked {
         Asked { first_term: self.first_free_term(), sealed: self.sealed }
+    }
+
+    /// The machines have these keys from now on, the newest one first. One that is not ours gets its files by hand.
+    pub fn set_keys(&self, keys: &[PairKey]) -> Result<()> {
+        let Some(ring) = self.service.as_ref().and_then(Service::keys) else { return Ok(()) };
+        let old = keys.get(1).into_iter().map(|old| Pair::new(&self.pair, old));
+        let newest = keys.first().into_iter().map(|newest| match keys.get(1) {
+            Some(old) => Pair::new(&self.pair, newest).after(old),
+            None => Pair::new(&self.pair, newest),
+        });
+        ring.replace(newest.chain(old))
     }
 
     /// Where each network leads to it.

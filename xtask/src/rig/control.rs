@@ -2,7 +2,7 @@
 
 use std::io::{BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
 use std::thread;
@@ -55,6 +55,13 @@ pub enum Request {
         /// The line.
         text: String,
     },
+    /// Make a second key valid.
+    AddKey {
+        /// The file with it.
+        file: PathBuf,
+    },
+    /// Forget the older of two keys.
+    ForgetKey,
     /// End the rig.
     Stop,
 }

@@ -183,6 +183,12 @@ pub struct Status {
     pub guest_ticks: u64,
     /// What protects its words and its twin's: `key`, or `insecure`; nothing for a machine alone.
     pub security: String,
+    /// The fingerprint of its newest key ...
+    pub key: String,
+    /// ... of the old one, while it has two ...
+    pub old_key: String,
+    /// ... and why that one cannot be forgotten yet.
+    pub old_key_is_needed: String,
     /// The term that it is in; 0 before the first.
     pub term: u64,
     /// What it asks the arbiter.

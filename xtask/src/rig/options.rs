@@ -176,6 +176,8 @@ pub struct Common {
     pub guest_seed: String,
     /// The pair's key.
     pub key: Option<Secret>,
+    /// The key that follows it, while the pair changes from one to the other.
+    pub next_key: Option<Secret>,
     /// Whether the machines are recorded.
     pub record: bool,
     /// What the user gave; wins over ours.
@@ -183,6 +185,17 @@ pub struct Common {
 }
 
 impl Common {
+    /// The pair's keys, the newest one first.
+    pub fn keys(&self) -> impl Iterator<Item = &Secret> {
+        self.next_key.iter().chain(&self.key)
+    }
+
+    /// The keys as modules of a machine.
+    pub fn key_modules(&self) -> impl Iterator<Item = (&'static str, Secret)> {
+        let keys = [("key", &self.key), ("key-next", &self.next_key)];
+        keys.into_iter().filter_map(|(name, key)| Some((name, key.clone()?)))
+    }
+
     /// The name of the pair.
     pub fn pair(&self) -> &str {
         let given = self.given.iter().rev().find(|option| option.key == "pair" && option.slot.is_none());
@@ -402,6 +415,7 @@ mod tests {
             guest_arguments: GUEST_ARGUMENTS.into(),
             guest_seed: "5eed".into(),
             key: Some(Secret::draw().unwrap()),
+            next_key: None,
             record: false,
             given,
         }

@@ -4,15 +4,15 @@ use std::fs::{self, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use pollux_ft::handshake::End;
 use pollux_ft::record::RecordStream;
-use pollux_ft::{Protection, RecordKey};
+use pollux_ft::{PairKey, Protection, RecordKey};
 use pollux_record::{Collector, Record, Writer};
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +73,7 @@ impl Setup {
 pub struct Recording {
     path: PathBuf,
     address: SocketAddr,
+    keys: Arc<Mutex<Vec<RecordKey>>>,
     ends: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<(u64, u64)>>>,
 }
@@ -101,8 +102,10 @@ impl Recording {
         listener.set_nonblocking(true).context("the recorder")?;
         let address = listener.local_addr().context("the recorder")?;
         let ends = Arc::new(AtomicBool::new(false));
+        let pair_key = key.map(Secret::pair_key);
+        let keys = Arc::new(Mutex::new(record_keys(pair_key.as_slice())));
         let recorder = Recorder {
-            key: key.and_then(|key| Protection::Key(key.pair_key()).record()),
+            keys: Arc::clone(&keys),
             pair: pair.to_owned(),
             listener,
             collector: Collector::new(writer),
@@ -113,7 +116,12 @@ impl Recording {
         let flag = Arc::clone(&ends);
         let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn(move || recorder.run(&flag));
         let thread = thread.context("cannot start a thread")?;
-        Ok(Self { path: path.to_owned(), address, ends, thread: Some(thread) })
+        Ok(Self { path: path.to_owned(), address, keys, ends, thread: Some(thread) })
+    }
+
+    /// The machines have these keys from now on.
+    pub fn set_keys(&self, keys: &[PairKey]) {
+        *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = record_keys(keys);
     }
 
     /// Where it listens.
@@ -138,6 +146,11 @@ impl Recording {
     }
 }
 
+/// What a recorder has of a pair's keys.
+fn record_keys(keys: &[PairKey]) -> Vec<RecordKey> {
+    keys.iter().flat_map(|key| Protection::from(key.clone()).records()).collect()
+}
+
 /// A machine that is recorded.
 struct Machine {
     number: u64,
@@ -146,7 +159,7 @@ struct Machine {
 }
 
 struct Recorder<W: Write> {
-    key: Option<RecordKey>,
+    keys: Arc<Mutex<Vec<RecordKey>>>,
     pair: String,
     listener: TcpListener,
     collector: Collector<W>,
@@ -186,7 +199,8 @@ impl<W: Write> Recorder<W> {
             let Ok(random) = Secret::draw() else { continue };
             let Some(random) = random.bytes().first_chunk() else { continue };
             if socket.set_nonblocking(true).is_ok() {
-                let stream = RecordStream::new(self.key.as_ref(), &self.pair, End::Listens, *random);
+                let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let stream = RecordStream::new(&keys, &self.pair, End::Listens, *random);
                 self.machines.push(Machine { number: self.connections, socket, stream });
                 self.connections += 1;
             }

@@ -21,6 +21,9 @@ pub struct Snapshot {
     pub uptime_s: f64,
     /// Whether a backup follows the primary.
     pub protected: bool,
+    /// Fingerprints of the pair's keys, the newest one first.
+    #[serde(default)]
+    pub keys: Vec<String>,
     /// For how many seconds that has not changed.
     pub protected_s: f64,
     /// Seconds from the start until a backup followed for the first time.

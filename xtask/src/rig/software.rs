@@ -59,6 +59,9 @@ pub struct SoftwareArgs {
     /// The pair's key (see `cargo xtask key`), or `none`: a pair without one [default: for rigs a fresh one; none for an image]
     #[arg(long, value_name = "FILE|none")]
     key: Option<KeyChoice>,
+    /// The key that follows it, while the pair changes from one to the other: both are valid
+    #[arg(long, value_name = "FILE", requires = "key")]
+    key_next: Option<PathBuf>,
     /// Use this hypervisor instead of building one
     #[arg(long, value_name = "PATH")]
     hypervisor: Option<PathBuf>,
@@ -91,6 +94,9 @@ impl SoftwareArgs {
             None if self.hypervisor_option.iter().any(GivenOption::is_insecure) => None,
             None => usual()?,
         };
+        let next_key = self.key_next.as_deref().map(Secret::read).transpose()?;
+        ensure!(next_key.is_none() || key.is_some(), "--key-next follows a --key FILE, and this pair has no key");
+        ensure!(next_key.is_none() || next_key != key, "--key and --key-next are the same key");
         // The guest first: a wrong name should not have to wait for the hypervisor's build.
         let (guest, memory, arguments, services) = self.build_guest()?;
         let boots_long = guest.has_initrd();
@@ -105,6 +111,7 @@ impl SoftwareArgs {
             guest_arguments: self.guest_args.clone().unwrap_or(arguments),
             guest_seed: Secret::draw()?.hex(),
             key,
+            next_key,
             record: false,
             given: self.hypervisor_option.clone(),
         };

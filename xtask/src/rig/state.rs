@@ -1,6 +1,7 @@
 //! The rig itself.
 
 mod answer;
+mod keys;
 mod news;
 mod revive;
 
@@ -288,8 +289,8 @@ impl Rig {
             Ok(Card { purpose, plug: self.networks.plug(network, slot)?, mac: mac.to_owned() })
         };
         let cards = emulator.cards().iter().map(card).collect::<Result<_>>()?;
-        let key = self.config.options.key.clone().filter(|_| part != Part::Solo);
-        let secrets = key.map(|key| ("key", key)).into_iter().chain([("seed", Secret::draw()?)]).collect();
+        let keys = self.config.options.key_modules();
+        let secrets = keys.filter(|_| part != Part::Solo).chain([("seed", Secret::draw()?)]).collect();
         let lines = Lines::open(emulator, self.private.path(), name, &place.serial)?;
         let command = emulator.command(&MachineSpec {
             name,

@@ -29,7 +29,7 @@ pub fn run(arguments: &ImageArgs) -> Result<()> {
     let Software { hypervisor, guest, options: common, .. } = arguments.software.build(|| Ok(None))?;
     options.complete(&[("guest-memory", &format_size(common.guest_memory)), ("guest-args", &common.guest_arguments)]);
     options.set_disk(&common);
-    let secrets: Vec<_> = common.key.map(|key| ("key", key)).into_iter().collect();
+    let secrets: Vec<_> = common.key_modules().collect();
     let words = options.words().collect();
     Image { hypervisor: &hypervisor, guest: &guest, options: words, secrets: &secrets }.write(&arguments.out)?;
     let kept = if secrets.is_empty() { "" } else { " (with the pair's key: keep it as such)" };

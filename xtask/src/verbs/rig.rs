@@ -13,8 +13,12 @@ use crate::output::{self, say};
 use crate::rig::control::{Client, POLL, Request};
 use crate::rig::directory::latest_link;
 use crate::rig::roles::Role;
+use crate::rig::snapshot::MachineSnapshot;
 use crate::units::parse_duration;
 use crate::view::text;
+
+/// How often machines are asked to forget a key: their status comes once a second.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Which rig, and what to do.
 #[derive(Debug, Args)]
@@ -62,6 +66,11 @@ enum Verb {
         #[arg(long, default_value = "60s", value_parser = parse_duration)]
         timeout: Duration,
     },
+    /// Change the pair's key while it runs
+    Key {
+        #[command(subcommand)]
+        step: KeyStep,
+    },
     /// Change a network's links
     Link {
         /// log, client, one machine's cable such as log:castor, or arbiter
@@ -91,6 +100,21 @@ enum Verb {
     },
     /// End the rig
     Stop,
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyStep {
+    /// Make the key in this file valid beside the one that the pair has (`cargo xtask key new` makes one)
+    Add {
+        /// The file
+        file: PathBuf,
+    },
+    /// Forget the older key, once machines and arbiter have shown that they do without it
+    Forget {
+        /// How long to wait
+        #[arg(long, default_value = "60s", value_parser = parse_duration)]
+        timeout: Duration,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -125,6 +149,11 @@ pub fn run(arguments: RigArgs) -> Result<()> {
         }
         Verb::Replace { timeout } => replace(&mut client, timeout),
         Verb::Switch { timeout } => switch(&mut client, timeout),
+        Verb::Key { step: KeyStep::Add { file } } => {
+            let file = file.canonicalize().with_context(|| format!("the key {}", file.display()))?;
+            ask(&mut client, &Request::AddKey { file })
+        }
+        Verb::Key { step: KeyStep::Forget { timeout } } => forget_key(&mut client, timeout),
         Verb::Link { network, changes } => ask(&mut client, &Request::Link { network, changes }),
         Verb::Capture { switch } => ask(&mut client, &Request::Capture { on: switch == Switch::On }),
         Verb::Console { line: Some(line) } => ask(&mut client, &console_request(&line)),
@@ -180,6 +209,27 @@ fn switch(client: &mut Client, timeout: Duration) -> Result<()> {
             bail!("the roles have not changed after {} s{why}", timeout.as_secs());
         }
         std::thread::sleep(POLL);
+    }
+}
+
+/// Has the old key forgotten, and waits until nobody has it any more.
+fn forget_key(client: &mut Client, timeout: Duration) -> Result<()> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let message = client.ask(&Request::ForgetKey)?.message;
+        let snapshot = client.status()?;
+        if snapshot.keys.len() < 2 {
+            say!("{message}");
+            return Ok(());
+        }
+        interrupt::check()?;
+        if Instant::now() >= deadline {
+            let status = |machine: &MachineSnapshot| Some((machine.name.clone(), machine.status.clone()?));
+            let needs = snapshot.machines.iter().filter_map(status).filter(|(_, status)| !status.old_key.is_empty());
+            let needs: Vec<_> = needs.map(|(name, status)| format!("{name}: {}", status.old_key_is_needed)).collect();
+            bail!("the old key is still needed after {} s: {}", timeout.as_secs(), needs.join("; "));
+        }
+        std::thread::sleep(ASK_AGAIN);
     }
 }
 

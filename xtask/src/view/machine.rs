@@ -44,6 +44,7 @@ pub fn rows(machine: &MachineSnapshot) -> Vec<Row> {
             "the arbiter is asked in plain words: everybody on the way can decide who runs the guest".to_owned();
         let is_plain = status.security != "insecure" && status.arbiter.words == "etcd";
         rows.extend(is_plain.then_some(("INSECURE", plain)));
+        rows.extend((!status.old_key.is_empty()).then(|| ("keys", keys(status))));
         rows.extend(errors(status));
         rows.extend(lag(machine.role, status));
         rows.extend(gate(machine.role, status));
@@ -60,6 +61,13 @@ pub fn rows(machine: &MachineSnapshot) -> Vec<Row> {
         rows.extend(skids(status));
     }
     rows
+}
+
+/// Of a machine with two keys.
+fn keys(status: &Status) -> String {
+    let Status { key, old_key, old_key_is_needed: why, .. } = status;
+    let what = if why.is_empty() { "may be forgotten" } else { why };
+    format!("{key}, and the old one {old_key}: {what}")
 }
 
 fn guest(status: &Status, rates: &Rates) -> String {
@@ -260,6 +268,17 @@ mod tests {
             names(&rows(&machine)).contains(&"INSECURE")
         };
         assert_eq!([shown("insecure"), shown("key"), shown("")], [true, false, false]);
+    }
+
+    #[test]
+    fn two_keys_are_shown() {
+        let mut machine = example().machine(Role::Primary).unwrap().clone();
+        assert!(!names(&rows(&machine)).contains(&"keys"));
+        let status = machine.status.as_mut().unwrap();
+        (status.key, status.old_key) = ("0b".into(), "0a".into());
+        assert!(rows(&machine).contains(&("keys", "0b, and the old one 0a: may be forgotten".into())));
+        machine.status.as_mut().unwrap().old_key_is_needed = "the twin lacks it".into();
+        assert!(rows(&machine).contains(&("keys", "0b, and the old one 0a: the twin lacks it".into())));
     }
 
     #[test]

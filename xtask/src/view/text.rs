@@ -133,6 +133,7 @@ pub(super) mod tests {
         };
         let times = Takeover { detect_ms: 1000.0, drain_ms: 2.5, total_ms: 1003.0, ..Takeover::default() };
         Snapshot {
+            keys: Vec::new(),
             service: "127.0.0.1:7777".into(),
             directory: "/rig".into(),
             uptime_s: 61.2,

@@ -5,9 +5,13 @@
 //! comes first: a cluster that was made anew, even with the same names, is another one. Each term is created on condition that the number
 //! is still the one that was answered with.
 //!
-//! Machines have half a second for an answer. One member is asked, then one more each [`HEDGE`], and who answers first counts: all
-//! say the same, and a question asked twice is granted to the same machine. What is late goes on by itself: the machine
-//! asks again, and finds what became of it.
+//! A machine waits so long for an answer as its options say, and the arbiter is told so. One member is asked, then one more each
+//! fifth of that, and who answers first counts: all say the same, and a question asked twice is granted to the same machine. What
+//! is late goes on by itself: the machine asks again, and finds what became of it. A look takes one round of the cluster, a
+//! question two.
+//!
+//! Whether each member answers, also those that nobody needs now, is looked at all along ([`super::watch`]): a cluster that has lost
+//! what it could spare works as before, and stops at the next failure.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Context, Error, Result, anyhow, bail};
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, KeyValue, KvClient, SortOrder,
-    SortTarget, TlsOptions, Txn, TxnOp,
+    SortTarget, TlsOptions, Txn, TxnOp, TxnOpResponse,
 };
 use pollux_ft::Term;
 use pollux_ft::arbiter::sealed::Verdict;
@@ -26,19 +30,15 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use super::{Access, Papers};
+use super::{Access, Papers, watch};
 use crate::ledger::{Holding, Judgement, Ledger, MAX_TERMS, held, newest, refused, too_many, well};
 use crate::random;
 use crate::service::lock;
 
 /// The key of the store's own number. It is no term's: those begin with `pollux/`.
 const STORE: &str = "pollux-arbiter";
-/// When the next member is asked as well.
-const HEDGE: Duration = Duration::from_millis(100);
-/// What an asker is told by then: machines wait for half a second.
-const PATIENCE: Duration = Duration::from_millis(450);
 /// What is late ends by then.
-const LIMIT: Duration = Duration::from_secs(5);
+pub(super) const LIMIT: Duration = Duration::from_secs(5);
 /// How often a member that owes an answer is asked whether it lives; etcd's members take offence at less than 5 s.
 const KEEP_ALIVE: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(2)];
 /// The keys that were created last, in which the newest term is: one for an older term may have been long on its way.
@@ -53,13 +53,17 @@ pub struct Cluster {
     first: AtomicUsize,
     /// Why there was no answer, so that it is told when it changes.
     trouble: Mutex<Option<String>>,
+    /// What an asker is told by then.
+    patience: Duration,
+    /// When the next member is asked as well.
+    hedge: Duration,
     runtime: Runtime,
 }
 
 /// One member, with a connection that comes and goes by itself.
 #[derive(Clone)]
-struct Member {
-    url: String,
+pub(super) struct Member {
+    pub(super) url: String,
     keys: KvClient,
     /// The store's number, once it is known.
     store: Arc<Mutex<Option<u64>>>,
@@ -92,7 +96,13 @@ impl Cluster {
             Ok(Member { url: url.clone(), keys, store: Arc::clone(&store) })
         };
         let members = access.members.iter().map(connect).collect::<Result<Vec<_>>>()?;
-        Ok(Self { members, first: AtomicUsize::new(0), trouble: Mutex::default(), runtime })
+        let (patience, hedge) = (access.timeout * 9 / 10, access.timeout / 5);
+        Ok(Self { members, first: AtomicUsize::new(0), trouble: Mutex::default(), patience, hedge, runtime })
+    }
+
+    /// Begins to look at each member all along.
+    pub fn watch(&self) {
+        self.runtime.spawn(watch::watch(self.members.clone()));
     }
 
     /// All keys and values of terms.
@@ -115,6 +125,7 @@ impl Cluster {
         let answer = self.runtime.block_on(async {
             let (until, mut asked, mut order) = (Instant::now() + patience, JoinSet::new(), order.peekable());
             let mut why = anyhow!("no member of the etcd cluster answers within {patience:?}");
+            let hedge = self.hedge;
             loop {
                 if let Some(index) = order.next() {
                     let member = self.members[index].clone();
@@ -125,7 +136,7 @@ impl Cluster {
                     });
                 }
                 let left = until.saturating_duration_since(Instant::now());
-                let pause = if order.peek().is_some() { left.min(HEDGE) } else { left };
+                let pause = if order.peek().is_some() { left.min(hedge) } else { left };
                 match timeout(pause, asked.join_next()).await {
                     Ok(Some(Ok(Ok((index, answer))))) => {
                         self.first.store(index, Ordering::Relaxed);
@@ -135,7 +146,7 @@ impl Cluster {
                     Ok(Some(Ok(Err(error)))) => why = error,
                     Ok(Some(Err(panicked))) => why = panicked.into(),
                     Ok(None) if order.peek().is_none() => return Err(why),
-                    Err(_) if left <= HEDGE || order.peek().is_none() => {
+                    Err(_) if left <= hedge || order.peek().is_none() => {
                         asked.detach_all();
                         return Err(why);
                     }
@@ -165,7 +176,7 @@ impl Cluster {
         W: Future<Output = Result<Judgement>> + Send + 'static,
     {
         let known = || ArbiterId(lock(&self.members[0].store).unwrap_or(0));
-        self.ask(PATIENCE, work).unwrap_or_else(|error| (known(), refused(error)))
+        self.ask(self.patience, work).unwrap_or_else(|error| (known(), refused(error)))
     }
 }
 
@@ -194,7 +205,7 @@ impl Ledger for Cluster {
     fn describe(&self) -> String {
         let urls: Vec<_> = self.members.iter().map(|member| member.url.as_str()).collect();
         let cluster = format!("terms in the etcd at {}", urls.join(", "));
-        match self.ask(PATIENCE, |mut member| async move { member.store().await }) {
+        match self.ask(self.patience, |mut member| async move { member.store().await }) {
             Ok(store) => format!("{cluster} (store {store:x})"),
             Err(_) => format!("{cluster}, which does not answer yet"),
         }
@@ -205,33 +216,31 @@ impl Member {
     async fn claim(mut self, pair: &str, term: Term, holder: &str) -> Result<Judgement> {
         let store = self.store().await?;
         let key = term_key(pair, term);
+        let reads = || [TxnOp::get(STORE, None), TxnOp::get(key.as_str(), None)];
         // What was asked before may have been done since; and who reads, writes nothing.
-        if let Some(value) = self.value(&key).await? {
-            return self.found(store, &value, holder).await;
+        let count = TxnOp::get(pair_prefix(pair), Some(GetOptions::new().with_prefix().with_count_only()));
+        let [before, term] = reads();
+        let found = self.transact(Txn::new().and_then([before, term, count])).await?;
+        if let Some(value) = found.value(1) {
+            return self.in_store(store, &found, held(&value, holder));
         }
-        let count = GetOptions::new().with_prefix().with_count_only();
-        let count =
-            self.keys.get(pair_prefix(pair), Some(count)).await.map_err(|error| told(&self.url, error))?.count();
-        if usize::try_from(count).is_ok_and(|count| count >= MAX_TERMS) {
-            return Ok((ArbiterId(store), too_many(pair)));
+        if usize::try_from(found.count(2)).is_ok_and(|count| count >= MAX_TERMS) {
+            return self.in_store(store, &found, too_many(pair));
         }
         let free = [Compare::create_revision(key.as_str(), CompareOp::Equal, 0), same(store)];
-        let create = Txn::new().when(free).and_then([TxnOp::put(key.as_str(), holder, None)]);
-        if self.transact(create).await? {
-            return Ok((ArbiterId(store), Verdict::Granted));
-        }
-        match self.value(&key).await? {
-            Some(value) => self.found(store, &value, holder).await,
-            None => self.changed(store).await,
+        let create = Txn::new().when(free).and_then([TxnOp::put(key.as_str(), holder, None)]).or_else(reads());
+        let found = self.transact(create).await?;
+        match found.value(1) {
+            _ if found.held => Ok((ArbiterId(store), Verdict::Granted)),
+            Some(value) => self.in_store(store, &found, held(&value, holder)),
+            None => self.changed(store),
         }
     }
 
-    /// A term stands there; what counts is that it does in the store that we know.
-    async fn found(&mut self, store: u64, value: &str, holder: &str) -> Result<Judgement> {
-        match self.number().await? {
-            Some(now) if now == store => Ok((ArbiterId(store), held(value, holder))),
-            _ => self.changed(store).await,
-        }
+    /// What was found counts if it was in the store that we know, whose number was read in the same moment.
+    fn in_store(&self, store: u64, found: &Found, verdict: Verdict) -> Result<Judgement> {
+        let now = found.value(0).map(|value| self.parse(&value)).transpose()?;
+        if now == Some(store) { Ok((ArbiterId(store), verdict)) } else { self.changed(store) }
     }
 
     /// Would a claim be answered? A transaction whose comparison never holds writes nothing, and is refused as a claim would be.
@@ -239,21 +248,17 @@ impl Member {
         let store = self.store().await?;
         let key = format!("{}look", pair_prefix(pair));
         let never = Compare::create_revision(key.as_str(), CompareOp::Equal, -1);
-        if self.transact(Txn::new().when([never]).and_then([TxnOp::put(key, "", None)])).await? {
+        let reads = [TxnOp::get(STORE, None), TxnOp::get(pair_prefix(pair), Some(last()))];
+        let look = Txn::new().when([never]).and_then([TxnOp::put(key, "", None)]).or_else(reads);
+        let found = self.transact(look).await?;
+        if found.held {
             bail!("the etcd at {} does not compare", self.url);
         }
-        let newest = self.newest(pair).await?;
-        match self.number().await? {
-            Some(now) if now == store => Ok((ArbiterId(store), well(newest))),
-            _ => self.changed(store).await,
-        }
+        self.in_store(store, &found, well(newest_of(pair, found.keys(1))))
     }
 
     async fn newest(&mut self, pair: &str) -> Result<Option<Holding>> {
-        let last = GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Descend).with_limit(NEWEST);
-        let found = self.get(pair_prefix(pair), last).await?;
-        let found: Vec<_> = found.iter().map(|pair| (text(pair.key()), text(pair.value()))).collect();
-        Ok(newest(pair, found.iter().map(|(key, value)| (key.as_str(), value.as_str()))))
+        Ok(newest_of(pair, &self.get(pair_prefix(pair), last()).await?))
     }
 
     /// The store's number, which is drawn if there is none.
@@ -276,14 +281,18 @@ impl Member {
     }
 
     /// The store's number, as it stands there.
-    async fn number(&mut self) -> Result<Option<u64>> {
-        let Some(value) = self.value(STORE).await? else { return Ok(None) };
-        let number = u64::from_str_radix(&value, 16).ok().filter(|&number| number != 0);
-        number.map(Some).with_context(|| format!("the key {STORE} in the etcd at {} holds something else", self.url))
+    pub(super) async fn number(&mut self) -> Result<Option<u64>> {
+        let found = self.get(STORE.to_owned(), GetOptions::new()).await?;
+        found.first().map(|pair| self.parse(&text(pair.value()))).transpose()
+    }
+
+    fn parse(&self, number: &str) -> Result<u64> {
+        let number = u64::from_str_radix(number, 16).ok().filter(|&number| number != 0);
+        number.with_context(|| format!("the key {STORE} in the etcd at {} holds something else", self.url))
     }
 
     /// It is not the store that it was: what stood there is gone. The next question finds the new one.
-    async fn changed(&self, store: u64) -> Result<Judgement> {
+    fn changed(&self, store: u64) -> Result<Judgement> {
         let mut known = lock(&self.store);
         if *known == Some(store) {
             *known = None;
@@ -291,20 +300,51 @@ impl Member {
         bail!("the etcd at {} is not the store {store:x} any more that it was", self.url)
     }
 
-    async fn value(&mut self, key: &str) -> Result<Option<String>> {
-        Ok(self.get(key.to_owned(), GetOptions::new()).await?.first().map(|pair| text(pair.value())))
-    }
-
     async fn get(&mut self, key: String, options: GetOptions) -> Result<Vec<KeyValue>> {
         let answer = self.keys.get(key, Some(options)).await;
         Ok(answer.map_err(|error| told(&self.url, error))?.take_kvs())
     }
 
-    /// Whether its comparisons held.
-    async fn transact(&mut self, transaction: Txn) -> Result<bool> {
-        let answer = self.keys.txn(transaction).await;
-        Ok(answer.map_err(|error| told(&self.url, error))?.succeeded())
+    async fn transact(&mut self, transaction: Txn) -> Result<Found> {
+        let answer = self.keys.txn(transaction).await.map_err(|error| told(&self.url, error))?;
+        let read = answer.op_responses().into_iter().filter_map(|response| match response {
+            TxnOpResponse::Get(mut got) => Some((got.count(), got.take_kvs())),
+            _ => None,
+        });
+        Ok(Found { held: answer.succeeded(), read: read.collect() })
     }
+}
+
+/// What a transaction came to.
+struct Found {
+    /// Its comparisons held.
+    held: bool,
+    /// What was read, in the order in which it was asked for: how many keys there are, and those.
+    read: Vec<(i64, Vec<KeyValue>)>,
+}
+
+impl Found {
+    fn keys(&self, read: usize) -> &[KeyValue] {
+        self.read.get(read).map_or(&[], |(_, keys)| keys)
+    }
+
+    fn value(&self, read: usize) -> Option<String> {
+        self.keys(read).first().map(|pair| text(pair.value()))
+    }
+
+    fn count(&self, read: usize) -> i64 {
+        self.read.get(read).map_or(0, |(count, _)| *count)
+    }
+}
+
+/// The keys that were created last.
+fn last() -> GetOptions {
+    GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Descend).with_limit(NEWEST)
+}
+
+fn newest_of(pair: &str, found: &[KeyValue]) -> Option<Holding> {
+    let found: Vec<_> = found.iter().map(|pair| (text(pair.key()), text(pair.value()))).collect();
+    newest(pair, found.iter().map(|(key, value)| (key.as_str(), value.as_str())))
 }
 
 /// The store is still this one.

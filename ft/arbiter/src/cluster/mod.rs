@@ -4,13 +4,19 @@
 
 #[cfg(feature = "etcd")]
 mod client;
+#[cfg(feature = "etcd")]
+mod watch;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::keys::check_private;
 use crate::ledger::Ledger;
+
+/// How long machines wait, by default.
+pub const USUAL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Members of a cluster at most.
 const MAX_MEMBERS: usize = 16;
@@ -26,6 +32,8 @@ pub struct Access {
     pub certificate: PathBuf,
     /// The private key of our certificate, in PEM; for its owner alone.
     pub key: PathBuf,
+    /// How long machines wait for an answer: their option `arbiter-timeout`.
+    pub timeout: Duration,
 }
 
 /// What a handshake needs, in PEM.
@@ -70,7 +78,11 @@ impl Access {
     pub fn open(&self) -> Result<Box<dyn Ledger>> {
         let papers = self.papers()?;
         #[cfg(feature = "etcd")]
-        return Ok(Box::new(client::Cluster::new(self, papers)?));
+        {
+            let cluster = client::Cluster::new(self, papers)?;
+            cluster.watch();
+            Ok(Box::new(cluster))
+        }
         #[cfg(not(feature = "etcd"))]
         return absent(papers).map(|never| match never {});
     }
@@ -111,7 +123,8 @@ mod tests {
             std::fs::write(path, text).unwrap();
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
         }
-        let good = Access { members: vec!["https://127.0.0.1:2379".into()], ca, certificate, key };
+        let good =
+            Access { members: vec!["https://127.0.0.1:2379".into()], ca, certificate, key, timeout: USUAL_TIMEOUT };
         assert!(good.papers().is_ok());
         let refusal = |access: &Access| format!("{:#}", access.papers().err().unwrap());
         for member in ["http://127.0.0.1:2379", "127.0.0.1:2379", "https://", ""] {

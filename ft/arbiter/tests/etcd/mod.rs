@@ -131,7 +131,12 @@ impl Cluster {
 
     /// What an arbiter is told: of its members, and its papers.
     pub fn arguments(&self) -> Vec<String> {
-        let urls: Vec<_> = self.members.iter().map(|member| format!("https://{}", member.client)).collect();
+        self.arguments_by(str::to_owned)
+    }
+
+    /// The same, with members that are reached elsewhere: `by` says where.
+    pub fn arguments_by(&self, by: impl Fn(&str) -> String) -> Vec<String> {
+        let urls: Vec<_> = self.members.iter().map(|member| format!("https://{}", by(&member.client))).collect();
         let file = |path: &Path| path.display().to_string();
         let words = [
             ("--etcd", urls.join(",")),

@@ -107,7 +107,8 @@ impl Machine {
             Start::Backup => Guest::empty(),
         };
         let now = Time(env.now + clock_offset);
-        let node = Node::new(now, start, plan.config.clone(), identity(id)).expect("plans are checked");
+        let config = Config { protection: env.operator.medium(index), ..plan.config.clone() };
+        let node = Node::new(now, start, config, identity(id)).expect("plans are checked");
         let devices = Devices::new(index, id, clock_offset, plan.gate_frames);
         Self {
             driver: Driver::new(now, node, Driven::new(guest), tuning(plan.lag_bound)),
@@ -142,6 +143,12 @@ impl Machine {
     /// The first primary starts; without an arbiter it is live at once.
     pub(crate) fn power_on(&mut self, env: &mut Env) {
         self.driver.start(&mut self.devices.in_world(env));
+    }
+
+    /// Whether it forgets this key when it is told to.
+    pub(crate) fn forget_key(&mut self, now: u64, key: u64) -> bool {
+        let now = self.local(now);
+        self.driver.node_mut().forget_key(now, key).is_ok()
     }
 
     /// Bytes of the stream arrive; how many were taken.

@@ -7,7 +7,7 @@ use crate::world::Env;
 use pollux_driver::Clock;
 use pollux_ft::decide::{Standing, standing};
 use pollux_ft::heartbeat::Heartbeat;
-use pollux_ft::{Node, NodeId, Protection, Role, Term, Time};
+use pollux_ft::{Node, NodeId, Role, Term, Time};
 use std::collections::BTreeMap;
 
 /// What this machine heard of its primary.
@@ -31,7 +31,7 @@ impl Machine {
         let now = self.local(env.now);
         let before = self.heard_so_far();
         let index = self.devices.index;
-        let Some(beat) = self.genuine(&env.plan.config.protection, datagram) else {
+        let Some(beat) = self.genuine(datagram) else {
             self.driver.node_mut().heartbeat_received(now, datagram);
             if self.heard_so_far() != before {
                 let text = format!("machine {index} acts on a heartbeat that nobody made just now");
@@ -59,8 +59,8 @@ impl Machine {
     }
 
     /// The heartbeat, if one with the key made it since this machine started, and none that it made later was here before.
-    fn genuine(&mut self, protection: &Protection, datagram: &[u8]) -> Option<Heartbeat> {
-        let beat = Heartbeat::decode(datagram, protection).ok()?;
+    fn genuine(&mut self, datagram: &[u8]) -> Option<Heartbeat> {
+        let beat = Heartbeat::decode(datagram, &self.node().config().protection).ok()?;
         if !beat.heard.contains(&self.devices.id) {
             return None;
         }

@@ -20,7 +20,8 @@ impl World {
             }
             Event::Nudge { machine } => self.turn(machine),
             Event::Datagram { to, bytes } => {
-                self.env.attacker.see(to, &bytes, &self.env.plan.config.protection);
+                let keys = self.env.operator.all_keys(&self.env.plan.config.protection);
+                self.env.attacker.see(to, &bytes, &keys);
                 self.datagram(to, bytes);
             }
             Event::Forgery { to, bytes } => self.datagram(to, bytes),
@@ -44,6 +45,7 @@ impl World {
             Event::ClientTimer { client, timer } => self.client_timer(client, timer),
             Event::Fault => self.fault(),
             Event::Attack => self.attack(),
+            Event::Operate => self.operate(),
             Event::Over(lasting) => self.over(lasting),
             Event::Restart { machine } => self.restart(machine),
             Event::Thaw { machine } => self.thaw(machine),

@@ -2,6 +2,7 @@
 
 use super::attacker::Attacker;
 use super::event::{Event, Queue};
+use super::operator::Operator;
 use crate::arbiter::Arbiter;
 use crate::check::{Audit, Leave};
 use crate::client::Clients;
@@ -28,6 +29,7 @@ pub(crate) struct Env {
     pub(crate) trace: Trace,
     pub(crate) figures: Figures,
     pub(crate) attacker: Attacker,
+    pub(crate) operator: Operator,
     /// The machine that the switch of the client network sends frames for the guest to.
     pub(crate) port: Option<usize>,
     /// Machines whose client card takes no frames at the moment.
@@ -42,6 +44,8 @@ pub(crate) struct Env {
 /// Runs whose machines have a key, and ciphers at work, per thousand. The others protect their words by a checksum, which
 /// costs less, and which no attacker there looks at.
 const RUNS_WITH_KEY: u64 = 200;
+/// Each byte of the first key.
+const FIRST_KEY: u8 = 7;
 
 /// Address of a machine on the log network.
 pub(super) fn address(machine: usize) -> Ipv4Addr {
@@ -52,7 +56,7 @@ impl Env {
     pub(crate) fn new(seed: u64, mut plan: Plan, keep: Keep) -> Self {
         let mut secrets = Rng::new(seed, 8);
         if secrets.chance(RUNS_WITH_KEY) {
-            plan.config.protection = Protection::Key(PairKey::new(&[7; 32]));
+            plan.config.protection = Protection::from(PairKey::new(&[FIRST_KEY; 32]));
         }
         Self {
             secrets,
@@ -66,6 +70,7 @@ impl Env {
             trace: Trace::new(keep),
             figures: Figures::default(),
             attacker: Attacker::new(Rng::new(seed, 7)),
+            operator: Operator::new(Rng::new(seed, 9), &plan.config.protection, FIRST_KEY),
             port: None,
             stuck: [false; MACHINES],
             slow: [false; MACHINES],

@@ -77,6 +77,8 @@ pub(crate) enum Event {
     Fault,
     /// The attacker's turn.
     Attack,
+    /// The operator's.
+    Operate,
     /// A datagram of his.
     Forgery {
         to: usize,
@@ -128,6 +130,7 @@ impl Event {
             Self::Thaw { machine } => (Who::Machine(*machine), 16),
             Self::Look => (Who::World, 17),
             Self::Attack => (Who::World, 18),
+            Self::Operate => (Who::World, 22),
             Self::Forgery { to, .. } => (Who::Machine(*to), 19),
         }
     }

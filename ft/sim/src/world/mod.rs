@@ -5,6 +5,7 @@ mod deliver;
 mod env;
 pub(crate) mod event;
 pub(crate) mod fault;
+mod operator;
 mod phase;
 
 use crate::check::Violation;
@@ -81,6 +82,7 @@ impl World {
             world.env.queue.push(at, Event::ClientTimer { client, timer: 0 });
         }
         world.env.queue.push(0, Event::Look);
+        world.operate_later();
         world
     }
 

@@ -165,7 +165,7 @@ fn who_waits_for_each_frame_tells_of_it() {
         }
         waited += sender.at - sent;
         sender.run(1000);
-        if sender.offered.len() % 50 == 0 {
+        if sender.offered.len().is_multiple_of(50) {
             sender.sleep();
         }
     }

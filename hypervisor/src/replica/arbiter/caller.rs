@@ -19,6 +19,8 @@ use crate::replica::stack::Stack;
 
 /// Bytes that TCP buffers in each direction; question and answer have less than a thousand.
 const BUFFER: usize = 4 << 10;
+/// Pause before a try under another key: time for the last one's reset to leave.
+const TURN: Span = Span::from_millis(1);
 
 /// Why a try came to nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +31,13 @@ pub enum Trouble {
     Refused,
     /// What came was no answer.
     Answer(Failure),
+}
+
+impl Trouble {
+    /// Whether the arbiter itself said so, in words that nobody else can make: it is of no use to ask it under another key.
+    fn is_the_arbiters(&self) -> bool {
+        matches!(self, Self::Answer(Failure::Told(_) | Failure::Stranger { .. }))
+    }
 }
 
 impl fmt::Display for Trouble {
@@ -83,7 +92,12 @@ struct Exchange {
 pub struct Caller {
     server: SocketAddrV4,
     host: String,
-    manner: Manner,
+    manners: Vec<Manner>,
+    /// For each of them whether the last try was answered in it, as far as there was one.
+    answered: Vec<Option<bool>>,
+    /// The one in which it is asked first, and the next one.
+    first: usize,
+    at: usize,
     random: Random,
     times: Times,
     socket: SocketHandle,
@@ -92,15 +106,19 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// A caller with a socket on `stack`, which speaks to the arbiter at `server` in this manner.
-    pub fn new(server: SocketAddrV4, manner: Manner, times: Times, random: Random, stack: &mut Stack) -> Self {
+    /// A caller with a socket on `stack`, which speaks to the arbiter at `server` in one of these manners: under another key
+    /// where one brings no answer.
+    pub fn new(server: SocketAddrV4, manners: &[Manner], times: Times, random: Random, stack: &mut Stack) -> Self {
         let buffer = || SocketBuffer::new(vec![0; BUFFER]);
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(false);
         Self {
             server,
             host: format!("{server}"),
-            manner,
+            manners: manners.to_vec(),
+            answered: vec![None; manners.len()],
+            first: 0,
+            at: 0,
             random,
             times,
             socket: stack.add(socket),
@@ -123,7 +141,39 @@ impl Caller {
     pub fn begin(&mut self, now: Time) {
         if self.is_idle() {
             self.phase = Phase::Waiting(now);
+            self.at = self.first;
         }
+    }
+
+    /// Speaks in these manners from now on. What is asked is asked again: an answer under a key that was forgotten is none.
+    pub fn set_manners(&mut self, now: Time, manners: &[Manner], stack: &mut Stack) {
+        let known = |manner: &Manner| self.manners.iter().position(|other| other == manner);
+        let first = &self.manners[self.first];
+        self.first = manners.iter().position(|manner| manner == first).unwrap_or(0);
+        self.answered = manners.iter().map(|manner| known(manner).and_then(|at| self.answered[at])).collect();
+        self.manners = manners.to_vec();
+        let asks = !self.is_idle();
+        self.stop(stack);
+        if asks {
+            self.begin(now);
+        }
+    }
+
+    /// Whether the last try in this manner was answered, if there was one. Who answers in no manner is away, and may
+    /// understand any.
+    pub fn answered_in(&self, manner: &Manner) -> Option<bool> {
+        let answered = self.answered[self.manners.iter().position(|other| other == manner)?];
+        answered.filter(|yes| *yes || self.understood().is_some())
+    }
+
+    /// The manner in which the arbiter has answered, the first one of several.
+    pub fn understood(&self) -> Option<usize> {
+        self.answered.iter().position(|answered| *answered == Some(true))
+    }
+
+    /// Asks in this manner first.
+    pub fn ask_first_in(&mut self, manner: usize) {
+        self.first = manner;
     }
 
     /// Whether it asks nothing.
@@ -173,12 +223,22 @@ impl Caller {
             Ok(Step::Nothing) => return (None, false),
             Ok(Step::Moved) => return (None, true),
             Ok(Step::Answer(answer)) => {
+                self.answered[self.at] = Some(true);
                 self.phase = Phase::Idle;
                 Ok(answer)
             }
             Err(trouble) => {
+                self.answered[self.at] = Some(trouble.is_the_arbiters());
                 self.counts.failures += 1;
                 self.counts.unauthentic += u64::from(matches!(trouble, Trouble::Answer(Failure::Unauthentic(_))));
+                if !trouble.is_the_arbiters() {
+                    self.at = (self.at + 1) % self.manners.len();
+                    if self.at != self.first {
+                        self.phase = Phase::Waiting(now.after(TURN));
+                        stack.socket::<Socket<'_>>(self.socket).abort();
+                        return (None, true);
+                    }
+                }
                 self.phase = Phase::Waiting(now.after(self.times.retry));
                 Err(trouble)
             }
@@ -192,7 +252,7 @@ impl Caller {
         let server = IpEndpoint::new(IpAddress::Ipv4(*self.server.ip()), self.server.port());
         stack.connect(self.socket, server).map_err(|_| Trouble::Refused)?;
         let nonce = self.nonce();
-        let (response, unsent) = Try::begin(ask, &self.manner, &self.host, nonce);
+        let (response, unsent) = Try::begin(ask, &self.manners[self.at], &self.host, nonce);
         self.phase = Phase::Trying(Exchange { until: now.after(self.times.timeout), unsent, response });
         Ok(Step::Moved)
     }

@@ -85,25 +85,25 @@ pub struct Arbiter {
 }
 
 impl Arbiter {
-    /// Prepares the ways to the arbiter, which is spoken to in this manner; asks nothing yet.
+    /// Prepares the ways to the arbiter, which is spoken to in one of these manners; asks nothing yet.
     ///
     /// `station` is this machine's place on the client network and `card` its card, if it has one for itself.
     pub fn new(
         (pair, machine, node): (&str, &str, NodeId),
         routes: Routes,
-        (manner, options): (&Manner, &ArbiterOptions),
+        (manners, options): (&[Manner], &ArbiterOptions),
         mut random: Random,
         link: &mut Link,
         station: Option<(Station, Option<(E1000, Route)>)>,
     ) -> Self {
         let Routes { log, machine: client } = routes;
         let log = link.with_stack(|stack| {
-            let way = |server| Way::new("log", server, manner, options, &mut random, stack);
+            let way = |server| Way::new("log", server, manners, options, &mut random, stack);
             (log.into_iter().map(way).collect(), false)
         });
         let own = station.filter(|_| !client.is_empty()).map(|(mut station, card)| {
             client.iter().for_each(|server| station.talk_to(*server.ip()));
-            let way = |server| Way::new("client", server, manner, options, &mut random, &mut station.stack);
+            let way = |server| Way::new("client", server, manners, options, &mut random, &mut station.stack);
             let ways = client.into_iter().map(way).collect();
             Own { station, ways, card }
         });
@@ -116,11 +116,29 @@ impl Arbiter {
             look: Look::new(pair),
             agreed: None,
             watching: false,
-            sealed: matches!(manner, Manner::Sealed(_)),
+            sealed: manners.iter().all(|manner| matches!(manner, Manner::Sealed(_))),
             log,
             own,
             figures: ArbiterFigures::default(),
         }
+    }
+
+    /// Speaks in these manners from now on: a key came, or went.
+    pub fn set_manners(&mut self, now: Time, manners: &[Manner], link: &mut Link) {
+        for way in &mut self.log {
+            link.with_stack(|stack| (way.set_manners(now, manners, stack), true));
+        }
+        if let Some(Own { station, ways, .. }) = &mut self.own {
+            ways.iter_mut().for_each(|way| way.set_manners(now, manners, &mut station.stack));
+        }
+    }
+
+    /// Whether it will answer when it is spoken to in this manner alone, as far as looks have found out: by one way at least,
+    /// and no way leads to one that answers in another manner only.
+    #[must_use]
+    pub fn understands(&self, manner: &Manner) -> bool {
+        let mut known = self.ways().filter_map(|way| way.understands(manner));
+        known.next().is_some_and(|first| first) && known.all(|other| other)
     }
 
     /// From now on only this arbiter's answers count, or any one's.

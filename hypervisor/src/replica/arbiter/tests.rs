@@ -74,13 +74,18 @@ impl Desk {
 
     /// A machine that has the addresses `servers` for its arbiter, and speaks to it with `key`; it answers at 10.0.2.3:2379.
     fn with(key: Option<ArbiterKey>, servers: &[&str], replies: &[Reply]) -> Self {
+        let manner = key.clone().map_or(Manner::Etcd, Manner::Sealed);
+        Self::in_manners(&[manner], key, servers, replies)
+    }
+
+    /// One that speaks in several manners, to an arbiter that has `key`.
+    fn in_manners(manners: &[Manner], key: Option<ArbiterKey>, servers: &[&str], replies: &[Reply]) -> Self {
         let mut station = Station::new(MACHINE, cidr("10.0.2.21/24"), None, Random::new([1; 32]));
         let (options, mut random) = (ArbiterOptions::default(), Random::new([4; 32]));
-        let manner = key.clone().map_or(Manner::Etcd, Manner::Sealed);
         let mut way = |server: &&str| {
             let server: core::net::SocketAddrV4 = server.parse().unwrap();
             station.talk_to(*server.ip());
-            Way::new("client", server, &manner, &options, &mut random, &mut station.stack)
+            Way::new("client", server, manners, &options, &mut random, &mut station.stack)
         };
         let ways = servers.iter().map(&mut way).collect();
         let mut server = Station::new(SERVER, cidr("10.0.2.3/24"), None, Random::new([2; 32]));
@@ -177,6 +182,12 @@ impl Desk {
         let plain = request.starts_with(b"POST /v3/kv/txn HTTP/1.1\r\nHost: 10.0.2.3:2379\r\n");
         assert_eq!(plain, key.is_none());
         self.asked += 1;
+        if let Some(key) = key
+            && sealed::fingerprint(&request) != Ok(key.fingerprint())
+        {
+            // Who has no key that it knows hears nothing.
+            return socket.close();
+        }
         match self.replies.pop_front() {
             Some(Reply::Body(body)) => {
                 let length = body.len();
@@ -445,6 +456,83 @@ fn only_the_arbiter_itself_answers_a_machine_with_a_key() {
     // The answer to that look is none to a question.
     desk.replies = [Reply::SaysAgain, says(Verdict::Granted)].into();
     assert_eq!(desk.ask(10), Some(Answer::Granted));
+}
+
+/// A pair changes its key: whichever of the two the arbiter has, it answers without delay, and it is known under which.
+#[test]
+fn an_arbiter_has_the_old_key_or_the_next_one() {
+    let [old, next] = [1, 2].map(|byte| ArbiterKey::from(&PairKey::new(&[byte; 32])));
+    let both = [next.clone(), old.clone()].map(Manner::Sealed);
+    let [next_one, old_one] = both.each_ref();
+    let well = || Reply::Says(Verdict::Well(None));
+    let mut desk = Desk::in_manners(&both, Some(old.clone()), &["10.0.2.3:2379"], &[Reply::Says(Verdict::Granted)]);
+    let ask = |desk: &mut Desk| {
+        let begun = desk.now;
+        desk.replies = vec![Reply::Says(Verdict::Granted)].into();
+        assert_eq!(desk.ask(1), Some(Answer::Granted));
+        assert!(desk.now < begun.after(Span::from_millis(50)));
+    };
+    ask(&mut desk);
+    // A look is no trouble, either.
+    desk.replies = vec![well()].into();
+    assert_eq!(desk.look(500), [""; 0]);
+    let knows = |desk: &Desk| [next_one, old_one].map(|manner| desk.own.ways[0].understands(manner));
+    assert_eq!(knows(&desk), [Some(false), Some(true)]);
+    let before = desk.counts();
+    ask(&mut desk);
+    assert_eq!(desk.counts(), (before.0 + 1, before.1), "under the right one at once");
+    // It gets the next one, and the next look finds out.
+    desk.key = Some(next);
+    desk.replies = vec![well()].into();
+    assert_eq!(desk.look(INTERVAL), [""; 0]);
+    assert_eq!(desk.own.ways[0].understands(next_one), Some(true));
+    ask(&mut desk);
+    // A machine that forgets the old one does not need to look again; one that does nothing else looks at once.
+    let (now, way) = (desk.now, &mut desk.own.ways[0]);
+    way.set_manners(now, &both[..1], &mut desk.own.station.stack);
+    assert_eq!((way.understands(next_one), way.understands(old_one)), (Some(true), None));
+    desk.replies = vec![well()].into();
+    let looks = desk.looks();
+    desk.look(100);
+    assert_eq!(desk.looks(), (looks.0 + 1, looks.1));
+    ask(&mut desk);
+    // Nothing is known of one that is away.
+    desk.cut = true;
+    desk.look(INTERVAL + 3 * (500 + AGAIN));
+    assert_eq!(desk.own.ways[0].understands(next_one), None);
+}
+
+/// A machine that gets a key finds out whether its arbiter has it, too.
+#[test]
+fn a_look_asks_under_the_key_that_came() {
+    let [old, next] = [1, 2].map(|byte| ArbiterKey::from(&PairKey::new(&[byte; 32])));
+    let well = || Reply::Says(Verdict::Well(None));
+    let mut desk = Desk::with(Some(old.clone()), &["10.0.2.3:2379"], &[well()]);
+    desk.look(100);
+    let both = [next.clone(), old].map(Manner::Sealed);
+    desk.own.ways[0].set_manners(desk.now, &both, &mut desk.own.station.stack);
+    desk.replies = vec![well()].into();
+    desk.look(100);
+    assert_eq!(both.each_ref().map(|manner| desk.own.ways[0].understands(manner)), [Some(false), Some(true)]);
+    desk.key = Some(next);
+    desk.replies = vec![well()].into();
+    desk.look(INTERVAL);
+    assert_eq!(desk.own.ways[0].understands(&both[0]), Some(true));
+}
+
+/// A key comes while a question is on its way.
+#[test]
+fn a_question_is_asked_again_when_a_key_comes() {
+    let [old, next] = [1, 2].map(|byte| ArbiterKey::from(&PairKey::new(&[byte; 32])));
+    let mut desk = Desk::with(Some(old.clone()), &["10.0.2.3:2379"], &[Reply::Nothing]);
+    desk.own.begin(desk.now);
+    assert_eq!((0..100).find_map(|_| desk.step(Some(&question(1)))), None);
+    assert_eq!(desk.asked, 1);
+    let both = [next, old].map(Manner::Sealed);
+    desk.own.ways[0].set_manners(desk.now, &both, &mut desk.own.station.stack);
+    desk.replies = vec![Reply::Says(Verdict::Granted)].into();
+    assert_eq!((0..50).find_map(|_| desk.step(Some(&question(1)))), Some(Answer::Granted));
+    assert_eq!(desk.counts().0, 2, "under the one that it was asked with before");
 }
 
 /// One of several that does not answer delays nothing.

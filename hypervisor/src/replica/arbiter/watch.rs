@@ -3,7 +3,7 @@
 //! A look has a socket of its own and gives way to every question. What it finds out is for people, and whom it found is
 //! for the node: twins must have one arbiter.
 
-use pollux_ft::arbiter::{Look, Seen};
+use pollux_ft::arbiter::{Look, Manner, Seen};
 use pollux_ft::{Span, Time};
 
 use super::caller::{Caller, Counts, Trouble};
@@ -47,6 +47,24 @@ impl Watch {
     /// What an arbiter has answered since this was last asked.
     pub fn take_seen(&mut self) -> Option<Seen> {
         self.seen.take()
+    }
+
+    /// Speaks in these manners from now on, and looks at once whether the first of them is understood.
+    pub fn set_manners(&mut self, now: Time, manners: &[Manner], stack: &mut Stack) {
+        self.caller.stop(stack);
+        self.caller.set_manners(now, manners, stack);
+        self.caller.ask_first_in(0);
+        self.next = now;
+    }
+
+    /// See [`Caller::answered_in`].
+    pub fn answered_in(&self, manner: &Manner) -> Option<bool> {
+        self.caller.answered_in(manner)
+    }
+
+    /// See [`Caller::understood`].
+    pub fn understood(&self) -> Option<usize> {
+        self.caller.understood()
     }
 
     /// Whether a look is under way.

@@ -47,21 +47,32 @@ pub struct Way {
 }
 
 impl Way {
-    /// The way to `server` over the network of `stack`, where it is spoken to in this manner.
+    /// The way to `server` over the network of `stack`, where it is spoken to in one of these manners.
     pub fn new(
         network: &'static str,
         server: SocketAddrV4,
-        manner: &Manner,
+        manners: &[Manner],
         options: &ArbiterOptions,
         random: &mut Random,
         stack: &mut Stack,
     ) -> Self {
         let mut caller = |retry| {
             let times = Times { timeout: options.timeout, retry };
-            Caller::new(server, manner.clone(), times, random.fork(), stack)
+            Caller::new(server, manners, times, random.fork(), stack)
         };
         let (caller, looker) = (caller(options.retry), caller(options.retry.max(RETRY)));
         Self { network, caller, watch: Watch::new(looker, options.watch), trouble: None, news: None }
+    }
+
+    /// Speaks in these manners from now on, and looks at once whether they are understood.
+    pub fn set_manners(&mut self, now: Time, manners: &[Manner], stack: &mut Stack) {
+        self.caller.set_manners(now, manners, stack);
+        self.watch.set_manners(now, manners, stack);
+    }
+
+    /// Whether the arbiter answers in this manner, as far as a look has found out; the newest one is tried first.
+    pub fn understands(&self, manner: &Manner) -> Option<bool> {
+        self.watch.answered_in(manner)
     }
 
     /// Counts of questions, and of looks.
@@ -139,6 +150,9 @@ impl Way {
 
     fn look(&mut self, now: Time, look: &Look, stack: &mut Stack) -> bool {
         let (changed, moved) = self.watch.poll(now, look, stack);
+        if let Some(manner) = self.watch.understood() {
+            self.caller.ask_first_in(manner);
+        }
         if changed {
             let (server, network) = (self.caller.server(), self.network);
             self.news = Some(News { server, network, trouble: self.watch.trouble().cloned() });

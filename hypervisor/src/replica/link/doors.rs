@@ -146,6 +146,8 @@ impl Doors {
             });
             if let Ok(Some(stranger)) = taken {
                 self.last_stranger = Some(stranger);
+                // Now: it may be gone before the connection is.
+                self.strangers += 1;
                 door.leaves = true;
                 break;
             }
@@ -162,9 +164,9 @@ impl Doors {
     fn send_away(&mut self, stack: &mut Stack, at: usize) {
         let door = &mut self.doors[at];
         stack.socket::<tcp::Socket<'_>>(door.socket).abort();
+        self.strangers += u64::from(!door.leaves);
         door.clear();
         door.slammed = true;
-        self.strangers += 1;
     }
 
     /// Listens behind the last door that is taken: a request that comes again must find the door that it came to first.

@@ -26,7 +26,7 @@ struct Desk {
     machine: (Stack, Cable),
     server: (Stack, Cable),
     socket: SocketHandle,
-    key: Option<RecordKey>,
+    key: Vec<RecordKey>,
     stream: Option<RecordStream>,
     /// What the recorder was told, by its types, and what the machine says of it.
     told: Vec<u8>,
@@ -49,7 +49,7 @@ impl Desk {
             let identity = Identity { node: NodeId(id), pair: "gemini".into(), ..Identity::default() };
             Node::new(Time(0), start, Config { record_bytes, ..Config::default() }, identity).unwrap()
         };
-        let (address, key) = (SocketAddrV4::new(SERVER, PORT), protection.record());
+        let (address, key) = (SocketAddrV4::new(SERVER, PORT), protection.records());
         let recorder = Recorder::new(address, key.clone(), "gemini".into(), Random::new([3; 32]), &mut machine.0);
         Self {
             now: Time(1_000_000),
@@ -109,7 +109,7 @@ impl Desk {
         match socket.state() {
             State::Closed => {
                 socket.listen(PORT).unwrap();
-                self.stream = Some(RecordStream::new(self.key.as_ref(), "gemini", End::Listens, [7; 32]));
+                self.stream = Some(RecordStream::new(&self.key, "gemini", End::Listens, [7; 32]));
             }
             State::CloseWait if !socket.can_recv() => socket.close(),
             _ => {}
@@ -138,7 +138,7 @@ const SESSION: [u8; 3] = [HELLO, STATE_BEGIN, Message::BYE];
 
 #[test]
 fn each_session_has_a_connection() {
-    for protection in [Protection::default(), Protection::Key(PairKey::new(&[1; 32]))] {
+    for protection in [Protection::default(), Protection::from(PairKey::new(&[1; 32]))] {
         let mut desk = Desk::new(&protection);
         for count in 1..4 {
             desk.begin();
@@ -154,7 +154,7 @@ fn each_session_has_a_connection() {
 /// Also without a key, when there is nothing to show.
 #[test]
 fn a_recorder_that_is_not_there_is_given_up() {
-    for protection in [Protection::default(), Protection::Key(PairKey::new(&[1; 32]))] {
+    for protection in [Protection::default(), Protection::from(PairKey::new(&[1; 32]))] {
         let mut desk = Desk::new(&protection);
         desk.cut = true;
         desk.begin();

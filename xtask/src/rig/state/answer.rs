@@ -37,6 +37,7 @@ impl Rig {
             directory: self.directory.path().to_owned(),
             uptime_s: self.started.elapsed().as_secs_f64(),
             protected: self.protected,
+            keys: self.keys(),
             protected_s: self.protection_changed.elapsed().as_secs_f64(),
             first_protected_s: self.first_protected.as_ref().map(Duration::as_secs_f64),
             first_answer_s: self.first_answer.as_ref().map(Duration::as_secs_f64),
@@ -58,6 +59,8 @@ impl Rig {
             Request::Link { network, changes } => self.change_link(&network, &changes).into(),
             Request::Capture { on } => self.capture(on).into(),
             Request::Command { target, text } => self.command(&target, &text).into(),
+            Request::AddKey { file } => self.add_key(&file).into(),
+            Request::ForgetKey => self.forget_key().into(),
             Request::Stop => {
                 self.stop = true;
                 Ok("the rig ends".to_owned()).into()

@@ -66,7 +66,7 @@ pub(crate) fn is_fault(event: &Event) -> bool {
 pub(crate) fn hears(world: &mut World, to: usize, node: NodeId, role: Role, term: Term) -> Option<Violation> {
     let machine = world.slots[to].machine.as_mut().expect("it runs");
     let beat = Heartbeat { session: machine.node().session(), ..beat_to(machine.devices.id, node, role, term) };
-    let datagram = beat.encode(&world.env.plan.config.protection);
+    let datagram = beat.encode(&machine.node().config().protection);
     machine.hear(&mut world.env, &datagram);
     world.env.audit.violation().cloned()
 }
@@ -143,7 +143,7 @@ pub(super) fn genuine() -> Vec<Option<Violation>> {
         let newer = Term(term(&world).0 + 1);
         let beat = beat_to(STRANGER, STRANGER, Role::Alone, newer);
         let machine = world.slots[PRIMARY].machine.as_mut().expect("it runs");
-        let datagram = beat.encode(&world.env.plan.config.protection);
+        let datagram = beat.encode(&machine.node().config().protection);
         machine.hear(&mut world.env, &datagram);
         world.env.audit.violation().cloned()
     };

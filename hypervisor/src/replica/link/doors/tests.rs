@@ -14,7 +14,7 @@ const BACKUP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
 fn node(start: Start, key: u8) -> Node {
     let identity =
         Identity { node: NodeId(1 + u64::from(start == Start::Backup)), pair: "gemini".into(), ..Identity::default() };
-    let config = Config { protection: Protection::Key(PairKey::new(&[key; 32])), ..Config::default() };
+    let config = Config { protection: Protection::from(PairKey::new(&[key; 32])), ..Config::default() };
     Node::new(Time(0), start, config, identity).unwrap()
 }
 
