@@ -33,10 +33,24 @@ pub use pollux_ft::disk::{DiskEnd, DiskStatus};
 pub enum DiskOperation {
     /// Reads.
     Read,
-    /// Writes, be it zeros.
+    /// Writes.
     Write,
+    /// Writes zeros.
+    Zero,
     /// Makes durable all that was written.
     Flush,
+}
+
+impl DiskOperation {
+    /// Whether the disk is another one afterwards.
+    #[must_use]
+    pub const fn writes(self) -> bool {
+        matches!(self, Self::Write | Self::Zero)
+    }
+
+    const fn flushes(self) -> bool {
+        matches!(self, Self::Flush)
+    }
 }
 
 /// A request, without its data.
@@ -57,9 +71,8 @@ impl DiskRequest {
     /// after all that was there before it, and before all that comes after it.
     #[must_use]
     pub const fn conflicts(&self, other: &Self) -> bool {
-        let flushes =
-            matches!((self.operation, other.operation), (DiskOperation::Flush, _) | (_, DiskOperation::Flush));
-        let writes = matches!((self.operation, other.operation), (DiskOperation::Write, _) | (_, DiskOperation::Write));
+        let flushes = self.operation.flushes() || other.operation.flushes();
+        let writes = self.operation.writes() || other.operation.writes();
         flushes || writes && self.start < other.start + other.len && other.start < self.start + self.len
     }
 }
@@ -194,11 +207,14 @@ impl<G: Guest> Driver<G> {
         if self.disk.is_empty() {
             return;
         }
-        while let Some(end) = host.poll_disk() {
+        let mut read = Vec::new();
+        while let Some(end) = host.poll_disk(&mut read) {
+            // What was read is no part of the guest's state before the guest sees it.
+            self.guest.disk_read_came(end.id, &read);
             self.disk.ended(end);
         }
         while let Some(request) = self.disk.begin(self.node.config()) {
-            host.begin_on_disk(&request);
+            host.begin_on_disk(&request, self.guest.disk_data(request.id));
         }
     }
 

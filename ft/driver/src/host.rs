@@ -124,11 +124,12 @@ pub trait ArbiterLine {
 /// This machine's disk, which carries out what its guest asks of the guest's disk. A machine whose guest has no disk, or one
 /// whose requests are done at once, is never asked.
 pub trait Disk {
-    /// Begins a request; none that overlaps with it is at work.
-    fn begin_on_disk(&mut self, request: &DiskRequest);
+    /// Begins a request, one that writes with its `data`; none that overlaps with it is at work.
+    fn begin_on_disk(&mut self, request: &DiskRequest, data: &[u8]);
 
-    /// The next request that has ended, and how. What a flush is to make durable is when it ends.
-    fn poll_disk(&mut self) -> Option<DiskEnd>;
+    /// The next request that has ended, and how. What a flush is to make durable is when it ends. What a disk of the machine's
+    /// own has read replaces what is in `read`; nothing else does.
+    fn poll_disk(&mut self, read: &mut Vec<u8>) -> Option<DiskEnd>;
 
     /// When to look again, if that can be said.
     fn disk_ends_at(&self) -> Option<Time>;

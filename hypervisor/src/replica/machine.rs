@@ -11,7 +11,7 @@ use pollux_nic::{Gate, GateMode, Mark};
 use super::arbiter::Arbiter;
 use super::client::Client;
 use super::cut::Cut;
-use super::disk::TimedDisk;
+use super::disk::OwnDisk;
 use super::link::{Change, End, Link};
 use super::monitor;
 use super::recorder::Recorder;
@@ -41,7 +41,7 @@ pub(super) struct Machine {
     pub(super) arbiter: Option<Arbiter>,
     pub(super) recorder: Option<Recorder>,
     pub(super) cut: Cut,
-    pub(super) disk: TimedDisk,
+    pub(super) disk: OwnDisk,
     pub(super) figures: Figures,
     /// Why the guest ended here, until the twin has our last words: who reads on the monitor that a machine has halted may
     /// switch it off.
@@ -356,12 +356,12 @@ impl LogLink for Machine {
 }
 
 impl pollux_driver::Disk for Machine {
-    fn begin_on_disk(&mut self, request: &DiskRequest) {
-        self.disk.begin(request, self.now);
+    fn begin_on_disk(&mut self, request: &DiskRequest, data: &[u8]) {
+        self.disk.begin(request, data, self.now);
     }
 
-    fn poll_disk(&mut self) -> Option<DiskEnd> {
-        self.disk.poll(self.now)
+    fn poll_disk(&mut self, read: &mut Vec<u8>) -> Option<DiskEnd> {
+        self.disk.poll(read, self.now)
     }
 
     fn disk_ends_at(&self) -> Option<Time> {

@@ -22,7 +22,7 @@ pub struct Settings {
     pub namespace: u32,
     /// Microseconds that a command may take before the controller is reset.
     pub patience: u64,
-    /// Whether ends of commands interrupt.
+    /// Whether ends of commands interrupt, from [`Nvme::let_interrupt`] on.
     pub interrupts: bool,
 }
 
@@ -209,6 +209,8 @@ pub struct Nvme<R: Registers = MmioRegion> {
     admin_id: u16,
     look_at: u64,
     faults: u64,
+    /// Interrupts are let through.
+    unmasked: bool,
 }
 
 impl<R: Registers> Nvme<R> {
@@ -258,6 +260,7 @@ impl<R: Registers> Nvme<R> {
             admin_id: 0,
             look_at: 0,
             faults: 0,
+            unmasked: false,
         };
         nvme.stop(now);
         Ok(nvme)
@@ -270,6 +273,20 @@ impl<R: Registers> Nvme<R> {
             (State::GivenUp(fault), _) => Condition::GivenUp(fault),
             (State::Ready, Some(geometry)) => Condition::Ready(geometry),
             _ => Condition::Starting,
+        }
+    }
+
+    /// From here on the controller may interrupt, if the settings say so.
+    pub fn let_interrupt(&mut self) {
+        self.unmasked = self.settings.interrupts;
+        if self.state == State::Ready {
+            self.unmask();
+        }
+    }
+
+    fn unmask(&mut self) {
+        if self.unmasked {
+            self.registers.write32(INTMC, u32::MAX);
         }
     }
 
@@ -437,7 +454,6 @@ impl<R: Registers> Nvme<R> {
     }
 
     fn stop(&mut self, now: u64) {
-        self.registers.write32(INTMS, u32::MAX);
         self.registers.write32(CC, 0);
         self.state = State::Stopping(now + self.capabilities.patience());
     }
@@ -481,7 +497,11 @@ impl<R: Registers> Nvme<R> {
         match self.registers.read32(CSTS) {
             u32::MAX => self.state = State::GivenUp(Fault::Gone),
             status if status & CSTS_FATAL != 0 => self.fail(Fault::Fatal, now),
-            status if status & CSTS_READY != 0 => self.ask(Step::FIRST, now),
+            status if status & CSTS_READY != 0 => {
+                // The reset has let them through again.
+                self.registers.write32(INTMS, u32::MAX);
+                self.ask(Step::FIRST, now);
+            }
             _ if now >= until => self.fail(Fault::DoesNotStart, now),
             _ => {}
         }
@@ -546,10 +566,8 @@ impl<R: Registers> Nvme<R> {
         match step.next() {
             Some(next) => self.ask(next, now),
             None => {
-                if self.settings.interrupts {
-                    self.registers.write32(INTMC, u32::MAX);
-                }
                 self.state = State::Ready;
+                self.unmask();
             }
         }
     }

@@ -18,7 +18,7 @@
 //!
 //! See: NVM Express Base Specification 2.0, and NVM Command Set Specification 1.0.
 
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "testing")), no_std)]
 
 mod buffers;
 mod command;
@@ -28,8 +28,8 @@ mod identify;
 mod queue;
 mod registers;
 mod setup;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 

@@ -14,7 +14,8 @@ use crate::registers::*;
 
 /// Where the controller sees the memory: above 4 GiB and apart from the CPU's addresses, so that a mix-up is noticed.
 const PHYSICAL: u64 = 0x12_3456_0000;
-pub(crate) const BLOCK: usize = 512;
+/// Bytes of its blocks.
+pub const BLOCK: usize = 512;
 
 /// The same memory twice: for the driver, and for the model. Both only make volatile accesses.
 fn dma_memory() -> (DmaMemory, DmaMemory) {
@@ -29,7 +30,8 @@ fn dma_memory() -> (DmaMemory, DmaMemory) {
 
 /// What becomes of the next command that is carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mischief {
+pub enum Mischief {
+    /// What should.
     None,
     /// It never ends.
     Swallowed,
@@ -76,31 +78,40 @@ struct Pair {
     phase: bool,
 }
 
+/// A controller, its one namespace, and its memory.
 #[derive(Debug)]
-pub(crate) struct Hardware {
+pub struct Hardware {
     memory: DmaMemory,
     registers: BTreeMap<usize, u32>,
     pairs: [Option<Pair>; 2],
     /// Fetched I/O commands that were not carried out.
-    pub(crate) fetched: VecDeque<[u64; 8]>,
-    pub(crate) disk: Vec<u8>,
+    pub fetched: VecDeque<[u64; 8]>,
+    /// What is stored.
+    pub disk: Vec<u8>,
     /// What is durable of it.
-    pub(crate) durable: Vec<u8>,
-    pub(crate) mischief: Mischief,
-    pub(crate) capabilities: u64,
+    pub durable: Vec<u8>,
+    /// What becomes of the next command.
+    pub mischief: Mischief,
+    /// Its register of that name.
+    pub capabilities: u64,
     /// Bytes 0 to 4095 of what it says of itself, and of its namespace.
-    pub(crate) identity: [Vec<u8>; 2],
-    /// Whether it becomes ready, and whether it stops.
-    pub(crate) starts: bool,
-    pub(crate) stops: bool,
+    pub identity: [Vec<u8>; 2],
+    /// Whether it becomes ready.
+    pub starts: bool,
+    /// Whether it stops.
+    pub stops: bool,
     /// Admin commands are answered with this status.
-    pub(crate) admin_status: u16,
-    pub(crate) starts_seen: u32,
+    pub admin_status: u16,
+    /// How often it has interrupted.
+    pub interrupts: u32,
+    masked: bool,
+    /// How often it was started.
+    pub starts_seen: u32,
 }
 
 /// Registers that the driver holds, shared with the test.
 #[derive(Debug, Clone)]
-pub(crate) struct Port(pub(crate) Rc<RefCell<Hardware>>);
+pub struct Port(pub Rc<RefCell<Hardware>>);
 
 impl Registers for Port {
     fn read32(&self, offset: usize) -> u32 {
@@ -117,7 +128,8 @@ impl Registers for Port {
 }
 
 /// A model of a drive of `blocks` blocks, and memory for a driver of it.
-pub(crate) fn model(blocks: usize) -> (Port, DmaMemory) {
+#[must_use]
+pub fn model(blocks: usize) -> (Port, DmaMemory) {
     let (driver, memory) = dma_memory();
     let mut controller = vec![0; 4096];
     // Data of at most 2^5 pages; one namespace; writes of zeros; a cache.
@@ -142,6 +154,8 @@ pub(crate) fn model(blocks: usize) -> (Port, DmaMemory) {
         starts: true,
         stops: true,
         admin_status: 0,
+        interrupts: 0,
+        masked: false,
         starts_seen: 0,
     };
     (Port(Rc::new(RefCell::new(hardware))), driver)
@@ -162,6 +176,7 @@ impl Hardware {
     fn write(&mut self, offset: usize, value: u32) {
         match offset {
             CC if value & 1 == 0 => {
+                self.masked = false;
                 if self.stops {
                     self.registers.insert(CSTS, 0);
                     self.pairs = [None, None];
@@ -183,6 +198,8 @@ impl Hardware {
                     self.registers.insert(CSTS, CSTS_READY);
                 }
             }
+            INTMS => self.masked = true,
+            INTMC => self.masked = false,
             0x1000 => self.admin(value as u16),
             0x1008 => self.fetch(value as u16),
             _ => {
@@ -216,6 +233,7 @@ impl Hardware {
             *phase = !*phase;
         }
         self.memory.write64(start + 8, word);
+        self.interrupts += u32::from(!self.masked);
     }
 
     fn admin(&mut self, tail: u16) {
@@ -262,7 +280,7 @@ impl Hardware {
     }
 
     /// Carries out one of the commands that were fetched, with the current mischief. Whether there was one.
-    pub(crate) fn carry_out(&mut self, which: usize) -> bool {
+    pub fn carry_out(&mut self, which: usize) -> bool {
         if self.fetched.is_empty() {
             return false;
         }

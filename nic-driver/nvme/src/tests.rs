@@ -295,6 +295,31 @@ fn a_drive_that_cannot_be_used_says_why() {
 }
 
 #[test]
+fn nothing_interrupts_before_it_may() {
+    let (port, memory) = model(BLOCKS);
+    let nvme = Nvme::new(port.clone(), memory, Settings { interrupts: true, ..Settings::default() }, 0).unwrap();
+    let mut bench = Bench { nvme, port, now: 0, ended: Vec::new() };
+    bench.turns(20);
+    bench.submit(READ, 1).unwrap();
+    bench.carry_out();
+    assert_eq!(bench.port.0.borrow().interrupts, 0);
+    bench.nvme.let_interrupt();
+    bench.submit(READ, 2).unwrap();
+    bench.carry_out();
+    assert_eq!(bench.port.0.borrow().interrupts, 1);
+    // After a reset it is as before, and the reset itself is silent.
+    bench.submit(READ, 3).unwrap();
+    bench.mischief(Mischief::Fatal);
+    bench.carry_out();
+    bench.now += 20_000;
+    bench.turns(20);
+    assert_eq!(bench.port.0.borrow().interrupts, 1);
+    bench.submit(READ, 4).unwrap();
+    bench.carry_out();
+    assert_eq!(bench.port.0.borrow().interrupts, 2);
+}
+
+#[test]
 fn another_drive_in_its_place_is_not_written_to() {
     let mut bench = Bench::new();
     bench.port.0.borrow_mut().identity[1][0] ^= 1;

@@ -280,11 +280,11 @@ impl ArbiterLine for Desk {
 }
 
 impl Disk for Desk {
-    fn begin_on_disk(&mut self, request: &DiskRequest) {
+    fn begin_on_disk(&mut self, request: &DiskRequest, _: &[u8]) {
         self.begun.push(*request);
     }
 
-    fn poll_disk(&mut self) -> Option<DiskEnd> {
+    fn poll_disk(&mut self, _: &mut Vec<u8>) -> Option<DiskEnd> {
         self.ends.pop_front()
     }
 

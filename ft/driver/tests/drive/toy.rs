@@ -247,6 +247,12 @@ impl Guest for Toy {
         self.asked.pop_front()
     }
 
+    fn disk_data(&self, _: u64) -> &[u8] {
+        &[]
+    }
+
+    fn disk_read_came(&mut self, _: u64, _: &[u8]) {}
+
     fn hash(&mut self) -> u64 {
         let mut hasher = DefaultHasher::new();
         (self.done, self.halted, self.clock.rate(), self.clock.base(), self.flipped).hash(&mut hasher);
