@@ -83,6 +83,8 @@ pub struct DriveChoice {
     pub part: Part,
     /// Size of the guest's disk in bytes; `None`: all that there is.
     pub bytes: Option<u64>,
+    /// A guest may begin its life with what is on it although the other machine's may be newer.
+    pub stale: bool,
 }
 
 /// Which part of a drive.
@@ -119,7 +121,7 @@ pub struct Config {
     pub arbiter: ArbiterOptions,
     /// `guest-memory=64M`: guest RAM in bytes.
     pub guest_memory: u64,
-    /// `disk=none|image|ram:64M|nvme:B:D.F[,partition=NAME|GUID][,whole][,size=SIZE]`: the guest's disk.
+    /// `disk=none|image|ram:64M|nvme:B:D.F[,partition=NAME|GUID][,whole][,size=SIZE][,stale]`: the guest's disk.
     pub disk: Disk,
     /// `disk-latency=0us`: how long each request to the disk takes; 0: they are done at once, where the guest makes them.
     pub disk_latency: Span,
@@ -422,9 +424,7 @@ impl Config {
         let fail = |text: &str| Err(ConfigError(format!("option 'disk=nvme': {text}")));
         match self.role {
             StartRole::Replay => fail("a recording does not hold what was on the drive"),
-            StartRole::Primary | StartRole::Backup | StartRole::Auto => {
-                fail("what is on it is not copied to another machine yet: only for role=solo")
-            }
+            _ if self.record.is_some() => fail("a recording ('record') would not hold what is on the drive"),
             _ => Ok(()),
         }
     }

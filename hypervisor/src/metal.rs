@@ -22,15 +22,17 @@ use pollux_hypervisor::host::nvme::{self, DriveError, OpenDrive};
 use pollux_hypervisor::host::pci::Bdf;
 use pollux_hypervisor::host::watchdog::{self, Watchdog};
 use pollux_hypervisor::host::{entropy, interrupts, logger, nic, pci, reset, serial};
-use pollux_hypervisor::memory::GuestMemory;
+use pollux_hypervisor::memory::{GuestMemory, PAGE_SIZE};
 use pollux_hypervisor::mmu;
 use pollux_hypervisor::platform::virtio::block::{Place, SECTOR, Storage};
 use pollux_hypervisor::platform::{Platform, PlatformConfig, clock::RATE_ONE, cpuid, loader::GuestImage};
 use pollux_hypervisor::random::Random;
 use pollux_hypervisor::replica::drive::{Drive, Extent, guest_bytes};
+use pollux_hypervisor::replica::label::Label;
 use pollux_hypervisor::replica::{MachinePlace, Parts, Replica, monitor};
 use pollux_hypervisor::stops;
 use pollux_nic::MacAddress;
+use xxhash_rust::xxh64::xxh64;
 
 #[global_allocator]
 static HEAP: LockedHeap = LockedHeap::empty();
@@ -199,19 +201,17 @@ fn open_drive(config: &Config, apic: &Apic, memory: &mut HostMemory) -> Option<(
     let Disk::Drive(choice) = &config.disk else { return None };
     // SAFETY: the configuration names the drive once, and no card is one.
     let mut drive = unsafe { nvme::open(choice.at, apic, memory) }.unwrap_or_else(|error| refuse_drive(&error));
-    let extent = drive_extent(&mut drive, choice);
+    let (extent, label) = drive_extent(&mut drive, choice, &config.pair).unwrap_or_else(|error| refuse_drive(&error));
     let (nvme, route) = drive.into_parts();
-    Some((Drive::new(nvme, extent), extent, route))
+    Some((Drive::new(nvme, extent, label, choice.stale), extent, route))
 }
 
-/// Which bytes of the drive are the guest's disk.
-fn drive_extent(drive: &mut OpenDrive, choice: &DriveChoice) -> Extent {
+/// Which bytes of the drive are the guest's disk, and what it says of it.
+fn drive_extent(drive: &mut OpenDrive, choice: &DriveChoice, pair: &str) -> Result<(Extent, Label), DriveError> {
     let region = match &choice.part {
-        Part::Whole => drive.whole(false),
-        Part::WholeByForce => drive.whole(true),
-        Part::Named(name) => drive.partition(name),
+        Part::Whole | Part::WholeByForce => drive.whole(),
+        Part::Named(name) => drive.partition(name)?,
     };
-    let region = region.unwrap_or_else(|error| refuse_drive(&error));
     let block = u64::from(drive.geometry().block_bytes);
     if block != SECTOR {
         refuse(&format_args!("option 'disk=nvme': the drive's blocks have {block} bytes; format it with {SECTOR}"));
@@ -222,7 +222,22 @@ fn drive_extent(drive: &mut OpenDrive, choice: &DriveChoice) -> Extent {
             error.room, error.wanted
         ))
     });
-    Extent { start: region.first * block, bytes }
+    let (start, room) = (region.first * block, guest_bytes(region.blocks * block, None).unwrap_or(bytes));
+    let extent = Extent { start, bytes, label: start + room };
+    let mut newest: Option<Label> = None;
+    for copy in 0..2 {
+        let mut page = [0; PAGE_SIZE as usize];
+        drive.read_bytes(extent.label + copy * PAGE_SIZE, &mut page)?;
+        let label = Label::decode(&page);
+        newest = newest.into_iter().chain(label).max_by_key(|label| label.sequence);
+    }
+    if newest.is_none() && choice.part == Part::Whole {
+        drive.refuse_table()?;
+    }
+    let pair = xxh64(pair.as_bytes(), 0);
+    let label = newest.unwrap_or(Label::fresh(pair, bytes));
+    label.check(pair, bytes).unwrap_or_else(|why| refuse(&format_args!("option 'disk=nvme': {why}")));
+    Ok((extent, label))
 }
 
 fn refuse_drive(error: &DriveError) -> ! {

@@ -122,12 +122,11 @@ impl DiskRequests {
         Some(pending.request)
     }
 
-    /// This machine's disk ended a request; one that is not pending any more is ignored.
-    pub fn ended(&mut self, end: DiskEnd) {
-        let pending = self.pending.iter_mut().find(|pending| pending.begun && pending.request.id == end.id);
-        if let Some(pending) = pending {
-            pending.status = Some(end.status);
-        }
+    /// This machine's disk ended a request: which. One that is not pending any more is ignored.
+    pub fn ended(&mut self, end: DiskEnd) -> Option<DiskRequest> {
+        let pending = self.pending.iter_mut().find(|pending| pending.begun && pending.request.id == end.id)?;
+        pending.status = Some(end.status);
+        Some(pending.request)
     }
 
     /// The ends that a primary may log now, by rising numbers, with or without those that failed.
@@ -211,7 +210,9 @@ impl<G: Guest> Driver<G> {
         while let Some(end) = host.poll_disk(&mut read) {
             // What was read is no part of the guest's state before the guest sees it.
             self.guest.disk_read_came(end.id, &read);
-            self.disk.ended(end);
+            if let (Some(request), Some(transfer)) = (self.disk.ended(end), &mut self.transfer) {
+                transfer.disk_ended(&request);
+            }
         }
         while let Some(request) = self.disk.begin(self.node.config()) {
             host.begin_on_disk(&request, self.guest.disk_data(request.id));
@@ -220,7 +221,11 @@ impl<G: Guest> Driver<G> {
 
     /// When a disk at work should be looked at again.
     pub(crate) fn disk_ends_at(&self, host: &impl Host<G>) -> Option<Time> {
-        if self.disk.is_empty() { None } else { host.disk_ends_at() }
+        if self.disk.is_empty() && self.transfer.is_none() && !self.incoming.is_loaded() {
+            None
+        } else {
+            host.disk_ends_at()
+        }
     }
 
     /// Whether errors of this machine's disk are the guest's: not while the twin's disk may do better.

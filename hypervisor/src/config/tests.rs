@@ -17,12 +17,12 @@ fn a_pair_is_understood() {
     let disks = ["none", "image", "ram:512", "ram:3M"].map(|text| Config::parse(&format!("disk={text}")).unwrap().disk);
     assert_eq!(disks, [Disk::None, Disk::Image, Disk::Ram(512), Disk::Ram(3 << 20)]);
     let drive = |text: &str| match Config::parse(&format!("role=solo disk=nvme:0:6.0{text}")).unwrap().disk {
-        Disk::Drive(choice) => (choice.part, choice.bytes),
+        Disk::Drive(choice) => (choice.part, choice.bytes, choice.stale),
         other => panic!("{other:?}"),
     };
-    assert_eq!(drive(""), (Part::Whole, None));
-    assert_eq!(drive(",whole"), (Part::WholeByForce, None));
-    assert_eq!(drive(",size=3M,partition=data"), (Part::Named("data".into()), Some(3 << 20)));
+    assert_eq!(drive(""), (Part::Whole, None, false));
+    assert_eq!(drive(",whole,stale"), (Part::WholeByForce, None, true));
+    assert_eq!(drive(",size=3M,partition=data"), (Part::Named("data".into()), Some(3 << 20), false));
     assert!(Config::parse("vectors=mmx").unwrap_err().to_string().contains("avx512"));
     assert_eq!(config.guest_args, "ip=1 gw=2");
     let seeded = Config::parse(&format!("role=solo guest-seed={}", "0a".repeat(32))).unwrap();
@@ -119,6 +119,7 @@ fn what_is_refused_is_named() {
         "partition=",
         "partition=a,whole",
         "partition=a,partition=b",
+        "stale,stale",
         "fast",
         "",
     ] {

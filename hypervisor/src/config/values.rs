@@ -128,10 +128,14 @@ fn disk_size(text: &str) -> Result<u64, String> {
 fn drive(text: &str) -> Result<DriveChoice, String> {
     let mut words = text.split(',');
     let at = words.next().unwrap_or_default().parse()?;
-    let mut choice = DriveChoice { at, part: Part::Whole, bytes: None };
+    let mut choice = DriveChoice { at, part: Part::Whole, bytes: None, stale: false };
     for word in words {
         let part = match word.split_once('=') {
             None if word == "whole" => Part::WholeByForce,
+            None if word == "stale" && !choice.stale => {
+                choice.stale = true;
+                continue;
+            }
             Some(("partition", name)) if !name.is_empty() => Part::Named(name.to_owned()),
             Some(("size", text)) if choice.bytes.is_none() => {
                 choice.bytes = Some(disk_size(text)?);
@@ -139,7 +143,7 @@ fn drive(text: &str) -> Result<DriveChoice, String> {
             }
             _ => {
                 return Err(format!(
-                    "'{word}' is none of partition=NAME, partition=GUID, whole, size=64M, each at most once"
+                    "'{word}' is none of partition=NAME, partition=GUID, whole, size=64M, stale, each at most once"
                 ));
             }
         };

@@ -166,19 +166,33 @@ impl OpenDrive {
         self.geometry
     }
 
-    /// All of it, if it has no partition table, or if that does not matter.
+    /// All of it.
+    #[must_use]
+    pub const fn whole(&self) -> Region {
+        Region { first: 0, blocks: self.geometry.blocks }
+    }
+
+    /// Makes sure that it has no partition table.
     ///
     /// # Errors
-    /// See above; or it cannot be read.
-    pub fn whole(&mut self, by_force: bool) -> Result<Region, DriveError> {
-        let all = Region { first: 0, blocks: self.geometry.blocks };
-        if by_force {
-            return Ok(all);
-        }
+    /// It has one, or cannot be read.
+    pub fn refuse_table(&mut self) -> Result<(), DriveError> {
         match gpt::label(self).map_err(|lost| DriveError::Read(self.bdf, lost))? {
-            Label::None => Ok(all),
+            Label::None => Ok(()),
             label => Err(DriveError::HasTable(self.bdf, label)),
         }
+    }
+
+    /// Fills `bytes`, a whole number of blocks, with what lies from byte `start` on, the first one of a block.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read_bytes(&mut self, start: u64, bytes: &mut [u8]) -> Result<(), DriveError> {
+        let block = self.block_bytes();
+        for (at, part) in (start / block as u64..).zip(bytes.chunks_mut(block)) {
+            self.read(at, part).map_err(|lost| DriveError::Read(self.bdf, lost))?;
+        }
+        Ok(())
     }
 
     /// The partition called `name`, or with that GUID.

@@ -62,6 +62,16 @@ impl OwnDisk {
         Self { latency, drive, ..Self::default() }
     }
 
+    /// The drive, if it lies on one.
+    pub(super) fn drive(&self) -> Option<&Drive> {
+        self.drive.as_ref().map(|(drive, _)| drive)
+    }
+
+    /// The drive, if it lies on one.
+    pub(super) fn drive_mut(&mut self) -> Option<&mut Drive> {
+        self.drive.as_mut().map(|(drive, _)| drive)
+    }
+
     /// Lets a drive move, which perhaps has interrupted.
     pub(super) fn work(&mut self, fired: Fired, now: Time) {
         let Some((drive, route)) = &mut self.drive else { return };

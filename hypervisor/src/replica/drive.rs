@@ -10,6 +10,7 @@ use pollux_ft::Time;
 use pollux_nic::{MmioRegion, Registers};
 use pollux_nvme::{BUFFER_BYTES, COMMANDS, Condition, Data, Geometry, Lost, Nvme, Request, SubmitError};
 
+use super::label::Label;
 use crate::platform::virtio::block::SECTOR;
 
 /// Resets of the controller that a request survives.
@@ -19,6 +20,10 @@ const MOST_ZEROED: u64 = 1 << 16;
 /// What is written where the drive does not know how to make blocks zero.
 static ZEROS: [u8; BUFFER_BYTES] = [0; BUFFER_BYTES];
 
+mod copies;
+
+use self::copies::{Copies, OWN};
+
 /// Which blocks of a drive are the guest's disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
@@ -26,6 +31,8 @@ pub struct Extent {
     pub start: u64,
     /// Its bytes.
     pub bytes: u64,
+    /// Offset of the label's first copy on the drive: behind the disk.
+    pub label: u64,
 }
 
 /// A command at work, or one to be begun again.
@@ -54,6 +61,8 @@ struct Job {
     forgotten: bool,
     /// A flush was begun.
     begun: bool,
+    /// Nothing else is at work beside it: what came before has ended, and what comes after waits.
+    alone: bool,
 }
 
 impl Job {
@@ -78,14 +87,16 @@ pub struct Drive<R: Registers = MmioRegion> {
     again: VecDeque<Piece>,
     next_tag: u64,
     ended: VecDeque<(DiskEnd, Vec<u8>)>,
+    pub(super) copies: Copies,
 }
 
 impl<R: Registers> Drive<R> {
     /// The disk on those bytes of a drive that is ready: a whole number of its blocks.
     #[must_use]
-    pub fn new(nvme: Nvme<R>, extent: Extent) -> Self {
+    pub fn new(nvme: Nvme<R>, extent: Extent, label: Label, stale: bool) -> Self {
         let (jobs, at_work) = (Vec::new(), Vec::with_capacity(COMMANDS));
-        Self { nvme, extent, jobs, at_work, again: VecDeque::new(), next_tag: 0, ended: VecDeque::new() }
+        let (again, ended, copies) = (VecDeque::new(), VecDeque::new(), Copies::new(label, stale));
+        Self { nvme, extent, jobs, at_work, again, next_tag: 0, ended, copies }
     }
 
     /// The machine is at work: ends of commands may interrupt it.
@@ -95,15 +106,21 @@ impl<R: Registers> Drive<R> {
 
     /// Begins a request; `data` is what it writes.
     pub(super) fn begin(&mut self, request: &DiskRequest, data: &[u8], now: Time) {
+        self.begin_job(request, data, false);
+        self.work(now);
+    }
+
+    /// Puts a request behind the others.
+    pub(super) fn begin_job(&mut self, request: &DiskRequest, data: &[u8], alone: bool) {
         let data = match request.operation {
             DiskOperation::Read => vec![0; request.len as usize],
             DiskOperation::Write => data.to_vec(),
             DiskOperation::Zero | DiskOperation::Flush => Vec::new(),
         };
         let (request, next) = (*request, request.start);
-        let job = Job { request, next, data, at_work: 0, resets: 0, failed: None, forgotten: false, begun: false };
+        let job =
+            Job { request, next, data, at_work: 0, resets: 0, failed: None, forgotten: false, begun: false, alone };
         self.jobs.push(job);
-        self.work(now);
     }
 
     /// Takes in what the drive has ended, and gives it more to do.
@@ -119,7 +136,10 @@ impl<R: Registers> Drive<R> {
             }
         });
         self.submit_all(now);
-        self.finish();
+        // What has ended may have been waited for.
+        while self.finish() {
+            self.submit_all(now);
+        }
     }
 
     /// The next request that has ended, and what it has read.
@@ -129,15 +149,26 @@ impl<R: Registers> Drive<R> {
 
     /// When [`work`](Self::work) should be called at the latest, if nothing interrupts.
     pub(super) fn next_look(&self) -> Option<Time> {
-        if self.ended.is_empty() { self.nvme.next_look().map(Time) } else { Some(Time(0)) }
+        if self.ended.is_empty() && self.copies.is_idle() { self.nvme.next_look().map(Time) } else { Some(Time(0)) }
     }
 
     /// Nobody waits for what is at work any more. What is on its way to the drive cannot be called back; whatever comes after
     /// waits for that.
     pub(super) fn forget(&mut self) {
         self.ended.clear();
-        self.again.clear();
-        self.jobs.retain_mut(|job| {
+        self.copies.forget();
+        // What the drive says of itself stays true.
+        self.forget_those(|job| !job.alone);
+    }
+
+    /// Forgets some of the requests.
+    fn forget_those(&mut self, which: impl Fn(&Job) -> bool) {
+        let Self { jobs, again, .. } = self;
+        jobs.retain_mut(|job| {
+            if !which(job) {
+                return true;
+            }
+            again.retain(|piece| piece.job != job.request.id);
             job.forgotten = true;
             job.next = job.end();
             job.begun = true;
@@ -165,6 +196,9 @@ impl<R: Registers> Drive<R> {
             }
         }
         for at in 0..self.jobs.len() {
+            if at > 0 && (self.jobs[at].alone || self.jobs[0].alone) {
+                return;
+            }
             while !self.jobs[at].is_begun() {
                 let (piece, job) = (self.next_piece(at, &geometry), &mut self.jobs[at]);
                 (job.next, job.begun) = (piece.start + piece.len, true);
@@ -215,9 +249,10 @@ impl<R: Registers> Drive<R> {
         }
     }
 
-    /// Takes out the requests that have ended.
-    fn finish(&mut self) {
-        let Self { jobs, again, ended, .. } = self;
+    /// Takes out the requests that have ended; whether there were any.
+    fn finish(&mut self) -> bool {
+        let before = self.jobs.len();
+        let Self { jobs, again, ended, copies, .. } = self;
         jobs.retain_mut(|job| {
             if job.at_work > 0 || !job.is_begun() || again.iter().any(|piece| piece.job == job.request.id) {
                 return true;
@@ -226,6 +261,10 @@ impl<R: Registers> Drive<R> {
                 return false;
             }
             let DiskRequest { id, operation, start, len } = job.request;
+            if id >= OWN {
+                copies.ended(&job.request, core::mem::take(&mut job.data), job.failed);
+                return false;
+            }
             if let Some(why) = job.failed {
                 log::error!("the drive failed request {id} ({operation:?}, {len} bytes at {start:#x}): {why}");
                 ended.push_back((DiskEnd { id, status: DiskStatus::Failed }, Vec::new()));
@@ -235,6 +274,7 @@ impl<R: Registers> Drive<R> {
             }
             false
         });
+        self.jobs.len() < before
     }
 }
 

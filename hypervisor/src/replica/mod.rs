@@ -11,6 +11,7 @@ mod disk;
 pub mod drive;
 mod guest;
 pub mod json;
+pub mod label;
 pub mod link;
 mod machine;
 pub mod monitor;
@@ -136,6 +137,7 @@ impl Replica {
                 recorder,
                 cut,
                 disk,
+                random,
                 figures,
                 ending,
                 starts_anew: false,

@@ -40,7 +40,7 @@ pub struct Toy {
     pub halted: bool,
     /// Guest time at which it wakes by itself.
     pub deadline: Option<u64>,
-    asked: VecDeque<DiskRequest>,
+    pub asked: VecDeque<DiskRequest>,
     /// A part of its CPU that has no effect.
     pub flipped: u64,
     pub dirty: Option<PageSet>,

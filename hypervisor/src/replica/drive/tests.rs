@@ -1,3 +1,5 @@
+use pollux_driver::CopyState;
+use pollux_ft::Term;
 use pollux_nvme::testing::{BLOCK, Mischief, Port, model};
 use pollux_nvme::{Settings, Status};
 use proptest::prelude::*;
@@ -6,7 +8,7 @@ use super::*;
 
 const BLOCKS: usize = 8192;
 /// The disk begins in the drive's middle.
-const EXTENT: Extent = Extent { start: 100 * BLOCK as u64, bytes: 4096 * BLOCK as u64 };
+const EXTENT: Extent = Extent { start: 100 * BLOCK as u64, bytes: 4096 * BLOCK as u64, label: 8000 * BLOCK as u64 };
 const PATIENCE: u64 = 20_000_000;
 
 struct Bench {
@@ -24,7 +26,7 @@ impl Bench {
         }
         let mut nvme = Nvme::new(port.clone(), memory, Settings::default(), 0).unwrap();
         (0..20).for_each(|_| nvme.poll(0, |_, _| {}));
-        Self { drive: Drive::new(nvme, EXTENT), port, now: Time(0), next_id: 0 }
+        Self { drive: Drive::new(nvme, EXTENT, Label::fresh(7, EXTENT.bytes), false), port, now: Time(0), next_id: 0 }
     }
 
     fn begin(&mut self, operation: DiskOperation, start: u64, len: u64, data: &[u8]) -> u64 {
@@ -128,6 +130,77 @@ fn a_region_has_room_for_a_disk_and_for_us() {
     assert_eq!(guest_bytes(RESERVED + 8192, Some(512)), Ok(512));
     assert_eq!(guest_bytes(RESERVED + 8192, Some(8704)), Err(TooSmall { room: 8192, wanted: 8704 }));
     assert!(guest_bytes(RESERVED + 4095, None).is_err() && guest_bytes(0, None).is_err());
+}
+
+/// What the drive says of itself, durably.
+fn label_of(port: &Port) -> Option<Label> {
+    let page = |copy: usize| port.0.borrow().durable[EXTENT.label as usize + copy * 4096..][..4096].to_vec();
+    (0..2).filter_map(|copy| Label::decode(&page(copy))).max_by_key(|label| label.sequence)
+}
+
+#[test]
+fn a_reign_is_on_the_drive_before_anything_is_written() {
+    let mut bench = Bench::new(true);
+    bench.drive.reign(Term(1), true, 11, bench.now).unwrap();
+    bench.begin(DiskOperation::Write, 0, 512, &bytes(1, 512));
+    let port = bench.port.clone();
+    for _ in 0..3 {
+        assert!(port.0.borrow().disk[EXTENT.start as usize..][..512].iter().all(|&byte| byte == 0));
+        port.0.borrow_mut().carry_out(0);
+        bench.drive.work(bench.now);
+    }
+    let first = label_of(&port).unwrap();
+    assert_eq!((bench.run(), first), (alloc::vec![(1, DONE, Vec::new())], *bench.drive.label()));
+    // A backup that was lost before it had all makes no difference; one that may have had all does.
+    bench.drive.reign(Term(1), false, 12, bench.now).unwrap();
+    bench.run();
+    assert_eq!(label_of(&port), Some(first));
+    bench.drive.share();
+    bench.drive.reign(Term(1), false, 13, bench.now).unwrap();
+    bench.run();
+    let second = label_of(&port).unwrap();
+    assert!(first.may_become(&second).is_ok() && second.may_become(&first).is_err());
+}
+
+#[test]
+fn a_copy_is_whole_when_all_of_it_is_durable() {
+    let mut source = Bench::new(true);
+    source.drive.reign(Term(1), true, 11, source.now).unwrap();
+    let data = bytes(5, 200 << 10);
+    source.begin(DiskOperation::Write, 1 << 20, data.len() as u64, &data);
+    source.run();
+    let mut copy = Bench::new(false);
+    copy.drive.begin_copy(&source.drive.label().encode(), copy.now).unwrap();
+    copy.run();
+    assert!(label_of(&copy.port).unwrap().may_begin(1, true).is_err());
+    for start in (0..EXTENT.bytes).step_by(64 << 10) {
+        source.drive.fetch(start, 64 << 10, source.now);
+        source.run();
+        let (at, block) = source.drive.fetched().unwrap();
+        let block = block.unwrap();
+        assert_eq!(at, start);
+        let zero = block.iter().all(|&byte| byte == 0);
+        copy.drive.store(start, 64 << 10, if zero { &[] } else { &block }, copy.now);
+        // Once more, as of a block that was written meanwhile.
+        copy.drive.store(start, 64 << 10, &block, copy.now);
+    }
+    copy.drive.end_copy(copy.now);
+    assert_eq!(copy.drive.copy_state(), CopyState::Busy);
+    copy.run();
+    assert_eq!(copy.drive.copy_state(), CopyState::Done);
+    let disk = |bench: &Bench| bench.port.0.borrow().durable[EXTENT.start as usize..][..EXTENT.bytes as usize].to_vec();
+    assert!(disk(&copy) == source.port.0.borrow().disk[EXTENT.start as usize..][..EXTENT.bytes as usize]);
+    assert!(label_of(&copy.port).unwrap().may_become(source.drive.label()).is_ok());
+    // A drive that fails one of them is none.
+    copy.drive.begin_copy(&source.drive.label().encode(), copy.now).unwrap();
+    copy.run();
+    copy.port.0.borrow_mut().mischief = Mischief::Status(0x280);
+    copy.drive.store(0, 512, &bytes(1, 512), copy.now);
+    copy.run();
+    copy.drive.end_copy(copy.now);
+    copy.run();
+    assert_eq!(copy.drive.copy_state(), CopyState::Failed);
+    assert!(copy.drive.begin_copy(&[0; 4096], copy.now).is_err());
 }
 
 fn any_request() -> impl Strategy<Value = (u8, u64, u64)> {
