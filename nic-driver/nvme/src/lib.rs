@@ -25,6 +25,7 @@ mod command;
 mod controller;
 pub mod gpt;
 mod identify;
+mod outcome;
 mod queue;
 mod registers;
 mod setup;
@@ -35,6 +36,7 @@ mod tests;
 
 pub use buffers::{BUFFER_BYTES, COMMANDS, DMA_ALIGNMENT, DMA_BYTES, Data};
 pub use command::{Request, Status};
-pub use controller::{Condition, Fault, Lost, Nvme, OpenError, Settings, SubmitError};
+pub use controller::Nvme;
 pub use identify::{Geometry, Unusable};
+pub use outcome::{Condition, Fault, Lost, OpenError, Settings, SubmitError};
 pub use registers::REGISTER_BYTES;
