@@ -5,6 +5,10 @@ use alloc::vec::Vec;
 
 use crate::wire::{DecodeError, Reader, put_varint};
 
+/// Where a disk that lies on a drive begins in the addresses of a state: behind all memory. What lies where there, the machines
+/// agree on; here whatever is behind this address may be sent.
+pub const ADDRESS: u64 = 1 << 62;
+
 /// Most requests whose end one entry tells.
 pub const MAX_ENDS: usize = 256;
 

@@ -24,6 +24,7 @@ use crate::extended;
 use crate::host::pci::Bdf;
 use crate::host::watchdog;
 use crate::mmu;
+use crate::platform::virtio::block::Place;
 
 /// What this machine starts as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +61,7 @@ impl BrokenRule {
 }
 
 /// The guest's disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Disk {
     /// There is none.
     #[default]
@@ -69,6 +70,32 @@ pub enum Disk {
     Ram(u64),
     /// Memory, filled from the boot module `disk`.
     Image,
+    /// A drive of the machine's own.
+    Drive(DriveChoice),
+}
+
+/// Which part of which drive is the guest's disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriveChoice {
+    /// The NVMe controller.
+    pub at: Bdf,
+    /// Which part of what it stores.
+    pub part: Part,
+    /// Size of the guest's disk in bytes; `None`: all that there is.
+    pub bytes: Option<u64>,
+    /// A guest may begin its life with what is on it although the other machine's may be newer.
+    pub stale: bool,
+}
+
+/// Which part of a drive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// All of it, if it has no partition table.
+    Whole,
+    /// All of it, whatever is there.
+    WholeByForce,
+    /// The partition with this name or GUID.
+    Named(String),
 }
 
 /// All options with their meaning.
@@ -94,7 +121,7 @@ pub struct Config {
     pub arbiter: ArbiterOptions,
     /// `guest-memory=64M`: guest RAM in bytes.
     pub guest_memory: u64,
-    /// `disk=none|image|ram:64M`: the guest's disk.
+    /// `disk=none|image|ram:64M|nvme:B:D.F[,partition=NAME|GUID][,whole][,size=SIZE][,stale]`: the guest's disk.
     pub disk: Disk,
     /// `disk-latency=0us`: how long each request to the disk takes; 0: they are done at once, where the guest makes them.
     pub disk_latency: Span,
@@ -337,6 +364,9 @@ impl Config {
         if self.disk_takes_time() && self.disk == Disk::None {
             return fail("option 'disk-latency': there is no disk; say which with 'disk'".to_owned());
         }
+        if matches!(self.disk, Disk::Drive(_)) {
+            self.check_drive()?;
+        }
         if self.disk_latency > MAX_DISK_LATENCY {
             return fail("option 'disk-latency' must be at most 1s".to_owned());
         }
@@ -389,10 +419,30 @@ impl Config {
         })
     }
 
+    /// What a drive of the machine's own cannot be used for.
+    fn check_drive(&self) -> Result<(), ConfigError> {
+        let fail = |text: &str| Err(ConfigError(format!("option 'disk=nvme': {text}")));
+        match self.role {
+            StartRole::Replay => fail("a recording does not hold what was on the drive"),
+            _ if self.record.is_some() => fail("a recording ('record') would not hold what is on the drive"),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether requests to the disk end when the machine says so, by entries in the log.
     #[must_use]
     pub const fn disk_takes_time(&self) -> bool {
-        self.disk_latency.0 > 0
+        self.disk_latency.0 > 0 || matches!(self.disk, Disk::Drive(_))
+    }
+
+    /// Where the bytes of the guest's disk lie.
+    #[must_use]
+    pub const fn disk_place(&self) -> Place {
+        match self.disk {
+            Disk::Drive(_) => Place::Drive,
+            _ if self.disk_takes_time() => Place::TimedMemory,
+            _ => Place::Memory,
+        }
     }
 
     /// What the protocol is told.

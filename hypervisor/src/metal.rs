@@ -8,7 +8,7 @@ use core::slice;
 use linked_list_allocator::LockedHeap;
 use pollux_boot::BootInfo;
 use pollux_hypervisor::boot_files::BootFiles;
-use pollux_hypervisor::config::{Config, Disk, StartRole};
+use pollux_hypervisor::config::{Config, Disk, DriveChoice, Part, StartRole};
 use pollux_hypervisor::counter::choose::{self, Chosen};
 use pollux_hypervisor::counter::selftest::{self, Machine};
 use pollux_hypervisor::cpu::{self, Vcpu};
@@ -17,17 +17,22 @@ use pollux_hypervisor::guest::Guest;
 use pollux_hypervisor::host::apic::Apic;
 use pollux_hypervisor::host::clock::{self, WallClock};
 use pollux_hypervisor::host::memory::HostMemory;
+use pollux_hypervisor::host::nic::Route;
+use pollux_hypervisor::host::nvme::{self, DriveError, OpenDrive};
 use pollux_hypervisor::host::pci::Bdf;
 use pollux_hypervisor::host::watchdog::{self, Watchdog};
 use pollux_hypervisor::host::{entropy, interrupts, logger, nic, pci, reset, serial};
-use pollux_hypervisor::memory::GuestMemory;
+use pollux_hypervisor::memory::{GuestMemory, PAGE_SIZE};
 use pollux_hypervisor::mmu;
-use pollux_hypervisor::platform::virtio::block::{Ram, SECTOR};
+use pollux_hypervisor::platform::virtio::block::{Place, SECTOR, Storage};
 use pollux_hypervisor::platform::{Platform, PlatformConfig, clock::RATE_ONE, cpuid, loader::GuestImage};
 use pollux_hypervisor::random::Random;
+use pollux_hypervisor::replica::drive::{Drive, Extent, guest_bytes};
+use pollux_hypervisor::replica::label::Label;
 use pollux_hypervisor::replica::{MachinePlace, Parts, Replica, monitor};
 use pollux_hypervisor::stops;
 use pollux_nic::MacAddress;
+use xxhash_rust::xxh64::xxh64;
 
 #[global_allocator]
 static HEAP: LockedHeap = LockedHeap::empty();
@@ -62,7 +67,10 @@ fn main(info: &'static BootInfo) -> ! {
     let files = find_files(info);
     let (mut random, is_good) = gather_random(&config, files.seed);
     let protection = config.protection([files.key, files.next_key], is_good).unwrap_or_else(|error| refuse(&error));
-    let guest = make_guest(&files, &config, &mut random, &apic, &mut memory);
+    let drive = open_drive(&config, &apic, &mut memory);
+    let disk_bytes = drive.as_ref().map_or_else(|| disk_bytes(&config, &files), |(_, extent, _)| extent.bytes);
+    let guest = make_guest(&files, &config, disk_bytes, &mut random, &apic, &mut memory);
+    let drive = drive.map(|(drive, _, route)| (drive, route));
     let mut clock = WallClock::start(&apic).unwrap_or_else(|error| refuse(&error));
     log::info!("ticks per microsecond asleep: {:?}", clock.speeds());
     if config.role == StartRole::Stops {
@@ -92,7 +100,7 @@ fn main(info: &'static BootInfo) -> ! {
         // SAFETY: first and only call; the boot code maps the first 4 GiB one to one.
         unsafe { Watchdog::arm(clock.now(), patience) }.unwrap_or_else(|error| refuse(&error))
     });
-    Replica::new(Parts { config, apic, clock, random, protection, guest, client, log, machine, watchdog }).run()
+    Replica::new(Parts { config, apic, clock, random, protection, guest, client, log, machine, drive, watchdog }).run()
 }
 
 /// What this machine is known by on the client network.
@@ -143,13 +151,13 @@ fn start_memory(info: &BootInfo) -> HostMemory {
 fn make_guest(
     files: &BootFiles<'static>,
     config: &Config,
+    disk_bytes: u64,
     random: &mut Random,
     apic: &Apic,
     memory: &mut HostMemory,
 ) -> Guest {
-    let disk_bytes = disk_bytes(config, files);
     let mut guest_memory = take_guest_memory(config, disk_bytes, memory);
-    if let (Disk::Image, Some(image)) = (config.disk, files.disk) {
+    if let (Disk::Image, Some(image)) = (&config.disk, files.disk) {
         guest_memory.disk_mut(0, disk_bytes).copy_from_slice(image);
     }
     let base = guest_memory.all().as_ptr() as u64;
@@ -172,10 +180,11 @@ fn make_guest(
 /// RAM of the guest, and its disk behind it.
 fn take_guest_memory(config: &Config, disk_bytes: u64, memory: &mut HostMemory) -> GuestMemory {
     let (ram, left) = (config.guest_memory, memory.left());
+    let memory_bytes = if config.disk_place() == Place::Drive { 0 } else { disk_bytes };
     // SAFETY: what the firmware calls usable is RAM; the boot code maps it one to one.
-    match unsafe { memory.take_zeroed(ram + Ram::room(disk_bytes), GUEST_ALIGN) } {
+    match unsafe { memory.take_zeroed(ram + Storage::room(memory_bytes), GUEST_ALIGN) } {
         Some(bytes) => GuestMemory::with_disk(bytes, ram),
-        None if disk_bytes == 0 => {
+        None if memory_bytes == 0 => {
             refuse(&format_args!("option 'guest-memory': {} MiB do not fit, {} MiB are left", ram >> 20, left >> 20))
         }
         None => refuse(&format_args!(
@@ -187,9 +196,57 @@ fn take_guest_memory(config: &Config, disk_bytes: u64, memory: &mut HostMemory) 
     }
 }
 
-/// Size of the guest's disk.
+/// The drive that the guest's disk lies on, if it does.
+fn open_drive(config: &Config, apic: &Apic, memory: &mut HostMemory) -> Option<(Drive, Extent, Route)> {
+    let Disk::Drive(choice) = &config.disk else { return None };
+    // SAFETY: the configuration names the drive once, and no card is one.
+    let mut drive = unsafe { nvme::open(choice.at, apic, memory) }.unwrap_or_else(|error| refuse_drive(&error));
+    let (extent, label) = drive_extent(&mut drive, choice, &config.pair).unwrap_or_else(|error| refuse_drive(&error));
+    let (nvme, route) = drive.into_parts();
+    Some((Drive::new(nvme, extent, label, choice.stale), extent, route))
+}
+
+/// Which bytes of the drive are the guest's disk, and what it says of it.
+fn drive_extent(drive: &mut OpenDrive, choice: &DriveChoice, pair: &str) -> Result<(Extent, Label), DriveError> {
+    let region = match &choice.part {
+        Part::Whole | Part::WholeByForce => drive.whole(),
+        Part::Named(name) => drive.partition(name)?,
+    };
+    let block = u64::from(drive.geometry().block_bytes);
+    if block != SECTOR {
+        refuse(&format_args!("option 'disk=nvme': the drive's blocks have {block} bytes; format it with {SECTOR}"));
+    }
+    let bytes = guest_bytes(region.blocks * block, choice.bytes).unwrap_or_else(|error| {
+        refuse(&format_args!(
+            "option 'disk=nvme': there is room for a disk of {} bytes, beside 1 MiB of our own, and not for {}",
+            error.room, error.wanted
+        ))
+    });
+    let (start, room) = (region.first * block, guest_bytes(region.blocks * block, None).unwrap_or(bytes));
+    let extent = Extent { start, bytes, label: start + room };
+    let mut newest: Option<Label> = None;
+    for copy in 0..2 {
+        let mut page = [0; PAGE_SIZE as usize];
+        drive.read_bytes(extent.label + copy * PAGE_SIZE, &mut page)?;
+        let label = Label::decode(&page);
+        newest = newest.into_iter().chain(label).max_by_key(|label| label.sequence);
+    }
+    if newest.is_none() && choice.part == Part::Whole {
+        drive.refuse_table()?;
+    }
+    let pair = xxh64(pair.as_bytes(), 0);
+    let label = newest.unwrap_or(Label::fresh(pair, bytes));
+    label.check(pair, bytes).unwrap_or_else(|why| refuse(&format_args!("option 'disk=nvme': {why}")));
+    Ok((extent, label))
+}
+
+fn refuse_drive(error: &DriveError) -> ! {
+    refuse(&format_args!("option 'disk=nvme': {error}"))
+}
+
+/// Size of the guest's disk in memory.
 fn disk_bytes(config: &Config, files: &BootFiles<'_>) -> u64 {
-    match (config.disk, files.disk) {
+    match (&config.disk, files.disk) {
         (Disk::Image, None) => refuse(&"option 'disk=image': the boot loader passed no module 'disk'"),
         (Disk::Image, Some(image)) if !image.len().is_multiple_of(SECTOR as usize) => refuse(&format_args!(
             "the boot loader's module 'disk' has {} bytes, which is no multiple of {SECTOR}",
@@ -197,8 +254,8 @@ fn disk_bytes(config: &Config, files: &BootFiles<'_>) -> u64 {
         )),
         (Disk::Image, Some(image)) => image.len() as u64,
         (_, Some(_)) => refuse(&"the boot loader passed a module 'disk', but the option 'disk' is not 'image'"),
-        (Disk::Ram(bytes), None) => bytes,
-        (Disk::None, None) => 0,
+        (Disk::Ram(bytes), None) => *bytes,
+        (Disk::None | Disk::Drive(_), None) => 0,
     }
 }
 
@@ -243,7 +300,7 @@ fn make_platform(config: &Config, random: &mut Random, disk_bytes: u64, extended
     let platform = PlatformConfig {
         memory_bytes: config.guest_memory,
         disk_bytes,
-        disk_takes_time: config.disk_takes_time(),
+        disk_place: config.disk_place(),
         mac: config.guest_mac,
         start_unix_seconds,
         host_cpuid: &host_cpuid,

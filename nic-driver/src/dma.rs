@@ -66,7 +66,10 @@ impl DmaMemory {
     }
 
     /// Reads the word at `offset`, a multiple of eight, as the device last wrote it.
-    pub(crate) fn read64(&self, offset: usize) -> u64 {
+    ///
+    /// # Panics
+    /// When it is outside or misaligned: a bug of the driver.
+    pub fn read64(&self, offset: usize) -> u64 {
         let word = self.at(offset, 8).cast::<u64>();
         assert!(word.is_aligned(), "misaligned DMA word");
         // SAFETY: inside the block and aligned; volatile, so a concurrent write by the device is like one by hardware.
@@ -74,11 +77,30 @@ impl DmaMemory {
     }
 
     /// Writes the word at `offset`, a multiple of eight.
-    pub(crate) fn write64(&mut self, offset: usize, value: u64) {
+    ///
+    /// # Panics
+    /// As [`read64`](Self::read64).
+    pub fn write64(&mut self, offset: usize, value: u64) {
         let word = self.at(offset, 8).cast::<u64>();
         assert!(word.is_aligned(), "misaligned DMA word");
         // SAFETY: as in `read64`.
         unsafe { word.write_volatile(value) }
+    }
+
+    /// Copies bytes from `offset`, a multiple of eight, as the device last wrote them: whatever it does meanwhile.
+    pub fn copy_out(&self, offset: usize, bytes: &mut [u8]) {
+        for (at, chunk) in (offset..).step_by(8).zip(bytes.chunks_mut(8)) {
+            chunk.copy_from_slice(&self.read64(at).to_le_bytes()[..chunk.len()]);
+        }
+    }
+
+    /// Copies bytes to `offset`, a multiple of eight; up to seven bytes behind them are cleared.
+    pub fn copy_in(&mut self, offset: usize, bytes: &[u8]) {
+        for (at, chunk) in (offset..).step_by(8).zip(bytes.chunks(8)) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write64(at, u64::from_le_bytes(word));
+        }
     }
 
     /// The `len` bytes at `offset`.
@@ -128,6 +150,16 @@ mod tests {
         b.write64(0, 2);
         assert_eq!((a.read64(16), b.read64(0)), (1, 2));
         assert!(b.split(41).is_none());
+    }
+
+    #[test]
+    fn bytes_are_copied_in_words() {
+        let mut memory = block(64);
+        memory.copy_in(8, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        let mut bytes = [0xFF; 13];
+        memory.copy_out(8, &mut bytes);
+        assert_eq!(bytes, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 0, 0, 0]);
+        assert_eq!((memory.read64(0), memory.read64(24)), (0, 0));
     }
 
     #[test]

@@ -215,6 +215,36 @@ fn a_disk_that_takes_its_time_ends_requests_by_the_log() -> Result<()> {
     rig.stop()
 }
 
+/// A disk on a drive of each machine's own: each new backup gets it while the guest runs, and at the end both drives have the
+/// same on them, byte for byte. A machine that has followed only is not the one to begin a new guest with.
+#[test]
+#[ignore = "takes minutes: cargo xtask test rig drives_hold_the_same_after_kills --long"]
+fn drives_hold_the_same_after_kills() -> Result<()> {
+    if Platform::get() == Platform::Bochs {
+        println!("SKIPPED: Bochs has no NVMe drive");
+        return Ok(());
+    }
+    let port = Udp::free_port()?;
+    let mut rig = Rig::protected("drives", "disk", &["--udp", &port, "--disk", "nvme:3M"])?;
+    observe_through_kills(&mut rig, pollux_tests::rig::kills(4)?)?;
+    let console = rig.read("console.log");
+    ensure!(console.contains("disk: 6144 sectors") && !console.contains("WRONG"), "{console}");
+    let client = Udp::connect(&rig)?;
+    rig.wait("both machines halt", LIMIT, |rig| {
+        // One that was lost is sent again; one that comes too late finds nobody.
+        let _ = client.send("off");
+        let logs = [rig.read("castor.log"), rig.read("pollux.log")];
+        let halted = |log: &String| log.lines().last().is_some_and(|line| line.ends_with(": halted"));
+        Ok(logs.iter().all(halted).then_some(()))
+    })?;
+    let drive = |name: &str| -> Result<Vec<u8>> { Ok(fs::read(rig.directory().join(name))?[..3 << 20].to_vec()) };
+    let (castor, pollux) = (drive("castor.drive")?, drive("pollux.drive")?);
+    ensure!(castor.iter().any(|&byte| byte != 0), "nothing is on them");
+    let differ = castor.iter().zip(&pollux).position(|(a, b)| a != b);
+    ensure!(differ.is_none(), "the drives differ at byte {differ:?}");
+    rig.stop()
+}
+
 #[test]
 fn a_disk_image_is_what_the_guest_finds() -> Result<()> {
     let image = fresh_directory("disk-images")?.join("image");

@@ -7,6 +7,7 @@ use pollux_ft::{Action, HaltReason};
 use crate::driver::Driver;
 use crate::guest::Guest;
 use crate::host::{Boundary, Event, Host};
+use crate::receive::Incoming;
 use crate::steering::Steering;
 
 impl<G: Guest> Driver<G> {
@@ -34,14 +35,16 @@ impl<G: Guest> Driver<G> {
                 host.acked(seq);
                 self.release(host);
             }
-            Action::BeginTransfer => self.begin_transfer(),
+            Action::BeginTransfer => self.begin_transfer(host),
             Action::Protected | Action::Refused { .. } => {}
             Action::Unprotected { .. } => {
                 self.end_transfer();
+                self.reign_on_drive(host, false);
                 self.open_gate(host);
             }
             Action::Started { .. } => {
                 // It stood still until now.
+                self.reign_on_drive(host, true);
                 self.guest.begin(host.unix_time());
                 self.start_clock();
                 self.open_gate(host);
@@ -78,7 +81,7 @@ impl<G: Guest> Driver<G> {
     }
 
     /// Sends what is left and drops the stream.
-    fn close_link(&mut self, host: &mut impl Host<G>) {
+    pub(crate) fn close_link(&mut self, host: &mut impl Host<G>) {
         self.push(host);
         let sent = host.hang_up(self.node.transmit());
         self.node.transmitted(sent);
@@ -96,6 +99,7 @@ impl<G: Guest> Driver<G> {
         host.close();
         host.forget_input();
         self.forget_disk(host);
+        self.incoming = Incoming::default();
         (self.power_due, self.switch_due) = (None, false);
         self.typed.clear();
     }

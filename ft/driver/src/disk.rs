@@ -33,10 +33,24 @@ pub use pollux_ft::disk::{DiskEnd, DiskStatus};
 pub enum DiskOperation {
     /// Reads.
     Read,
-    /// Writes, be it zeros.
+    /// Writes.
     Write,
+    /// Writes zeros.
+    Zero,
     /// Makes durable all that was written.
     Flush,
+}
+
+impl DiskOperation {
+    /// Whether the disk is another one afterwards.
+    #[must_use]
+    pub const fn writes(self) -> bool {
+        matches!(self, Self::Write | Self::Zero)
+    }
+
+    const fn flushes(self) -> bool {
+        matches!(self, Self::Flush)
+    }
 }
 
 /// A request, without its data.
@@ -57,9 +71,8 @@ impl DiskRequest {
     /// after all that was there before it, and before all that comes after it.
     #[must_use]
     pub const fn conflicts(&self, other: &Self) -> bool {
-        let flushes =
-            matches!((self.operation, other.operation), (DiskOperation::Flush, _) | (_, DiskOperation::Flush));
-        let writes = matches!((self.operation, other.operation), (DiskOperation::Write, _) | (_, DiskOperation::Write));
+        let flushes = self.operation.flushes() || other.operation.flushes();
+        let writes = self.operation.writes() || other.operation.writes();
         flushes || writes && self.start < other.start + other.len && other.start < self.start + self.len
     }
 }
@@ -109,12 +122,11 @@ impl DiskRequests {
         Some(pending.request)
     }
 
-    /// This machine's disk ended a request; one that is not pending any more is ignored.
-    pub fn ended(&mut self, end: DiskEnd) {
-        let pending = self.pending.iter_mut().find(|pending| pending.begun && pending.request.id == end.id);
-        if let Some(pending) = pending {
-            pending.status = Some(end.status);
-        }
+    /// This machine's disk ended a request: which. One that is not pending any more is ignored.
+    pub fn ended(&mut self, end: DiskEnd) -> Option<DiskRequest> {
+        let pending = self.pending.iter_mut().find(|pending| pending.begun && pending.request.id == end.id)?;
+        pending.status = Some(end.status);
+        Some(pending.request)
     }
 
     /// The ends that a primary may log now, by rising numbers, with or without those that failed.
@@ -194,17 +206,26 @@ impl<G: Guest> Driver<G> {
         if self.disk.is_empty() {
             return;
         }
-        while let Some(end) = host.poll_disk() {
-            self.disk.ended(end);
+        let mut read = Vec::new();
+        while let Some(end) = host.poll_disk(&mut read) {
+            // What was read is no part of the guest's state before the guest sees it.
+            self.guest.disk_read_came(end.id, &read);
+            if let (Some(request), Some(transfer)) = (self.disk.ended(end), &mut self.transfer) {
+                transfer.disk_ended(&request);
+            }
         }
         while let Some(request) = self.disk.begin(self.node.config()) {
-            host.begin_on_disk(&request);
+            host.begin_on_disk(&request, self.guest.disk_data(request.id));
         }
     }
 
     /// When a disk at work should be looked at again.
     pub(crate) fn disk_ends_at(&self, host: &impl Host<G>) -> Option<Time> {
-        if self.disk.is_empty() { None } else { host.disk_ends_at() }
+        if self.disk.is_empty() && self.transfer.is_none() && !self.incoming.is_loaded() {
+            None
+        } else {
+            host.disk_ends_at()
+        }
     }
 
     /// Whether errors of this machine's disk are the guest's: not while the twin's disk may do better.

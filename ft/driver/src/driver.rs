@@ -119,6 +119,7 @@ impl<G: Guest> Driver<G> {
     /// Before the first turn: a guest that is live from the start begins its life, and its output may leave.
     pub fn start(&mut self, host: &mut impl Host<G>) {
         if self.duty() == Duty::Live {
+            self.reign_on_drive(host, true);
             self.guest.begin(host.unix_time());
             self.open_gate(host);
         }
@@ -156,7 +157,8 @@ impl<G: Guest> Driver<G> {
             Duty::Follow => self.follow_step(host),
             Duty::Wait => {
                 self.clear_old(self.tuning.pages_a_turn);
-                Next::Wait(None)
+                self.join_if_complete(host);
+                Next::Wait(self.disk_ends_at(host))
             }
         }
     }

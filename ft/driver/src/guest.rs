@@ -92,6 +92,13 @@ pub trait Guest {
     /// state all that are in flight, once more. None of a disk whose requests are done at once, where they are made.
     fn next_disk_request(&mut self) -> Option<DiskRequest>;
 
+    /// What a request that was asked for writes; nothing if its data is part of this state already, or it writes none.
+    fn disk_data(&self, id: u64) -> &[u8];
+
+    /// The machine's disk has ended a request, which read this if it reads. The guest sees it when the entry that tells of the
+    /// end is applied; until then it is no part of its state.
+    fn disk_read_came(&mut self, id: u64, data: &[u8]);
+
     /// Hash of everything but memory.
     fn hash(&mut self) -> u64;
 

@@ -1,5 +1,6 @@
 //! The machine around a driver, in small traits: real on metal, made of memory in a simulator.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use pollux_ft::{Action, EntryRef, Kind, Position, Record, Seq, Term, Time};
@@ -124,17 +125,82 @@ pub trait ArbiterLine {
 /// This machine's disk, which carries out what its guest asks of the guest's disk. A machine whose guest has no disk, or one
 /// whose requests are done at once, is never asked.
 pub trait Disk {
-    /// Begins a request; none that overlaps with it is at work.
-    fn begin_on_disk(&mut self, request: &DiskRequest);
+    /// Begins a request, one that writes with its `data`; none that overlaps with it is at work.
+    fn begin_on_disk(&mut self, request: &DiskRequest, data: &[u8]);
 
-    /// The next request that has ended, and how. What a flush is to make durable is when it ends.
-    fn poll_disk(&mut self) -> Option<DiskEnd>;
+    /// The next request that has ended, and how. What a flush is to make durable is when it ends. What a disk of the machine's
+    /// own has read replaces what is in `read`; nothing else does.
+    fn poll_disk(&mut self, read: &mut Vec<u8>) -> Option<DiskEnd>;
 
     /// When to look again, if that can be said.
     fn disk_ends_at(&self) -> Option<Time>;
 
     /// Nobody waits for what is at work any more.
     fn forget_disk(&mut self);
+
+    /// Bytes of the guest's disk, if it lies on a drive of the machine's own and not in the guest's memory; else 0, and nothing
+    /// below is asked.
+    fn drive_bytes(&self) -> u64 {
+        0
+    }
+
+    /// The guest lives here alone from here on, in `term`; `creates`: it begins its life. The drive says so before the guest
+    /// writes to it.
+    ///
+    /// # Errors
+    /// Why the guest must not begin its life with what is on this drive.
+    fn drive_reigns(&mut self, _term: Term, _creates: bool) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// A new backup may have all that is on the drive from here on.
+    fn drive_shared(&mut self) {}
+
+    /// What the drive is known by: a page.
+    fn drive_label(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Begins to read a block of the guest's disk, for a new backup.
+    fn fetch(&mut self, _start: u64, _len: u64) {}
+
+    /// The next block that was read, or that could not be: where it begins, and its bytes.
+    fn fetched(&mut self) -> Option<(u64, Option<Vec<u8>>)> {
+        None
+    }
+
+    /// Nobody waits for blocks that are being read.
+    fn forget_fetched(&mut self) {}
+
+    /// What is on the drive is replaced by what is on the one with this label.
+    ///
+    /// # Errors
+    /// Why it must not be; then nothing was written.
+    fn begin_copy(&mut self, _label: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Writes `len` bytes of the guest's disk: `data` or, if that is empty, zeros.
+    fn store(&mut self, _start: u64, _len: u64, _data: &[u8]) {}
+
+    /// All was handed over: makes it durable, and says so on the drive.
+    fn end_copy(&mut self) {}
+
+    /// How far that is.
+    fn copy_state(&self) -> CopyState {
+        CopyState::Done
+    }
+}
+
+/// How far a copy is whose last piece was handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyState {
+    /// The drive is at work.
+    Busy,
+    /// It is durable.
+    Done,
+    /// The drive failed.
+    Failed,
 }
 
 /// Who looks on: counts, reports, checks, and for tests lets the power fail.

@@ -49,7 +49,7 @@ impl<G: Guest> Driver<G> {
             return match self.transfer {
                 // The client card says nothing when it has room again.
                 Some(_) if host.has_ready() => self.retry(),
-                Some(_) => Next::Wait(None),
+                Some(_) => Next::Wait(self.disk_ends_at(host)),
                 None => Next::Again,
             };
         }

@@ -3,6 +3,7 @@
 use alloc::format;
 use alloc::vec::Vec;
 
+use pollux_ft::disk::ADDRESS;
 use pollux_ft::{Mutation, Position};
 
 use crate::digest::MemoryDigest;
@@ -20,6 +21,10 @@ pub(crate) struct Incoming {
     digest: MemoryDigest,
     /// From this page on, what has not arrived may still hold what was there before.
     old: Option<u64>,
+    /// The drive's label has arrived.
+    pub(crate) has_label: bool,
+    /// All has arrived: where the guest stands, and the digest of its state.
+    loaded: Option<(Position, u64)>,
 }
 
 impl Incoming {
@@ -27,13 +32,18 @@ impl Incoming {
     pub(crate) fn is_clearing(&self) -> bool {
         self.old.is_some()
     }
+
+    /// Whether all has arrived, and is not complete only because the drive is at work.
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.loaded.is_some()
+    }
 }
 
 impl<G: Guest> Driver<G> {
     pub(crate) fn begin_load(&mut self, host: &mut impl Host<G>) {
         self.forget_guest(host);
         let digest = MemoryDigest::new(self.pages());
-        self.incoming = Incoming { machine: Vec::new(), digest, old: Some(0) };
+        self.incoming = Incoming { digest, old: Some(0), ..Incoming::default() };
     }
 
     fn pages(&self) -> u64 {
@@ -57,6 +67,9 @@ impl<G: Guest> Driver<G> {
     }
 
     pub(crate) fn load_memory(&mut self, host: &mut impl Host<G>, gpa: u64, data: &[u8]) {
+        if gpa >= ADDRESS {
+            return self.load_disk(host, gpa, data.len() as u64, data);
+        }
         let Some(bytes) = self.guest.memory_mut(gpa, data.len() as u64) else {
             return self.does_not_fit(host, gpa, data.len() as u64);
         };
@@ -67,6 +80,9 @@ impl<G: Guest> Driver<G> {
     }
 
     pub(crate) fn load_zero(&mut self, host: &mut impl Host<G>, gpa: u64, len: u64) {
+        if gpa >= ADDRESS {
+            return self.load_disk(host, gpa, len, &[]);
+        }
         let Some(bytes) = self.guest.memory_mut(gpa, len) else { return self.does_not_fit(host, gpa, len) };
         bytes.fill(0);
         (gpa / PAGE_SIZE..(gpa + len) / PAGE_SIZE).for_each(|page| self.incoming.digest.clear(page));
@@ -80,7 +96,34 @@ impl<G: Guest> Driver<G> {
         self.incoming.machine.extend_from_slice(data);
     }
 
+    /// All of the state has arrived; what goes to a drive may still be on its way there.
     pub(crate) fn state_loaded(&mut self, host: &mut impl Host<G>, position: Position, digest: u64) {
+        self.incoming.loaded = Some((position, digest));
+        if host.drive_bytes() > 0 {
+            if !self.incoming.has_label {
+                self.diverge(host, "the state has no disk on a drive, and this machine's is one");
+                return;
+            }
+            host.end_copy();
+        }
+        self.join_if_complete(host);
+    }
+
+    /// Follows the primary as soon as all of its state is here.
+    pub(crate) fn join_if_complete(&mut self, host: &mut impl Host<G>) {
+        if !self.incoming.is_loaded() {
+            return;
+        }
+        match self.copy_complete(host) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(why) => {
+                self.incoming.loaded = None;
+                self.diverge(host, &why);
+                return;
+            }
+        }
+        let Some((position, digest)) = self.incoming.loaded.take() else { return };
         self.clear_old(u64::MAX);
         let incoming = core::mem::take(&mut self.incoming);
         if let Err(error) = self.guest.load(&incoming.machine) {

@@ -56,6 +56,7 @@ impl<G: Guest> Driver<G> {
         // Guest time goes on from where the log ended.
         self.start_clock();
         self.marks.logged(now, position);
+        self.reign_on_drive(host, false);
         self.open_gate(host);
         let times = TakeoverTimes {
             term: taken.term,

@@ -8,6 +8,8 @@ use pollux_ft::message::MAX_MEMORY;
 use pollux_ft::{AppendError, Span, Time};
 
 use crate::digest::{MemoryDigest, NextDigest};
+use crate::disk::DiskRequest;
+use crate::disk_copy::DiskCopy;
 use crate::driver::Driver;
 use crate::guest::Guest;
 use crate::host::{Event, Host};
@@ -21,6 +23,8 @@ const RUN: u64 = MAX_MEMORY as u64 / PAGE_SIZE;
 #[derive(Debug)]
 pub(crate) struct Transfer {
     rounds: Rounds,
+    /// The disk, if it lies on a drive.
+    disk: Option<DiskCopy>,
     digest: MemoryDigest,
     /// The guest stands still from here on, since this time.
     stopped: Option<Time>,
@@ -35,9 +39,10 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    fn new(pages: u64, now: Time, enough: Enough) -> Self {
+    fn new(pages: u64, disk: u64, now: Time, enough: Enough) -> Self {
         Self {
             rounds: Rounds::new(pages, now, enough),
+            disk: (disk > 0).then(|| DiskCopy::new(disk, now)),
             digest: MemoryDigest::new(pages),
             stopped: None,
             machine: None,
@@ -51,6 +56,13 @@ impl Transfer {
     /// Whether the next turn can go on without waiting for anything.
     pub(crate) fn has_more(&self) -> bool {
         self.more
+    }
+
+    /// A request has ended on this machine's disk.
+    pub(crate) fn disk_ended(&mut self, request: &DiskRequest) {
+        if let Some(disk) = &mut self.disk {
+            disk.ended(request);
+        }
     }
 
     /// Whether the guest must stand still, at an exact stop.
@@ -82,6 +94,8 @@ enum Fed {
     RoundEnds,
     /// The protocol takes no more at the moment.
     Full,
+    /// The drive has not read what is next.
+    Waits,
     /// The protocol ended the transfer and says so in an action of its own.
     Ended,
 }
@@ -97,9 +111,10 @@ impl From<AppendError> for Fed {
 }
 
 impl<G: Guest> Driver<G> {
-    pub(crate) fn begin_transfer(&mut self) {
+    pub(crate) fn begin_transfer(&mut self, host: &mut impl Host<G>) {
+        host.forget_fetched();
         let pages = self.guest.memory().len() as u64 / PAGE_SIZE;
-        let mut transfer = Transfer::new(pages, self.now, self.tuning.transfer);
+        let mut transfer = Transfer::new(pages, host.drive_bytes(), self.now, self.tuning.transfer);
         if self.tuning.transfer_stops {
             transfer.stopped = Some(self.now);
         } else {
@@ -140,6 +155,11 @@ impl<G: Guest> Driver<G> {
         while matches!(fed, Fed::RoundEnds) && !transfer.stops_guest() {
             fed = self.send_state(host, &mut transfer);
         }
+        if transfer.disk.as_ref().is_some_and(DiskCopy::has_failed) {
+            host.observe(Event::DiskFailed("a new backup cannot be given what is on it"), self);
+            self.transfer = Some(transfer);
+            return self.close_link(host);
+        }
         self.push(host);
         // What was full may have been emptied by that.
         transfer.more |= matches!(fed, Fed::Full) && self.node.state_room() >= MAX_MEMORY;
@@ -151,16 +171,32 @@ impl<G: Guest> Driver<G> {
 
     /// Sends what is left of this round; begins the next, or, when the guest stands still, finishes.
     fn send_state(&mut self, host: &mut impl Host<G>, transfer: &mut Transfer) -> Fed {
+        match self.send_disk(host, transfer) {
+            Fed::Complete => {}
+            other => return other,
+        }
         match self.send_memory(transfer) {
-            Fed::Complete if transfer.stops_guest() => self.finish_state(transfer),
+            Fed::Complete if transfer.stops_guest() => self.finish_state(host, transfer),
             Fed::Complete => {
                 let (changed, now) = (self.guest.take_dirty(), host.now());
-                if transfer.rounds.begin(changed, now) {
+                let few = transfer.disk.as_mut().is_none_or(|disk| disk.begin_round(now));
+                if transfer.rounds.begin(changed, now) && few {
                     transfer.stopped = Some(now);
                 }
                 Fed::RoundEnds
             }
             other => other,
+        }
+    }
+
+    /// Sends what is left of this round over the disk.
+    fn send_disk(&mut self, host: &mut impl Host<G>, transfer: &mut Transfer) -> Fed {
+        let Some(disk) = &mut transfer.disk else { return Fed::Complete };
+        match disk.send(&mut self.node, host) {
+            Ok(true) => Fed::Complete,
+            // The drive is at work.
+            Ok(false) => Fed::Waits,
+            Err(error) => error.into(),
         }
     }
 
@@ -195,11 +231,17 @@ impl<G: Guest> Driver<G> {
     }
 
     /// All of memory but what changed last was sent, and the guest stands still.
-    fn finish_state(&mut self, transfer: &mut Transfer) -> Fed {
+    fn finish_state(&mut self, host: &mut impl Host<G>, transfer: &mut Transfer) -> Fed {
         if transfer.machine.is_none() {
             transfer.machine = Some(self.guest.save());
             transfer.rounds.add(&self.guest.take_dirty());
-            let fed = self.send_memory(transfer);
+            if let Some(disk) = &mut transfer.disk {
+                disk.add_changed();
+            }
+            let fed = match self.send_disk(host, transfer) {
+                Fed::Complete => self.send_memory(transfer),
+                other => other,
+            };
             if !matches!(fed, Fed::Complete) {
                 return fed;
             }
@@ -221,6 +263,7 @@ impl<G: Guest> Driver<G> {
 
     fn transfer_done(&mut self, host: &mut impl Host<G>) {
         let Some(transfer) = self.end_transfer() else { return };
+        host.drive_shared();
         let now = host.now();
         self.marks.logged(now, self.guest.position());
         self.next_digest = NextDigest::default();

@@ -3,6 +3,7 @@
 use super::side::{BackupSide, PrimarySide, Side};
 use super::{Action, HaltReason, LossReason, Node, Peer};
 use crate::decide::{self, Bid, JoinVerdict, LastWord};
+use crate::disk;
 use crate::link::Queued;
 use crate::message::{Bye, Hello, MAX_MACHINE, Message, Retry};
 use crate::mutation::Mutation;
@@ -328,8 +329,9 @@ impl Node {
     }
 
     fn check_range(&self, gpa: u64, len: u64) -> Result<(), Refusal> {
-        let inside = gpa.checked_add(len).is_some_and(|end| end <= self.identity.guest_memory);
-        if inside { Ok(()) } else { Err(Refusal::Content) }
+        let end = gpa.checked_add(len).ok_or(Refusal::Content)?;
+        // How much there is behind, whoever has the drive knows.
+        if end <= self.identity.guest_memory || gpa >= disk::ADDRESS { Ok(()) } else { Err(Refusal::Content) }
     }
 
     fn load(&mut self, action: Action) {

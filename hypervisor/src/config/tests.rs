@@ -16,6 +16,13 @@ fn a_pair_is_understood() {
     assert_eq!((vectors, Config::default().vectors), ([0, 3, 7, 0xE7], 0xE7));
     let disks = ["none", "image", "ram:512", "ram:3M"].map(|text| Config::parse(&format!("disk={text}")).unwrap().disk);
     assert_eq!(disks, [Disk::None, Disk::Image, Disk::Ram(512), Disk::Ram(3 << 20)]);
+    let drive = |text: &str| match Config::parse(&format!("role=solo disk=nvme:0:6.0{text}")).unwrap().disk {
+        Disk::Drive(choice) => (choice.part, choice.bytes, choice.stale),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(drive(""), (Part::Whole, None, false));
+    assert_eq!(drive(",whole,stale"), (Part::WholeByForce, None, true));
+    assert_eq!(drive(",size=3M,partition=data"), (Part::Named("data".into()), Some(3 << 20), false));
     assert!(Config::parse("vectors=mmx").unwrap_err().to_string().contains("avx512"));
     assert_eq!(config.guest_args, "ip=1 gw=2");
     let seeded = Config::parse(&format!("role=solo guest-seed={}", "0a".repeat(32))).unwrap();
@@ -110,7 +117,21 @@ fn what_is_refused_is_named() {
     refused("machine-address=10.0.2.3/24 arbiter-nic=0:5.0", "'log-nic' and 'arbiter-nic'");
     refused("guest-sources=all", "one of own, any");
     refused("suspect=fast", "suspect");
-    refused("disk=nvme", "one of none, image, ram:64M");
+    refused("disk=nvme", "one of none, image, ram:64M, nvme:B:D.F");
+    refused("disk=nvme:6.0", "a PCI address is");
+    for bad in [
+        "size=1",
+        "size=0",
+        "size=1M,size=1M",
+        "partition=",
+        "partition=a,whole",
+        "partition=a,partition=b",
+        "stale,stale",
+        "fast",
+        "",
+    ] {
+        refused(&format!("disk=nvme:0:6.0,{bad}"), "'disk");
+    }
     refused("disk-latency=1ms", "there is no disk");
     refused("disk=image disk-latency=2s", "at most 1s");
     refused("disk=image disk-latency=2", "a time looks like");

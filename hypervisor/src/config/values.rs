@@ -9,7 +9,7 @@ use core::str::FromStr;
 use pollux_ft::Span;
 use pollux_ft::pairing::MAX_NAME;
 
-use super::Disk;
+use super::{Disk, DriveChoice, Part};
 use crate::platform::virtio::block::SECTOR;
 
 /// The port of recorders unless another one is given.
@@ -103,15 +103,56 @@ pub(super) fn size(text: &str) -> Result<u64, &'static str> {
 
 /// The guest's disk.
 pub(super) fn disk(text: &str) -> Result<Disk, String> {
-    let Some(len) = text.strip_prefix("ram:") else {
-        return one_of(text, &[("none", Disk::None), ("image", Disk::Image)])
-            .map_err(|words| format!("{words}, ram:64M"));
-    };
-    let bytes = size(len)?;
+    if let Some(len) = text.strip_prefix("ram:") {
+        return disk_size(len).map(Disk::Ram);
+    }
+    if let Some(choice) = text.strip_prefix("nvme:") {
+        return drive(choice).map(Disk::Drive);
+    }
+    match text {
+        "none" => Ok(Disk::None),
+        "image" => Ok(Disk::Image),
+        _ => Err("one of none, image, ram:64M, nvme:B:D.F".to_owned()),
+    }
+}
+
+fn disk_size(text: &str) -> Result<u64, String> {
+    let bytes = size(text)?;
     if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
         return Err(format!("a disk's size is a multiple of {SECTOR} bytes, and not 0"));
     }
-    Ok(Disk::Ram(bytes))
+    Ok(bytes)
+}
+
+/// Which part of which drive.
+fn drive(text: &str) -> Result<DriveChoice, String> {
+    let mut words = text.split(',');
+    let at = words.next().unwrap_or_default().parse()?;
+    let mut choice = DriveChoice { at, part: Part::Whole, bytes: None, stale: false };
+    for word in words {
+        let part = match word.split_once('=') {
+            None if word == "whole" => Part::WholeByForce,
+            None if word == "stale" && !choice.stale => {
+                choice.stale = true;
+                continue;
+            }
+            Some(("partition", name)) if !name.is_empty() => Part::Named(name.to_owned()),
+            Some(("size", text)) if choice.bytes.is_none() => {
+                choice.bytes = Some(disk_size(text)?);
+                continue;
+            }
+            _ => {
+                return Err(format!(
+                    "'{word}' is none of partition=NAME, partition=GUID, whole, size=64M, stale, each at most once"
+                ));
+            }
+        };
+        if choice.part != Part::Whole {
+            return Err("one of partition=... and whole, once".to_owned());
+        }
+        choice.part = part;
+    }
+    Ok(choice)
 }
 
 /// After how many microseconds of silence a twin is taken for dead; never if the machine is to wait.

@@ -174,7 +174,7 @@ fn guest(exits: &[Exit], host: bool) -> Guest {
     let config = PlatformConfig {
         memory_bytes: MEMORY as u64,
         disk_bytes: 0,
-        disk_takes_time: false,
+        disk_place: crate::platform::virtio::block::Place::Memory,
         mac: [2, 0, 0, 0, 0, 1],
         start_unix_seconds: 0,
         host_cpuid: &|_, _| [0; 4],

@@ -11,6 +11,7 @@ pub mod logger;
 pub mod memory;
 pub mod msr;
 pub mod nic;
+pub mod nvme;
 pub mod pci;
 pub mod pic;
 pub mod reset;

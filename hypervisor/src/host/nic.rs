@@ -51,6 +51,16 @@ impl From<PciError> for OpenError {
 pub struct Route(Interrupt);
 
 impl Route {
+    /// Where a device interrupts that is no card.
+    pub(super) const fn of(interrupt: Interrupt) -> Self {
+        Self(interrupt)
+    }
+
+    /// Whether it interrupts at all.
+    pub(super) fn interrupts(self) -> bool {
+        self.0 != Interrupt::None
+    }
+
     /// Whether `fired` may have come from this card.
     #[must_use]
     pub fn fired(self, fired: Fired) -> bool {

@@ -4,7 +4,7 @@ use pollux_driver::{DiskEnd, DiskRequest};
 
 use super::clock::GuestTime;
 use super::virtio::Device;
-use super::virtio::block::{Block, DiskStats, Ram};
+use super::virtio::block::{Block, DiskStats, Storage};
 use super::virtio::transport::{BAR_LEN, Transport};
 use super::{NET_BAR, NET_PIN, NET_SLOT, Platform};
 use crate::memory::GuestMemory;
@@ -20,7 +20,7 @@ const BAR: u32 = NET_BAR + BAR_LEN;
 const PAUSE_NS: u64 = 100_000;
 
 /// A disk as a PCI function.
-pub(super) fn plug(disk: Block<Ram>) -> Transport<Block<Ram>> {
+pub(super) fn plug(disk: Block<Storage>) -> Transport<Block<Storage>> {
     Transport::new(disk, BAR, PIN)
 }
 
@@ -34,6 +34,19 @@ impl Platform {
     /// The next request to a disk that takes its time of which the machine's disk does not know.
     pub fn next_disk_request(&mut self) -> Option<DiskRequest> {
         self.disk.as_mut()?.device.next_request()
+    }
+
+    /// What the request in flight writes; nothing of one that writes zeros, or nothing.
+    #[must_use]
+    pub fn disk_data(&self, id: u64) -> &[u8] {
+        self.disk.as_ref().map_or(&[], |disk| disk.device.data(id))
+    }
+
+    /// What the request in flight has read came from the machine's drive; the guest sees it when the request ends.
+    pub fn disk_read_came(&mut self, id: u64, data: &[u8]) {
+        if let Some(disk) = &mut self.disk {
+            disk.device.read_came(id, data);
+        }
     }
 
     /// Whether there is one.

@@ -55,7 +55,7 @@ use pit::Pit;
 use power::Power;
 use rtc::Rtc;
 use uart::Uart;
-use virtio::block::{Block, Ram, SECTOR};
+use virtio::block::{Block, Place, SECTOR, Storage};
 use virtio::net::{Net, NetStats};
 use virtio::transport::{BAR_LEN, Transport};
 use watch::Watch;
@@ -76,10 +76,10 @@ pub const MIN_MEMORY: u64 = 2 << 20;
 pub struct PlatformConfig<'a> {
     /// Size of RAM in bytes: a multiple of 4 KiB from [`MIN_MEMORY`] to [`MAX_MEMORY`].
     pub memory_bytes: u64,
-    /// Size of the disk in bytes, a multiple of 512, for which there is room behind RAM; 0: there is none.
+    /// Size of the disk in bytes, a multiple of 512, for which there is room where it lies; 0: there is none.
     pub disk_bytes: u64,
-    /// Requests to the disk end when the machine says so, not at once.
-    pub disk_takes_time: bool,
+    /// Where its bytes lie, and who says when a request ends.
+    pub disk_place: Place,
     /// The guest's own MAC address.
     pub mac: [u8; 6],
     /// The date at guest time 0, in seconds since 1970.
@@ -135,7 +135,7 @@ pub struct Platform {
     bridge: ConfigSpace,
     net: Transport<Net>,
     watch: Watch,
-    disk: Option<Transport<Block<Ram>>>,
+    disk: Option<Transport<Block<Storage>>>,
     /// When the disk goes on by itself.
     disk_due: Option<GuestTime>,
     random: Random,
@@ -157,7 +157,7 @@ impl Platform {
         }
         const { assert!(NET_BAR.is_multiple_of(BAR_LEN)) };
         let disk =
-            (config.disk_bytes > 0).then(|| Block::new(Ram::new(config.disk_bytes / SECTOR, config.disk_takes_time)));
+            (config.disk_bytes > 0).then(|| Block::new(Storage::new(config.disk_bytes / SECTOR, config.disk_place)));
         let cpuid = Cpuid::new(config.host_cpuid, config.rdtscp, config.extended);
         let msrs = Msrs::new(cpuid.physical_bits());
         Ok(Self {

@@ -1,10 +1,15 @@
-//! The disk in the machine's memory as one that takes its time: when a request ends, and how. Its bytes are the guest's state,
-//! and are moved when the guest hears of the end.
+//! This machine's disk: when a request ends, and how. One in memory takes the time that it is told to: its bytes are the guest's
+//! state, and are moved when the guest hears of the end. Otherwise a drive does the work.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use pollux_driver::{DiskEnd, DiskRequest, DiskStatus};
 use pollux_ft::{Span, Time};
+
+use super::drive::Drive;
+use crate::host::interrupts::Fired;
+use crate::host::nic::Route;
 
 /// What a test makes of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +39,10 @@ impl DiskFault {
 
 /// Requests at work.
 #[derive(Debug, Default)]
-pub(super) struct TimedDisk {
+pub(super) struct OwnDisk {
+    drive: Option<(Drive, Route)>,
+    /// What the drive has ended and nobody was told of yet: how, and what it has read.
+    done: BTreeMap<u64, (DiskStatus, Vec<u8>)>,
     latency: Span,
     slower: Span,
     fails: bool,
@@ -45,10 +53,35 @@ pub(super) struct TimedDisk {
     pub(super) deepest: usize,
 }
 
-impl TimedDisk {
-    /// A disk that takes `latency` for each request.
-    pub(super) fn new(latency: Span) -> Self {
-        Self { latency, ..Self::default() }
+impl OwnDisk {
+    /// A disk on a drive or in memory, which takes at least `latency` for each request.
+    pub(super) fn new(latency: Span, mut drive: Option<(Drive, Route)>) -> Self {
+        if let Some((drive, _)) = &mut drive {
+            drive.let_interrupt();
+        }
+        Self { latency, drive, ..Self::default() }
+    }
+
+    /// The drive, if it lies on one.
+    pub(super) fn drive(&self) -> Option<&Drive> {
+        self.drive.as_ref().map(|(drive, _)| drive)
+    }
+
+    /// The drive, if it lies on one.
+    pub(super) fn drive_mut(&mut self) -> Option<&mut Drive> {
+        self.drive.as_mut().map(|(drive, _)| drive)
+    }
+
+    /// Lets a drive move, which perhaps has interrupted.
+    pub(super) fn work(&mut self, fired: Fired, now: Time) {
+        let Some((drive, route)) = &mut self.drive else { return };
+        drive.work(now);
+        while let Some((end, read)) = drive.next_end() {
+            self.done.insert(end.id, (end.status, read));
+        }
+        if route.fired(fired) {
+            route.rearm();
+        }
     }
 
     /// Requests at work.
@@ -56,25 +89,45 @@ impl TimedDisk {
         self.at_work.len()
     }
 
-    pub(super) fn begin(&mut self, request: &DiskRequest, now: Time) {
+    pub(super) fn begin(&mut self, request: &DiskRequest, data: &[u8], now: Time) {
+        if let Some((drive, _)) = &mut self.drive {
+            drive.begin(request, data, now);
+        }
         self.at_work.push((now.after(self.latency).after(self.slower), request.id));
         self.deepest = self.deepest.max(self.at_work.len());
     }
 
-    pub(super) fn poll(&mut self, now: Time) -> Option<DiskEnd> {
-        let at = self.at_work.iter().position(|(due, _)| *due <= now)?;
+    pub(super) fn poll(&mut self, read: &mut Vec<u8>, now: Time) -> Option<DiskEnd> {
+        let at = self.at_work.iter().position(|(due, id)| *due <= now && self.is_done(*id))?;
         let (_, id) = self.at_work.remove(at);
-        let fails = core::mem::take(&mut self.fails);
-        self.failed += u64::from(fails);
-        Some(DiskEnd { id, status: if fails { DiskStatus::Failed } else { DiskStatus::Done } })
+        let mut status = DiskStatus::Done;
+        if let Some(done) = self.done.remove(&id) {
+            (status, *read) = done;
+        }
+        if core::mem::take(&mut self.fails) {
+            status = DiskStatus::Failed;
+        }
+        self.failed += u64::from(status == DiskStatus::Failed);
+        Some(DiskEnd { id, status })
+    }
+
+    /// Whether a request waits for nothing but its time.
+    fn is_done(&self, id: u64) -> bool {
+        self.drive.is_none() || self.done.contains_key(&id)
     }
 
     pub(super) fn ends_at(&self) -> Option<Time> {
-        self.at_work.iter().map(|(due, _)| *due).min()
+        let timed = self.at_work.iter().filter(|(_, id)| self.is_done(*id)).map(|(due, _)| *due).min();
+        let look = self.drive.as_ref().and_then(|(drive, _)| drive.next_look());
+        timed.into_iter().chain(look).min()
     }
 
     pub(super) fn forget(&mut self) {
         self.at_work.clear();
+        self.done.clear();
+        if let Some((drive, _)) = &mut self.drive {
+            drive.forget();
+        }
     }
 
     pub(super) fn suffer(&mut self, fault: DiskFault) {
@@ -94,21 +147,21 @@ mod tests {
 
     #[test]
     fn requests_take_their_time_and_one_may_fail() {
-        let mut disk = TimedDisk::new(Span(100));
+        let mut disk = OwnDisk::new(Span(100), None);
         let request = |id| DiskRequest { id, operation: DiskOperation::Read, start: 0, len: 512 };
-        disk.begin(&request(1), Time(1000));
+        disk.begin(&request(1), &[], Time(1000));
         disk.suffer(DiskFault::Slow(Span(50)));
-        disk.begin(&request(2), Time(1000));
-        assert_eq!((disk.depth(), disk.ends_at(), disk.poll(Time(1099))), (2, Some(Time(1100)), None));
-        assert_eq!(disk.poll(Time(1100)), Some(DiskEnd { id: 1, status: DiskStatus::Done }));
+        disk.begin(&request(2), &[], Time(1000));
+        assert_eq!((disk.depth(), disk.ends_at(), disk.poll(&mut Vec::new(), Time(1099))), (2, Some(Time(1100)), None));
+        assert_eq!(disk.poll(&mut Vec::new(), Time(1100)), Some(DiskEnd { id: 1, status: DiskStatus::Done }));
         disk.suffer(DiskFault::Error);
-        assert_eq!((disk.poll(Time(1100)), disk.ends_at()), (None, Some(Time(1150))));
-        assert_eq!(disk.poll(Time(1150)), Some(DiskEnd { id: 2, status: DiskStatus::Failed }));
-        disk.begin(&request(3), Time(2000));
+        assert_eq!((disk.poll(&mut Vec::new(), Time(1100)), disk.ends_at()), (None, Some(Time(1150))));
+        assert_eq!(disk.poll(&mut Vec::new(), Time(1150)), Some(DiskEnd { id: 2, status: DiskStatus::Failed }));
+        disk.begin(&request(3), &[], Time(2000));
         disk.suffer(DiskFault::None);
         assert_eq!((disk.ends_at(), disk.failed, disk.deepest), (Some(Time(2150)), 1, 2));
         disk.forget();
-        assert_eq!((disk.poll(Time(9999)), disk.ends_at()), (None, None));
+        assert_eq!((disk.poll(&mut Vec::new(), Time(9999)), disk.ends_at()), (None, None));
     }
 
     #[test]

@@ -103,6 +103,14 @@ impl pollux_driver::Guest for Guest {
         self.platform.next_disk_request()
     }
 
+    fn disk_data(&self, id: u64) -> &[u8] {
+        self.platform.disk_data(id)
+    }
+
+    fn disk_read_came(&mut self, id: u64, data: &[u8]) {
+        self.platform.disk_read_came(id, data);
+    }
+
     fn hash(&mut self) -> u64 {
         Guest::hash(self)
     }

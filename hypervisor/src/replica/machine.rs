@@ -3,7 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use pollux_driver::{ArbiterLine, Clock, DiskEnd, DiskRequest, Driver, LogLink, Outlet};
+use pollux_driver::{ArbiterLine, Clock, CopyState, DiskEnd, DiskRequest, Driver, LogLink, Outlet};
 use pollux_ft::arbiter::Answer;
 use pollux_ft::{HaltReason, Position, Role, Seq, Span, Term, Time, Verdict, WaitsFor};
 use pollux_nic::{Gate, GateMode, Mark};
@@ -11,7 +11,8 @@ use pollux_nic::{Gate, GateMode, Mark};
 use super::arbiter::Arbiter;
 use super::client::Client;
 use super::cut::Cut;
-use super::disk::TimedDisk;
+use super::disk::OwnDisk;
+use super::drive::Drive;
 use super::link::{Change, End, Link};
 use super::monitor;
 use super::recorder::Recorder;
@@ -22,6 +23,7 @@ use crate::host::apic::Apic;
 use crate::host::clock::{self, WallClock};
 use crate::host::interrupts::Fired;
 use crate::host::{reset, serial};
+use crate::random::Random;
 
 /// What to do when the first term of a primary is taken.
 const ADVICE: &str = "this pair has run before: start this machine with role=backup; or, if no machine of the pair runs \
@@ -41,7 +43,9 @@ pub(super) struct Machine {
     pub(super) arbiter: Option<Arbiter>,
     pub(super) recorder: Option<Recorder>,
     pub(super) cut: Cut,
-    pub(super) disk: TimedDisk,
+    pub(super) disk: OwnDisk,
+    /// This machine's random numbers.
+    pub(super) random: Random,
     pub(super) figures: Figures,
     /// Why the guest ended here, until the twin has our last words: who reads on the monitor that a machine has halted may
     /// switch it off.
@@ -70,6 +74,7 @@ impl Machine {
 
     /// Takes in what came from the twin.
     pub(super) fn poll_link(&mut self, fired: Fired, driver: &mut Driver<Guest>) {
+        let is_behind = self.disk.drive().is_some_and(Drive::is_behind);
         let Some(link) = &mut self.link else { return };
         let (now, node) = (self.now, driver.node_mut());
         link.interrupted(fired);
@@ -81,7 +86,8 @@ impl Machine {
             Change::Disconnected => node.disconnected(now),
         }
         link.receive(|bytes| {
-            let room = node.receive_room().min(bytes.len());
+            // What the drive has not taken waits in the stream.
+            let room = if is_behind { 0 } else { node.receive_room().min(bytes.len()) };
             if room == 0 { 0 } else { node.receive(now, &bytes[..room]) }
         });
         link.receive_datagrams(|datagram| node.heartbeat_received(now, datagram));
@@ -356,12 +362,12 @@ impl LogLink for Machine {
 }
 
 impl pollux_driver::Disk for Machine {
-    fn begin_on_disk(&mut self, request: &DiskRequest) {
-        self.disk.begin(request, self.now);
+    fn begin_on_disk(&mut self, request: &DiskRequest, data: &[u8]) {
+        self.disk.begin(request, data, self.now);
     }
 
-    fn poll_disk(&mut self) -> Option<DiskEnd> {
-        self.disk.poll(self.now)
+    fn poll_disk(&mut self, read: &mut Vec<u8>) -> Option<DiskEnd> {
+        self.disk.poll(read, self.now)
     }
 
     fn disk_ends_at(&self) -> Option<Time> {
@@ -370,6 +376,68 @@ impl pollux_driver::Disk for Machine {
 
     fn forget_disk(&mut self) {
         self.disk.forget();
+    }
+
+    fn drive_bytes(&self) -> u64 {
+        self.disk.drive().map_or(0, Drive::bytes)
+    }
+
+    fn drive_reigns(&mut self, term: Term, creates: bool) -> Result<(), String> {
+        let (now, generation) = (self.now, self.random.number());
+        let Some(drive) = self.disk.drive_mut() else { return Ok(()) };
+        drive.reign(term, creates, generation, now)
+    }
+
+    fn drive_shared(&mut self) {
+        if let Some(drive) = self.disk.drive_mut() {
+            drive.share();
+        }
+    }
+
+    fn drive_label(&self) -> Vec<u8> {
+        self.disk.drive().map_or_else(Vec::new, |drive| drive.label().encode())
+    }
+
+    fn fetch(&mut self, start: u64, len: u64) {
+        let now = self.now;
+        if let Some(drive) = self.disk.drive_mut() {
+            drive.fetch(start, len, now);
+        }
+    }
+
+    fn fetched(&mut self) -> Option<(u64, Option<Vec<u8>>)> {
+        self.disk.drive_mut()?.fetched()
+    }
+
+    fn forget_fetched(&mut self) {
+        if let Some(drive) = self.disk.drive_mut() {
+            drive.forget_fetched();
+        }
+    }
+
+    fn begin_copy(&mut self, label: &[u8]) -> Result<(), String> {
+        let now = self.now;
+        let Some(drive) = self.disk.drive_mut() else { return Ok(()) };
+        log::info!("receiving the disk");
+        drive.begin_copy(label, now)
+    }
+
+    fn store(&mut self, start: u64, len: u64, data: &[u8]) {
+        let now = self.now;
+        if let Some(drive) = self.disk.drive_mut() {
+            drive.store(start, len, data, now);
+        }
+    }
+
+    fn end_copy(&mut self) {
+        let now = self.now;
+        if let Some(drive) = self.disk.drive_mut() {
+            drive.end_copy(now);
+        }
+    }
+
+    fn copy_state(&self) -> CopyState {
+        self.disk.drive().map_or(CopyState::Done, Drive::copy_state)
     }
 }
 

@@ -8,9 +8,11 @@ mod client;
 mod console;
 mod cut;
 mod disk;
+pub mod drive;
 mod guest;
 pub mod json;
 mod keys;
+pub mod label;
 pub mod link;
 mod machine;
 pub mod monitor;
@@ -32,7 +34,8 @@ use xxhash_rust::xxh64::xxh64;
 use self::arbiter::{Arbiter, MachineStation};
 use self::client::{Client, Speaker};
 use self::cut::Cut;
-use self::disk::TimedDisk;
+use self::disk::OwnDisk;
+use self::drive::Drive;
 use self::link::{End, Link};
 use self::machine::Machine;
 use self::monitor::{Command, Monitor};
@@ -71,6 +74,8 @@ pub struct Parts {
     pub log: Option<(E1000, Route)>,
     /// This machine's own place on the client network.
     pub machine: Option<MachinePlace>,
+    /// The drive that the guest's disk lies on.
+    pub drive: Option<(Drive, Route)>,
     /// What resets this machine if it hangs.
     pub watchdog: Option<Watchdog>,
 }
@@ -98,7 +103,8 @@ impl Replica {
     /// When the configuration passed its checks but the protocol refuses it (a bug of ours).
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { config, apic, mut clock, mut random, protection, guest, client, log, machine, watchdog } = parts;
+        let Parts { config, apic, mut clock, mut random, protection, guest, client, log, machine, drive, watchdog } =
+            parts;
         let now = clock.now();
         let mut client = client.map(|(nic, route)| Client::new(nic, route, speaker(&config)));
         let id = make_id(&mut random);
@@ -118,7 +124,7 @@ impl Replica {
             // At any other rate the guest's clock reads would exit.
             tuning.rates = RATE_ONE..=RATE_ONE;
         }
-        let disk = TimedDisk::new(config.disk_latency);
+        let disk = OwnDisk::new(config.disk_latency, drive);
         let (cut, figures, ending) = (Cut::default(), Figures::default(), None);
         Self {
             driver: Driver::new(now, node, guest, tuning),
@@ -132,6 +138,7 @@ impl Replica {
                 recorder,
                 cut,
                 disk,
+                random,
                 figures,
                 ending,
                 starts_anew: false,
@@ -188,6 +195,7 @@ impl Replica {
             client.interrupted(fired);
             client.poll(driver.duty() == Duty::Live, machine.arbiter.as_mut().and_then(Arbiter::station));
         }
+        machine.disk.work(fired, machine.now);
         machine.poll_link(fired, driver);
         machine.poll_arbiter(fired, driver);
         machine.poll_recorder(driver);
@@ -233,7 +241,9 @@ impl Replica {
                 reset::hang();
             }
             Command::Disk(fault) if self.machine.config.disk_takes_time() => self.machine.disk.suffer(fault),
-            Command::Disk(_) => monitor::event("refused", "reason", &"this command needs a disk with disk-latency="),
+            Command::Disk(_) => {
+                monitor::event("refused", "reason", &"this command needs a disk on a drive, or with disk-latency=")
+            }
             Command::FlipMemory(gpa, bit) => {
                 let done = driver.guest_mut().flip_memory_bit(gpa, bit);
                 log::warn!("test: bit {bit} of guest memory at {gpa:?} flipped: {done}");
@@ -340,8 +350,9 @@ fn make_arbiter(
 fn disk_name(config: &Config, guest: &Guest) -> String {
     let bytes = guest.platform.disk().map_or(0, |(bytes, _)| bytes);
     let ends = if config.disk_takes_time() { ", takes its time" } else { "" };
-    match config.disk {
+    match &config.disk {
         Disk::None => "none".into(),
+        Disk::Drive(_) => format!("drive, {bytes} bytes of it"),
         Disk::Ram(_) => format!("ram of {bytes} bytes{ends}"),
         Disk::Image => format!("image of {bytes} bytes, {:016x}{ends}", xxh64(guest.memory.disk(0, bytes), 0)),
     }

@@ -8,7 +8,7 @@ use pollux_hypervisor::cpu::registers::CpuState;
 use pollux_hypervisor::extended::Layout;
 use pollux_hypervisor::memory::{Gpa, GuestMemory};
 use pollux_hypervisor::platform::clock::{GuestTime, RATE_ONE};
-use pollux_hypervisor::platform::virtio::block::Ram;
+use pollux_hypervisor::platform::virtio::block::{self, Storage};
 use pollux_hypervisor::platform::{Outputs, Platform, PlatformConfig, PowerEvent, Size};
 use pollux_hypervisor::state::{self, State};
 
@@ -26,7 +26,7 @@ const DISK: u64 = 4096 + 512;
 /// Lends zeroed guest memory.
 pub(crate) fn with_memory(test: impl FnOnce(&mut GuestMemory)) {
     thread_local! {
-        static MEMORY_OF_THREAD: RefCell<GuestMemory> = RefCell::new(GuestMemory::with_disk(vec![0; (MEMORY + Ram::room(DISK)) as usize].leak(), MEMORY));
+        static MEMORY_OF_THREAD: RefCell<GuestMemory> = RefCell::new(GuestMemory::with_disk(vec![0; (MEMORY + Storage::room(DISK)) as usize].leak(), MEMORY));
     }
     MEMORY_OF_THREAD.with_borrow_mut(|memory| {
         memory.track();
@@ -147,7 +147,7 @@ fn platform(disk_takes_time: bool) -> Platform {
     let config = PlatformConfig {
         memory_bytes: MEMORY,
         disk_bytes: DISK,
-        disk_takes_time,
+        disk_place: if disk_takes_time { block::Place::TimedMemory } else { block::Place::Memory },
         mac: [2, 0, 0, 0, 0, 1],
         start_unix_seconds: 1_700_000_000,
         host_cpuid: &|_, _| [0; 4],

@@ -141,6 +141,7 @@ impl Stage {
             log: lines.log_address()?,
             monitor: lines.monitor_address(),
             cards: emulator.cards().iter().map(card).collect::<Result<_>>()?,
+            drive: None,
         })?;
         let (sender, events) = mpsc::sync_channel(QUEUE);
         let complaints = directory.join(format!("{NAME}.emulator.log"));

@@ -2,7 +2,7 @@
 //! descriptions in `qemu/`.
 
 mod bochs;
-mod qemu;
+pub mod qemu;
 pub mod version;
 
 use std::path::{Path, PathBuf};
@@ -140,6 +140,8 @@ pub struct MachineSpec<'a> {
     pub monitor: String,
     /// Its NICs, in the order of their places on the PCI bus.
     pub cards: Vec<Card>,
+    /// Bytes of its drive, if it has one.
+    pub drive: Option<u64>,
 }
 
 impl Emulator {
@@ -215,6 +217,7 @@ impl Emulator {
     pub fn command(self, machine: &MachineSpec<'_>) -> Result<Command> {
         match self {
             Self::Qemu(accelerator, hardware) => qemu::command(machine, accelerator, hardware),
+            Self::Bochs if machine.drive.is_some() => bail!("Bochs has no NVMe drive: give --disk a size alone"),
             Self::Bochs => bochs::command(machine),
         }
     }

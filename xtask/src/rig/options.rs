@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::arbiter::{Asked, ETCD};
-use super::emulator::{Emulator, Purpose};
+use super::emulator::{Emulator, Purpose, qemu};
 use super::network::{Network, arbiter_address};
 use super::recording::RECORDER;
 use super::{SLOTS, Slot};
@@ -138,6 +138,9 @@ pub fn parse_guest_arguments(text: &str) -> Result<String, String> {
     check_text(text).map(|()| text.to_owned())
 }
 
+/// What the hypervisor keeps for itself at the end of a drive, in bytes.
+const DRIVE_RESERVED: u64 = 1 << 20;
+
 /// The guest's disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disk {
@@ -145,6 +148,8 @@ pub enum Disk {
     Ram(u64),
     /// The same, filled from a file of this length.
     Image(u64),
+    /// A drive of each machine's own; so many bytes of it are the guest's.
+    Drive(u64),
 }
 
 impl Disk {
@@ -153,13 +158,24 @@ impl Disk {
         match self {
             Self::Ram(bytes) => format!("ram:{}", format_size(bytes)),
             Self::Image(_) => "image".to_owned(),
+            Self::Drive(bytes) => format!("nvme:{},size={}", qemu::DRIVE, format_size(bytes)),
         }
     }
 
     /// How much memory it takes of a machine.
     pub fn bytes(self) -> u64 {
-        let (Self::Ram(bytes) | Self::Image(bytes)) = self;
-        bytes
+        match self {
+            Self::Ram(bytes) | Self::Image(bytes) => bytes,
+            Self::Drive(_) => 0,
+        }
+    }
+
+    /// How much a drive of each machine has to hold, in bytes: the guest's part, and what the hypervisor needs.
+    pub fn drive_bytes(self) -> Option<u64> {
+        match self {
+            Self::Drive(bytes) => Some(bytes.next_multiple_of(4096) + DRIVE_RESERVED),
+            Self::Ram(_) | Self::Image(_) => None,
+        }
     }
 }
 
@@ -543,6 +559,8 @@ mod tests {
         assert_eq!(memory(Disk::Ram(1536), &[]), (Some("ram:1536".into()), 64 + 96 + 1));
         assert_eq!(memory(Disk::Image(7 << 20), &[]), (Some("image".into()), 64 + 96 + 7));
         assert_eq!(memory(Disk::Ram(20 << 20), &["disk=ram:5M"]), (Some("ram:5M".into()), 64 + 96 + 5));
+        assert_eq!(memory(Disk::Drive(20 << 20), &[]), (Some("nvme:0:6.0,size=20M".into()), 64 + 96));
+        assert_eq!((Disk::Drive(512).drive_bytes(), Disk::Ram(512).drive_bytes()), (Some((1 << 20) + 4096), None));
     }
 
     #[test]

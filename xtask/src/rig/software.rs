@@ -43,9 +43,10 @@ pub struct SoftwareArgs {
     /// The guest's memory [default: 64M; for --kernel 512M; for debian what it needs]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     guest_memory: Option<u64>,
-    /// A disk for the guest, in the memory of the machines: it is kept as long as one of them lives, and starts empty
-    #[arg(long, value_name = "SIZE", value_parser = parse_disk)]
-    disk: Option<u64>,
+    /// A disk for the guest, empty at first: SIZE in the memory of the machines, kept as long as one of them lives; nvme:SIZE on
+    /// a drive of each machine's own, an image in the rig's directory that is kept
+    #[arg(long, value_name = "[nvme:]SIZE", value_parser = parse_disk)]
+    disk: Option<Disk>,
     /// The same, filled from this file, an image of a disk; the file itself is not changed
     #[arg(long, value_name = "FILE", conflicts_with = "disk")]
     disk_image: Option<PathBuf>,
@@ -130,7 +131,7 @@ impl SoftwareArgs {
                 let (guest, len) = guest.with_disk(image, self.disk_format, MACHINE_MEMORY)?;
                 (guest, Disk::Image(len))
             }
-            (None, Some(bytes)) => (guest, Disk::Ram(bytes)),
+            (None, Some(disk)) => (guest, disk),
             (None, None) => return Ok((guest, None)),
         };
         let needed = memory + HYPERVISOR_MEMORY + guest.len()? + disk.bytes();
@@ -178,12 +179,13 @@ fn parse_memory(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
-fn parse_disk(text: &str) -> Result<u64, String> {
-    let bytes = parse_size(text)?;
+fn parse_disk(text: &str) -> Result<Disk, String> {
+    let drive = text.strip_prefix("nvme:");
+    let bytes = parse_size(drive.unwrap_or(text))?;
     if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
         return Err(format!("`{text}` is no multiple of {SECTOR} bytes above 0"));
     }
-    Ok(bytes)
+    Ok(if drive.is_some() { Disk::Drive(bytes) } else { Disk::Ram(bytes) })
 }
 
 #[cfg(test)]
@@ -192,8 +194,9 @@ mod tests {
 
     #[test]
     fn disks_are_whole_sectors() {
-        assert_eq!((parse_disk("512"), parse_disk("2G")), (Ok(512), Ok(2 << 30)));
-        for bad in ["0", "1000", "M", ""] {
+        assert_eq!((parse_disk("512"), parse_disk("2G")), (Ok(Disk::Ram(512)), Ok(Disk::Ram(2 << 30))));
+        assert_eq!(parse_disk("nvme:2G"), Ok(Disk::Drive(2 << 30)));
+        for bad in ["0", "1000", "M", "", "nvme:", "nvme:1000", "nvme"] {
             assert!(parse_disk(bad).is_err(), "{bad}");
         }
     }

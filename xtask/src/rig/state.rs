@@ -20,7 +20,7 @@ use super::history::{History, Record};
 use super::logs::tail;
 use super::machine::{Lines, Machine};
 use super::network::{NetworkConfig, Networks};
-use super::options::{CommandLine, Part};
+use super::options::{CommandLine, Disk, Part};
 use super::recording::{RECORDER, Recording, Setup};
 use super::roles::Role;
 use super::snapshot::{Notice, TakeoverEntry};
@@ -304,6 +304,7 @@ impl Rig {
             log: lines.log_address()?,
             monitor: lines.monitor_address(),
             cards,
+            drive: self.config.options.disk.and_then(Disk::drive_bytes),
         })?;
         self.generation += 1;
         let complaints = self.directory.path().join(format!("{name}.emulator.log"));

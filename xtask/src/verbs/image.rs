@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::image::Image;
@@ -28,6 +28,10 @@ pub fn run(arguments: &ImageArgs) -> Result<()> {
     needs::ensure_present(&[Need::Target, Need::Grub], arguments.software.yes)?;
     let Software { hypervisor, guest, options: common, .. } = arguments.software.build(|| Ok(None))?;
     options.complete(&[("guest-memory", &format_size(common.guest_memory)), ("guest-args", &common.guest_arguments)]);
+    ensure!(
+        common.disk.is_none_or(|disk| disk.drive_bytes().is_none()) || options.value("disk").is_some(),
+        "say where the machine's drive is: --hypervisor-option disk=nvme:BUS:DEVICE.FUNCTION"
+    );
     options.set_disk(&common);
     let secrets: Vec<_> = common.key_modules().collect();
     let words = options.words().collect();

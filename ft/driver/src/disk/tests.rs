@@ -6,6 +6,7 @@ fn any_request() -> impl Strategy<Value = (DiskOperation, u64, u64)> {
     let operation = prop_oneof![
         4 => Just(DiskOperation::Read),
         4 => Just(DiskOperation::Write),
+        1 => Just(DiskOperation::Zero),
         1 => Just(DiskOperation::Flush),
     ];
     (operation, 0u64..8, 1u64..4)

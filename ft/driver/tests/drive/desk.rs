@@ -2,7 +2,7 @@
 
 use super::toy::Toy;
 use pollux_driver::{
-    ArbiterLine, Boundary, Clock, Disk, DiskEnd, DiskRequest, Driver, Event, LogLink, Observer, Outlet,
+    ArbiterLine, Boundary, Clock, CopyState, Disk, DiskEnd, DiskRequest, Driver, Event, LogLink, Observer, Outlet,
 };
 use pollux_ft::{Position, Seq, Term, Time};
 use std::collections::VecDeque;
@@ -57,6 +57,14 @@ pub struct Desk {
     pub begun: Vec<DiskRequest>,
     pub ends: VecDeque<DiskEnd>,
     pub disk_ends_at: Option<u64>,
+    /// What is on the drive, if there is one; what it has read; which block it cannot read.
+    pub drive: Vec<u8>,
+    fetched: VecDeque<(u64, Option<Vec<u8>>)>,
+    pub unreadable: Option<u64>,
+    /// How far the copy to it is, and whether it is refused.
+    pub copy: CopyState,
+    pub refuses_copy: bool,
+    pub reigns: Vec<(Term, bool)>,
     pub forgotten_disks: usize,
     pub forgotten_inputs: usize,
     /// What was observed, in words.
@@ -92,6 +100,12 @@ impl Desk {
             begun: Vec::new(),
             ends: VecDeque::new(),
             disk_ends_at: None,
+            drive: Vec::new(),
+            fetched: VecDeque::new(),
+            unreadable: None,
+            copy: CopyState::Done,
+            refuses_copy: false,
+            reigns: Vec::new(),
             forgotten_disks: 0,
             forgotten_inputs: 0,
             events: Vec::new(),
@@ -280,11 +294,11 @@ impl ArbiterLine for Desk {
 }
 
 impl Disk for Desk {
-    fn begin_on_disk(&mut self, request: &DiskRequest) {
+    fn begin_on_disk(&mut self, request: &DiskRequest, _: &[u8]) {
         self.begun.push(*request);
     }
 
-    fn poll_disk(&mut self) -> Option<DiskEnd> {
+    fn poll_disk(&mut self, _: &mut Vec<u8>) -> Option<DiskEnd> {
         self.ends.pop_front()
     }
 
@@ -294,6 +308,51 @@ impl Disk for Desk {
 
     fn forget_disk(&mut self) {
         self.forgotten_disks += 1;
+    }
+
+    fn drive_bytes(&self) -> u64 {
+        self.drive.len() as u64
+    }
+
+    fn drive_reigns(&mut self, term: Term, creates: bool) -> Result<(), String> {
+        self.reigns.push((term, creates));
+        Ok(())
+    }
+
+    fn drive_label(&self) -> Vec<u8> {
+        vec![0x1A; 4096]
+    }
+
+    fn fetch(&mut self, start: u64, len: u64) {
+        let mut bytes = vec![0; len as usize];
+        let there = &self.drive[start as usize..self.drive.len().min((start + len) as usize)];
+        bytes[..there.len()].copy_from_slice(there);
+        let readable = self.unreadable != Some(start);
+        // The later one comes first, as drives may have it.
+        self.fetched.push_front((start, readable.then_some(bytes)));
+    }
+
+    fn fetched(&mut self) -> Option<(u64, Option<Vec<u8>>)> {
+        self.fetched.pop_front()
+    }
+
+    fn forget_fetched(&mut self) {
+        self.fetched.clear();
+    }
+
+    fn begin_copy(&mut self, label: &[u8]) -> Result<(), String> {
+        assert_eq!(label, [0x1A; 4096]);
+        if self.refuses_copy { Err("never".to_owned()) } else { Ok(()) }
+    }
+
+    fn store(&mut self, start: u64, len: u64, data: &[u8]) {
+        let end = self.drive.len().min((start + len) as usize);
+        let place = &mut self.drive[start as usize..end];
+        if data.is_empty() { place.fill(0) } else { place.copy_from_slice(&data[..place.len()]) }
+    }
+
+    fn copy_state(&self) -> CopyState {
+        self.copy
     }
 }
 

@@ -40,7 +40,7 @@ pub struct Toy {
     pub halted: bool,
     /// Guest time at which it wakes by itself.
     pub deadline: Option<u64>,
-    asked: VecDeque<DiskRequest>,
+    pub asked: VecDeque<DiskRequest>,
     /// A part of its CPU that has no effect.
     pub flipped: u64,
     pub dirty: Option<PageSet>,
@@ -246,6 +246,12 @@ impl Guest for Toy {
     fn next_disk_request(&mut self) -> Option<DiskRequest> {
         self.asked.pop_front()
     }
+
+    fn disk_data(&self, _: u64) -> &[u8] {
+        &[]
+    }
+
+    fn disk_read_came(&mut self, _: u64, _: &[u8]) {}
 
     fn hash(&mut self) -> u64 {
         let mut hasher = DefaultHasher::new();

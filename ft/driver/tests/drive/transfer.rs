@@ -2,6 +2,7 @@
 
 use super::toy::Fault;
 use super::*;
+use pollux_driver::{CopyState, DiskEnd, DiskOperation, DiskRequest, DiskStatus};
 use pollux_ft::Term;
 use pollux_ft::decide::Verdict;
 
@@ -253,4 +254,75 @@ fn a_guest_that_waits_for_its_term_loses_no_time() {
     machine.turn();
     assert_eq!((machine.position(), machine.desk.mode, machine.driver.clock_lag_ns()), (10_000, Mode::Open, 0));
     assert_eq!((machine.desk.announcements, &machine.guest().began[..]), (1, &[desk::DATE][..]));
+}
+
+const BLOCK: usize = 64 << 10;
+
+/// A drive whose last block is a part of one; some blocks are zeros. The other one has something else on it.
+fn with_drives(mut pair: Pair) -> Pair {
+    let bytes = 40 * BLOCK + 1024;
+    let byte = |at: usize| if (5 * BLOCK..30 * BLOCK).contains(&at) { 0 } else { (at / 1000) as u8 | 1 };
+    pair.a.desk.drive = (0..bytes).map(byte).collect();
+    pair.b.desk.drive = vec![0x77; bytes];
+    pair
+}
+
+#[test]
+fn a_drive_arrives_with_what_was_written_meanwhile() {
+    let mut pair = with_drives(Pair::new(&[(10, Step::Sleep)], tuning()));
+    pair.b.desk.copy = CopyState::Busy;
+    pair.rounds(1);
+    // Of a block that is copied already.
+    let request = DiskRequest { id: 7, operation: DiskOperation::Write, start: BLOCK as u64 + 512, len: 512 };
+    for round in 0..60 {
+        pair.round();
+        if round == 3 {
+            assert!(pair.a.driver.is_transferring());
+            pair.a.guest().asked.push_back(request);
+            pair.a.turn();
+            pair.a.desk.drive[BLOCK + 512..BLOCK + 1024].fill(0xEE);
+            pair.a.desk.ends.push_back(DiskEnd { id: 7, status: DiskStatus::Done });
+        }
+    }
+    assert!(pair.a.desk.drive == pair.b.desk.drive);
+    // It is not a backup before its drive has all.
+    assert_eq!((pair.b.role(), pair.a.driver.is_protected()), (Role::Loading, false));
+    pair.b.desk.copy = CopyState::Done;
+    pair.rounds(5);
+    assert!(pair.a.driver.is_protected());
+    // Nobody went on alone.
+    assert!(pair.a.desk.reigns.is_empty() && pair.b.desk.reigns.is_empty());
+}
+
+#[test]
+fn a_drive_that_fails_or_must_not_be_overwritten_ends_it() {
+    let mut pair = with_drives(Pair::new(&[(10, Step::Sleep)], tuning()));
+    pair.a.desk.unreadable = Some(33 * BLOCK as u64);
+    pair.rounds(40);
+    assert!(pair.a.desk.saw(&["DiskFailed(\"a new backup"]) && !pair.a.driver.is_protected());
+    assert!(pair.a.desk.hang_ups > 0);
+    // The guest goes on, with a drive of its own.
+    assert_eq!((pair.a.role(), pair.a.desk.reigns.last()), (Role::Alone, Some(&(Term(1), false))));
+    for (refused, copy, why) in [(true, CopyState::Done, "never"), (false, CopyState::Failed, "drive failed")] {
+        let mut pair = with_drives(Pair::new(&[(10, Step::Sleep)], tuning()));
+        (pair.b.desk.refuses_copy, pair.b.desk.copy) = (refused, copy);
+        pair.rounds(60);
+        assert!(pair.b.desk.events.iter().any(|event| event.starts_with("Diverged") && event.contains(why)));
+        assert!(pair.a.role() == Role::Alone && pair.b.role() == Role::Halted);
+        assert!(!refused || pair.b.desk.drive.iter().all(|&byte| byte == 0x77));
+    }
+}
+
+#[test]
+fn drives_on_one_side_alone_are_no_pair() {
+    for side in [true, false] {
+        let mut pair = with_drives(Pair::new(&[(10, Step::Sleep)], tuning()));
+        if side {
+            pair.a.desk.drive.clear()
+        } else {
+            pair.b.desk.drive.clear()
+        }
+        pair.rounds(60);
+        assert!(pair.b.desk.count("Diverged") > 0 && pair.b.role() == Role::Halted, "{:?}", pair.b.desk.events);
+    }
 }

@@ -124,13 +124,13 @@ impl Disk {
             },
             _ => Wait::Load { from },
         };
-        let operations = [DiskOperation::Read, DiskOperation::Write, DiskOperation::Flush];
+        let operations = [DiskOperation::Read, DiskOperation::Write, DiskOperation::Zero, DiskOperation::Flush];
         let in_flight: Vec<_> = rest
             .chunks_exact(6)
             .take(count as usize)
             .map(|words| InFlight {
                 id: words[0],
-                operation: operations[words[1] as usize % 3],
+                operation: operations[words[1] as usize % operations.len()],
                 sector: words[2] as usize,
                 sectors: words[3] as usize,
                 record: [words[4], words[5]],

@@ -139,6 +139,12 @@ impl pollux_driver::Guest for Driven {
         self.guest.disk.as_mut()?.next_request()
     }
 
+    fn disk_data(&self, _: u64) -> &[u8] {
+        &[]
+    }
+
+    fn disk_read_came(&mut self, _: u64, _: &[u8]) {}
+
     fn hash(&mut self) -> u64 {
         self.guest.machine_digest()
     }

@@ -17,14 +17,14 @@ pub(crate) struct OwnDisk {
 }
 
 impl pollux_driver::Disk for InWorld<'_> {
-    fn begin_on_disk(&mut self, request: &DiskRequest) {
+    fn begin_on_disk(&mut self, request: &DiskRequest, _: &[u8]) {
         let plan = &self.env.plan;
         let usual = self.env.rng.below(2 * plan.disk_latency + 1);
         let slow = if self.env.slow[self.own.index] { self.env.rng.below(plan.config.suspect_after.0) } else { 0 };
         self.own.disk.at_work.push((self.env.now + usual + slow, *request));
     }
 
-    fn poll_disk(&mut self) -> Option<DiskEnd> {
+    fn poll_disk(&mut self, _: &mut Vec<u8>) -> Option<DiskEnd> {
         let disk = &mut self.own.disk;
         let at = disk.at_work.iter().position(|(ends_at, _)| *ends_at <= self.env.now)?;
         let (_, DiskRequest { id, .. }) = disk.at_work.swap_remove(at);

@@ -4,7 +4,7 @@ use super::driver::*;
 use super::*;
 use pollux_driver::{DiskEnd, DiskOperation, DiskStatus};
 
-use crate::platform::virtio::block::{DiskStats, MAX_DATA, MAX_ZEROED, WORK};
+use crate::platform::virtio::block::{DiskStats, MAX_DATA, MAX_ZEROED, Place, WORK};
 
 const ALL: u64 = VERSION_1 | EVENT_IDX | INDIRECT | 1 << 1 | 1 << 2 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 13 | 1 << 14;
 const IN: u32 = 0;
@@ -222,7 +222,7 @@ fn a_reset_of_the_guest_leaves_the_disk() {
 
 #[test]
 fn a_disk_that_takes_its_time_answers_when_it_is_said_so() {
-    let mut rig = Rig::with_disk_that(DISK, true);
+    let mut rig = Rig::with_disk_in(DISK, Place::TimedMemory);
     rig.start_disk(ALL);
     let data = frame(512, 3);
     assert_eq!(rig.request(OUT, 1, &data, 0).0, None);
@@ -244,4 +244,31 @@ fn a_disk_that_takes_its_time_answers_when_it_is_said_so() {
     let id = rig.platform.next_disk_request().unwrap().id;
     assert_eq!(rig.platform.disk_done(rig.now, &mut rig.memory, &end(id)), Ok(()));
     assert_eq!((rig.status_of(0), rig.memory.disk(512, 1)), (0xEE, &[0][..]));
+}
+
+/// What a drive has read reaches guest memory when the end is applied, and is no part of the state before; what it writes is
+/// what the guest asked for then.
+#[test]
+fn a_drive_is_told_what_to_write_and_says_what_it_read() {
+    let mut rig = Rig::with_disk_in(DISK, Place::Drive);
+    rig.start_disk(ALL);
+    let data = frame(512, 5);
+    assert_eq!(rig.request(OUT, 1, &data, 0).0, None);
+    let write = rig.platform.next_disk_request().unwrap();
+    rig.memory.write(Gpa(DATA_AT), &[0; 512]).unwrap();
+    assert_eq!(rig.platform.disk_data(write.id), data);
+    let end = |id| [DiskEnd { id, status: DiskStatus::Done }];
+    rig.platform.disk_done(rig.now, &mut rig.memory, &end(write.id)).unwrap();
+    assert_eq!((rig.interrupt(), rig.status_of(0)), (Some(0x61), 0));
+    assert_eq!(rig.memory.disk(512, 1), [0], "nothing is in memory");
+    assert_eq!(rig.request(IN, 1, &[], 512).0, None);
+    let read = rig.platform.next_disk_request().unwrap();
+    assert!(rig.platform.disk_data(read.id).is_empty());
+    let before = state::hash(&mut rig.platform);
+    rig.platform.disk_read_came(read.id, &data);
+    let seen: [u8; 512] = rig.memory.read(Gpa(DATA_AT)).unwrap();
+    assert_eq!((state::hash(&mut rig.platform), seen), (before, [0; 512]));
+    rig.platform.disk_done(rig.now, &mut rig.memory, &end(read.id)).unwrap();
+    let seen: [u8; 512] = rig.memory.read(Gpa(DATA_AT)).unwrap();
+    assert_eq!(seen[..], data);
 }

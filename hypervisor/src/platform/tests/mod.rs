@@ -12,7 +12,7 @@ mod offload;
 mod watch;
 
 use super::access::testing::Recorder;
-use super::virtio::block::Ram;
+use super::virtio::block::{Place, Storage};
 use super::{Gp, GuestTime, Platform, PlatformConfig, PlatformError, Size};
 use crate::extended::Layout;
 use crate::memory::{Gpa, GuestMemory};
@@ -27,7 +27,7 @@ fn config() -> PlatformConfig<'static> {
     PlatformConfig {
         memory_bytes: MEMORY,
         disk_bytes: 0,
-        disk_takes_time: false,
+        disk_place: Place::Memory,
         mac: MAC,
         start_unix_seconds: 1_700_000_000,
         host_cpuid: &|_, _| [0; 4],
@@ -52,13 +52,13 @@ impl Rig {
     }
 
     fn with_disk(disk: u64) -> Self {
-        Self::with_disk_that(disk, false)
+        Self::with_disk_in(disk, Place::Memory)
     }
 
-    fn with_disk_that(disk: u64, takes_time: bool) -> Self {
-        let config = PlatformConfig { disk_bytes: disk, disk_takes_time: takes_time, ..config() };
+    fn with_disk_in(disk: u64, disk_place: Place) -> Self {
+        let config = PlatformConfig { disk_bytes: disk, disk_place, ..config() };
         let platform = Platform::new(&config).unwrap();
-        let memory = GuestMemory::for_test_with_disk(MEMORY as usize, Ram::room(disk) as usize);
+        let memory = GuestMemory::for_test_with_disk(MEMORY as usize, Storage::room(disk) as usize);
         Self { platform, memory, out: Recorder::default(), now: GuestTime(0) }
     }
 

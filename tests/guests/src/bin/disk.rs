@@ -1,7 +1,8 @@
 //! Reads and writes its disk, many requests in flight at once that overlap, and compares all that it reads with what it has
 //! written. Pollux carries out requests that overlap in the order in which they were made; other disks need not.
 //!
-//! UDP port 7 answers `hash?` with a hash of what was read. What differs is reported as `WRONG`, on the console and there.
+//! UDP port 7 answers `hash?` with a hash of what was read; at `off` nothing is left in flight, and the guest switches its
+//! machine off. What differs is reported as `WRONG`, on the console and there.
 #![no_std]
 #![no_main]
 
@@ -64,8 +65,15 @@ fn main(info: &'static BootInfo) -> ! {
         if round % POLL_EVERY == 0 {
             let now = now();
             host.poll(now);
-            host.answer_udp(socket, |datagram| worker.answer(datagram));
+            let mut off = false;
+            host.answer_udp(socket, |datagram| {
+                off |= datagram == b"off";
+                worker.answer(datagram)
+            });
             host.send(now);
+            if off {
+                runtime::power_off();
+            }
         }
     }
     runtime::halt()

@@ -97,6 +97,7 @@ mod tests {
                 card(Purpose::Log, &[20_004], "52:54:00:20:00:01"),
                 card(Purpose::Machine, &[20_000, 20_002], "52:54:00:10:00:01"),
             ],
+            drive: None,
         };
         let settings = settings(&machine, b"works").unwrap();
         let lines: Vec<_> = settings.lines().filter(|line| !line.starts_with('#')).collect();

@@ -1,8 +1,11 @@
 //! QEMU: a machine is a list of arguments.
 
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
 use super::{Hardware, MachineSpec, NicModel, Purpose, RtcClock, fill, lookup, modules_file};
 use crate::needs;
@@ -26,9 +29,15 @@ pub const FIRST_SLOT: usize = 4;
 /// The NICs in that file.
 pub const CARDS: [Purpose; 2] = [Purpose::Client, Purpose::Log];
 
-/// Writes the machine's modules; the command that starts `machine` with `hardware`.
+/// Where a machine's drive is on the PCI bus, if it has one.
+pub const DRIVE: &str = "0:6.0";
+
+/// Writes the machine's modules, and makes its drive if there is none yet; the command that starts `machine` with `hardware`.
 pub fn command(machine: &MachineSpec<'_>, accelerator: Accelerator, hardware: Hardware) -> Result<Command> {
     machine.guest.write_archive(&modules_file(machine), &machine.secrets)?;
+    if let Some(bytes) = machine.drive {
+        make_drive(&drive_file(machine), bytes)?;
+    }
     invocation(machine, accelerator, hardware)
 }
 
@@ -46,7 +55,35 @@ fn invocation(machine: &MachineSpec<'_>, accelerator: Accelerator, hardware: Har
     if machine.options.value("watchdog").is_some_and(|value| value != "off") {
         command.args(WATCHDOG);
     }
+    if machine.drive.is_some() {
+        let file = drive_file(machine).display().to_string().replace(',', ",,");
+        let drive = format!("file={file},if=none,id=drive,format=raw,discard=unmap,detect-zeroes=unmap");
+        let device = format!("nvme,drive=drive,serial={},addr=6", machine.name);
+        command.args(["-drive", &drive, "-device", &device]);
+    }
     Ok(command)
+}
+
+/// What is on the machine's drive.
+fn drive_file(machine: &MachineSpec<'_>) -> PathBuf {
+    machine.directory.join(format!("{}.drive", machine.name))
+}
+
+/// Makes an empty drive of so many bytes; one that is there is kept as it is.
+fn make_drive(path: &Path, bytes: u64) -> Result<()> {
+    let shown = path.display();
+    match File::create_new(path) {
+        Ok(file) => file.set_len(bytes).with_context(|| format!("no room for the drive {shown}")),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            let there = fs::metadata(path).with_context(|| format!("cannot read the drive {shown}"))?.len();
+            ensure!(
+                there == bytes,
+                "the drive {shown} has {there} bytes, and should have {bytes}: give another --dir or --disk"
+            );
+            Ok(())
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot make the drive {shown}")),
+    }
 }
 
 /// A machine with the CPU of a rig's, without KVM, and nothing else but the chipset and a wall clock.
@@ -93,8 +130,6 @@ fn arguments(description: &str, machine: &MachineSpec<'_>, hardware: Hardware) -
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::super::{Card, Plug};
     use super::*;
     use crate::guest::GuestFiles;
@@ -119,6 +154,7 @@ mod tests {
             log: log.into(),
             monitor: "/t/monitor".into(),
             cards: vec![card(Purpose::Client, "52:54:00:10:00:01"), card(Purpose::Log, "52:54:00:20:00:01")],
+            drive: None,
         };
         let command =
             invocation(&machine, accelerator, Hardware { nic: NicModel::E1000, rtc: RtcClock::Host }).unwrap();
@@ -152,6 +188,18 @@ mod tests {
         assert_eq!(after("-serial"), ["chardev:log", "chardev:monitor"]);
         assert_eq!(after("-device")[0], "e1000,netdev=client,mac=52:54:00:10:00:01,addr=4,romfile=");
         assert!(!arguments.iter().any(|argument| argument.contains('{')), "{arguments:?}");
+    }
+
+    #[test]
+    fn a_drive_is_made_once_and_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("castor.drive");
+        make_drive(&path, 8192).unwrap();
+        fs::write(&path, [7; 8192]).unwrap();
+        make_drive(&path, 8192).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), [7; 8192]);
+        assert!(make_drive(&path, 4096).unwrap_err().to_string().contains("has 8192 bytes"));
+        assert!(make_drive(directory.path().join("no/where").as_path(), 4096).is_err());
     }
 
     #[test]

@@ -21,22 +21,34 @@ pub trait Backend {
     fn carry_out(&mut self, request: &mut Request, memory: &mut GuestMemory);
 }
 
-/// A disk in the machine's memory, behind the guest's RAM: it is part of the guest's state. Durable as long as one of the
-/// twins lives: a flush has nothing to do.
-#[derive(Debug, Clone)]
-pub struct Ram {
-    sectors: u64,
-    most_in_flight: usize,
+/// Where a disk's bytes lie, and who says when a request ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In the machine's memory, behind the guest's RAM: part of the guest's state. Durable as long as one of the twins lives:
+    /// a flush has nothing to do. Requests are done at once.
+    Memory,
+    /// There, too, and somebody else says when a request ends.
+    TimedMemory,
+    /// On a drive of the machine's own, which does all: requests are done when they end, and what they read was
+    /// [handed in](super::Block::read_came) before.
+    Drive,
 }
 
-impl Ram {
+/// A disk.
+#[derive(Debug, Clone)]
+pub struct Storage {
+    sectors: u64,
+    place: Place,
+}
+
+impl Storage {
     /// Requests in flight to a disk that takes its time.
     pub const IN_FLIGHT: usize = 32;
 
-    /// A disk of so many sectors, for which there is room behind RAM; `takes_time`: somebody else says when a request ends.
+    /// A disk of so many sectors, for which there is room where it lies.
     #[must_use]
-    pub const fn new(sectors: u64, takes_time: bool) -> Self {
-        Self { sectors, most_in_flight: if takes_time { Self::IN_FLIGHT } else { 0 } }
+    pub const fn new(sectors: u64, place: Place) -> Self {
+        Self { sectors, place }
     }
 
     /// How many bytes a disk of `bytes` takes behind RAM: whole pages.
@@ -46,9 +58,9 @@ impl Ram {
     }
 }
 
-impl Backend for Ram {
+impl Backend for Storage {
     fn most_in_flight(&self) -> usize {
-        self.most_in_flight
+        if self.place == Place::Memory { 0 } else { Self::IN_FLIGHT }
     }
 
     fn sectors(&self) -> u64 {
@@ -58,6 +70,11 @@ impl Backend for Ram {
     fn carry_out(&mut self, request: &mut Request, memory: &mut GuestMemory) {
         let Request { operation, start, len, data } = request;
         debug_assert!(*start + *len <= self.sectors * SECTOR);
+        if self.place == Place::Drive {
+            let has_read = *operation != Operation::Read || data.len() as u64 == *len;
+            assert!(has_read, "a read ends before its data has come");
+            return;
+        }
         match operation {
             Operation::Read => fill(data, memory.disk(*start, *len)),
             Operation::Write => memory.disk_mut(*start, *len).copy_from_slice(data),

@@ -23,7 +23,7 @@ use crate::memory::GuestMemory;
 use crate::platform::access::Outputs;
 use crate::state::{State, StateError, Visitor};
 
-pub use backend::{Backend, Ram};
+pub use backend::{Backend, Place, Storage};
 pub use request::{MAX_DATA, MAX_ZEROED, NAME, Operation, Request, SECTOR, Status};
 pub use requests::DiskStats;
 use requests::Requests;
@@ -129,6 +129,17 @@ impl<B: Backend> Block<B> {
     /// The next request in flight that the machine's disk does not know of.
     pub fn next_request(&mut self) -> Option<DiskRequest> {
         self.requests.next_request()
+    }
+
+    /// What the request in flight writes; nothing of one that writes zeros, or nothing.
+    #[must_use]
+    pub fn data(&self, id: u64) -> &[u8] {
+        self.requests.data(id)
+    }
+
+    /// What the request in flight has read came from the machine's drive. The guest sees it when the request ends.
+    pub fn read_came(&mut self, id: u64, data: &[u8]) {
+        self.requests.read_came(id, data);
     }
 
     /// Whether there is one.

@@ -41,6 +41,8 @@ struct InFlight {
     /// Who is to be answered: nobody since the device was reset. What was asked is done all the same, in its order.
     chain: Option<Box<Chain>>,
     request: Request,
+    /// What the machine's drive has read for it. Not part of the state: the twin reads for itself.
+    read: Option<Vec<u8>>,
 }
 
 /// The requests of a disk.
@@ -109,7 +111,7 @@ impl<B: Backend> Requests<B> {
             self.spare = request.data;
         } else {
             let (id, chain) = (self.next_id, Some(Box::new(chain.clone())));
-            self.in_flight.push(InFlight { id, chain, request });
+            self.in_flight.push(InFlight { id, chain, request, read: None });
             self.next_id += 1;
         }
         Ok(Some(cost))
@@ -121,7 +123,8 @@ impl<B: Backend> Requests<B> {
         self.unasked = id + 1;
         let operation = match request.operation {
             Operation::Read | Operation::Identify => DiskOperation::Read,
-            Operation::Write | Operation::Zero => DiskOperation::Write,
+            Operation::Write => DiskOperation::Write,
+            Operation::Zero => DiskOperation::Zero,
             Operation::Flush => DiskOperation::Flush,
         };
         Some(DiskRequest { id: *id, operation, start: request.start, len: request.len })
@@ -135,6 +138,20 @@ impl<B: Backend> Requests<B> {
     /// All in flight are to be asked for again.
     pub(super) fn ask_again(&mut self) {
         self.unasked = 0;
+        self.in_flight.iter_mut().for_each(|one| one.read = None);
+    }
+
+    /// What a request in flight writes.
+    pub(super) fn data(&self, id: u64) -> &[u8] {
+        let found = self.in_flight.iter().find(|one| one.id == id && one.request.operation == Operation::Write);
+        found.map_or(&[], |one| &one.request.data)
+    }
+
+    /// What a request in flight has read.
+    pub(super) fn read_came(&mut self, id: u64, data: &[u8]) {
+        if let Some(one) = self.in_flight.iter_mut().find(|one| one.id == id) {
+            one.read = Some(data.to_vec());
+        }
     }
 
     pub(super) fn is_in_flight(&self, id: u64) -> bool {
@@ -149,9 +166,12 @@ impl<B: Backend> Requests<B> {
         memory: &mut GuestMemory,
     ) -> Result<(), QueueError> {
         let Some(at) = self.in_flight.iter().position(|one| one.id == end.id) else { return Ok(()) };
-        let InFlight { chain, mut request, .. } = self.in_flight.remove(at);
+        let InFlight { chain, mut request, read, .. } = self.in_flight.remove(at);
         let status = match end.status {
             DiskStatus::Done => {
+                if let Some(read) = read {
+                    request.data = read;
+                }
                 self.backend.carry_out(&mut request, memory);
                 Status::Ok
             }
@@ -220,10 +240,10 @@ impl<B: Backend> State for Requests<B> {
         if count as usize > self.backend.most_in_flight() {
             return Err(StateError::BadValue("the number of disk requests in flight"));
         }
-        let empty = || InFlight { id: 0, chain: None, request: Request::empty() };
+        let empty = || InFlight { id: 0, chain: None, request: Request::empty(), read: None };
         self.in_flight.resize_with(count as usize, empty);
         let mut least = 0;
-        for InFlight { id, chain, request } in &mut self.in_flight {
+        for InFlight { id, chain, request, .. } in &mut self.in_flight {
             v.u64(id)?;
             if *id < least || *id >= self.next_id.min(MOST_REQUESTS) {
                 return Err(StateError::BadValue("the number of a disk request in flight"));

@@ -44,14 +44,14 @@ fn step() -> impl Strategy<Value = Step> {
 struct Bench {
     memory: GuestMemory,
     queues: [Queue; 1],
-    block: Block<Ram>,
+    block: Block<Storage>,
     requests: DiskRequests,
     at_work: Vec<u64>,
     asked: u16,
 }
 
-fn disk() -> Block<Ram> {
-    Block::new(Ram::new(SECTORS as u64, true))
+fn disk() -> Block<Storage> {
+    Block::new(Storage::new(SECTORS as u64, Place::TimedMemory))
 }
 
 impl Bench {
@@ -60,7 +60,7 @@ impl Bench {
         queue.set_size(QUEUE_SIZE);
         (0..3).for_each(|index| *queue.address_mut(index) = RINGS[index]);
         queue.enable(F_VERSION_1);
-        let memory = GuestMemory::for_test_with_disk(0x2_0000, Ram::room(SECTORS as u64 * SECTOR) as usize);
+        let memory = GuestMemory::for_test_with_disk(0x2_0000, Storage::room(SECTORS as u64 * SECTOR) as usize);
         let (requests, at_work) = (DiskRequests::default(), Vec::new());
         Self { memory, queues: [queue], block: disk(), requests, at_work, asked: 0 }
     }
@@ -235,15 +235,15 @@ fn a_reset_leaves_what_is_in_flight_in_its_order() {
 #[test]
 fn no_more_are_in_flight_than_may_be() {
     let mut bench = Bench::new();
-    for _ in 0..Ram::IN_FLIGHT + 5 {
+    for _ in 0..Storage::IN_FLIGHT + 5 {
         bench.ask(0, 0, &[0; 512]);
     }
-    assert_eq!(bench.at_work.len(), Ram::IN_FLIGHT);
+    assert_eq!(bench.at_work.len(), Storage::IN_FLIGHT);
     bench.end(7, DiskStatus::Done);
-    assert_eq!((bench.at_work.len(), bench.answers()), (Ram::IN_FLIGHT, alloc::vec![21]));
+    assert_eq!((bench.at_work.len(), bench.answers()), (Storage::IN_FLIGHT, alloc::vec![21]));
     while bench.end(0, DiskStatus::Done) {}
-    assert_eq!(bench.answers().len(), Ram::IN_FLIGHT + 5);
+    assert_eq!(bench.answers().len(), Storage::IN_FLIGHT + 5);
     // Nor is more data than is moved at once; what the disk knows by heart, it tells at once.
     bench.ask(8, 0, &[]);
-    assert_eq!((bench.at_work.len(), bench.answers().len()), (0, Ram::IN_FLIGHT + 6));
+    assert_eq!((bench.at_work.len(), bench.answers().len()), (0, Storage::IN_FLIGHT + 6));
 }
