@@ -266,7 +266,9 @@ impl Guest {
             }
             self.settled = self.handle(entered.exit, out);
             if both {
-                self.look_for_frames(out);
+                if self.settled {
+                    self.look_for_frames(out);
+                }
                 self.platform.let_end(&mut self.memory);
             }
             if self.mmu.as_ref().is_some_and(|mmu| mmu.is_open()) {
@@ -382,6 +384,9 @@ impl Guest {
         state::load(&mut machine, bytes)?;
         let (cpu, position) = (machine.cpu, machine.position);
         cpu.extended.check(&self.vcpu.extended().layout())?;
+        if self.platform.next_look().is_some_and(|look| look <= position) {
+            return Err(StateError::BadValue("where frames are looked for"));
+        }
         self.halted = cpu.halted;
         self.progress = Progress::at(position);
         self.loaded_at = position;

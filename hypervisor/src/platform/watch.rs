@@ -96,7 +96,11 @@ impl Platform {
             found = packets;
             Ok(signals)
         });
-        let watched = live && self.watch.looked(at, due, found) && !sleeps;
+        // A device that may not touch memory now cannot ask to be told either: it looks until it can, or is reset.
+        let watched = match live {
+            true => self.watch.looked(at, due, found) && !sleeps,
+            false => self.net.device.is_watched(),
+        };
         self.watch.look = watched.then(|| at.after(LOOK_TICKS));
         if live && !watched {
             self.set_watched(false, memory);
@@ -141,6 +145,9 @@ impl State for Watch {
             *place = ticks.map(Position);
         }
         v.u8(&mut self.late)?;
+        if self.late >= LATE {
+            return Err(StateError::BadValue("how often frames were found late"));
+        }
         let mut owed = self.owed.map(|time| time.0);
         v.option_u64(&mut owed)?;
         self.owed = owed.map(GuestTime);

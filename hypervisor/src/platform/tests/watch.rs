@@ -227,6 +227,23 @@ fn a_driver_that_starts_anew_is_not_watched() {
     assert_eq!(sender.rig.platform.next_look(), None);
 }
 
+#[test]
+fn a_device_that_may_not_look_for_a_while_looks_again() {
+    let mut sender = Sender::new(EVENT_IDX);
+    (0..3).for_each(|_| sender.send());
+    sender.leave();
+    // Without bus mastering: a guest asleep, or awake for long.
+    sender.rig.config_write(1, 4, Size::Word, 2);
+    sender.sleep();
+    sender.run(5 * LOOK_TICKS);
+    sender.send();
+    sender.leave();
+    assert_eq!((sender.told, sender.left.len()), (2, 3));
+    sender.rig.config_write(1, 4, Size::Word, 6);
+    sender.run(LOOK_TICKS);
+    assert_eq!((sender.told, sender.left.len()), (2, 4));
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Send,

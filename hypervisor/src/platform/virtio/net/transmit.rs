@@ -73,6 +73,12 @@ impl Net {
         }
     }
 
+    /// Whether the driver was told that it need not tell.
+    #[must_use]
+    pub const fn is_watched(&self) -> bool {
+        self.watched
+    }
+
     /// Whether the driver told of frames since the last call.
     pub const fn take_told(&mut self) -> bool {
         core::mem::replace(&mut self.told, false)
