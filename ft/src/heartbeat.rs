@@ -119,7 +119,7 @@ impl Heartbeat {
         }
         let (node, counter) = (NodeId(reader.u64()?), reader.u64()?);
         if !open((node.0, counter), &head, &mut body, &tag) {
-            return Err(DecodeError::BadValue("tag"));
+            return Err(DecodeError::Tag);
         }
         let mut reader = Reader(&body);
         let code = reader.u8()?;

@@ -115,11 +115,13 @@ pub enum Mutation {
     KeyForgottenUnseen,
     /// A connection counts that was begun under a key that was forgotten meanwhile.
     ForgottenKeyOpens,
+    /// A machine takes one whose words it cannot read, as under another key, for none.
+    OtherKeyUnheard,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 55] = [
+    pub const ALL: [Self; 56] = [
         Self::AckBeforeBuffering,
         Self::ReleaseBeforeAck,
         Self::LiveBeforeDrained,
@@ -175,5 +177,6 @@ impl Mutation {
         Self::OldKeyFallsSilent,
         Self::KeyForgottenUnseen,
         Self::ForgottenKeyOpens,
+        Self::OtherKeyUnheard,
     ];
 }

@@ -21,6 +21,8 @@ pub enum DecodeError {
     BadText,
     /// A field holds a value that cannot occur.
     BadValue(&'static str),
+    /// The tag does not fit: it is damaged, or was made under a key that is not ours.
+    Tag,
 }
 
 impl fmt::Display for DecodeError {
@@ -33,6 +35,7 @@ impl fmt::Display for DecodeError {
             Self::TooLong => f.write_str("has a field that is too long"),
             Self::BadText => f.write_str("has text that is not UTF-8"),
             Self::BadValue(field) => write!(f, "has an impossible value for {field}"),
+            Self::Tag => f.write_str("has a tag that does not fit"),
         }
     }
 }

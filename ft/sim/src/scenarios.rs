@@ -1,6 +1,7 @@
 //! Stories that once ended badly, told step by step: seeds mean another story whenever the code changes, these do not.
 
 mod arbiter;
+mod keys;
 mod pair;
 mod switch;
 

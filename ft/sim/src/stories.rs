@@ -18,7 +18,7 @@ use pollux_ft::{
 type Tell = fn(Option<Mutation>) -> Result<(), &'static str>;
 
 /// The stories, and the rule that each is about.
-const STORIES: [(Mutation, Tell); 22] = [
+const STORIES: [(Mutation, Tell); 23] = [
     (Mutation::JoinedOfAnySession, joined_of_another_session),
     (Mutation::OldHeartbeatCounts, a_heartbeat_comes_again),
     (Mutation::NumbersRestart, a_log_goes_on_after_a_takeover),
@@ -41,6 +41,7 @@ const STORIES: [(Mutation, Tell); 22] = [
     (Mutation::OldKeyFallsSilent, keys::one_machine_has_the_next_key),
     (Mutation::KeyForgottenUnseen, keys::the_old_key_is_to_be_forgotten_too_early),
     (Mutation::ForgottenKeyOpens, keys::a_key_is_forgotten_in_a_handshake),
+    (Mutation::OtherKeyUnheard, keys::a_machine_starts_with_the_old_key_alone),
 ];
 
 /// Between whom a connection is; without a key nobody asks.

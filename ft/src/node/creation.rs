@@ -139,7 +139,8 @@ impl Node {
         if self.is_vacant() { self.creation.stance.creator(self.identity.node) } else { NodeId(0) }
     }
 
-    /// A machine of the pair lives, or did: its heartbeat need not have been made just now.
+    /// A machine of the pair lives, or did: its heartbeat need not have been made just now, nor be under a key that we have.
+    /// That puts a creation without the other's word off, and does nothing else.
     pub(super) fn machine_heard(&mut self, now: Time) {
         self.creation.heard = now;
     }

@@ -7,6 +7,7 @@ use crate::heartbeat::{Datagram, Heartbeat};
 use crate::link::Queued;
 use crate::mutation::Mutation;
 use crate::types::{NodeId, Role, Span, Time};
+use crate::wire::DecodeError;
 
 /// Heartbeats whose time of sending is kept: longer than it takes to suspect the twin, also while there are two keys.
 const BEATS: usize = 128;
@@ -73,9 +74,16 @@ impl Node {
             under = self.config.protection.open(number, head, body, tag);
             under.is_some() || self.config.broken(Mutation::TagNotChecked)
         };
-        let Ok(beat) = Heartbeat::read(datagram, open) else {
-            self.stats.heartbeats_malformed += 1;
-            return;
+        let beat = match Heartbeat::read(datagram, open) {
+            Ok(beat) => beat,
+            Err(why) => {
+                if why == DecodeError::Tag && !self.config.broken(Mutation::OtherKeyUnheard) {
+                    // It may be our twin's, which has a key that we do not have.
+                    self.machine_heard(now);
+                }
+                self.stats.heartbeats_malformed += 1;
+                return;
+            }
         };
         if beat.pair != self.pair || beat.node == self.identity.node || self.role() == Role::Halted {
             self.stats.heartbeats_ignored += 1;

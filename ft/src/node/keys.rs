@@ -9,6 +9,10 @@ use crate::decide;
 use crate::key::{KeyError, MAX_KEYS, PairKey};
 use crate::mutation::Mutation;
 use crate::types::{NodeId, Role, Span, Time};
+use alloc::string::ToString;
+
+/// Why a connection that was begun under a key that has gone meanwhile is none of the twin's.
+pub(super) const FORGOTTEN: &str = "the key of this connection was forgotten meanwhile";
 
 /// Who said something under which key, the newest one first, and when.
 #[derive(Debug, Default)]
@@ -70,7 +74,11 @@ impl Node {
             self.shown.0.rotate_left(1);
         }
         self.shown.0[1] = None;
-        self.config.protection.remove(fingerprint)
+        self.config.protection.remove(fingerprint)?;
+        if !self.link.is_paired() && !self.has_links_key() {
+            self.meet_stranger(now, FORGOTTEN.to_string());
+        }
+        Ok(())
     }
 
     /// Whether the stream, if messages flow, was begun under a key that this machine has: one may have been forgotten

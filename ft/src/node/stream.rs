@@ -1,9 +1,11 @@
 //! Bytes and messages from the stream.
 
+use super::keys::FORGOTTEN;
 use super::side::{BackupSide, PrimarySide, Side};
 use super::{Action, HaltReason, LossReason, Node, Peer};
 use crate::decide::{self, Bid, JoinVerdict, LastWord};
 use crate::disk;
+use crate::handshake::Stranger;
 use crate::link::Queued;
 use crate::message::{Bye, Hello, MAX_MACHINE, Message, Retry};
 use crate::mutation::Mutation;
@@ -84,10 +86,14 @@ impl Node {
                 taken
             }
             Ok(_) => {
-                self.meet_stranger(now, "the key of this connection was forgotten meanwhile".to_string());
+                self.meet_stranger(now, FORGOTTEN.to_string());
                 bytes.len()
             }
             Err(stranger) => {
+                if matches!(stranger, Stranger::Key(..)) {
+                    // At the twin's address.
+                    self.machine_heard(now);
+                }
                 self.meet_stranger(now, stranger.to_string());
                 bytes.len()
             }
@@ -95,7 +101,7 @@ impl Node {
     }
 
     /// The other end is none of this pair's. Anybody can say what told us so: we go on looking for the twin.
-    fn meet_stranger(&mut self, now: Time, reason: String) {
+    pub(super) fn meet_stranger(&mut self, now: Time, reason: String) {
         self.stats.refused_handshakes += 1;
         // Dropped with a key: nothing is said to strangers.
         self.link.send(&mut self.stats, &Message::Refuse { retry: Retry::Later, reason: reason.clone() });

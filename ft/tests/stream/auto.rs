@@ -51,6 +51,34 @@ fn an_operator_may_declare_the_twin_dead() {
     assert!(Config { alone_after: Some(Span(1)), ..Config::default() }.check().is_err());
 }
 
+/// A machine with a key that we do not have may be the twin, which has the guest.
+#[test]
+fn who_has_another_key_is_not_dead() {
+    let alone = |secret| Config { alone_after: Some(Span::from_millis(30_000)), ..super::attacks::keyed(secret) };
+    let other = super::attacks::keyed(2).protection;
+    for by_stream in [false, true] {
+        let mut own = auto(alone(1));
+        for second in 0..120 {
+            pass(&mut own, second * 1000, second * 1000 + 950);
+            let now = Time(second * 1_000_000 + 990_000);
+            if !by_stream {
+                own.heartbeat_received(now, &beat_of(9, second, Role::Alone).encode(&other));
+            } else if second % 20 == 0 {
+                let mut primary = super::attacks::start(Start::Primary, 9, &super::attacks::keyed(2));
+                connect(now, &mut primary, &mut own);
+                own.disconnected(now);
+            }
+        }
+        assert_eq!(own.role(), Role::Joining, "{by_stream}");
+        // What is no heartbeat at all says nothing.
+        for second in 120..160 {
+            pass(&mut own, second * 1000, second * 1000 + 950);
+            own.heartbeat_received(Time(second * 1_000_000 + 990_000), &[0; pollux_ft::heartbeat::SIZE]);
+        }
+        assert_eq!(own.role(), Role::Alone, "{by_stream}");
+    }
+}
+
 /// The twin is there, holds nothing and yields: the guest is created in the term behind the newest.
 #[test]
 fn a_promise_and_a_term_make_a_primary() {

@@ -1,7 +1,7 @@
 //! Stories of a pair that changes its key.
 
-use super::{BACKUP, MEETING, PRIMARY, holds, keyed, ms, protected_by_key, pump};
-use pollux_ft::{Mutation, Node, PairKey, Role, Start};
+use super::{BACKUP, MEETING, PRIMARY, holds, identity, keyed, ms, protected_by_key, pump};
+use pollux_ft::{Config, Mutation, Node, PairKey, Protection, Role, Span, Start};
 
 fn old() -> u64 {
     PairKey::new(&[1; 32]).fingerprint()
@@ -57,4 +57,16 @@ pub(super) fn a_key_is_forgotten_in_a_handshake(mutation: Option<Mutation>) -> R
         pump(ms(0), &mut primary, &mut joiner);
     }
     holds(primary.role() == Role::Alone, "a machine is taken in by a key that was forgotten")
+}
+
+pub(super) fn a_machine_starts_with_the_old_key_alone(mutation: Option<Mutation>) -> Result<(), &'static str> {
+    let key = Protection::from(next());
+    let running = Config { mutation, protection: key, ..Config::default() };
+    let mut running = Node::new(ms(0), Start::Primary, running, identity(PRIMARY)).expect("it is right");
+    let old = Protection::from(PairKey::new(&[1; 32]));
+    let alone_after = Some(Span::from_millis(5000));
+    let starts = Config { mutation, alone_after, protection: old, ..Config::default() };
+    let mut starts = Node::new(ms(0), Start::Auto, starts, identity(BACKUP)).expect("it is right");
+    live(0, 20_000, &mut running, &mut starts);
+    holds(starts.role() == Role::Joining, "a machine that has the old key alone creates a second guest")
 }

@@ -35,6 +35,12 @@ impl Operator {
         Self { rng, is_here, old: first, media: core::array::from_fn(|_| protection.clone()) }
     }
 
+    /// Whether there is one.
+    #[cfg(test)]
+    pub(crate) fn is_here(&self) -> bool {
+        self.is_here
+    }
+
     /// What a machine starts with.
     pub(crate) fn medium(&self, machine: usize) -> Protection {
         self.media[machine].clone()
