@@ -12,8 +12,8 @@ use crate::interrupt;
 use crate::output::{self, say};
 use crate::rig::control::{Client, POLL, Request};
 use crate::rig::directory::latest_link;
+use crate::rig::monitor::Status;
 use crate::rig::roles::Role;
-use crate::rig::snapshot::MachineSnapshot;
 use crate::units::parse_duration;
 use crate::view::text;
 
@@ -224,13 +224,29 @@ fn forget_key(client: &mut Client, timeout: Duration) -> Result<()> {
         }
         interrupt::check()?;
         if Instant::now() >= deadline {
-            let status = |machine: &MachineSnapshot| Some((machine.name.clone(), machine.status.clone()?));
-            let needs = snapshot.machines.iter().filter_map(status).filter(|(_, status)| !status.old_key.is_empty());
-            let needs: Vec<_> = needs.map(|(name, status)| format!("{name}: {}", status.old_key_is_needed)).collect();
+            let running = snapshot.machines.iter().filter(|machine| machine.pid.is_some());
+            let needs = running.filter_map(|machine| {
+                let why = needs_old_key(machine.status.as_ref(), &snapshot.keys[0])?;
+                Some(format!("{}: {why}", machine.name))
+            });
+            let needs: Vec<_> = needs.collect();
             bail!("the old key is still needed after {} s: {}", timeout.as_secs(), needs.join("; "));
         }
         std::thread::sleep(ASK_AGAIN);
     }
+}
+
+/// Why a machine does not do without the old key yet.
+fn needs_old_key(status: Option<&Status>, newest: &str) -> Option<String> {
+    let Some(status) = status else { return Some("it has said nothing yet".to_owned()) };
+    if status.key != newest && status.old_key != newest {
+        return Some(format!("it lacks the key {newest}; `rig key add` with the same file gives it to it"));
+    }
+    if status.old_key.is_empty() {
+        return None;
+    }
+    let why = if status.old_key_is_needed.is_empty() { "it was told to forget it" } else { &status.old_key_is_needed };
+    Some(why.to_owned())
 }
 
 fn console_request(line: &str) -> Request {
@@ -305,5 +321,25 @@ impl Drop for RawTerminal {
     fn drop(&mut self) {
         // A terminal that has gone needs nothing more.
         let _ = ratatui::crossterm::terminal::disable_raw_mode();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_told_who_lacks_the_next_key() {
+        let needs = |key: &str, old_key: &str, why: &str| {
+            let (key, old_key, old_key_is_needed) = (key.into(), old_key.into(), why.into());
+            needs_old_key(Some(&Status { key, old_key, old_key_is_needed, ..Status::default() }), "0b")
+        };
+        assert_eq!(needs("0b", "", ""), None);
+        assert_eq!(needs("0b", "0a", "the twin").as_deref(), Some("the twin"));
+        assert!(needs("0b", "0a", "").unwrap().contains("was told"));
+        // Machines that were given the keys in another order have both.
+        assert_eq!(needs("0a", "0b", "the twin").as_deref(), Some("the twin"));
+        assert!(needs("0a", "", "").unwrap().contains("lacks the key 0b"));
+        assert!(needs_old_key(None, "0b").is_some());
     }
 }
