@@ -89,8 +89,14 @@ impl Node {
             self.stats.heartbeats_ignored += 1;
             return;
         }
-        match self.freshness(&beat) {
-            Freshness::Fresh => self.shown.show(under.unwrap_or(0), beat.node, now),
+        let under = under.unwrap_or(0);
+        match self.freshness(&beat, under) {
+            Freshness::Fresh => self.lives.show(beat.node, under, now),
+            Freshness::Shows => {
+                self.lives.show(beat.node, under, now);
+                self.stats.heartbeats_late += 1;
+                return;
+            }
             Freshness::Unanswered => {
                 self.machine_heard(now);
                 self.stats.heartbeats_unanswered += 1;
@@ -128,10 +134,10 @@ impl Node {
         }
     }
 
-    fn freshness(&mut self, beat: &Heartbeat) -> Freshness {
+    fn freshness(&mut self, beat: &Heartbeat, under: usize) -> Freshness {
         let [any_names, any_number] =
             [Mutation::EchoNotCompared, Mutation::OldHeartbeatCounts].map(|rule| self.config.broken(rule));
-        self.lives.hear(beat, self.identity.node, any_names, any_number)
+        self.lives.hear(beat, under, self.identity.node, any_names, any_number)
     }
 
     /// Whether our reign is over, as another one has begun.

@@ -38,7 +38,6 @@ use alloc::collections::VecDeque;
 use alloc::string::ToString;
 use creation::Creation;
 use detect::Beats;
-use keys::Shown;
 use side::{BackupSide, Follower, Phase, PrimarySide, Side};
 
 /// How a machine starts.
@@ -86,8 +85,6 @@ pub struct Node {
     beats: Beats,
     /// Whose heartbeats are made now, and which of them were taken.
     lives: Lives,
-    /// Who was heard under which key.
-    shown: Shown,
     creation: Creation,
     /// Bytes of state in `actions`.
     load_bytes: usize,
@@ -130,7 +127,6 @@ impl Node {
             last_heard: now,
             beats: Beats::new(now),
             lives: Lives::default(),
-            shown: Shown::default(),
             creation: Creation::new(now, start == Start::Auto),
             load_bytes: 0,
             actions: VecDeque::new(),

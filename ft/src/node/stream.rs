@@ -230,7 +230,8 @@ impl Node {
 
     /// A session begins with this twin. What we heard of it already says nothing again.
     fn meet(&mut self, twin: Peer) {
-        let counter = self.lives.meet(twin.node, twin.counter);
+        let under = self.keys().iter().position(|key| *key == self.link.key()).unwrap_or(0);
+        let counter = self.lives.meet(twin.node, under, twin.counter);
         self.peer = Some(Peer { counter, ..twin });
     }
 

@@ -2,7 +2,8 @@
 
 use super::attacks::{keyed, protected_by, start};
 use super::*;
-use pollux_ft::{Handshake, KeyError, PairKey, Protection, Stranger};
+use pollux_ft::heartbeat::Heartbeat;
+use pollux_ft::{Handshake, KeyError, PairKey, Protection, SessionId, Stranger};
 
 fn key(secret: u8) -> PairKey {
     PairKey::new(&[secret; 32])
@@ -215,6 +216,62 @@ fn the_order_of_the_keys_does_not_matter() {
     );
     assert_eq!(backup.forget_key(Time(*now), print(1)), Ok(()));
     live(now, 2000, &mut primary, &mut backup);
+    is_protected(&primary, &backup);
+}
+
+/// What somebody says who has stolen key `secret`: that he has heard node 1, and is in this session with it.
+fn stolen(secret: u8, node: u64, counter: u64, role: Role, session: SessionId) -> pollux_ft::heartbeat::Datagram {
+    let heard = [NodeId(1), NodeId(0), NodeId(0), NodeId(0)];
+    let beat = super::auto::beat_of(node, counter, role);
+    let beat = Heartbeat { heard, session, peer: NodeId(1), linked: true, ..beat };
+    beat.encode(&keyed(secret).protection)
+}
+
+#[test]
+fn who_stole_the_old_key_cannot_keep_it_alive() {
+    let (mut primary, mut backup) = pair(&[2, 1], &[2, 1]);
+    let now = &mut 0;
+    live(now, 500, &mut primary, &mut backup);
+    // Somebody else, who has that key alone, is heard.
+    for counter in 1..5 {
+        primary.heartbeat_received(Time(*now), &stolen(1, 77, counter, Role::Joining, SessionId(0)));
+    }
+    assert_eq!(primary.may_forget_key(Time(*now), print(1)), Ok(()));
+    // He speaks as the twin, and nothing that it says is newer.
+    primary.heartbeat_received(Time(*now), &stolen(1, 2, u64::MAX, Role::Backup, primary.session()));
+    live(now, 300, &mut primary, &mut backup);
+    assert_eq!(primary.forget_key(Time(*now), print(1)), Ok(()));
+    backup.forget_key(Time(*now), print(1)).unwrap();
+    live(now, 5000, &mut primary, &mut backup);
+    is_protected(&primary, &backup);
+}
+
+/// Without a twin there is nobody of whom it is known that he is no thief.
+#[test]
+fn a_key_goes_by_force() {
+    let mut primary = start(Start::Primary, 1, &with_keys(&[2, 1]));
+    primary.heartbeat_received(Time(0), &stolen(1, 77, 1, Role::Joining, SessionId(0)));
+    // One that has both says nothing of the other one.
+    for secret in [1, 2] {
+        primary.heartbeat_received(Time(0), &stolen(secret, 5, u64::from(secret), Role::Joining, SessionId(0)));
+    }
+    assert_eq!(primary.forget_key(Time(0), print(1)), Err(KeyError::NotShown(print(2))));
+    assert_eq!(primary.forget_key_unseen(Time(0), print(3)), Err(KeyError::Unknown(print(3))));
+    assert_eq!(primary.forget_key_unseen(Time(0), print(1)), Ok(()));
+    assert_eq!(primary.forget_key_unseen(Time(0), print(2)), Err(KeyError::Last(print(2))));
+}
+
+/// One is told to forget the old key, and the other one, a moment later, to forget the new one.
+#[test]
+fn crossed_words_leave_a_common_key() {
+    let (mut primary, mut backup) = pair(&[2, 1], &[2, 1]);
+    let now = &mut 0;
+    live(now, 500, &mut primary, &mut backup);
+    primary.forget_key(Time(*now), print(1)).unwrap();
+    live(now, 300, &mut primary, &mut backup);
+    assert_eq!(backup.forget_key(Time(*now), print(2)), Err(KeyError::NotShown(print(1))));
+    assert_eq!(backup.forget_key(Time(*now), print(1)), Ok(()));
+    live(now, 5000, &mut primary, &mut backup);
     is_protected(&primary, &backup);
 }
 

@@ -26,12 +26,14 @@ impl Machine {
         }
     }
 
-    /// Forgets a key, if neither the twin nor the arbiter needs it.
-    pub(super) fn forget_key(&mut self, driver: &mut Driver<Guest>, fingerprint: u64) {
-        if let Some(why) = self.key_is_needed(driver, fingerprint) {
+    /// Forgets a key, if neither the twin nor the arbiter needs it. With `force` only the arbiter counts, whose answers nobody
+    /// else can make: a thief of the key can be a machine that needs it for ever.
+    pub(super) fn forget_key(&mut self, driver: &mut Driver<Guest>, fingerprint: u64, force: bool) {
+        let needed = if force { None } else { self.key_is_heard(driver, fingerprint) };
+        if let Some(why) = needed.or_else(|| self.arbiter_needs_key(driver, fingerprint)) {
             return monitor::event("refused", "reason", &why);
         }
-        match driver.node_mut().forget_key(self.now, fingerprint) {
+        match driver.node_mut().forget_key_unseen(self.now, fingerprint) {
             Ok(()) => {
                 log::info!("the key {fingerprint:016x} is forgotten");
                 self.keys_have_changed(driver, &format!("{fingerprint:016x} is forgotten"));
@@ -42,20 +44,25 @@ impl Machine {
 
     /// Why this key cannot go now.
     fn key_is_needed(&self, driver: &Driver<Guest>, fingerprint: u64) -> Option<String> {
+        self.key_is_heard(driver, fingerprint).or_else(|| self.arbiter_needs_key(driver, fingerprint))
+    }
+
+    /// The same, as far as the other machine is concerned.
+    fn key_is_heard(&self, driver: &Driver<Guest>, fingerprint: u64) -> Option<String> {
+        driver.node().may_forget_key(self.now, fingerprint).err().map(|why| why.to_string())
+    }
+
+    /// The same, as far as the arbiter is concerned.
+    fn arbiter_needs_key(&self, driver: &Driver<Guest>, fingerprint: u64) -> Option<String> {
         let node = driver.node();
-        if let Err(why) = node.may_forget_key(self.now, fingerprint) {
-            return Some(why.to_string());
-        }
         let protection = &node.config().protection;
         let kept = protection.other_than(fingerprint).ok()?;
         let (place, arbiter) = (node.keys().iter().position(|key| *key == kept)?, self.arbiter.as_ref()?);
-        // Who neither asks nor looks cannot know; an etcd is asked in plain words, whatever the keys are.
-        let silent = !node.may_look_at_arbiter() && arbiter.asks_for().is_none();
-        let understands =
-            silent || !arbiter.is_sealed() || arbiter.understands(&self.config.arbiter.manners(protection)[place]);
-        (!understands).then(|| {
-            format!("the arbiter has not answered yet under the key {kept:016x}: give it that key's file first")
-        })
+        // An etcd is asked in plain words, whatever the keys are. Who does not look now, as in a switch-over, waits until it does.
+        if !arbiter.is_sealed() || arbiter.understands(self.now, &self.config.arbiter.manners(protection)[place]) {
+            return None;
+        }
+        Some(format!("the arbiter has not answered yet under the key {kept:016x}: give it that key's file first"))
     }
 
     /// All that speaks by the pair's keys hears of them.

@@ -229,7 +229,7 @@ impl Replica {
             Command::Switch if driver.request_switch() => {}
             Command::Switch => monitor::event("refused", "reason", &"there is no backup to hand the guest over to"),
             Command::AddKey(key) => self.machine.add_key(driver, &key),
-            Command::ForgetKey(fingerprint) => self.machine.forget_key(driver, fingerprint),
+            Command::ForgetKey { fingerprint, force } => self.machine.forget_key(driver, fingerprint, force),
             Command::Console(bytes) => {
                 if let Err(refused) = driver.type_text(&bytes) {
                     monitor::event("refused", "reason", &refused);

@@ -26,8 +26,13 @@ pub enum Command {
     Switch,
     /// Take this key beside the old one, as the newest.
     AddKey([u8; KEY_BYTES]),
-    /// Forget the key with this fingerprint.
-    ForgetKey(u64),
+    /// Forget the key with this fingerprint; also (`force`) if somebody is heard who has not shown the other one.
+    ForgetKey {
+        /// The key's.
+        fingerprint: u64,
+        /// Whoever is heard.
+        force: bool,
+    },
     /// Type these bytes at the guest's console.
     Console(Vec<u8>),
     /// Go out, as by a power cut, at the boundary that many ahead; see the module `cut` (test only).
@@ -59,9 +64,12 @@ impl Command {
                 .and_then(|key| key.try_into().ok())
                 .map(Self::AddKey)
                 .ok_or("key-add needs a key: 64 hexadecimal digits"),
-            "key-forget" => u64::from_str_radix(rest.trim(), 16)
-                .map(Self::ForgetKey)
-                .map_err(|_| "key-forget needs the fingerprint of a key: 16 hexadecimal digits, as in the status"),
+            "key-forget" => {
+                let (key, force) = rest.trim().strip_suffix(" force").map_or((rest, false), |key| (key, true));
+                u64::from_str_radix(key.trim(), 16)
+                    .map(|fingerprint| Self::ForgetKey { fingerprint, force })
+                    .map_err(|_| "key-forget needs the fingerprint of a key: 16 hexadecimal digits, as in the status")
+            }
             "cut" => rest.trim().parse().map(Self::Cut).map_err(|_| "cut needs a number of boundaries"),
             "hang" => Ok(Self::Hang),
             "disk" => DiskFault::parse(rest.trim()).map(Self::Disk),
@@ -182,8 +190,10 @@ mod tests {
             assert!(Command::parse(bad).is_err(), "{bad}");
         }
         assert_eq!(Command::parse(&alloc::format!("key-add {}", "0a".repeat(32))), Ok(Command::AddKey([10; 32])));
-        assert_eq!(Command::parse("key-forget 00000000000000ff"), Ok(Command::ForgetKey(255)));
-        for bad in ["key-add", "key-add 0a", "key-forget", "key-forget x"] {
+        for (text, force) in [("key-forget 00000000000000ff", false), ("key-forget ff force", true)] {
+            assert_eq!(Command::parse(text), Ok(Command::ForgetKey { fingerprint: 255, force }));
+        }
+        for bad in ["key-add", "key-add 0a", "key-forget", "key-forget x", "key-forget force", "key-forget ff now"] {
             assert!(Command::parse(bad).unwrap_err().contains("digits"), "{bad}");
         }
         assert_eq!(Command::parse("disk error"), Ok(Command::Disk(DiskFault::Error)));

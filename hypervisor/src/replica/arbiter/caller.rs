@@ -93,8 +93,8 @@ pub struct Caller {
     server: SocketAddrV4,
     host: String,
     manners: Vec<Manner>,
-    /// For each of them whether the last try was answered in it, as far as there was one.
-    answered: Vec<Option<bool>>,
+    /// For each of them whether the last try was answered in it, and when, as far as there was one.
+    answered: Vec<Option<(bool, Time)>>,
     /// The one in which it is asked first, and the next one.
     first: usize,
     at: usize,
@@ -159,16 +159,26 @@ impl Caller {
         }
     }
 
-    /// Whether the last try in this manner was answered, if there was one. Who answers in no manner is away, and may
-    /// understand any.
-    pub fn answered_in(&self, manner: &Manner) -> Option<bool> {
-        let answered = self.answered[self.manners.iter().position(|other| other == manner)?];
-        answered.filter(|yes| *yes || self.understood().is_some())
+    /// Whether the last try in this manner was answered, if there was one which is `recent`. Who answers in no manner is away,
+    /// and may understand any.
+    pub fn answered_in(&self, manner: &Manner, recent: impl Fn(Time) -> bool) -> Option<bool> {
+        let known = |answered: Option<(bool, Time)>| answered.filter(|(_, at)| recent(*at)).map(|(yes, _)| yes);
+        let answered = known(self.answered[self.manners.iter().position(|other| other == manner)?]);
+        let is_there = || self.answered.iter().any(|answered| known(*answered) == Some(true));
+        answered.filter(|yes| *yes || is_there())
     }
 
     /// The manner in which the arbiter has answered, the first one of several.
     pub fn understood(&self) -> Option<usize> {
-        self.answered.iter().position(|answered| *answered == Some(true))
+        self.answered.iter().position(|answered| answered.is_some_and(|(yes, _)| yes))
+    }
+
+    /// Asks next in the manner behind the one that was answered last, or else in the first one: so that of each it is known
+    /// whether it is still understood, and of the first one soon.
+    pub fn take_turns(&mut self) {
+        let answers = |at: usize| self.answered[at].filter(|(yes, _)| *yes).map(|(_, when)| when);
+        let last = (0..self.manners.len()).filter(|at| answers(*at).is_some()).max_by_key(|at| answers(*at));
+        self.first = last.map_or(0, |last| (last + 1) % self.manners.len());
     }
 
     /// Asks in this manner first.
@@ -223,12 +233,12 @@ impl Caller {
             Ok(Step::Nothing) => return (None, false),
             Ok(Step::Moved) => return (None, true),
             Ok(Step::Answer(answer)) => {
-                self.answered[self.at] = Some(true);
+                self.answered[self.at] = Some((true, now));
                 self.phase = Phase::Idle;
                 Ok(answer)
             }
             Err(trouble) => {
-                self.answered[self.at] = Some(trouble.is_the_arbiters());
+                self.answered[self.at] = Some((trouble.is_the_arbiters(), now));
                 self.counts.failures += 1;
                 self.counts.unauthentic += u64::from(matches!(trouble, Trouble::Answer(Failure::Unauthentic(_))));
                 if !trouble.is_the_arbiters() {

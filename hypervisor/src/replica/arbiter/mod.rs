@@ -133,11 +133,11 @@ impl Arbiter {
         }
     }
 
-    /// Whether it will answer when it is spoken to in this manner alone, as far as looks have found out: by one way at least,
+    /// Whether it will answer when it is spoken to in this manner alone, as far as looks have found out lately: by one way at least,
     /// and no way leads to one that answers in another manner only.
     #[must_use]
-    pub fn understands(&self, manner: &Manner) -> bool {
-        let mut known = self.ways().filter_map(|way| way.understands(manner));
+    pub fn understands(&self, now: Time, manner: &Manner) -> bool {
+        let mut known = self.ways().filter_map(|way| way.understands(now, manner));
         known.next().is_some_and(|first| first) && known.all(|other| other)
     }
 

@@ -476,7 +476,7 @@ fn an_arbiter_has_the_old_key_or_the_next_one() {
     // A look is no trouble, either.
     desk.replies = vec![well()].into();
     assert_eq!(desk.look(500), [""; 0]);
-    let knows = |desk: &Desk| [next_one, old_one].map(|manner| desk.own.ways[0].understands(manner));
+    let knows = |desk: &Desk| [next_one, old_one].map(|manner| desk.own.ways[0].understands(desk.now, manner));
     assert_eq!(knows(&desk), [Some(false), Some(true)]);
     let before = desk.counts();
     ask(&mut desk);
@@ -485,12 +485,20 @@ fn an_arbiter_has_the_old_key_or_the_next_one() {
     desk.key = Some(next);
     desk.replies = vec![well()].into();
     assert_eq!(desk.look(INTERVAL), [""; 0]);
-    assert_eq!(desk.own.ways[0].understands(next_one), Some(true));
+    assert_eq!(desk.own.ways[0].understands(desk.now, next_one), Some(true));
+    ask(&mut desk);
+    // The old one has gone, and what was found out of it is not for ever.
+    assert_eq!(knows(&desk), [Some(true), Some(true)]);
+    desk.replies = vec![well()].into();
+    desk.look(INTERVAL);
+    assert_eq!(knows(&desk), [Some(true), Some(false)]);
+    let much_later = desk.now.after(Span::from_millis(5 * INTERVAL));
+    assert_eq!(both.each_ref().map(|manner| desk.own.ways[0].understands(much_later, manner)), [None; 2]);
     ask(&mut desk);
     // A machine that forgets the old one does not need to look again; one that does nothing else looks at once.
     let (now, way) = (desk.now, &mut desk.own.ways[0]);
     way.set_manners(now, &both[..1], &mut desk.own.station.stack);
-    assert_eq!((way.understands(next_one), way.understands(old_one)), (Some(true), None));
+    assert_eq!((way.understands(now, next_one), way.understands(now, old_one)), (Some(true), None));
     desk.replies = vec![well()].into();
     let looks = desk.looks();
     desk.look(100);
@@ -499,7 +507,7 @@ fn an_arbiter_has_the_old_key_or_the_next_one() {
     // Nothing is known of one that is away.
     desk.cut = true;
     desk.look(INTERVAL + 3 * (500 + AGAIN));
-    assert_eq!(desk.own.ways[0].understands(next_one), None);
+    assert_eq!(desk.own.ways[0].understands(desk.now, next_one), None);
 }
 
 /// A machine that gets a key finds out whether its arbiter has it, too.
@@ -513,11 +521,11 @@ fn a_look_asks_under_the_key_that_came() {
     desk.own.ways[0].set_manners(desk.now, &both, &mut desk.own.station.stack);
     desk.replies = vec![well()].into();
     desk.look(100);
-    assert_eq!(both.each_ref().map(|manner| desk.own.ways[0].understands(manner)), [Some(false), Some(true)]);
+    assert_eq!(both.each_ref().map(|manner| desk.own.ways[0].understands(desk.now, manner)), [Some(false), Some(true)]);
     desk.key = Some(next);
     desk.replies = vec![well()].into();
     desk.look(INTERVAL);
-    assert_eq!(desk.own.ways[0].understands(&both[0]), Some(true));
+    assert_eq!(desk.own.ways[0].understands(desk.now, &both[0]), Some(true));
 }
 
 /// A key comes while a question is on its way.

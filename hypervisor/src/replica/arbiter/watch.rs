@@ -15,6 +15,11 @@ const PATIENCE: u32 = 3;
 /// Shortest pause behind a try without an answer.
 pub(super) const RETRY: Span = Span::from_millis(1000);
 
+/// For so many intervals an answer counts: while there are two manners it takes two until each was tried.
+const MEMORY: u64 = 4;
+/// Or for so long, if looks come one after the other.
+const SHORTEST_MEMORY: Span = Span::from_millis(20_000);
+
 /// The watch over one way to the arbiter.
 #[derive(Debug)]
 pub struct Watch {
@@ -57,9 +62,10 @@ impl Watch {
         self.next = now;
     }
 
-    /// See [`Caller::answered_in`].
-    pub fn answered_in(&self, manner: &Manner) -> Option<bool> {
-        self.caller.answered_in(manner)
+    /// Whether the last try in this manner was answered, if there was one lately.
+    pub fn answered_in(&self, now: Time, manner: &Manner) -> Option<bool> {
+        let age = Span(self.interval.0.saturating_mul(MEMORY)).max(SHORTEST_MEMORY);
+        self.caller.answered_in(manner, |at| now.since(at) <= age)
     }
 
     /// See [`Caller::understood`].
@@ -86,6 +92,7 @@ impl Watch {
     /// whether the socket wants to send.
     pub fn poll(&mut self, now: Time, look: &Look, stack: &mut Stack) -> (bool, bool) {
         if self.caller.is_idle() && self.next <= now {
+            self.caller.take_turns();
             self.caller.begin(now);
         }
         let (outcome, moved) = self.caller.poll(now, look, stack);

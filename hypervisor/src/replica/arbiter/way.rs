@@ -70,9 +70,9 @@ impl Way {
         self.watch.set_manners(now, manners, stack);
     }
 
-    /// Whether the arbiter answers in this manner, as far as a look has found out; the newest one is tried first.
-    pub fn understands(&self, manner: &Manner) -> Option<bool> {
-        self.watch.answered_in(manner)
+    /// Whether the arbiter answers in this manner, as far as a look has found out lately.
+    pub fn understands(&self, now: Time, manner: &Manner) -> Option<bool> {
+        self.watch.answered_in(now, manner)
     }
 
     /// Counts of questions, and of looks.
