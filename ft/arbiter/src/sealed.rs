@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 
-use pollux_ft::arbiter::sealed::{self, Query, Received, Unauthentic, Verdict};
+use pollux_ft::arbiter::sealed::{self, Nonce, Query, Received, Unauthentic, Verdict};
 use pollux_ft::arbiter::{ArbiterId, holder};
 
 use crate::keys::Keyring;
@@ -29,8 +29,19 @@ fn receive(stream: &mut impl Read) -> Result<Option<Vec<u8>>, Unauthentic> {
     }
 }
 
-/// Answers the question that comes by `stream`; whether one came. Who has no key gets no answer, and a pair for which
-/// `is_asked` has no room no term.
+/// What is to be done about a question of a pair that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// To answer it.
+    Now,
+    /// To say that there is no room for it.
+    Crowded,
+    /// To drop it: it was here before. A machine asks each time anew.
+    Again,
+}
+
+/// Answers the question that comes by `stream`; whether one came that is new. Who has no key gets no answer, and a pair for
+/// which `is_asked` has no room no term.
 ///
 /// # Errors
 /// Why it is no question of a pair that is known.
@@ -38,14 +49,15 @@ pub fn serve(
     stream: &mut (impl Read + Write),
     keys: &Keyring,
     ledger: &dyn Ledger,
-    is_asked: impl FnOnce(&str) -> bool,
+    is_asked: impl FnOnce(&str, &Nonce) -> Turn,
 ) -> Result<bool, Unauthentic> {
     let Some(record) = receive(stream)? else { return Ok(false) };
     let pair = keys.find(sealed::fingerprint(&record)?).ok_or(Unauthentic::Tag)?;
     let received = Received::open(&pair.key, &record)?;
-    let (arbiter, verdict) = match is_asked(&pair.name) {
-        true => judge(&received, &pair.name, ledger),
-        false => (ArbiterId(0), Verdict::Refused("this arbiter is asked too much at once".to_owned())),
+    let (arbiter, verdict) = match is_asked(&pair.name, received.nonce()) {
+        Turn::Again => return Ok(false),
+        Turn::Now => judge(&received, &pair.name, ledger),
+        Turn::Crowded => (ArbiterId(0), Verdict::Refused("this arbiter is asked too much at once".to_owned())),
     };
     // Without random numbers nothing is said: a nonce must not come twice.
     if let Ok(nonce) = random::draw() {

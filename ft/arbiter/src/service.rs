@@ -6,24 +6,29 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use pollux_ft::arbiter::sealed::Unauthentic;
+use pollux_ft::arbiter::sealed::{Nonce, Unauthentic};
 
 use crate::http;
 use crate::keys::Keyring;
 use crate::ledger::{Holding, Ledger};
-use crate::sealed;
+use crate::sealed::{self, Turn};
 use crate::store::Store;
 
 /// Connections at a time on which no question has come yet, or all has been said. One more ends another one.
 const MAX_CONNECTIONS: usize = 64;
 /// Questions of one pair at a time, which may take a while where a cluster is slow: two machines ask by each of their ways. One
-/// more ends another one.
+/// more is told so, and so it is with the next ones: what was begun costs the cluster the same, whether its asker is there or not.
 const MAX_OF_PAIR: usize = 32;
-/// Those of all pairs; one more is told so.
+/// Those of one pair from one address: who sends again what others have asked leaves room for them.
+const MAX_OF_ADDRESS: usize = 16;
+/// Those of all pairs.
 const MAX_QUESTIONS: usize = 1024;
+/// For so long a question is known again that comes twice, up to so many of a pair.
+const MEMORY: Duration = Duration::from_secs(10);
+const MAX_KNOWN: usize = 4096;
 /// How long a client may take for its question, and for taking the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait for the client's end of the connection, and how many bytes to ignore until then.
@@ -68,6 +73,8 @@ enum Answers {
 struct Doors {
     next: u64,
     open: VecDeque<Visitor>,
+    /// The numbers of the questions that came lately, by pair, and when.
+    known: HashMap<String, VecDeque<(Instant, Nonce)>>,
 }
 
 /// One of them.
@@ -83,20 +90,47 @@ struct Visitor {
 impl Doors {
     /// Takes one more in; its number.
     fn enter(&mut self, from: IpAddr, stream: TcpStream) -> u64 {
-        self.make_room(MAX_CONNECTIONS, |visitor| visitor.asks.is_none());
+        self.make_room();
         self.next += 1;
         self.open.push_back(Visitor { number: self.next, from, stream, asks: None });
         self.next
     }
 
-    /// A question of `pair` has come on this one; whether it is to be answered now.
-    fn ask(&mut self, number: u64, pair: &str) -> bool {
-        if self.open.iter().filter(|visitor| visitor.asks.is_some()).count() >= MAX_QUESTIONS {
-            return false;
+    /// A question of `pair` has come on this one at `now`; what is to be done about it.
+    fn ask(&mut self, now: Instant, number: u64, pair: &str, nonce: &Nonce) -> Turn {
+        if self.is_known(now, pair, nonce) {
+            return Turn::Again;
         }
-        self.make_room(MAX_OF_PAIR, |visitor| visitor.asks.as_deref() == Some(pair));
-        let visitor = self.open.iter_mut().find(|visitor| visitor.number == number);
-        visitor.map(|visitor| visitor.asks = Some(pair.to_owned())).is_some()
+        let Some(at) = self.open.iter().position(|visitor| visitor.number == number) else { return Turn::Crowded };
+        let from = self.open[at].from;
+        let [mut all, mut of_pair, mut of_address] = [0; 3];
+        for visitor in self.open.iter().filter(|visitor| visitor.asks.is_some()) {
+            let is_pairs = visitor.asks.as_deref() == Some(pair);
+            all += 1;
+            of_pair += usize::from(is_pairs);
+            of_address += usize::from(is_pairs && visitor.from == from);
+        }
+        if all >= MAX_QUESTIONS || of_pair >= MAX_OF_PAIR || of_address >= MAX_OF_ADDRESS {
+            return Turn::Crowded;
+        }
+        self.open[at].asks = Some(pair.to_owned());
+        Turn::Now
+    }
+
+    /// Whether this question came lately; from now on it did.
+    fn is_known(&mut self, now: Instant, pair: &str, nonce: &Nonce) -> bool {
+        let known = self.known.entry(pair.to_owned()).or_default();
+        while known.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > MEMORY) {
+            known.pop_front();
+        }
+        let is_known = known.iter().any(|(_, other)| other == nonce);
+        if !is_known {
+            if known.len() == MAX_KNOWN {
+                known.pop_front();
+            }
+            known.push_back((now, *nonce));
+        }
+        is_known
     }
 
     /// The question on this one was answered.
@@ -106,19 +140,22 @@ impl Doors {
         }
     }
 
-    /// Makes room for one more of these, of which there may be `most`: the oldest goes of the address that has the most. A flood
-    /// from one place drives out itself.
-    fn make_room(&mut self, most: usize, of_these: impl Fn(&Visitor) -> bool) {
+    /// Makes room for one more on which nobody has asked: the oldest goes of the address that has the most. A flood from one
+    /// place drives out itself.
+    fn make_room(&mut self) {
+        let is_in_the_way = |visitor: &Visitor| visitor.asks.is_none();
         let mut crowds = HashMap::<_, usize>::new();
-        for visitor in self.open.iter().filter(|visitor| of_these(visitor)) {
+        for visitor in self.open.iter().filter(|visitor| is_in_the_way(visitor)) {
             *crowds.entry(visitor.from).or_default() += 1;
         }
-        if crowds.values().sum::<usize>() < most {
+        if crowds.values().sum::<usize>() < MAX_CONNECTIONS {
             return;
         }
         let largest = crowds.values().max().copied();
-        let goes =
-            self.open.iter().position(|visitor| of_these(visitor) && crowds.get(&visitor.from).copied() == largest);
+        let goes = self
+            .open
+            .iter()
+            .position(|visitor| is_in_the_way(visitor) && crowds.get(&visitor.from).copied() == largest);
         if let Some(visitor) = goes.and_then(|at| self.open.remove(at)) {
             // Whoever reads from it finds its end.
             let _ = visitor.stream.shutdown(Shutdown::Both);
@@ -261,7 +298,7 @@ fn serve(mut stream: TcpStream, number: u64, shared: &Shared) -> std::io::Result
     stream.set_nodelay(true)?;
     match &shared.answers {
         Answers::Sealed(keys, ledger) => {
-            let is_asked = |pair: &str| lock(&shared.doors).ask(number, pair);
+            let is_asked = |pair: &str, nonce: &Nonce| lock(&shared.doors).ask(Instant::now(), number, pair, nonce);
             match sealed::serve(&mut stream, keys, &**ledger, is_asked) {
                 Ok(true) => count(&shared.requests),
                 Ok(false) => {}
@@ -310,9 +347,21 @@ mod tests {
             (self.1.enter(IpAddr::V4(Ipv4Addr::new(10, 1, 0, from)), other), stream)
         }
 
+        /// A connection from `from` on which question number `nonce` comes.
+        fn ask(&mut self, from: u8, pair: &str, nonce: u64) -> (Turn, u64) {
+            let number = self.enter(from).0;
+            (self.1.ask(Instant::now(), number, pair, &numbered(nonce)), number)
+        }
+
         fn has(&self, number: u64) -> bool {
             self.1.open.iter().any(|visitor| visitor.number == number)
         }
+    }
+
+    fn numbered(number: u64) -> Nonce {
+        let mut nonce = [0; size_of::<Nonce>()];
+        nonce[..8].copy_from_slice(&number.to_le_bytes());
+        nonce
     }
 
     #[test]
@@ -320,7 +369,7 @@ mod tests {
         let mut desk = Desk(TcpListener::bind("127.0.0.1:0").unwrap(), Doors::default());
         let (machine, _kept) = desk.enter(1);
         let (asking, _kept) = desk.enter(1);
-        assert!(desk.1.ask(asking, "pair"));
+        assert_eq!(desk.1.ask(Instant::now(), asking, "pair", &numbered(0)), Turn::Now);
         let flood: Vec<_> = (0..2 * MAX_CONNECTIONS).map(|_| desk.enter(9)).collect();
         assert!(desk.has(machine) && desk.has(asking), "both have waited for longer");
         assert_eq!(desk.1.open.len(), MAX_CONNECTIONS + 1);
@@ -336,19 +385,35 @@ mod tests {
     #[test]
     fn a_pair_that_asks_a_lot_leaves_room_for_others() {
         let mut desk = Desk(TcpListener::bind("127.0.0.1:0").unwrap(), Doors::default());
-        let asks = |desk: &mut Desk, from, pair| {
-            let (number, stream) = desk.enter(from);
-            (number, desk.1.ask(number, pair), stream)
-        };
-        let other = asks(&mut desk, 1, "other");
-        // Somebody sends again what the twin at 2 had asked.
-        let genuine = asks(&mut desk, 2, "pair");
-        let again: Vec<_> = (0..2 * MAX_OF_PAIR).map(|_| asks(&mut desk, 9, "pair")).collect();
-        assert!(again.iter().all(|(_, taken, _)| *taken) && other.1 && genuine.1);
-        assert!(desk.has(other.0) && desk.has(genuine.0) && !desk.has(again[0].0));
+        let (other, genuine) = (desk.ask(1, "other", 0), desk.ask(2, "pair", 1));
+        assert_eq!((other.0, genuine.0), (Turn::Now, Turn::Now));
+        // Somebody sends again what the machines had asked once. What was begun goes on, and counts until it is answered.
+        let again: Vec<_> = (2..100).map(|nonce| desk.ask(9, "pair", nonce)).collect();
+        let taken = again.iter().filter(|(turn, _)| *turn == Turn::Now).count();
+        assert_eq!(taken, MAX_OF_ADDRESS);
+        again.iter().for_each(|(_, number)| desk.1.leave(*number));
+        assert!(desk.has(other.1) && desk.has(genuine.1));
+        // From wherever he likes.
+        let again: Vec<_> = (0..100).map(|place| desk.ask(100 + place, "pair", 100 + u64::from(place))).collect();
+        assert!(again.iter().any(|(turn, _)| *turn == Turn::Crowded));
+        assert!(desk.has(genuine.1), "it came before all of them");
         let of_pair = desk.1.open.iter().filter(|visitor| visitor.asks.as_deref() == Some("pair")).count();
         assert_eq!(of_pair, MAX_OF_PAIR);
-        // One that was driven out meanwhile asks nothing.
-        assert!(!desk.1.ask(again[0].0, "pair"));
+        assert_eq!(desk.ask(1, "other", 1).0, Turn::Now);
+        desk.1.answered(again[0].1);
+        assert_eq!(desk.ask(2, "pair", 300).0, Turn::Now);
+    }
+
+    #[test]
+    fn a_question_that_comes_again_costs_nothing() {
+        let mut desk = Desk(TcpListener::bind("127.0.0.1:0").unwrap(), Doors::default());
+        assert_eq!(desk.ask(2, "pair", 1).0, Turn::Now);
+        for _ in 0..MAX_CONNECTIONS {
+            assert_eq!(desk.ask(9, "pair", 1).0, Turn::Again);
+        }
+        assert_eq!((desk.ask(2, "pair", 2).0, desk.ask(2, "other", 1).0), (Turn::Now, Turn::Now));
+        let (later, number) = (Instant::now() + MEMORY + PATIENCE, desk.enter(2).0);
+        assert_eq!(desk.1.ask(later, number, "pair", &numbered(1)), Turn::Now, "it may have been long on its way");
+        assert_eq!(desk.1.known["pair"].len(), 1);
     }
 }

@@ -135,17 +135,19 @@ fn strangers_get_no_answer_and_no_term() {
     assert_eq!(ask(at, &question(1, 0xD, "pollux")), Ok(Answer::Granted), "nobody has taken it");
 }
 
-/// A question that somebody recorded and sends again is answered again, to nobody's use.
+/// A question that somebody recorded and sends again is not answered again: a machine draws another number for each try.
 #[test]
 fn a_question_sent_again_changes_nothing() {
     let (_directory, file, folder) = pairs();
     let server = ours(&file, &folder);
     let (first, record) = Pending::ask(&key(PAIR), question(1, 0xC, "castor").call(), [1; 24]);
-    let answers = [(); 2].map(|()| raw(server.address, &record));
-    assert_ne!(answers[0], answers[1], "a nonce came twice");
-    assert_eq!(first.open(&answers[0]), first.open(&answers[1]));
-    let (second, _) = Pending::ask(&key(PAIR), question(1, 0xC, "castor").call(), [2; 24]);
-    assert!(second.open(&answers[0]).is_err());
+    let answer = raw(server.address, &record);
+    assert_eq!(raw(server.address, &record), b"");
+    let (second, record) = Pending::ask(&key(PAIR), question(1, 0xC, "castor").call(), [2; 24]);
+    assert!(second.open(&answer).is_err());
+    let other = raw(server.address, &record);
+    assert_ne!(answer[..40], other[..40], "a nonce came twice");
+    assert_eq!(first.open(&answer), second.open(&other), "it asks anew");
     assert_eq!(ask(server.address, &question(1, 0xD, "pollux")), taken_by(0xC, "castor"));
 }
 

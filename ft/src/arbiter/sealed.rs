@@ -241,6 +241,12 @@ impl Received {
         Ok(Self { nonce: *nonce, call: call.map_err(|_| Unauthentic::Malformed)? })
     }
 
+    /// Its number, which the asker drew for it alone.
+    #[must_use]
+    pub fn nonce(&self) -> &Nonce {
+        &self.nonce
+    }
+
     /// What is asked.
     #[must_use]
     pub fn call(&self) -> &Call {
