@@ -25,6 +25,9 @@ pub(super) enum Freshness {
     Late,
 }
 
+/// By so much the newest numbers under two keys may differ: heartbeats are lost, and come in another order.
+const PLAUSIBLE: u64 = 64;
+
 /// What a machine said under one key.
 #[derive(Debug, Clone, Copy, Default)]
 struct Said {
@@ -139,7 +142,12 @@ impl Lives {
     /// Key number `at` has gone; the other one is the newest.
     pub(super) fn key_went(&mut self, at: usize) {
         for Life { said, .. } in &mut self.known {
-            *said = [said[1 - at], Said::default()];
+            let (mut kept, gone) = (said[1 - at], said[at].counter);
+            // Each heartbeat is said under both: a number far beyond is a thief's, and goes with the key.
+            if kept.counter == 0 || gone.saturating_sub(kept.counter) <= PLAUSIBLE {
+                kept.counter = kept.counter.max(gone);
+            }
+            *said = [kept, Said::default()];
         }
     }
 
@@ -231,7 +239,8 @@ mod tests {
         assert_eq!(hear_under(&mut lives, 0, 7, 5, true), Freshness::Shows);
         assert_eq!(hear_under(&mut lives, 0, 7, 6, true), Freshness::Fresh);
         lives.key_went(0);
-        assert_eq!(hear(&mut lives, 7, 6, true), Freshness::Fresh, "what was said under that one is forgotten");
+        assert_eq!(hear(&mut lives, 7, 6, true), Freshness::Late, "that was no thief");
+        assert_eq!(hear(&mut lives, 7, 7, true), Freshness::Fresh);
     }
 
     /// Somebody sends again what many former lives of the pair have said.
