@@ -221,7 +221,7 @@ impl<G: Guest> Driver<G> {
 
     /// When a disk at work should be looked at again.
     pub(crate) fn disk_ends_at(&self, host: &impl Host<G>) -> Option<Time> {
-        if self.disk.is_empty() && self.transfer.is_none() && !self.incoming.is_loaded() {
+        if self.disk.is_empty() && self.transfer.is_none() && !self.incoming.is_loaded() && self.reign.is_none() {
             None
         } else {
             host.disk_ends_at()
