@@ -64,6 +64,8 @@ pub struct DiskRequest {
     pub start: u64,
     /// Bytes on the disk, from there on; `start + len` is at most `u64::MAX`.
     pub len: u64,
+    /// What it writes is durable when it ends: the guest has no flushes.
+    pub durable: bool,
 }
 
 impl DiskRequest {

@@ -2,7 +2,7 @@
 
 use pollux_nic::{DmaMemory, MmioRegion, Registers};
 
-use crate::buffers::{ADMIN_ENTRIES, COMMANDS, DMA_ALIGNMENT, DMA_BYTES, Data, ENTRIES, Shared};
+use crate::buffers::{ADMIN_ENTRIES, COMMANDS, DMA_ALIGNMENT, DMA_BYTES, Data, ENTRIES, PAGE, Shared};
 use crate::command::{Command, Completion, Request, io};
 use crate::identify::{Controller, Geometry, Unusable};
 use crate::outcome::{Condition, Fault, Lost, OpenError, Settings, SubmitError};
@@ -13,6 +13,8 @@ use crate::setup::{IO_QUEUE, Means, Step};
 const MOST_RESETS: u32 = 3;
 /// While commands are at work and none ends, the controller is asked after so many microseconds how it is.
 const LOOK_AFTER: u64 = 10_000;
+/// The same while it is reset.
+const RESET_LOOK_AFTER: u64 = 1_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -231,6 +233,9 @@ impl<R: Registers> Nvme<R> {
 
     /// Lets the controller move: what has ended is handed to `ended`, with what it read. Commands end in any order.
     pub fn poll(&mut self, now: u64, mut ended: impl FnMut(u64, Result<Data<'_>, Lost>)) {
+        if self.state != State::Ready {
+            self.look_at = now + RESET_LOOK_AFTER;
+        }
         match self.state {
             State::Ready => self.take_completions(now, &mut ended),
             State::Stopping(until) => self.await_stop(until, now, &mut ended),
@@ -246,7 +251,7 @@ impl<R: Registers> Nvme<R> {
         match self.state {
             State::Ready => (self.at_work() > 0).then_some(self.look_at),
             State::GivenUp(_) => None,
-            State::Stopping(_) | State::Starting(_) | State::Asking(..) => Some(0),
+            State::Stopping(_) | State::Starting(_) | State::Asking(..) => Some(self.look_at),
         }
     }
 
@@ -271,8 +276,9 @@ impl<R: Registers> Nvme<R> {
         if taken > 0 {
             let head = self.shared.io.1.head();
             self.registers.write32(self.capabilities.head_doorbell(IO_QUEUE.into()), head.into());
-            self.look_at = now + LOOK_AFTER;
-        } else if self.at_work() > 0 && now >= self.look_at {
+        }
+        // Others that end say nothing of one that does not.
+        if self.at_work() > 0 && now >= self.look_at {
             self.look_at = now + LOOK_AFTER;
             self.look(now);
         }
@@ -318,6 +324,8 @@ impl<R: Registers> Nvme<R> {
 
     fn stop(&mut self, now: u64) {
         self.registers.write32(CC, 0);
+        self.registers.write32(INTMS, u32::MAX);
+        self.look_at = now;
         self.state = State::Stopping(now + self.capabilities.patience());
     }
 
@@ -371,6 +379,8 @@ impl<R: Registers> Nvme<R> {
     }
 
     fn ask(&mut self, step: Step, now: u64) {
+        // What it does not say is not what it said before.
+        self.shared.identity.copy_in(0, &[0; PAGE]);
         let means = Means {
             namespace: self.settings.namespace,
             identity: &self.shared.identity,
@@ -438,6 +448,7 @@ impl<R: Registers> Nvme<R> {
     /// Nothing is asked of this drive any more.
     fn give_up(&mut self, fault: Fault, ended: &mut impl FnMut(u64, Result<Data<'_>, Lost>)) {
         log::error!("NVMe: {fault}; the drive is given up");
+        self.registers.write32(INTMS, u32::MAX);
         self.state = State::GivenUp(fault);
         self.end_all(fault, ended);
     }

@@ -273,7 +273,8 @@ fn a_drive_arrives_with_what_was_written_meanwhile() {
     pair.b.desk.copy = CopyState::Busy;
     pair.rounds(1);
     // Of a block that is copied already.
-    let request = DiskRequest { id: 7, operation: DiskOperation::Write, start: BLOCK as u64 + 512, len: 512 };
+    let request =
+        DiskRequest { id: 7, operation: DiskOperation::Write, start: BLOCK as u64 + 512, len: 512, durable: false };
     for round in 0..60 {
         pair.round();
         if round == 3 {
