@@ -202,6 +202,12 @@ fn open_drive(config: &Config, apic: &Apic, memory: &mut HostMemory) -> Option<(
     // SAFETY: the configuration names the drive once, and no card is one.
     let mut drive = unsafe { nvme::open(choice.at, apic, memory) }.unwrap_or_else(|error| refuse_drive(&error));
     let (extent, label) = drive_extent(&mut drive, choice, &config.pair).unwrap_or_else(|error| refuse_drive(&error));
+    if config.role == StartRole::Primary
+        && let Err(why) = label.may_begin(0, choice.stale)
+    {
+        // Before it costs a term.
+        refuse(&format_args!("option 'role=primary': {why}"));
+    }
     let (nvme, route) = drive.into_parts();
     Some((Drive::new(nvme, extent, label, choice.stale), extent, route))
 }
@@ -231,8 +237,8 @@ fn drive_extent(drive: &mut OpenDrive, choice: &DriveChoice, pair: &str) -> Resu
         let label = Label::decode(&page);
         newest = newest.into_iter().chain(label).max_by_key(|label| label.sequence);
     }
-    if newest.is_none() && choice.part == Part::Whole {
-        drive.refuse_table()?;
+    if choice.part == Part::Whole {
+        drive.refuse_table(newest.map(|_| bytes / block))?;
     }
     let pair = xxh64(pair.as_bytes(), 0);
     let label = newest.unwrap_or(Label::fresh(pair, bytes));

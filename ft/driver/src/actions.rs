@@ -8,6 +8,7 @@ use crate::driver::Driver;
 use crate::guest::Guest;
 use crate::host::{Boundary, Event, Host};
 use crate::receive::Incoming;
+use crate::reign::Reign;
 use crate::steering::Steering;
 
 impl<G: Guest> Driver<G> {
@@ -38,23 +39,16 @@ impl<G: Guest> Driver<G> {
             Action::BeginTransfer => self.begin_transfer(host),
             Action::Protected | Action::Refused { .. } => {}
             Action::Unprotected { .. } => {
-                self.end_transfer();
-                self.reign_on_drive(host, false);
-                self.open_gate(host);
+                self.end_transfer(host);
+                self.reign(host, Reign::GoesOn);
             }
-            Action::Started { .. } => {
-                // It stood still until now.
-                self.reign_on_drive(host, true);
-                self.guest.begin(host.unix_time());
-                self.start_clock();
-                self.open_gate(host);
-            }
+            Action::Started { .. } => self.reign(host, Reign::Begins),
             Action::AskArbiter { term } => host.ask(term),
             Action::ArbiterNotNeeded => host.withdraw(),
             Action::OutdatedClaim { .. } => self.announce_again(),
             Action::HandedOver { .. } => self.forget_guest(host),
             Action::Beaten { .. } => {
-                self.end_transfer();
+                self.end_transfer(host);
                 self.forget_guest(host);
                 // One that had ended was out of date, too: the next one runs.
                 self.ended = false;
@@ -88,18 +82,13 @@ impl<G: Guest> Driver<G> {
         self.node.disconnected(self.now);
     }
 
-    /// Everything that is held may leave, and what comes leaves at once.
-    pub(crate) fn open_gate(&mut self, host: &mut impl Host<G>) {
-        host.open();
-        self.announcements.went_live(self.now);
-    }
-
     /// The guest held here is worthless, and so is what it said and what it was to hear.
     pub(crate) fn forget_guest(&mut self, host: &mut impl Host<G>) {
         host.close();
         host.forget_input();
         self.forget_disk(host);
         self.incoming = Incoming::default();
+        self.reign = None;
         (self.power_due, self.switch_due) = (None, false);
         self.typed.clear();
     }

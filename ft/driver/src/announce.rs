@@ -53,7 +53,7 @@ impl<G: Guest> Driver<G> {
     /// Tells the client network where the guest is, if it is time to. A machine that may have a successor is silent.
     pub(crate) fn announce(&mut self, host: &mut impl Host<G>) {
         if self.announcements.due().is_some_and(|at| at <= self.now) {
-            if self.node.role().runs_guest() && self.node.may_send(host.now()) {
+            if self.node.role().runs_guest() && self.reign.is_none() && self.node.may_send(host.now()) {
                 host.announce();
             }
             self.announcements.told(self.now);

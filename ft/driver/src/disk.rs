@@ -64,6 +64,8 @@ pub struct DiskRequest {
     pub start: u64,
     /// Bytes on the disk, from there on; `start + len` is at most `u64::MAX`.
     pub len: u64,
+    /// What it writes is durable when it ends: the guest has no flushes.
+    pub durable: bool,
 }
 
 impl DiskRequest {
@@ -221,7 +223,7 @@ impl<G: Guest> Driver<G> {
 
     /// When a disk at work should be looked at again.
     pub(crate) fn disk_ends_at(&self, host: &impl Host<G>) -> Option<Time> {
-        if self.disk.is_empty() && self.transfer.is_none() && !self.incoming.is_loaded() {
+        if self.disk.is_empty() && self.transfer.is_none() && !self.incoming.is_loaded() && self.reign.is_none() {
             None
         } else {
             host.disk_ends_at()

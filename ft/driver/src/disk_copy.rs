@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 
 use pollux_ft::disk::ADDRESS;
 use pollux_ft::message::MAX_MEMORY;
-use pollux_ft::{AppendError, Node, Time};
+use pollux_ft::{AppendError, Node, Role, Time};
 
 use crate::disk::DiskRequest;
 use crate::driver::Driver;
@@ -162,12 +162,17 @@ impl DiskCopy {
 impl<G: Guest> Driver<G> {
     /// A piece of a drive arrived, or of its label; `data` is empty for `len` zeros.
     pub(crate) fn load_disk(&mut self, host: &mut impl Host<G>, address: u64, len: u64, data: &[u8]) {
+        if self.node.role() == Role::Halted {
+            // It came together with what was refused.
+            return;
+        }
         let bytes = host.drive_bytes();
         let result = if bytes == 0 {
             Err(String::from("the state has a disk on a drive, and this machine's is none"))
         } else if address == ADDRESS {
-            self.incoming.has_label = true;
-            host.begin_copy(data)
+            let begun = host.begin_copy(data);
+            self.incoming.has_label = begun.is_ok();
+            begun
         } else {
             let start = address.checked_sub(CONTENT);
             match start.filter(|start| start.checked_add(len).is_some_and(|end| end <= pages_of(bytes))) {
@@ -192,15 +197,6 @@ impl<G: Guest> Driver<G> {
             CopyState::Busy => Ok(false),
             CopyState::Done => Ok(true),
             CopyState::Failed => Err(String::from("this machine's drive failed while the disk was copied to it")),
-        }
-    }
-
-    /// The guest lives here alone from here on: what it writes to the drive nobody else has.
-    pub(crate) fn reign_on_drive(&mut self, host: &mut impl Host<G>, creates: bool) {
-        if host.drive_bytes() > 0
-            && let Err(why) = host.drive_reigns(self.node.term(), creates)
-        {
-            self.end(host, &why);
         }
     }
 }

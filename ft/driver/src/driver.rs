@@ -13,6 +13,7 @@ use crate::guest::{Guest, PowerEvent};
 use crate::host::{Boundary, Event, Host};
 use crate::marks::Marks;
 use crate::receive::Incoming;
+use crate::reign::Reign;
 use crate::steering::{FollowedSpeed, Steering};
 use crate::transfer::Transfer;
 use crate::tuning::Tuning;
@@ -78,6 +79,8 @@ pub struct Driver<G> {
     pub(crate) transfer: Option<Transfer>,
     /// A state on its way in.
     pub(crate) incoming: Incoming,
+    /// It is to live here alone as soon as the drive says so.
+    pub(crate) reign: Option<Reign>,
     /// When to tell the client network where the guest is.
     pub(crate) announcements: Announcements,
     /// Text for the guest's console that waits for an exact stop.
@@ -106,6 +109,7 @@ impl<G: Guest> Driver<G> {
             disk: DiskRequests::default(),
             transfer: None,
             incoming: Incoming::default(),
+            reign: None,
             announcements: Announcements::default(),
             typed: Vec::new(),
             power_due: None,
@@ -119,9 +123,7 @@ impl<G: Guest> Driver<G> {
     /// Before the first turn: a guest that is live from the start begins its life, and its output may leave.
     pub fn start(&mut self, host: &mut impl Host<G>) {
         if self.duty() == Duty::Live {
-            self.reign_on_drive(host, true);
-            self.guest.begin(host.unix_time());
-            self.open_gate(host);
+            self.reign(host, Reign::Begins);
         }
     }
 
@@ -153,6 +155,7 @@ impl<G: Guest> Driver<G> {
             return Next::Wait(None);
         }
         match self.duty() {
+            Duty::Live if self.reign.is_some() => self.await_reign(host),
             Duty::Live => self.live_step(host),
             Duty::Follow => self.follow_step(host),
             Duty::Wait => {
@@ -225,6 +228,7 @@ impl<G: Guest> Driver<G> {
 
     /// The guest does not run here any more; the node may still have to tell the twin.
     pub(crate) fn guest_ends(&mut self, host: &mut impl Host<G>, reason: &str) {
+        self.reign = None;
         if !core::mem::replace(&mut self.ended, true) {
             host.observe(Event::Ended(reason), self);
         }

@@ -153,6 +153,11 @@ pub trait Disk {
         Ok(())
     }
 
+    /// How far the drive is with saying so: nothing leaves before it is durable.
+    fn reign_state(&self) -> CopyState {
+        CopyState::Done
+    }
+
     /// A new backup may have all that is on the drive from here on.
     fn drive_shared(&mut self) {}
 
@@ -192,7 +197,7 @@ pub trait Disk {
     }
 }
 
-/// How far a copy is whose last piece was handed over.
+/// How far something is that is to become durable: a copy whose last piece was handed over, or what a drive says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyState {
     /// The drive is at work.

@@ -35,6 +35,7 @@ mod live;
 pub mod marks;
 pub mod pages;
 mod receive;
+mod reign;
 pub mod rounds;
 pub mod steering;
 pub mod takeover;

@@ -8,6 +8,7 @@ use pollux_ft::{Span, Term};
 use crate::driver::Driver;
 use crate::guest::Guest;
 use crate::host::{Event, Host};
+use crate::reign::Reign;
 
 /// What a takeover was, and how long its parts took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub struct TakeoverTimes {
     pub drain: Span,
     /// To win the term.
     pub arbiter: Span,
-    /// To open the gate and tell the network.
+    /// To have the drive say so, to open the gate and to tell the network.
     pub announce: Span,
 }
 
@@ -56,17 +57,15 @@ impl<G: Guest> Driver<G> {
         // Guest time goes on from where the log ended.
         self.start_clock();
         self.marks.logged(now, position);
-        self.reign_on_drive(host, false);
-        self.open_gate(host);
         let times = TakeoverTimes {
             term: taken.term,
             planned: taken.planned,
             detect: taken.suspected.since(taken.heard),
             drain: taken.drained.since(taken.suspected),
             arbiter: now.since(taken.drained),
-            announce: host.now().since(now),
+            announce: Span(0),
         };
-        host.observe(Event::TookOver(&times), self);
+        self.reign(host, Reign::TakesOver(now, times));
         true
     }
 }

@@ -112,7 +112,6 @@ impl From<AppendError> for Fed {
 
 impl<G: Guest> Driver<G> {
     pub(crate) fn begin_transfer(&mut self, host: &mut impl Host<G>) {
-        host.forget_fetched();
         let pages = self.guest.memory().len() as u64 / PAGE_SIZE;
         let mut transfer = Transfer::new(pages, host.drive_bytes(), self.now, self.tuning.transfer);
         if self.tuning.transfer_stops {
@@ -124,8 +123,9 @@ impl<G: Guest> Driver<G> {
     }
 
     /// The transfer is over, one way or the other.
-    pub(crate) fn end_transfer(&mut self) -> Option<Transfer> {
+    pub(crate) fn end_transfer(&mut self, host: &mut impl Host<G>) -> Option<Transfer> {
         let transfer = self.transfer.take()?;
+        host.forget_fetched();
         self.guest.stop_tracking();
         Some(transfer)
     }
@@ -262,7 +262,7 @@ impl<G: Guest> Driver<G> {
     }
 
     fn transfer_done(&mut self, host: &mut impl Host<G>) {
-        let Some(transfer) = self.end_transfer() else { return };
+        let Some(transfer) = self.end_transfer(host) else { return };
         host.drive_shared();
         let now = host.now();
         self.marks.logged(now, self.guest.position());

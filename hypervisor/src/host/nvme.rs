@@ -172,12 +172,16 @@ impl OpenDrive {
         Region { first: 0, blocks: self.geometry.blocks }
     }
 
-    /// Makes sure that it has no partition table.
+    /// Makes sure that it has no partition table, but for one on its first `guests` blocks, if these are a guest's disk.
     ///
     /// # Errors
     /// It has one, or cannot be read.
-    pub fn refuse_table(&mut self) -> Result<(), DriveError> {
-        match gpt::label(self).map_err(|lost| DriveError::Read(self.bdf, lost))? {
+    pub fn refuse_table(&mut self, guests: Option<u64>) -> Result<(), DriveError> {
+        let label = match guests {
+            None => gpt::label(self),
+            Some(end) => gpt::is_divided(self, end).map(|divided| if divided { Label::Gpt } else { Label::None }),
+        };
+        match label.map_err(|lost| DriveError::Read(self.bdf, lost))? {
             Label::None => Ok(()),
             label => Err(DriveError::HasTable(self.bdf, label)),
         }

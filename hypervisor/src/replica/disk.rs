@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn requests_take_their_time_and_one_may_fail() {
         let mut disk = OwnDisk::new(Span(100), None);
-        let request = |id| DiskRequest { id, operation: DiskOperation::Read, start: 0, len: 512 };
+        let request = |id| DiskRequest { id, operation: DiskOperation::Read, start: 0, len: 512, durable: false };
         disk.begin(&request(1), &[], Time(1000));
         disk.suffer(DiskFault::Slow(Span(50)));
         disk.begin(&request(2), &[], Time(1000));

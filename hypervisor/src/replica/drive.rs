@@ -55,7 +55,9 @@ struct Job {
     data: Vec<u8>,
     /// Its commands at work.
     at_work: u32,
+    /// Resets that it has survived, and which was the last: one may lose many of its commands.
     resets: u32,
+    last_reset: u64,
     failed: Option<Lost>,
     /// Nobody waits for it any more.
     forgotten: bool,
@@ -66,8 +68,34 @@ struct Job {
 }
 
 impl Job {
+    /// One that waits; `data` is what it writes.
+    fn new(request: &DiskRequest, data: &[u8], alone: bool) -> Self {
+        let data = match request.operation {
+            DiskOperation::Read => vec![0; request.len as usize],
+            DiskOperation::Write => data.to_vec(),
+            DiskOperation::Zero | DiskOperation::Flush => Vec::new(),
+        };
+        Self {
+            request: *request,
+            next: request.start,
+            data,
+            at_work: 0,
+            resets: 0,
+            last_reset: 0,
+            failed: None,
+            forgotten: false,
+            begun: false,
+            alone,
+        }
+    }
+
     const fn end(&self) -> u64 {
         self.request.start + self.request.len
+    }
+
+    /// Whether the drive makes its blocks zero by itself; what is to be durable at once is written.
+    fn zeroes(&self, geometry: &Geometry) -> bool {
+        geometry.can_zero && !self.request.durable
     }
 
     fn is_begun(&self) -> bool {
@@ -112,32 +140,26 @@ impl<R: Registers> Drive<R> {
 
     /// Puts a request behind the others.
     pub(super) fn begin_job(&mut self, request: &DiskRequest, data: &[u8], alone: bool) {
-        let data = match request.operation {
-            DiskOperation::Read => vec![0; request.len as usize],
-            DiskOperation::Write => data.to_vec(),
-            DiskOperation::Zero | DiskOperation::Flush => Vec::new(),
-        };
-        let (request, next) = (*request, request.start);
-        let job =
-            Job { request, next, data, at_work: 0, resets: 0, failed: None, forgotten: false, begun: false, alone };
-        self.jobs.push(job);
+        self.jobs.push(Job::new(request, data, alone));
     }
 
     /// Takes in what the drive has ended, and gives it more to do.
     pub(super) fn work(&mut self, now: Time) {
         let Self { nvme, jobs, at_work, again, .. } = self;
+        let reset = nvme.faults();
         nvme.poll(now.0, |tag, result| {
             let Some(at) = at_work.iter().position(|piece| piece.tag == tag) else { return };
             let piece = at_work.swap_remove(at);
             if let Some(job) = jobs.iter_mut().find(|job| job.request.id == piece.job && job.at_work > 0)
-                && job.piece_ended(&piece, result)
+                && job.piece_ended(&piece, result, reset)
             {
                 again.push_back(piece);
             }
         });
         self.submit_all(now);
         // What has ended may have been waited for.
-        while self.finish() {
+        while self.finish() || self.complete_copy() {
+            self.mend_copies();
             self.submit_all(now);
         }
     }
@@ -158,7 +180,7 @@ impl<R: Registers> Drive<R> {
         self.ended.clear();
         self.copies.forget();
         // What the drive says of itself stays true.
-        self.forget_those(|job| !job.alone);
+        self.forget_those(|job| !copies::is_label(&job.request));
     }
 
     /// Forgets some of the requests.
@@ -215,7 +237,7 @@ impl<R: Registers> Drive<R> {
     fn next_piece(&mut self, at: usize, geometry: &Geometry) -> Piece {
         let job = &self.jobs[at];
         let most = match job.request.operation {
-            DiskOperation::Zero if geometry.can_zero => MOST_ZEROED * u64::from(geometry.block_bytes),
+            DiskOperation::Zero if job.zeroes(geometry) => MOST_ZEROED * u64::from(geometry.block_bytes),
             _ => u64::from(geometry.most_bytes),
         };
         self.next_tag += 1;
@@ -227,13 +249,13 @@ impl<R: Registers> Drive<R> {
     fn submit(&mut self, piece: Piece, now: Time) -> bool {
         let Condition::Ready(geometry) = self.nvme.condition() else { return false };
         let Some(job) = self.jobs.iter_mut().find(|job| job.request.id == piece.job) else { return true };
-        let bytes = u64::from(geometry.block_bytes);
+        let (bytes, durable) = (u64::from(geometry.block_bytes), job.request.durable);
         let (block, blocks) = ((self.extent.start + piece.start) / bytes, (piece.len / bytes) as u32);
         let command = match job.request.operation {
             DiskOperation::Read => Request::Read { block, blocks },
-            DiskOperation::Write => Request::Write { block, data: job.part(&piece), durable: false },
-            DiskOperation::Zero if geometry.can_zero => Request::Zero { block, blocks },
-            DiskOperation::Zero => Request::Write { block, data: &ZEROS[..piece.len as usize], durable: false },
+            DiskOperation::Write => Request::Write { block, data: job.part(&piece), durable },
+            DiskOperation::Zero if job.zeroes(&geometry) => Request::Zero { block, blocks },
+            DiskOperation::Zero => Request::Write { block, data: &ZEROS[..piece.len as usize], durable },
             DiskOperation::Flush => Request::Flush,
         };
         match self.nvme.submit(command, piece.tag, now.0) {
@@ -260,7 +282,7 @@ impl<R: Registers> Drive<R> {
             if job.forgotten {
                 return false;
             }
-            let DiskRequest { id, operation, start, len } = job.request;
+            let DiskRequest { id, operation, start, len, .. } = job.request;
             if id >= OWN {
                 copies.ended(&job.request, core::mem::take(&mut job.data), job.failed);
                 return false;
@@ -285,8 +307,8 @@ impl Job {
         &mut self.data[at..at + piece.len as usize]
     }
 
-    /// One of its commands has ended; whether it is to be begun again.
-    fn piece_ended(&mut self, piece: &Piece, result: Result<Data<'_>, Lost>) -> bool {
+    /// One of its commands has ended, after so many resets; whether it is to be begun again.
+    fn piece_ended(&mut self, piece: &Piece, result: Result<Data<'_>, Lost>, reset: u64) -> bool {
         self.at_work -= 1;
         match result {
             Ok(data) => {
@@ -296,15 +318,22 @@ impl Job {
                 false
             }
             // What it asks for may be done twice: nothing that overlaps with it was begun since.
-            Err(Lost::Reset(_)) if self.resets < MOST_RESETS && !self.forgotten && self.failed.is_none() => {
-                self.resets += 1;
-                true
-            }
+            Err(Lost::Reset(_)) if self.survives(reset) && !self.forgotten && self.failed.is_none() => true,
             Err(lost) => {
                 self.failed = self.failed.or(Some(lost));
                 false
             }
         }
+    }
+}
+
+impl Job {
+    /// Whether it goes on after that reset.
+    fn survives(&mut self, reset: u64) -> bool {
+        if core::mem::replace(&mut self.last_reset, reset) != reset {
+            self.resets += 1;
+        }
+        self.resets <= MOST_RESETS
     }
 }
 

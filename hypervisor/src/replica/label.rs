@@ -106,7 +106,11 @@ impl Label {
         } else if !self.reigned && !stale {
             Err("the guest lived on the other machine last: start that one first, or, if its disk is lost, say 'stale'")
         } else if self.generation != 0 && term > self.term.saturating_add(1) && !stale {
-            Err("a guest has lived elsewhere since: start that machine first, or, if its disk is lost, say 'stale'")
+            Err(
+                "the arbiter has given a term since: either a guest has lived on the other machine after this one, and that one is \
+                 to be started first; or a start that came to nothing has used it up, and this is the newest disk, or the other \
+                 one's is lost: then say 'stale'",
+            )
         } else {
             Ok(())
         }
@@ -211,7 +215,9 @@ mod tests {
         follower.end_copy(&source);
         assert!(follower.may_begin(2, false).unwrap_err().contains("other machine last"));
         assert_eq!((follower.may_begin(2, true), source.may_begin(2, false)), (Ok(()), Ok(())));
-        assert!(source.may_begin(3, false).unwrap_err().contains("elsewhere since"));
+        assert!(source.may_begin(3, false).unwrap_err().contains("given a term since"));
+        // What needs no term is known before one is asked for.
+        assert!(follower.may_begin(0, false).is_err() && source.may_begin(0, false).is_ok());
         assert_eq!(source.may_begin(3, true), Ok(()));
         // It takes over: the other one's is an older one of its own.
         follower.reign(2, 3);

@@ -388,6 +388,10 @@ impl pollux_driver::Disk for Machine {
         drive.reign(term, creates, generation, now)
     }
 
+    fn reign_state(&self) -> CopyState {
+        self.disk.drive().map_or(CopyState::Done, Drive::reign_state)
+    }
+
     fn drive_shared(&mut self) {
         if let Some(drive) = self.disk.drive_mut() {
             drive.share();

@@ -1,18 +1,22 @@
 //! The controller: from any state to one that takes commands, and back there after a fault.
 
+mod start;
+
 use pollux_nic::{DmaMemory, MmioRegion, Registers};
 
 use crate::buffers::{ADMIN_ENTRIES, COMMANDS, DMA_ALIGNMENT, DMA_BYTES, Data, ENTRIES, Shared};
 use crate::command::{Command, Completion, Request, io};
-use crate::identify::{Controller, Geometry, Unusable};
+use crate::identify::{Controller, Geometry};
 use crate::outcome::{Condition, Fault, Lost, OpenError, Settings, SubmitError};
 use crate::registers::*;
-use crate::setup::{IO_QUEUE, Means, Step};
+use crate::setup::{IO_QUEUE, Step};
 
 /// Resets in a row, without a command that went well between them, before a drive is given up.
 const MOST_RESETS: u32 = 3;
 /// While commands are at work and none ends, the controller is asked after so many microseconds how it is.
 const LOOK_AFTER: u64 = 10_000;
+/// The same while it is reset.
+const RESET_LOOK_AFTER: u64 = 1_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -231,6 +235,9 @@ impl<R: Registers> Nvme<R> {
 
     /// Lets the controller move: what has ended is handed to `ended`, with what it read. Commands end in any order.
     pub fn poll(&mut self, now: u64, mut ended: impl FnMut(u64, Result<Data<'_>, Lost>)) {
+        if self.state != State::Ready {
+            self.look_at = now + RESET_LOOK_AFTER;
+        }
         match self.state {
             State::Ready => self.take_completions(now, &mut ended),
             State::Stopping(until) => self.await_stop(until, now, &mut ended),
@@ -246,7 +253,7 @@ impl<R: Registers> Nvme<R> {
         match self.state {
             State::Ready => (self.at_work() > 0).then_some(self.look_at),
             State::GivenUp(_) => None,
-            State::Stopping(_) | State::Starting(_) | State::Asking(..) => Some(0),
+            State::Stopping(_) | State::Starting(_) | State::Asking(..) => Some(self.look_at),
         }
     }
 
@@ -271,8 +278,9 @@ impl<R: Registers> Nvme<R> {
         if taken > 0 {
             let head = self.shared.io.1.head();
             self.registers.write32(self.capabilities.head_doorbell(IO_QUEUE.into()), head.into());
-            self.look_at = now + LOOK_AFTER;
-        } else if self.at_work() > 0 && now >= self.look_at {
+        }
+        // Others that end say nothing of one that does not.
+        if self.at_work() > 0 && now >= self.look_at {
             self.look_at = now + LOOK_AFTER;
             self.look(now);
         }
@@ -318,6 +326,8 @@ impl<R: Registers> Nvme<R> {
 
     fn stop(&mut self, now: u64) {
         self.registers.write32(CC, 0);
+        self.registers.write32(INTMS, u32::MAX);
+        self.look_at = now;
         self.state = State::Stopping(now + self.capabilities.patience());
     }
 
@@ -338,106 +348,10 @@ impl<R: Registers> Nvme<R> {
         }
     }
 
-    /// See: Base Specification, 3.5.1.
-    fn start(&mut self, now: u64) {
-        let Shared { admin, io, .. } = &mut self.shared;
-        for (submissions, completions) in [admin, io] {
-            submissions.restart();
-            completions.restart();
-        }
-        let (submissions, completions) = (&self.shared.admin.0, &self.shared.admin.1);
-        let sizes = u32::from(submissions.entries() - 1) | u32::from(completions.entries() - 1) << 16;
-        self.registers.write32(AQA, sizes);
-        for (register, address) in [(ASQ, submissions.physical()), (ACQ, completions.physical())] {
-            self.registers.write32(register, address as u32);
-            self.registers.write32(register + 4, (address >> 32) as u32);
-        }
-        self.registers.write32(CC, CC_ENABLED);
-        self.state = State::Starting(now + self.capabilities.patience());
-    }
-
-    fn await_start(&mut self, until: u64, now: u64) {
-        match self.registers.read32(CSTS) {
-            u32::MAX => self.state = State::GivenUp(Fault::Gone),
-            status if status & CSTS_FATAL != 0 => self.fail(Fault::Fatal, now),
-            status if status & CSTS_READY != 0 => {
-                // The reset has let them through again.
-                self.registers.write32(INTMS, u32::MAX);
-                self.ask(Step::FIRST, now);
-            }
-            _ if now >= until => self.fail(Fault::DoesNotStart, now),
-            _ => {}
-        }
-    }
-
-    fn ask(&mut self, step: Step, now: u64) {
-        let means = Means {
-            namespace: self.settings.namespace,
-            identity: &self.shared.identity,
-            queues: (self.shared.io.0.physical(), self.shared.io.1.physical()),
-            entries: self.shared.io.0.entries(),
-            interrupts: self.settings.interrupts,
-        };
-        self.admin_id = self.admin_id.wrapping_add(1);
-        let submission = step.command(&means).encode(self.admin_id);
-        let tail = self.shared.admin.0.push(&submission);
-        self.registers.write32(self.capabilities.tail_doorbell(0), tail.into());
-        self.state = State::Asking(step, now + self.settings.patience);
-    }
-
-    fn await_answer(&mut self, step: Step, until: u64, now: u64) {
-        let Some(Completion { queue, queue_head, id, status }) = self.shared.admin.1.take() else {
-            if now >= until {
-                self.fail(Fault::Timeout, now);
-            }
-            return;
-        };
-        self.registers.write32(self.capabilities.head_doorbell(0), self.shared.admin.1.head().into());
-        let fault = if queue != 0 {
-            Fault::UnknownQueue(queue)
-        } else if queue_head >= ADMIN_ENTRIES {
-            Fault::QueueHead(queue_head)
-        } else if id != self.admin_id {
-            Fault::UnknownCommand(id)
-        } else if !status.is_ok() {
-            Fault::Refused(step.name(), status)
-        } else {
-            return self.answered(step, now);
-        };
-        self.fail(fault, now);
-    }
-
-    /// The controller did what `step` asked.
-    fn answered(&mut self, step: Step, now: u64) {
-        match step {
-            Step::IdentifyController => {
-                self.controller = Controller::read(&self.shared.identity, self.capabilities.smallest_page());
-            }
-            Step::IdentifyNamespace => {
-                let geometry = self.controller.geometry(&self.shared.identity, self.settings.namespace);
-                let before = *self.geometry.get_or_insert_with(|| geometry.unwrap_or(NONE));
-                let result = geometry.and_then(|now| if now == before { Ok(()) } else { Err(Unusable::Changed) });
-                if let Err(why) = result {
-                    // Nothing was at work since it stopped.
-                    self.registers.write32(CC, 0);
-                    self.state = State::GivenUp(Fault::Unusable(why));
-                    return;
-                }
-            }
-            Step::WantQueues | Step::CreateCompletionQueue | Step::CreateSubmissionQueue => {}
-        }
-        match step.next() {
-            Some(next) => self.ask(next, now),
-            None => {
-                self.state = State::Ready;
-                self.unmask();
-            }
-        }
-    }
-
     /// Nothing is asked of this drive any more.
     fn give_up(&mut self, fault: Fault, ended: &mut impl FnMut(u64, Result<Data<'_>, Lost>)) {
         log::error!("NVMe: {fault}; the drive is given up");
+        self.registers.write32(INTMS, u32::MAX);
         self.state = State::GivenUp(fault);
         self.end_all(fault, ended);
     }
@@ -451,6 +365,3 @@ impl<R: Registers> Nvme<R> {
         }
     }
 }
-
-/// No drive: none is equal to it.
-const NONE: Geometry = Geometry { block_bytes: 0, blocks: 0, most_bytes: 0, has_write_cache: false, can_zero: false };

@@ -7,6 +7,13 @@
 
 use core::fmt;
 
+mod crc;
+mod error;
+
+use self::crc::Crc32;
+pub use self::crc::crc32;
+pub use self::error::{Damage, GptError};
+
 /// Reads whole blocks of a drive.
 pub trait Blocks {
     /// Why they cannot be read.
@@ -129,60 +136,6 @@ pub enum Label {
     Mbr,
 }
 
-/// Why there is no such partition.
-#[derive(Debug, PartialEq, Eq)]
-pub enum GptError<E> {
-    /// The drive cannot be read.
-    Read(E),
-    /// It has no such table at all.
-    NoTable,
-    /// Neither copy of it is whole; what the first one lacks.
-    Damaged(Damage),
-    /// No partition is called so.
-    NotFound,
-    /// Several are.
-    Ambiguous,
-    /// It lies where the table does not allow one, or overlaps with another.
-    Misplaced,
-}
-
-impl<E: fmt::Display> fmt::Display for GptError<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Read(error) => write!(f, "the partition table cannot be read: {error}"),
-            Self::NoTable => f.write_str("the drive has no partition table (GPT)"),
-            Self::Damaged(damage) => write!(f, "both copies of the partition table are damaged: {damage}"),
-            Self::NotFound => f.write_str("there is no such partition"),
-            Self::Ambiguous => f.write_str("several partitions are called so: name it by its GUID"),
-            Self::Misplaced => f.write_str("the partition overlaps with another one, or with the table"),
-        }
-    }
-}
-
-/// What a copy of a table lacks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Damage {
-    /// There is none.
-    Signature,
-    /// The header's checksum is wrong.
-    HeaderChecksum,
-    /// The header says what cannot be.
-    Header,
-    /// The entries' checksum is wrong.
-    EntriesChecksum,
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Signature => "there is no header",
-            Self::HeaderChecksum => "the header's checksum is wrong",
-            Self::Header => "the header says what cannot be",
-            Self::EntriesChecksum => "the entries' checksum is wrong",
-        })
-    }
-}
-
 /// Which kind of partition table a drive has. A damaged one counts: something is there.
 ///
 /// # Errors
@@ -204,35 +157,64 @@ pub fn label<B: Blocks>(drive: &mut B) -> Result<Label, B::Error> {
     Ok(if is_mbr { Label::Mbr } else { Label::None })
 }
 
+/// Whether a drive whose first `end` blocks are a guest's disk, on which the guest may have a table of its own, was divided by
+/// somebody else since: there is a table that does not lie on that disk alone.
+///
+/// # Errors
+/// The drive cannot be read.
+pub fn is_divided<B: Blocks>(drive: &mut B, end: u64) -> Result<bool, B::Error> {
+    let mut block = [0; MAX_BLOCK];
+    let (len, last) = (drive.block_bytes(), drive.blocks().saturating_sub(1));
+    drive.read(last, &mut block[..len])?;
+    if last >= end && block.starts_with(SIGNATURE) {
+        return Ok(true);
+    }
+    if last > 0 {
+        drive.read(1, &mut block[..len])?;
+    }
+    // Where the second copy is.
+    Ok(block.starts_with(SIGNATURE) && number64(&block, 32) >= end)
+}
+
 /// Finds a partition.
 ///
 /// # Errors
 /// Why there is none that can be used.
 pub fn find<B: Blocks>(drive: &mut B, wanted: &Wanted<'_>) -> Result<Partition, GptError<B::Error>> {
     let last = drive.blocks().saturating_sub(1);
-    let read = |drive: &mut B, at| Header::read(drive, at).map_err(GptError::Read);
-    let (primary, backup) = (read(drive, 1)?, read(drive, last)?);
-    let (header, damaged) = match (primary, backup) {
-        (Ok(header), backup) => (header, backup.is_err()),
-        (Err(_), Ok(header)) => (header, true),
-        (Err(Damage::Signature), Err(Damage::Signature)) => return Err(GptError::NoTable),
-        (Err(damage), Err(_)) => return Err(GptError::Damaged(damage)),
+    let (primary, backup) = (Header::read(drive, 1), Header::read(drive, last));
+    // Where the other copy's entries are, or, if that is damaged, usually are.
+    let usual = |header: Header, entries_at| Header { entries_at, ..header };
+    let (header, other, damaged) = match (primary, backup) {
+        (Ok(Ok(header)), Ok(Ok(other))) => (header, other, false),
+        (Ok(Ok(header)), _) => (header, usual(header, last.saturating_sub(header.entry_blocks)), true),
+        (_, Ok(Ok(header))) => (header, usual(header, 2), true),
+        (Err(error), _) | (_, Err(error)) => return Err(GptError::Read(error)),
+        (Ok(Err(Damage::Signature)), Ok(Err(Damage::Signature))) => return Err(GptError::NoTable),
+        (Ok(Err(damage)), Ok(Err(_))) => return Err(GptError::Damaged(damage)),
     };
     let mut found = Ok(None);
-    header.visit(drive, |entry| {
+    header.visit(drive, |index, entry| {
         if wanted.is(entry) {
             found = match found {
-                Ok(None) => Ok(Some((entry.first(), entry.last(), entry.guid()))),
+                Ok(None) => Ok(Some((index, entry.first(), entry.last(), entry.guid()))),
                 _ => Err(GptError::Ambiguous),
             };
         }
     })?;
-    let (first, last, guid) = found?.ok_or(GptError::NotFound)?;
+    let (own, first, last, guid) = found?.ok_or(GptError::NotFound)?;
     let mut misplaced = first > last || first < header.first_usable || last > header.last_usable;
-    header.visit(drive, |entry| {
-        misplaced |= entry.guid() != guid && entry.first() <= last && first <= entry.last();
+    misplaced |= other.entries_overlap(first, last);
+    let mut twice = false;
+    header.visit(drive, |index, entry| {
+        twice |= index != own && entry.guid() == guid;
+        misplaced |= index != own && entry.first() <= last && first <= entry.last();
     })?;
-    if misplaced { Err(GptError::Misplaced) } else { Ok(Partition { first, blocks: last - first + 1, guid, damaged }) }
+    match (twice, misplaced) {
+        (true, _) => Err(GptError::Ambiguous),
+        (_, true) => Err(GptError::Misplaced),
+        _ => Ok(Partition { first, blocks: last - first + 1, guid, damaged }),
+    }
 }
 
 /// A header whose checksums are right, those of its entries as well.
@@ -243,6 +225,8 @@ struct Header {
     entries_at: u64,
     entries: u32,
     entry_bytes: u32,
+    /// Blocks that the entries take up.
+    entry_blocks: u64,
     checksum: u32,
 }
 
@@ -283,19 +267,26 @@ impl Header {
             entries_at: number64(bytes, 72),
             entries: number32(bytes, 80),
             entry_bytes: number32(bytes, 84),
+            entry_blocks: 0,
             checksum: number32(bytes, 88),
         };
+        let header = Self { entry_blocks: header.entries_len().div_ceil(bytes.len() as u64), ..header };
         let whole = header.entry_bytes.is_power_of_two()
             && (ENTRY_BYTES..=MAX_BLOCK).contains(&(header.entry_bytes as usize))
             && header.entries_len() <= MAX_ENTRIES;
-        let entries_end = header.entries_at.checked_add(header.entries_len().div_ceil(bytes.len() as u64));
+        let entries_end = header.entries_at.checked_add(header.entry_blocks);
         let in_place = number64(bytes, 24) == at
-            && header.first_usable <= header.last_usable
-            && header.last_usable < blocks
+            && (2..=header.last_usable).contains(&header.first_usable)
+            && header.last_usable < blocks - 1
             && header.entries_at > 1
             && entries_end.is_some_and(|end| end <= blocks)
-            && !entries_end.is_some_and(|end| header.entries_at <= header.last_usable && header.first_usable < end);
+            && !header.entries_overlap(header.first_usable, header.last_usable);
         if whole && in_place { Ok(header) } else { Err(Damage::Header) }
+    }
+
+    /// Whether the entries lie on some of the blocks from `first` to `last`.
+    const fn entries_overlap(&self, first: u64, last: u64) -> bool {
+        self.entries_at <= last && first < self.entries_at.saturating_add(self.entry_blocks)
     }
 
     fn entries_len(&self) -> u64 {
@@ -317,9 +308,10 @@ impl Header {
         Ok(())
     }
 
-    /// Shows the entries that are in use. What has changed since their checksum was looked at is an error.
-    fn visit<B: Blocks>(&self, drive: &mut B, mut see: impl FnMut(&Entry<'_>)) -> Result<(), GptError<B::Error>> {
-        let (size, mut buffer, mut filled, mut crc) = (self.entry_bytes as usize, [0; MAX_BLOCK], 0, Crc32::default());
+    /// Shows the entries that are in use, and which they are. What has changed since their checksum was looked at is an error.
+    fn visit<B: Blocks>(&self, drive: &mut B, mut see: impl FnMut(u32, &Entry<'_>)) -> Result<(), GptError<B::Error>> {
+        let (size, mut buffer, mut crc) = (self.entry_bytes as usize, [0; MAX_BLOCK], Crc32::default());
+        let (mut filled, mut index) = (0, 0);
         let scanned = self.scan(drive, |bytes| {
             crc.add(bytes);
             // Blocks and entries have lengths of which one is a multiple of the other.
@@ -330,8 +322,9 @@ impl Header {
                     filled = 0;
                     let entry = Entry(&buffer[..size]);
                     if entry.is_used() {
-                        see(&entry);
+                        see(index, &entry);
                     }
+                    index += 1;
                 }
             }
         });
@@ -374,39 +367,6 @@ fn number32(bytes: &[u8], at: usize) -> u32 {
 
 fn number64(bytes: &[u8], at: usize) -> u64 {
     bytes[at..].first_chunk().copied().map_or(0, u64::from_le_bytes)
-}
-
-/// CRC-32 as in IEEE 802.3; a table is small, so bit by bit is quick enough.
-#[derive(Debug, Clone, Copy)]
-struct Crc32(u32);
-
-impl Default for Crc32 {
-    fn default() -> Self {
-        Self(u32::MAX)
-    }
-}
-
-impl Crc32 {
-    fn add(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 ^= u32::from(byte);
-            for _ in 0..8 {
-                self.0 = self.0 >> 1 ^ if self.0 & 1 == 1 { 0xEDB8_8320 } else { 0 };
-            }
-        }
-    }
-
-    const fn value(self) -> u32 {
-        !self.0
-    }
-}
-
-/// CRC-32 of all of `bytes`.
-#[must_use]
-pub fn crc32(bytes: &[u8]) -> u32 {
-    let mut crc = Crc32::default();
-    crc.add(bytes);
-    crc.value()
 }
 
 #[cfg(test)]

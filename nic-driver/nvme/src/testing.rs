@@ -162,6 +162,12 @@ pub fn model(blocks: usize) -> (Port, DmaMemory) {
 }
 
 impl Hardware {
+    /// Whether it may not interrupt.
+    #[must_use]
+    pub const fn is_masked(&self) -> bool {
+        self.masked
+    }
+
     fn read(&self, offset: usize) -> u32 {
         if self.mischief == Mischief::Gone {
             return u32::MAX;

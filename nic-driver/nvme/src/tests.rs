@@ -211,6 +211,58 @@ fn a_drive_that_lies_is_reset() {
     }
 }
 
+/// A command that the drive has lost, while others go well all the time.
+#[test]
+fn a_lost_command_is_noticed_among_others_that_end() {
+    let mut bench = Bench::new();
+    bench.submit(READ, 1).unwrap();
+    bench.mischief(Mischief::Swallowed);
+    bench.carry_out();
+    let until = bench.now + Settings::default().patience + 20_000;
+    for tag in 2.. {
+        if bench.nvme.faults() > 0 {
+            break;
+        }
+        assert!(bench.now < until, "it is never noticed");
+        bench.submit(READ, tag).unwrap();
+        bench.now += 5_000;
+        bench.carry_out();
+    }
+    bench.turns(20);
+    assert!(bench.ended.contains(&(1, Err(Lost::Reset(Fault::Timeout)))) && bench.is_ready());
+}
+
+/// While it is reset it is looked at often, and not all the time.
+#[test]
+fn a_controller_that_is_reset_is_waited_for() {
+    let mut bench = Bench::new();
+    bench.port.0.borrow_mut().stops = false;
+    bench.submit(READ, 1).unwrap();
+    bench.mischief(Mischief::Queue(3));
+    bench.port.0.borrow_mut().carry_out(0);
+    bench.turns(1);
+    assert_eq!(bench.nvme.next_look(), Some(bench.now));
+    bench.turns(1);
+    assert_eq!(bench.nvme.next_look(), Some(bench.now + 1_000));
+    // Given up, it can interrupt nobody.
+    bench.now += LONG;
+    bench.turns(1);
+    assert_eq!(bench.given_up(), Some(Fault::DoesNotStop));
+    assert!(bench.port.0.borrow().is_masked());
+}
+
+/// What a drive that answers without data does not say is not what it said before.
+#[test]
+fn an_answer_without_data_says_nothing() {
+    let mut bench = Bench::with(|model| {
+        model.identity[0][..3].fill(1);
+        model.identity[0][130] = 9;
+        model.identity[1] = Vec::new();
+    });
+    bench.turns(100);
+    assert_eq!(bench.given_up(), Some(Fault::Unusable(Unusable::NoNamespace(1))));
+}
+
 #[test]
 fn a_completion_that_comes_twice_ends_nothing_else() {
     let mut bench = Bench::new();

@@ -49,7 +49,7 @@ proptest! {
         let mut at_work = [Vec::new(), Vec::new()];
         let mut told = Vec::new();
         for (id, &(operation, start, len)) in (0u64..).zip(&requests) {
-            let request = DiskRequest { id, operation, start, len };
+            let request = DiskRequest { id, operation, start, len, durable: false };
             expected.by(&request);
             twins.iter_mut().for_each(|twin| twin.add(request));
         }
@@ -117,7 +117,7 @@ proptest! {
     }
 }
 
-const WRITE: DiskRequest = DiskRequest { id: 3, operation: DiskOperation::Write, start: 0, len: 512 };
+const WRITE: DiskRequest = DiskRequest { id: 3, operation: DiskOperation::Write, start: 0, len: 512, durable: false };
 
 #[test]
 fn requests_that_overlap_wait_for_each_other_if_one_of_them_writes() {
@@ -134,7 +134,7 @@ fn requests_that_overlap_wait_for_each_other_if_one_of_them_writes() {
         (Read, 4096, Flush, 0, true),
     ];
     for (first, at, second, start, waits) in cases {
-        let request = |id, operation, start| DiskRequest { id, operation, start, len: 512 };
+        let request = |id, operation, start| DiskRequest { id, operation, start, ..WRITE };
         let (mut requests, rules) = (DiskRequests::default(), Config::default());
         assert!(requests.is_empty());
         requests.add(request(1, first, at));

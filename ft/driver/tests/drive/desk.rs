@@ -64,6 +64,10 @@ pub struct Desk {
     /// How far the copy to it is, and whether it is refused.
     pub copy: CopyState,
     pub refuses_copy: bool,
+    /// How far the drive is with saying whose it is, and whether the guest must not live on it.
+    pub reign: CopyState,
+    pub refuses_reign: bool,
+    pub forgotten_fetches: usize,
     pub reigns: Vec<(Term, bool)>,
     pub forgotten_disks: usize,
     pub forgotten_inputs: usize,
@@ -105,6 +109,9 @@ impl Desk {
             unreadable: None,
             copy: CopyState::Done,
             refuses_copy: false,
+            reign: CopyState::Done,
+            refuses_reign: false,
+            forgotten_fetches: 0,
             reigns: Vec::new(),
             forgotten_disks: 0,
             forgotten_inputs: 0,
@@ -316,7 +323,11 @@ impl Disk for Desk {
 
     fn drive_reigns(&mut self, term: Term, creates: bool) -> Result<(), String> {
         self.reigns.push((term, creates));
-        Ok(())
+        if self.refuses_reign { Err("not on this one".to_owned()) } else { Ok(()) }
+    }
+
+    fn reign_state(&self) -> CopyState {
+        self.reign
     }
 
     fn drive_label(&self) -> Vec<u8> {
@@ -338,6 +349,7 @@ impl Disk for Desk {
 
     fn forget_fetched(&mut self) {
         self.fetched.clear();
+        self.forgotten_fetches += 1;
     }
 
     fn begin_copy(&mut self, label: &[u8]) -> Result<(), String> {

@@ -4,7 +4,7 @@ use super::*;
 use pollux_driver::{DiskEnd, DiskOperation, DiskRequest, DiskStatus};
 use pollux_ft::{Entry, EntryRef, Kind, Position, disk};
 
-const WRITE: DiskRequest = DiskRequest { id: 7, operation: DiskOperation::Write, start: 0, len: 512 };
+const WRITE: DiskRequest = DiskRequest { id: 7, operation: DiskOperation::Write, start: 0, len: 512, durable: false };
 const ASKED: u64 = 200_000;
 const SCRIPT: [(u64, Step); 1] = [(ASKED, Step::Ask(WRITE))];
 const DONE: DiskEnd = DiskEnd { id: 7, status: DiskStatus::Done };

@@ -273,7 +273,8 @@ fn a_drive_arrives_with_what_was_written_meanwhile() {
     pair.b.desk.copy = CopyState::Busy;
     pair.rounds(1);
     // Of a block that is copied already.
-    let request = DiskRequest { id: 7, operation: DiskOperation::Write, start: BLOCK as u64 + 512, len: 512 };
+    let request =
+        DiskRequest { id: 7, operation: DiskOperation::Write, start: BLOCK as u64 + 512, len: 512, durable: false };
     for round in 0..60 {
         pair.round();
         if round == 3 {
@@ -311,6 +312,81 @@ fn a_drive_that_fails_or_must_not_be_overwritten_ends_it() {
         assert!(pair.a.role() == Role::Alone && pair.b.role() == Role::Halted);
         assert!(!refused || pair.b.desk.drive.iter().all(|&byte| byte == 0x77));
     }
+}
+
+/// The label of a disk that must not become this one's may arrive together with content.
+#[test]
+fn what_arrives_with_a_label_that_is_refused_is_not_stored() {
+    let mut pair = with_drives(Pair::new(&[(10, Step::Sleep)], tuning()));
+    pair.b.desk.refuses_copy = true;
+    pair.rounds(1);
+    (0..5).for_each(|_| _ = pair.a.turn());
+    assert!(pair.a.desk.stream.len() > 2 * BLOCK);
+    pair.carry();
+    pair.b.turn();
+    assert!(pair.b.desk.drive.iter().all(|&byte| byte == 0x77));
+    assert_eq!((pair.b.desk.count("Diverged"), pair.b.role()), (1, Role::Halted));
+}
+
+/// The first machine is gone; what the second does last of what comes of that.
+fn lose_a(pair: &mut Pair) -> Next {
+    let now = Time(pair.b.desk.now);
+    pair.b.driver.node_mut().disconnected(now);
+    let mut next = Next::Again;
+    for _ in 0..50 {
+        pair.b.desk.now += 100_000;
+        next = pair.b.turn();
+    }
+    next
+}
+
+/// What the guest says and a life that it begins wait until its drive says whose it is.
+#[test]
+fn the_gate_opens_when_the_drive_says_so() {
+    let mut pair = with_drives(Pair::new(&[(10, Step::Sleep)], tuning())).protect();
+    pair.b.desk.reign = CopyState::Busy;
+    pair.b.desk.disk_ends_at = Some(START * 1000);
+    let next = lose_a(&mut pair);
+    assert_eq!((pair.b.role(), &pair.b.desk.reigns[..]), (Role::Alone, &[(Term(2), false)][..]));
+    assert_eq!((pair.b.desk.mode, pair.b.desk.count("TookOver")), (Mode::Retained, 0));
+    assert!(matches!(next, Next::Wait(Some(_))));
+    let at = pair.b.position();
+    pair.b.desk.reign = CopyState::Done;
+    pair.b.rest();
+    assert_eq!((pair.b.desk.mode, pair.b.desk.count("TookOver"), pair.b.desk.announcements), (Mode::Open, 1, 1));
+    assert!(pair.b.position() >= at);
+}
+
+#[test]
+fn a_drive_that_cannot_say_whose_it_is_ends_the_guest() {
+    for refuses in [false, true] {
+        let mut pair = with_drives(Pair::new(&[(10, Step::Sleep)], tuning())).protect();
+        (pair.b.desk.reign, pair.b.desk.refuses_reign) = (CopyState::Failed, refuses);
+        lose_a(&mut pair);
+        assert_eq!((pair.b.role(), pair.b.desk.mode), (Role::Halted, Mode::Closed));
+        assert_eq!((pair.b.desk.count("TookOver"), pair.b.desk.announcements), (0, 0));
+        assert_eq!(pair.b.desk.count("Ended"), 1, "{:?}", pair.b.desk.events);
+    }
+    let config = Config { arbiter: true, ..config() };
+    let mut machine = Machine::new(Start::Primary, 1, &[], tuning(), config);
+    machine.desk.drive = vec![0; 4096];
+    machine.desk.refuses_reign = true;
+    machine.rest();
+    machine.driver.node_mut().arbiter_answered(Time(machine.desk.now), Term(1), Verdict::Granted);
+    machine.turn();
+    assert!(machine.guest().began.is_empty());
+    assert_eq!((machine.position(), machine.desk.mode, machine.desk.announcements), (0, Mode::Closed, 0));
+}
+
+#[test]
+fn blocks_that_nobody_wants_any_more_are_forgotten() {
+    let mut pair = with_drives(Pair::new(&[(10, Step::Sleep)], tuning()));
+    pair.rounds(2);
+    assert!(pair.a.driver.is_transferring());
+    let before = pair.a.desk.forgotten_fetches;
+    pair.a.driver.node_mut().disconnected(Time(START));
+    pair.a.turn();
+    assert_eq!((pair.a.driver.is_transferring(), pair.a.desk.forgotten_fetches), (false, before + 1));
 }
 
 #[test]

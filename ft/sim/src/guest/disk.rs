@@ -64,7 +64,7 @@ impl Disk {
         let InFlight { id, operation, sector, sectors, .. } =
             *self.in_flight.iter().find(|request| request.id >= self.unasked)?;
         self.unasked = id + 1;
-        Some(DiskRequest { id, operation, start: sector as u64 * SECTOR, len: sectors as u64 * SECTOR })
+        Some(DiskRequest { id, operation, start: sector as u64 * SECTOR, len: sectors as u64 * SECTOR, durable: false })
     }
 
     fn ask(&mut self, operation: DiskOperation, sector: usize, record: Record) {

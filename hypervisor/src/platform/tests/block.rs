@@ -246,6 +246,23 @@ fn a_disk_that_takes_its_time_answers_when_it_is_said_so() {
     assert_eq!((rig.status_of(0), rig.memory.disk(512, 1)), (0xEE, &[0][..]));
 }
 
+/// A driver that took no flushes is told of a write when it is durable. See: VIRTIO 1.2, 5.2.6.2.
+#[test]
+fn who_has_no_flushes_writes_through() {
+    for (features, durable) in [(VERSION_1, true), (VERSION_1 | 1 << 9, false)] {
+        let mut rig = Rig::with_disk_in(DISK, Place::Drive);
+        rig.start_disk(features);
+        for (kind, data, writes) in [(OUT, frame(512, 5), true), (WRITE_ZEROES, segment(1, 1, 0).to_vec(), true)] {
+            assert_eq!(rig.request(kind, 0, &data, 0).0, None);
+            let asked = rig.platform.next_disk_request().unwrap();
+            assert_eq!((asked.operation.writes(), asked.durable), (writes, durable && writes));
+            rig.platform
+                .disk_done(rig.now, &mut rig.memory, &[DiskEnd { id: asked.id, status: DiskStatus::Done }])
+                .unwrap();
+        }
+    }
+}
+
 /// What a drive has read reaches guest memory when the end is applied, and is no part of the state before; what it writes is
 /// what the guest asked for then.
 #[test]

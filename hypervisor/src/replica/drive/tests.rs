@@ -1,6 +1,6 @@
 use pollux_driver::CopyState;
 use pollux_ft::Term;
-use pollux_nvme::testing::{BLOCK, Mischief, Port, model};
+use pollux_nvme::testing::{BLOCK, Hardware, Mischief, Port, model};
 use pollux_nvme::{Settings, Status};
 use proptest::prelude::*;
 
@@ -16,22 +16,35 @@ struct Bench {
     port: Port,
     now: Time,
     next_id: u64,
+    durable: bool,
 }
 
 impl Bench {
     fn new(can_zero: bool) -> Self {
+        Self::with(|port| {
+            if !can_zero {
+                port.identity[0][520] = 0;
+            }
+        })
+    }
+
+    fn with(change: impl FnOnce(&mut Hardware)) -> Self {
         let (port, memory) = model(BLOCKS);
-        if !can_zero {
-            port.0.borrow_mut().identity[0][520] = 0;
-        }
+        change(&mut port.0.borrow_mut());
         let mut nvme = Nvme::new(port.clone(), memory, Settings::default(), 0).unwrap();
         (0..20).for_each(|_| nvme.poll(0, |_, _| {}));
-        Self { drive: Drive::new(nvme, EXTENT, Label::fresh(7, EXTENT.bytes), false), port, now: Time(0), next_id: 0 }
+        Self {
+            drive: Drive::new(nvme, EXTENT, Label::fresh(7, EXTENT.bytes), false),
+            port,
+            now: Time(0),
+            next_id: 0,
+            durable: false,
+        }
     }
 
     fn begin(&mut self, operation: DiskOperation, start: u64, len: u64, data: &[u8]) -> u64 {
         self.next_id += 1;
-        let request = DiskRequest { id: self.next_id, operation, start, len };
+        let request = DiskRequest { id: self.next_id, operation, start, len, durable: self.durable };
         self.drive.begin(&request, data, self.now);
         self.next_id
     }
@@ -201,6 +214,148 @@ fn a_copy_is_whole_when_all_of_it_is_durable() {
     copy.run();
     assert_eq!(copy.drive.copy_state(), CopyState::Failed);
     assert!(copy.drive.begin_copy(&[0; 4096], copy.now).is_err());
+}
+
+/// A guest that has no flushes.
+#[test]
+fn what_is_to_be_durable_is_when_it_ends() {
+    for can_zero in [true, false] {
+        let mut bench = Bench::new(can_zero);
+        let disk = |bench: &Bench| bench.port.0.borrow().durable[EXTENT.start as usize..][..300 << 10].to_vec();
+        let data = bytes(3, 300 << 10);
+        bench.durable = true;
+        bench.begin(DiskOperation::Write, 0, 300 << 10, &data);
+        assert_eq!((bench.run(), disk(&bench) == data), (vec![(1, DONE, Vec::new())], true));
+        bench.begin(DiskOperation::Zero, 0, 300 << 10, &[]);
+        assert_eq!((bench.run(), disk(&bench)), (vec![(2, DONE, Vec::new())], vec![0; 300 << 10]));
+    }
+}
+
+/// A drive to which a copy was begun, and the label of the disk that is copied.
+fn copying() -> (Bench, Label) {
+    let mut source = Label::fresh(7, EXTENT.bytes);
+    source.reign(1, 11);
+    let mut bench = Bench::new(true);
+    bench.drive.begin_copy(&source.encode(), bench.now).unwrap();
+    (bench, source)
+}
+
+fn is_whole(port: &Port) -> bool {
+    label_of(port).is_some_and(|label| label.may_begin(1, true).is_ok())
+}
+
+#[test]
+fn a_copy_that_failed_or_broke_off_is_not_whole() {
+    // A block that the drive fails, after the end of the copy was asked for.
+    let (mut bench, _) = copying();
+    bench.run();
+    assert!(!is_whole(&bench.port));
+    bench.drive.store(0, 512, &bytes(1, 512), bench.now);
+    bench.drive.end_copy(bench.now);
+    bench.port.0.borrow_mut().mischief = Mischief::Status(0x280);
+    bench.run();
+    assert_eq!((bench.drive.copy_state(), is_whole(&bench.port)), (CopyState::Failed, false));
+    // Nobody waits for it any more, and not all of it is on the drive.
+    let (mut bench, _) = copying();
+    bench.run();
+    for start in (0..1 << 20).step_by(64 << 10) {
+        bench.drive.store(start, 64 << 10, &bytes(1, 64 << 10), bench.now);
+        // As of a later round: it waits for the first.
+        bench.drive.store(start, 64 << 10, &bytes(2, 64 << 10), bench.now);
+    }
+    bench.drive.end_copy(bench.now);
+    bench.drive.forget();
+    bench.run();
+    assert!(!is_whole(&bench.port));
+}
+
+#[test]
+fn nothing_is_stored_on_a_drive_that_does_not_say_so() {
+    let start = EXTENT.start as usize;
+    // Nobody began a copy.
+    let mut bench = Bench::new(true);
+    bench.drive.store(0, 512, &bytes(1, 512), bench.now);
+    bench.run();
+    assert!(bench.port.0.borrow().disk[start..start + 512].iter().all(|&byte| byte == 0));
+    // The flush before the label fails; so do both of its copies.
+    for commands in [&[0][..], &[1, 2]] {
+        let (mut bench, _) = copying();
+        bench.drive.store(0, 512, &bytes(1, 512), bench.now);
+        for command in 0..4 {
+            if commands.contains(&command) {
+                bench.port.0.borrow_mut().mischief = Mischief::Status(0x280);
+            }
+            bench.port.0.borrow_mut().carry_out(0);
+            bench.drive.work(bench.now);
+            if command == 1 && commands.contains(&1) {
+                // The other copy, behind a flush of its own.
+                bench.port.0.borrow_mut().carry_out(0);
+                bench.drive.work(bench.now);
+            }
+        }
+        bench.drive.store(512, 512, &bytes(1, 512), bench.now);
+        bench.run();
+        assert!(bench.port.0.borrow().disk[start..start + 1024].iter().all(|&byte| byte == 0), "{commands:?}");
+        assert_eq!((bench.drive.copy_state(), bench.drive.is_behind()), (CopyState::Failed, false));
+    }
+}
+
+#[test]
+fn a_label_has_two_places_and_a_drive_that_takes_neither_is_told_of() {
+    for failing in [1, 2] {
+        let mut bench = Bench::new(true);
+        bench.drive.reign(Term(1), true, 11, bench.now).unwrap();
+        bench.begin(DiskOperation::Write, 0, 512, &bytes(1, 512));
+        assert_eq!(bench.drive.reign_state(), CopyState::Busy);
+        for _ in 0..failing {
+            bench.port.0.borrow_mut().carry_out(0);
+            bench.port.0.borrow_mut().mischief = Mischief::Status(0x280);
+            bench.drive.work(bench.now);
+            bench.port.0.borrow_mut().carry_out(0);
+            bench.drive.work(bench.now);
+        }
+        let state = if failing == 1 { CopyState::Busy } else { CopyState::Failed };
+        assert_eq!(bench.drive.reign_state(), state);
+        bench.run();
+        if failing == 1 {
+            assert_eq!(bench.drive.reign_state(), CopyState::Done);
+            assert_eq!(label_of(&bench.port), Some(*bench.drive.label()));
+        }
+    }
+}
+
+/// One reset is one, however many commands it has lost.
+#[test]
+fn a_reset_may_lose_all_that_a_request_has_at_work() {
+    for page_bits in [5, 1] {
+        let mut bench = Bench::with(|port| port.identity[0][77] = page_bits);
+        let data = bytes(4, 1 << 20);
+        bench.begin(DiskOperation::Write, 0, data.len() as u64, &data);
+        for _ in 0..3 {
+            assert!(bench.port.0.borrow().fetched.len() > 3);
+            bench.port.0.borrow_mut().mischief = Mischief::Fatal;
+            bench.port.0.borrow_mut().carry_out(0);
+            bench.now = bench.now.after(pollux_ft::Span(PATIENCE / 100));
+            (0..20).for_each(|_| bench.drive.work(bench.now));
+            // One that goes well, or the drive would be given up.
+            bench.port.0.borrow_mut().carry_out(0);
+            bench.drive.work(bench.now);
+        }
+        assert_eq!(bench.run(), [(1, DONE, Vec::new())]);
+        let start = EXTENT.start as usize;
+        assert!(bench.port.0.borrow().disk[start..start + data.len()] == data);
+        // More than that it does not survive.
+        bench.begin(DiskOperation::Write, 0, data.len() as u64, &data);
+        for _ in 0..4 {
+            bench.port.0.borrow_mut().mischief = Mischief::Fatal;
+            bench.port.0.borrow_mut().carry_out(0);
+            bench.now = bench.now.after(pollux_ft::Span(PATIENCE / 100));
+            (0..20).for_each(|_| bench.drive.work(bench.now));
+            bench.port.0.borrow_mut().carry_out(0);
+            bench.drive.work(bench.now);
+        }
+        assert_eq!(bench.run(), [(2, DiskStatus::Failed, Vec::new())]);
+    }
 }
 
 fn any_request() -> impl Strategy<Value = (u8, u64, u64)> {

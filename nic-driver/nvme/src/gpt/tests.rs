@@ -7,6 +7,8 @@ use super::*;
 struct Drive {
     block_bytes: usize,
     bytes: Vec<u8>,
+    /// Blocks that cannot be read.
+    bad: Vec<u64>,
 }
 
 impl Blocks for Drive {
@@ -21,6 +23,9 @@ impl Blocks for Drive {
     }
 
     fn read(&mut self, block: u64, bytes: &mut [u8]) -> Result<(), &'static str> {
+        if self.bad.contains(&block) {
+            return Err("a bad block");
+        }
         let start = block as usize * self.block_bytes;
         bytes.copy_from_slice(self.bytes.get(start..start + self.block_bytes).ok_or("no such block")?);
         Ok(())
@@ -47,7 +52,7 @@ fn drive(block_bytes: usize, partitions: &[(&str, u8, u64, u64)]) -> Drive {
             place.copy_from_slice(&letter.to_le_bytes());
         }
     }
-    let mut drive = Drive { block_bytes, bytes: vec![0; BLOCKS as usize * block_bytes] };
+    let mut drive = Drive { block_bytes, bytes: vec![0; BLOCKS as usize * block_bytes], bad: Vec::new() };
     drive.bytes[510..512].copy_from_slice(&[0x55, 0xAA]);
     drive.bytes[0x1C2] = 0xEE;
     for (at, other, entries_at) in [(1, BLOCKS - 1, 2), (BLOCKS - 1, 1, BLOCKS - 1 - entry_blocks)] {
@@ -127,6 +132,70 @@ fn one_damaged_copy_is_survived_and_two_are_not() {
 }
 
 #[test]
+fn one_copy_that_cannot_be_read_is_survived() {
+    let mut drive = drive(512, &TWO);
+    let wanted = Wanted::Name("boot");
+    for block in [1, 3, BLOCKS - 1, BLOCKS - 33 + 1] {
+        drive.bad = vec![block];
+        assert_eq!(find(&mut drive, &wanted).map(|found| (found.first, found.damaged)), Ok((40, true)), "{block}");
+    }
+    drive.bad = vec![1, BLOCKS - 1];
+    assert_eq!(find(&mut drive, &wanted), Err(GptError::Read("a bad block")));
+}
+
+/// Changes both headers, and makes their checksums right again.
+fn with_headers(mut drive: Drive, change: impl Fn(&mut [u8])) -> Drive {
+    for at in [512, (BLOCKS as usize - 1) * 512] {
+        let header = &mut drive.bytes[at..at + 512];
+        change(header);
+        header[16..20].fill(0);
+        let checksum = crc32(&header[..92]);
+        header[16..20].copy_from_slice(&checksum.to_le_bytes());
+    }
+    drive
+}
+
+#[test]
+fn tables_that_let_partitions_lie_on_themselves_are_refused() {
+    let find = |place: usize, value: u64, partition| {
+        let drive = drive(512, &[partition]);
+        let mut drive = with_headers(drive, |header| header[place..place + 8].copy_from_slice(&value.to_le_bytes()));
+        find(&mut drive, &Wanted::Name("a"))
+    };
+    assert_eq!(find(40, 34, ("a", 1, 34, 99)).map(|found| found.first), Ok(34));
+    // Up to the header of the second copy, and on the entries of the other one.
+    assert_eq!(find(48, BLOCKS - 1, ("a", 1, 40, 99)), Err(GptError::Damaged(Damage::Header)));
+    assert!(find(48, BLOCKS - 2, ("a", 1, 40, BLOCKS - 2)).is_err());
+    assert!(find(40, 1, ("a", 1, 40, 99)).is_err());
+    assert!(find(40, 4, ("a", 1, 4, 99)).is_err());
+}
+
+#[test]
+fn two_partitions_with_one_guid_are_no_name() {
+    let mut drive = drive(512, &[("a", 1, 40, 99), ("b", 1, 90, 199)]);
+    assert_eq!(find(&mut drive, &Wanted::Name("a")), Err(GptError::Ambiguous));
+    assert_eq!(find(&mut drive, &Wanted::Guid(guid(1))), Err(GptError::Ambiguous));
+}
+
+/// A table of the guest's own lies on its disk; one that somebody else made reaches further.
+#[test]
+fn a_drive_that_was_divided_since_is_noticed() {
+    let whole = drive(512, &TWO);
+    assert_eq!(is_divided(&mut whole.clone(), BLOCKS - 8), Ok(true));
+    let mut first = whole.clone();
+    first.bytes[(BLOCKS as usize - 1) * 512..].fill(0);
+    assert_eq!(is_divided(&mut first, BLOCKS - 8), Ok(true));
+    let mut second = whole;
+    second.bytes[512..1024].fill(0);
+    assert_eq!(is_divided(&mut second, BLOCKS - 8), Ok(true));
+    second.bytes[(BLOCKS as usize - 1) * 512..].fill(0);
+    assert_eq!(is_divided(&mut second, BLOCKS - 8), Ok(false));
+    // The guest's, whose second copy is its disk's last block.
+    first.bytes[512 + 32..512 + 40].copy_from_slice(&(BLOCKS - 9).to_le_bytes());
+    assert_eq!(is_divided(&mut first, BLOCKS - 8), Ok(false));
+}
+
+#[test]
 fn what_cannot_be_is_refused() {
     let refused = |partitions: &[_], name| find(&mut drive(512, partitions), &Wanted::Name(name)).unwrap_err();
     assert_eq!(refused(&[("a", 1, 40, 99), ("a", 2, 100, 199)], "a"), GptError::Ambiguous);
@@ -139,7 +208,7 @@ fn what_cannot_be_is_refused() {
 
 #[test]
 fn drives_without_a_table_are_told_apart() {
-    let mut empty = Drive { block_bytes: 512, bytes: vec![0; 100 * 512] };
+    let mut empty = Drive { block_bytes: 512, bytes: vec![0; 100 * 512], bad: Vec::new() };
     assert_eq!(find(&mut empty, &Wanted::Name("a")), Err(GptError::NoTable));
     assert_eq!(label(&mut empty), Ok(Label::None));
     empty.bytes[510..512].copy_from_slice(&[0x55, 0xAA]);
@@ -147,7 +216,7 @@ fn drives_without_a_table_are_told_apart() {
     empty.bytes[0x1D2] = 0x83;
     assert_eq!(label(&mut empty), Ok(Label::Mbr));
     for blocks in [1, 2] {
-        let mut tiny = Drive { block_bytes: 512, bytes: vec![0; blocks * 512] };
+        let mut tiny = Drive { block_bytes: 512, bytes: vec![0; blocks * 512], bad: Vec::new() };
         assert_eq!(find(&mut tiny, &Wanted::Name("a")), Err(GptError::NoTable));
         assert_eq!(label(&mut tiny), Ok(Label::None));
     }
@@ -176,7 +245,7 @@ proptest! {
     fn any_drive_is_read(bytes in prop::collection::vec(any::<u8>(), 512..4096)) {
         let mut bytes = bytes;
         bytes.resize(bytes.len().next_multiple_of(512), 0);
-        let mut drive = Drive { block_bytes: 512, bytes };
+        let mut drive = Drive { block_bytes: 512, bytes, bad: Vec::new() };
         let _ = (find(&mut drive, &Wanted::Name("a")), label(&mut drive));
     }
 }

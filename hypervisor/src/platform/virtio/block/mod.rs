@@ -192,7 +192,8 @@ impl<B: Backend> Device for Block<B> {
         put(56, &[1]);
     }
 
-    fn start(&mut self, _: u64, queues: &mut [Queue], memory: &mut GuestMemory) -> Result<(), QueueError> {
+    fn start(&mut self, features: u64, queues: &mut [Queue], memory: &mut GuestMemory) -> Result<(), QueueError> {
+        self.requests.writes_through = features & F_FLUSH == 0;
         queues.iter_mut().filter(|queue| queue.enabled()).try_for_each(|queue| queue.want_notify(memory, true))
     }
 

@@ -55,6 +55,8 @@ pub(super) struct Requests<B> {
     next_id: u64,
     /// The next one that is to be asked of the machine's disk. Not part of the state.
     unasked: u64,
+    /// The driver has no flushes: what it writes is durable when it ends. See: 5.2.6.2.
+    pub(super) writes_through: bool,
     /// A hash of everything that was ever written, in order: it tells disks apart at once, while their contents are compared
     /// in rotation.
     written: u64,
@@ -66,7 +68,7 @@ pub(super) struct Requests<B> {
 impl<B: Backend> Requests<B> {
     pub(super) fn new(backend: B) -> Self {
         let (in_flight, spare, stats) = (Vec::new(), Vec::new(), DiskStats::default());
-        Self { backend, in_flight, next_id: 0, unasked: 0, written: 0, spare, stats }
+        Self { backend, in_flight, next_id: 0, unasked: 0, writes_through: false, written: 0, spare, stats }
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -127,7 +129,8 @@ impl<B: Backend> Requests<B> {
             Operation::Zero => DiskOperation::Zero,
             Operation::Flush => DiskOperation::Flush,
         };
-        Some(DiskRequest { id: *id, operation, start: request.start, len: request.len })
+        let durable = self.writes_through && operation.writes();
+        Some(DiskRequest { id: *id, operation, start: request.start, len: request.len, durable })
     }
 
     /// Whether there is one.
@@ -234,6 +237,7 @@ impl<B: Backend> State for Requests<B> {
             return Err(StateError::BadValue("the size of the disk"));
         }
         v.u64(&mut self.written)?;
+        v.bool(&mut self.writes_through)?;
         v.u64(&mut self.next_id)?;
         let mut count = self.in_flight.len() as u32;
         v.u32(&mut count)?;
