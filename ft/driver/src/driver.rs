@@ -161,7 +161,7 @@ impl<G: Guest> Driver<G> {
             Duty::Wait => {
                 self.clear_old(self.tuning.pages_a_turn);
                 self.join_if_complete(host);
-                Next::Wait(self.disk_ends_at(host))
+                Next::Wait(if self.incoming.is_loaded() { self.disk_ends_at(host) } else { None })
             }
         }
     }

@@ -46,6 +46,8 @@ impl<G: Guest> Driver<G> {
         // The last round may just have ended.
         if self.transfer_stops_guest() && self.guest.is_settled() {
             self.transfer_step(host);
+            // Else what has ended is due for ever, and nobody sleeps.
+            self.poll_disk(host);
             return match self.transfer {
                 // The client card says nothing when it has room again.
                 Some(_) if host.has_ready() => self.retry(),

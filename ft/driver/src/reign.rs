@@ -41,6 +41,7 @@ impl<G: Guest> Driver<G> {
             None => Next::Again,
             Some(_) => {
                 self.steering.note_pause();
+                self.poll_disk(host);
                 Next::Wait(self.disk_ends_at(host))
             }
         }
