@@ -14,10 +14,11 @@ use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+use super::boot::BootHost;
 use super::capture::Capture;
 use super::delay::DelayQueue;
 use super::forward::{Forwarder, Tokens};
-use super::lan::{ARBITER, Destination, HOST, HostEnd, Lan, Way};
+use super::lan::{ARBITER, BOOT, Destination, HOST, HostEnd, Lan, Way};
 use super::link::LinkChange;
 use super::port::{Opening, Port};
 use super::relay::{self, Relay};
@@ -101,10 +102,11 @@ impl Engine {
             Some((own, target)) => Some(Box::new(Relay::new(own, target, relay::LARGE, config.seed, RELAYS[2])?)),
             None => None,
         };
+        let boot = config.boot.as_ref().map(BootHost::new).transpose()?.map(Box::new);
         let [client_arbiter, log_arbiter] = [arbiter(Network::Client)?, arbiter(Network::Log)?];
         let lans = [
-            Lan::new(Network::Client, client, host, [client_arbiter, None], client_capture),
-            Lan::new(Network::Log, log, HostEnd::None, [log_arbiter, station], log_capture),
+            Lan::new(Network::Client, client, host, [client_arbiter, None], boot, client_capture),
+            Lan::new(Network::Log, log, HostEnd::None, [log_arbiter, station], None, log_capture),
         ];
         let engine = Self {
             poll,
@@ -160,6 +162,7 @@ impl Engine {
             self.receive();
             self.forward();
             self.relay();
+            self.boot();
             self.flush_captures(self.now >= self.flush_at);
         }
     }
@@ -194,7 +197,8 @@ impl Engine {
         let relays =
             self.lans.iter().flat_map(|lan| lan.relays.iter().flatten()).filter_map(|relay| relay.stack.deadline());
         let ports = self.lans.iter().flat_map(|lan| lan.slots.iter().filter_map(Port::flush_at));
-        let next = [forwarder, captures].into_iter().flatten().chain(relays).chain(ports).min();
+        let boot = self.lans.iter().find_map(|lan| lan.boot.as_ref()?.deadline());
+        let next = [forwarder, captures, boot].into_iter().flatten().chain(relays).chain(ports).min();
         Ok(next.map(|next| next.saturating_sub(now)))
     }
 
@@ -305,6 +309,18 @@ impl Engine {
                         relay.stack.recycle(frame);
                     }
                 }
+            }
+        }
+    }
+
+    /// Lets the host that machines boot from work, and takes its frames.
+    fn boot(&mut self) {
+        let mut way = Way { now: self.now, rng: &mut self.rng, queue: &mut self.queue, registry: self.poll.registry() };
+        for lan in &mut self.lans {
+            let Some(boot) = &mut lan.boot else { continue };
+            boot.poll(self.now);
+            for frame in boot.take_frames() {
+                lan.enter(BOOT, &frame, &mut way);
             }
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use mio::Registry;
 
+use super::boot::BootHost;
 use super::capture::Capture;
 use super::delay::DelayQueue;
 use super::forward::Forwarder;
@@ -24,7 +25,9 @@ pub const HOST: usize = SLOTS;
 pub const ARBITER: usize = SLOTS + 1;
 /// The number of the port of a host that a recording goes to, or comes from.
 pub const STATION: usize = SLOTS + 2;
-const PORTS: usize = STATION + 1;
+/// The number of the port of the host that machines boot from.
+pub const BOOT: usize = STATION + 1;
+const PORTS: usize = BOOT + 1;
 
 /// What is attached to the clients' port.
 pub enum HostEnd {
@@ -63,6 +66,8 @@ pub struct Lan {
     pub host: HostEnd,
     /// The hosts at the ports [`ARBITER`] and [`STATION`]; without one the switch does not have its port.
     pub relays: [Option<Box<Relay>>; 2],
+    /// The host at the port [`BOOT`]; without one the switch does not have its port.
+    pub boot: Option<Box<BootHost>>,
     stats: [PortStats; PORTS],
     /// Records every legal frame as it enters the switch, before loss and delay.
     pub capture: Option<Capture<File>>,
@@ -77,6 +82,7 @@ impl Lan {
         slots: [Port; SLOTS],
         host: HostEnd,
         relays: [Option<Box<Relay>>; 2],
+        boot: Option<Box<BootHost>>,
         capture: Option<Capture<File>>,
     ) -> Self {
         let mut ports = PortSet::first(SLOTS);
@@ -86,6 +92,9 @@ impl Lan {
         for (port, _) in (ARBITER..).zip(&relays).filter(|(_, relay)| relay.is_some()) {
             ports = ports.with(port);
         }
+        if boot.is_some() {
+            ports = ports.with(BOOT);
+        }
         Self {
             network,
             switch: Switch::new(ports),
@@ -94,6 +103,7 @@ impl Lan {
             slots,
             host,
             relays,
+            boot,
             stats: [PortStats::default(); PORTS],
             capture,
             latest: [[Duration::ZERO; PORTS]; PORTS],
@@ -123,9 +133,9 @@ impl Lan {
         self.relays[0].as_deref()
     }
 
-    /// What was counted. Recordings are none of the pair's traffic.
+    /// What was counted. Recordings and what machines boot from are none of the pair's traffic.
     pub fn stats(&self) -> NetworkStats {
-        let [slots @ .., host, arbiter, _station] = self.stats;
+        let [slots @ .., host, arbiter, _station, _boot] = self.stats;
         let not_captured = self.capture.as_ref().map_or(0, |capture| capture.skipped);
         NetworkStats { network: self.network, slots, host, arbiter, not_captured, moves: self.switch.moves() }
     }
@@ -187,6 +197,10 @@ impl Lan {
             port.send(frame, now, registry)
         } else {
             let taken = match (&mut self.host, Header::parse(frame)) {
+                _ if egress == BOOT => self.boot.as_mut().is_some_and(|boot| {
+                    boot.receive(frame, now);
+                    true
+                }),
                 _ if egress >= ARBITER => {
                     self.relays[egress - ARBITER].as_mut().is_some_and(|relay| relay.receive(frame))
                 }

@@ -6,9 +6,10 @@
 //! Clients come either through the forwarder (local TCP and UDP ports, no privileges) or through a kernel tap interface
 //! (root).
 //!
-//! `link`, `switch`, `delay`, `capture`, `frame` and `forward::recovery` are pure; sockets are touched only by
+//! `link`, `switch`, `delay`, `capture`, `frame`, `boot` (but for the files) and `forward::recovery` are pure; sockets are touched only by
 //! `port`, `tap`, `forward`, `relay` and `engine`.
 
+mod boot;
 mod capture;
 mod delay;
 mod engine;
@@ -34,6 +35,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+pub use boot::BootConfig;
 pub use link::{LinkChange, LinkSettings};
 pub use stats::{FabricStats, NetworkStats, PortStats};
 
@@ -220,6 +222,8 @@ pub struct FabricConfig {
     pub arbiter: Option<[SocketAddr; 2]>,
     /// A host on the log network that recordings go to or come from: its address there, and where it leads.
     pub station: Option<(SocketAddrV4, SocketAddr)>,
+    /// What machines boot from at a host on the client network, if they do.
+    pub boot: Option<BootConfig>,
     /// Captures from the first frame on.
     pub capture: Option<CaptureConfig>,
     /// Seed of loss, jitter, duplication and reordering.

@@ -22,7 +22,7 @@ use self::machine::{News, Software, Stage, Unpacking};
 use crate::output::say;
 use crate::rig::accelerator;
 use crate::rig::directory::PrivateDirectory;
-use crate::rig::emulator::{Emulator, Hardware, RtcClock};
+use crate::rig::emulator::{Boot, Emulator, Hardware, RtcClock};
 use crate::rig::options::{REPLAY_HEARTBEAT, REPLAY_SUSPECT};
 use crate::rig::recording::Setup;
 use crate::rig::{Slot, printable};
@@ -122,7 +122,7 @@ fn emulator(arguments: &ReplayArgs, setup: &Setup) -> Result<Emulator> {
         On::Qemu => {
             let (wish, nic) = setup.wish();
             let (accelerator, _) = accelerator::choose(wish, &accelerator::nested_kvm(Path::new("/")))?;
-            Emulator::Qemu(accelerator, Hardware { nic, rtc: RtcClock::Host })
+            Emulator::Qemu(accelerator, Hardware { nic, rtc: RtcClock::Host, boot: Boot::Kernel })
         }
     })
 }

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::options::{GUEST_ADDRESS, GUEST_PORT};
 use super::{SLOTS, Slot};
 use crate::net::{
-    CaptureConfig, Fabric, FabricConfig, Forward, ForwardConfig, Host, LinkPart, LinkSettings, LinkStatus, LinkTarget,
-    NetworkStats, Plug, PortStats, Transport,
+    BootConfig, CaptureConfig, Fabric, FabricConfig, Forward, ForwardConfig, Host, LinkPart, LinkSettings, LinkStatus,
+    LinkTarget, NetworkStats, Plug, PortStats, Transport,
 };
 pub use crate::net::{FabricStats, LinkChange, Network, arbiter_address};
 use crate::units::{format_duration, parse_duration};
@@ -124,6 +124,8 @@ pub struct NetworkConfig<'a> {
     pub arbiter: Option<[SocketAddr; 2]>,
     /// A host on the log network that recordings go to or come from: its address there, and where it leads.
     pub station: Option<(SocketAddrV4, SocketAddr)>,
+    /// What machines boot from, if they do over the network.
+    pub boot: Option<BootConfig>,
     /// Seed of all randomness.
     pub seed: u64,
 }
@@ -148,6 +150,7 @@ impl Networks {
             host,
             arbiter: config.arbiter,
             station: config.station,
+            boot: config.boot.clone(),
             capture: config.captures.map(CaptureConfig::new),
             seed: config.seed,
         })?;

@@ -154,7 +154,7 @@ pub enum Disk {
 
 impl Disk {
     /// The value of `disk=`.
-    fn option(self) -> String {
+    pub fn option(self) -> String {
         match self {
             Self::Ram(bytes) => format!("ram:{}", format_size(bytes)),
             Self::Image(_) => "image".to_owned(),
@@ -394,7 +394,7 @@ impl Slot {
     }
 
     /// Its own address on the client network.
-    fn client_address(self) -> &'static str {
+    pub fn client_address(self) -> &'static str {
         ["10.0.2.21", "10.0.2.22"][self.index()]
     }
 
@@ -420,9 +420,10 @@ impl FromStr for Slot {
 mod tests {
     use super::*;
     use crate::rig::accelerator::Accelerator;
-    use crate::rig::emulator::{Hardware, NicModel, RtcClock};
+    use crate::rig::emulator::{Boot, Hardware, NicModel, RtcClock};
 
-    const QEMU: Emulator = Emulator::Qemu(Accelerator::Tcg, Hardware { nic: NicModel::E1000, rtc: RtcClock::Host });
+    const QEMU: Emulator =
+        Emulator::Qemu(Accelerator::Tcg, Hardware { nic: NicModel::E1000, rtc: RtcClock::Host, boot: Boot::Kernel });
 
     fn common(given: Vec<GivenOption>) -> Common {
         Common {

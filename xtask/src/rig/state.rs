@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use super::arbiter::{Arbiter, Choice};
 use super::control;
 use super::directory::{Directory, PrivateDirectory};
-use super::emulator::{Card, MachineSpec, Purpose};
+use super::emulator::{Card, MachineSpec, Purpose, network_files};
 use super::history::{History, Record};
 use super::logs::tail;
 use super::machine::{Lines, Machine};
@@ -25,7 +25,9 @@ use super::recording::{RECORDER, Recording, Setup};
 use super::roles::Role;
 use super::snapshot::{Notice, TakeoverEntry};
 use super::{Config, Event, SLOTS, Slot, probe};
-use crate::net::Forward;
+use crate::boot_server::dhcp::{Client, parse_mac};
+use crate::net::{BootConfig, Forward, Network};
+use crate::netboot;
 use crate::output::{complain, say};
 use crate::secret::Secret;
 use crate::units::format_bytes;
@@ -86,6 +88,7 @@ impl Rig {
         let options = &config.options;
         let arbiter = Arbiter::start(choice, directory.path(), options.pair(), options.key.as_ref())?;
         let recording = start_recording(&config)?;
+        let boot = config.emulator.boots_by_network().then(|| network_boot(&config, private.path())).transpose()?;
         let networks = Networks::start(&NetworkConfig {
             transport: config.emulator.transport(),
             sockets: private.path(),
@@ -94,6 +97,7 @@ impl Rig {
             tap: config.tap.as_deref(),
             arbiter: arbiter.as_ref().map(Arbiter::addresses),
             station: recording.as_ref().map(|recording| (RECORDER, recording.address())),
+            boot,
             seed: config.seed,
         })?;
         let (sender, events) = mpsc::sync_channel(QUEUE);
@@ -318,7 +322,7 @@ impl Rig {
     /// How much memory a machine needs that is started with `options`.
     fn machine_memory_mib(&self, options: &CommandLine) -> Result<u64> {
         let files = self.config.guest.len()?;
-        Ok(options.machine_memory(&self.config.options, files) >> 20)
+        Ok((options.machine_memory(&self.config.options, files) + self.config.emulator.firmware_memory()) >> 20)
     }
 
     fn handle(&mut self, event: Event) -> Result<()> {
@@ -406,6 +410,22 @@ impl Drop for Rig {
             }
         }
     }
+}
+
+/// Writes what all machines boot over the network into the directory that is `private`.
+fn network_boot(config: &Config, private: &Path) -> Result<BootConfig> {
+    let directory = network_files(private);
+    let machines = SLOTS.map(|slot| (slot.name(), slot.mac(Network::Client)));
+    netboot::Common { hypervisor: &config.hypervisor, guest: &config.guest, machines: &machines }.write(&directory)?;
+    let clients = SLOTS.map(boot_client).into_iter().collect::<Result<_>>()?;
+    Ok(BootConfig { directory, clients })
+}
+
+/// A machine that boots: at its own address.
+fn boot_client(slot: Slot) -> Result<Client> {
+    let mac = parse_mac(slot.mac(Network::Client)).context("a machine's MAC address")?;
+    let address = slot.client_address().parse().context("a machine's address")?;
+    Ok(Client { mac, address, prefix: 24 })
 }
 
 /// Begins to record, if that was asked for.

@@ -14,7 +14,7 @@ use crate::output::{complain, say};
 use crate::rig::accelerator::{self, Wish};
 use crate::rig::arbiter::Choice;
 use crate::rig::directory::{Directory, UDP_PORT, latest_link};
-use crate::rig::emulator::{Emulator, Hardware, NicModel, RtcClock};
+use crate::rig::emulator::{Boot, Emulator, Hardware, NicModel, RtcClock};
 use crate::rig::options::{GUEST_PORT, parse_forward};
 use crate::rig::software::{COUNTER, Software, SoftwareArgs};
 use crate::rig::{Config, Rig};
@@ -39,6 +39,9 @@ pub struct QemuArgs {
     /// The model of the network cards
     #[arg(long, value_enum, default_value_t = NicModel::E1000e)]
     nic: NicModel,
+    /// What the machines boot from, and by which firmware
+    #[arg(long, value_enum, default_value_t = Boot::Kernel)]
+    boot: Boot,
     /// What runs the machines' wall clocks: `vm`, for what is measured in instructions
     #[arg(long, value_enum, default_value_t = RtcClock::Host, hide = true)]
     rtc: RtcClock,
@@ -118,7 +121,7 @@ pub struct RunArgs {
 /// Runs a rig in QEMU until somebody ends it.
 pub fn qemu(arguments: QemuArgs) -> Result<()> {
     let (accelerator, why) = accelerator::choose(arguments.accel, &accelerator::nested_kvm(Path::new("/")))?;
-    let hardware = Hardware { nic: arguments.nic, rtc: arguments.rtc };
+    let hardware = Hardware { nic: arguments.nic, rtc: arguments.rtc, boot: arguments.boot };
     run(Emulator::Qemu(accelerator, hardware), &why, arguments.run)
 }
 

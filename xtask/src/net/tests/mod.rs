@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn config(dir: &TempDir, host: Host) -> FabricConfig {
     let (transport, sockets) = (Transport::Unix, dir.path().to_owned());
-    FabricConfig { transport, sockets, host, arbiter: None, station: None, capture: None, seed: 1 }
+    FabricConfig { transport, sockets, host, arbiter: None, station: None, boot: None, capture: None, seed: 1 }
 }
 
 /// The sockets of a port of a fabric with [`config`].
