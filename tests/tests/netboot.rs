@@ -2,16 +2,20 @@
 //! boots the same way again.
 
 use std::fs;
+use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use pollux_tests::resp::Client;
 use pollux_tests::rig::{Platform, Rig, TAKEOVER_LIMIT, fresh_directory};
 use pollux_tests::{skip, xtask};
 
 /// Firmware and loader run in software, two of each side by side.
-const BOOT_LIMIT: Duration = Duration::from_secs(240);
+const BOOT_LIMIT: Duration = Duration::from_secs(360);
 /// How long a client waits for its answer.
 const ANSWER: Duration = Duration::from_secs(20);
 /// What the ways to boot need.
@@ -128,5 +132,72 @@ fn a_wrong_pair_is_refused_by_line_before_anything_is_written() -> Result<()> {
     let (made, text) = netboot(&directory)?;
     ensure!(!made && text.contains("pair.toml:16: 10.1.9.2/24 is not in the log network of its twin"), "{text}");
     ensure!(!directory.join("served").exists(), "something was written");
+    Ok(())
+}
+
+/// A file by TFTP from the server at this port; none if it is refused. Asks again until there is a server.
+fn fetch(port: u16, name: &str) -> Result<Option<Vec<u8>>> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+    let (deadline, mut file, mut expected) = (Instant::now() + BOOT_LIMIT, Vec::new(), 1u16);
+    let request = [b"\0\x01", name.as_bytes(), b"\0octet\0"].concat();
+    let mut packet = [0; 1500];
+    loop {
+        ensure!(Instant::now() < deadline, "no answer");
+        if expected == 1 {
+            // Nobody may be there yet.
+            let _ = socket.send_to(&request, ("127.0.0.1", port));
+        }
+        let Ok((len, from)) = socket.recv_from(&mut packet) else { continue };
+        match packet[..len] {
+            [0, 3, high, low, ref data @ ..] if u16::from_be_bytes([high, low]) == expected => {
+                file.extend_from_slice(data);
+                socket.send_to(&[0, 4, high, low], from)?;
+                expected += 1;
+                if data.len() < 512 {
+                    return Ok(Some(file));
+                }
+            }
+            [0, 3, ..] => {}
+            [0, 5, ..] => return Ok(None),
+            ref other => bail!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_desk_serves_what_was_made_and_nothing_else() -> Result<()> {
+    if Platform::get() != Platform::Qemu {
+        return skip("it needs no emulator");
+    }
+    let directory = write_pair("netboot-serve", "10.1.0.2/24")?;
+    let [config, out] = ["pair.toml", "served"].map(|name| directory.join(name).display().to_string());
+    let sockets = [(); 3].map(|()| UdpSocket::bind("127.0.0.1:0"));
+    let mut ports = Vec::new();
+    for socket in sockets {
+        ports.push(socket?.local_addr()?.port());
+    }
+    let mut command = xtask::command();
+    command.args(["netboot", "--config", &config, "--out", &out, "--serve", "--address", "127.0.0.1", "--ports"]);
+    command.args(ports.iter().map(u16::to_string)).stdout(Stdio::null()).stdin(Stdio::null());
+    let mut desk = command.spawn()?;
+    let look = || -> Result<()> {
+        for name in ["boot.ipxe", "/machines/castor/key", "pollux"] {
+            let file = fetch(ports[2], name)?.with_context(|| format!("{name} is refused"))?;
+            ensure!(
+                file == fs::read(directory.join("served").join(name.trim_start_matches('/')))?,
+                "{name} is another one"
+            );
+        }
+        for name in ["../pair.key", "/../pair.toml", "grub", "none"] {
+            ensure!(fetch(ports[2], name)?.is_none(), "{name} is served");
+        }
+        Ok(())
+    };
+    let looked = look();
+    kill(Pid::from_raw(desk.id().cast_signed()), Signal::SIGINT)?;
+    let status = desk.wait()?;
+    looked?;
+    ensure!(status.success(), "{status}");
     Ok(())
 }
