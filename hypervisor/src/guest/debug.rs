@@ -96,7 +96,9 @@ impl Guest {
         self.debugger.stop = None;
         let passed = (stops == Stops::Ahead).then_some(self.position());
         self.debugger.run = Some(Run { until, armed: stops != Stops::None, passed });
-        self.debugger.keeps = self.vcpu.keep_pages(&[]);
+        // Any page will do to find out.
+        self.debugger.keeps = self.vcpu.keep_pages(&[(Gpa(0), Right::Execute)]);
+        self.vcpu.keep_pages(&[]);
         let mut watches = core::mem::take(&mut self.debugger.watches);
         for watch in &mut watches {
             watch.bytes = self.peek(watch.linear, watch.len as usize);
