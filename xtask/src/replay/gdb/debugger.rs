@@ -86,6 +86,18 @@ pub struct Debugger<M> {
     pub machine: M,
     breaks: Vec<u64>,
     watches: Vec<(u64, u64)>,
+    found: Found,
+}
+
+/// Where going back would lead, as far as the recording was looked through.
+#[derive(Debug, Default)]
+struct Found {
+    /// For these.
+    stops: (Vec<u64>, Vec<(u64, u64)>),
+    /// Up to this position.
+    until: u64,
+    /// In order.
+    places: Vec<(u64, Halt)>,
 }
 
 /// Asked now and then whether to give up.
@@ -94,7 +106,7 @@ pub type Interrupted<'a> = &'a mut dyn FnMut() -> bool;
 impl<M: Machine> Debugger<M> {
     /// Nothing is set.
     pub fn new(machine: M) -> Self {
-        Self { machine, breaks: Vec::new(), watches: Vec::new() }
+        Self { machine, breaks: Vec::new(), watches: Vec::new(), found: Found::default() }
     }
 
     /// Adds or removes an instruction to stop at. The same may be there several times.
@@ -109,12 +121,17 @@ impl<M: Machine> Debugger<M> {
         self.apply_stops()
     }
 
-    fn apply_stops(&mut self) -> Result<()> {
+    fn stops(&self) -> (Vec<u64>, Vec<(u64, u64)>) {
         let (mut breaks, mut watches) = (self.breaks.clone(), self.watches.clone());
         breaks.sort_unstable();
         breaks.dedup();
         watches.sort_unstable();
         watches.dedup();
+        (breaks, watches)
+    }
+
+    fn apply_stops(&mut self) -> Result<()> {
+        let (breaks, watches) = self.stops();
         self.machine.set_stops(&breaks, &watches)
     }
 
@@ -164,24 +181,11 @@ impl<M: Machine> Debugger<M> {
     /// Back to the last stop before this position: to an instruction to stop at, or before a change of watched memory.
     pub fn go_back(&mut self, interrupted: Interrupted<'_>) -> Result<Halt> {
         let now = self.machine.position();
-        self.machine.rewind()?;
-        let mut last: Option<(u64, Halt)> = None;
-        let mut stops = Stops::Ahead;
-        while self.machine.position() < now {
-            let stop = self.machine.run(now, stops, interrupted)?;
-            let position = self.machine.position();
-            let found = match stop {
-                Stop::Arrived => break,
-                Stop::Break(address) => (position, Halt::Break(address)),
-                Stop::Watch(address) => (position.saturating_sub(1), Halt::Watch(address)),
-                Stop::Input(address) => (position, Halt::Watch(address)),
-                other => return Ok(halt(other, Halt::Stepped)),
-            };
-            stops = if matches!(found.1, Halt::Break(_)) { Stops::Ahead } else { Stops::All };
-            if found.0 < now && last.as_ref().is_none_or(|last| last.0 <= found.0) {
-                last = Some(found);
-            }
+        let known = self.found.until >= now && self.found.stops == self.stops();
+        if !known && let Some(halt) = self.look_through(now, interrupted)? {
+            return Ok(halt);
         }
+        let last = self.found.places.iter().rfind(|(position, _)| *position < now).cloned();
         let Some((position, found)) = last else {
             self.machine.rewind()?;
             return Ok(Halt::Begin);
@@ -190,6 +194,31 @@ impl<M: Machine> Debugger<M> {
             Halt::Stepped => Ok(found),
             other => Ok(other),
         }
+    }
+
+    /// Finds all stops up to the position `now`, or says why it could not.
+    fn look_through(&mut self, now: u64, interrupted: Interrupted<'_>) -> Result<Option<Halt>> {
+        self.found = Found::default();
+        self.machine.rewind()?;
+        let mut places: Vec<(u64, Halt)> = Vec::new();
+        let mut stops = Stops::Ahead;
+        while self.machine.position() < now {
+            let stop = self.machine.run(now, stops, interrupted)?;
+            let position = self.machine.position();
+            let place = match stop {
+                Stop::Arrived => break,
+                Stop::Break(address) => (position, Halt::Break(address)),
+                Stop::Watch(address) => (position.saturating_sub(1), Halt::Watch(address)),
+                Stop::Input(address) => (position, Halt::Watch(address)),
+                other => return Ok(Some(halt(other, Halt::Stepped))),
+            };
+            stops = if matches!(place.1, Halt::Break(_)) { Stops::Ahead } else { Stops::All };
+            // The instruction that changes something may be one to stop at: then that comes last on the way back.
+            let at = places.partition_point(|(known, _)| *known <= place.0);
+            places.insert(at, place);
+        }
+        self.found = Found { stops: self.stops(), until: now, places };
+        Ok(None)
     }
 
     /// Goes to where a stop was found. An instruction that comes behind an event, such as the first of an interrupt's handler,

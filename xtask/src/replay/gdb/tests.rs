@@ -150,6 +150,14 @@ proptest! {
         // What was set is still set.
         let unset = debugger.machine.breaks.is_empty() && debugger.machine.watches.is_empty();
         prop_assert_eq!(unset, breaks.is_empty() && !watches);
+        // What was found is not looked for again, and is the same.
+        let rewinds = debugger.machine.rewinds;
+        let first = expected.unwrap_or(0);
+        let earlier = (0..first).rev().find(is_stop).unwrap_or(0);
+        debugger.go_back(&mut NEVER.clone()).unwrap();
+        prop_assert_eq!(debugger.machine.position(), begin + earlier as u64);
+        prop_assert!(debugger.machine.rewinds <= rewinds + 1);
+        debugger.go_to(begin + first as u64, &mut NEVER.clone()).unwrap();
         // Forward again from there leads to a stop at or before where it was, if there was one.
         if expected.is_some() && at < script.len() - 1 {
             let stop = debugger.go_on(&mut NEVER.clone()).unwrap();
