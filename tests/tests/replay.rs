@@ -70,8 +70,8 @@ impl Debugged {
     }
 }
 
-/// A stock GDB looks at `file` by this script; `None` where there is none.
-fn debug(file: &Path, script: &str) -> Result<Option<Debugged>> {
+/// A stock GDB, which takes the symbols of `image`, looks at `file` by this script; `None` where there is none.
+fn debug(file: &Path, image: &Path, script: &str) -> Result<Option<Debugged>> {
     let _place = desk::take(1);
     let mut server = xtask::command();
     server.arg("replay").arg(file).arg("--gdb").stdout(Stdio::piped());
@@ -90,7 +90,6 @@ fn debug(file: &Path, script: &str) -> Result<Option<Debugged>> {
         &path,
         format!("set confirm off\nset pagination off\nset language c\n{target}\n{script}\ndetach\n"),
     )?;
-    let image = Artefacts::get().path("counter")?;
     let gdb = Command::new("gdb").args(["-nx", "-batch", "-x"]).arg(&path).arg(image).output();
     let gdb = match gdb {
         Ok(output) => output,
@@ -140,7 +139,7 @@ fn look_with_gdb(file: &Path) -> Result<()> {
         x/1xb 0xffffffff00000000"
     );
     let script: String = script.lines().map(|line| format!("{}\n", line.trim())).collect();
-    let Some(said) = debug(file, &script)? else { return Ok(()) };
+    let Some(said) = debug(file, Artefacts::get().path("counter")?, &script)? else { return Ok(()) };
     let [called, first, step, back] = ["called", "first", "step", "back"].map(|word| said.numbers(word));
     let [second, before, again] = ["second", "before", "again"].map(|word| said.numbers(word));
     let (called, first, second) = (called?, first?, second?);
@@ -199,5 +198,35 @@ fn a_recorded_boot_of_debian_runs_again() -> Result<()> {
     rig.stop()?;
     let (well, said) = replay(&file, &[])?;
     ensure!(well && said.contains("session 1 is EQUAL"), "{said}");
+    let bounds = said.split(", positions ").nth(1).and_then(|rest| rest.split(", ").next()).context("positions")?;
+    let (begin, end) = bounds.split_once(" to ").context("two positions")?;
+    look_at_linux(&file, begin.parse()?, end.parse()?)
+}
+
+/// An instruction of Linux, wherever the guest is in the middle of the recording, is found from the beginning on; the time
+/// before is found from the end.
+fn look_at_linux(file: &Path, begin: u64, end: u64) -> Result<()> {
+    let middle = begin + (end - begin) / 2;
+    let script = format!(
+        "monitor position {middle}
+        maintenance flush register-cache
+        set $address = $rip
+        printf \"middle %llu %llu\\n\", $position, (unsigned long long) $address
+        x/2i $rip
+        monitor position {begin}
+        maintenance flush register-cache
+        tbreak *$address
+        continue
+        printf \"found %llu %llu\\n\", $position, (unsigned long long) $rip
+        stepi
+        reverse-stepi
+        printf \"again %llu %llu\\n\", $position, (unsigned long long) $rip"
+    );
+    let script: String = script.lines().map(|line| format!("{}\n", line.trim())).collect();
+    let Some(said) = debug(file, Path::new("/dev/null"), &script)? else { return Ok(()) };
+    let [middle, found, again] = ["middle", "found", "again"].map(|word| said.numbers(word));
+    let (middle, found) = (middle?, found?);
+    ensure!(found[1] == middle[1] && (begin..=middle[0]).contains(&found[0]) && again? == found);
+    ensure!(said.server.contains("session 1 is EQUAL"), "the guest is not what was recorded");
     Ok(())
 }
