@@ -254,7 +254,8 @@ impl Guest {
         self.exits.count(entered.exit);
         // A stop is exact when the limit ended the run; before that a host interrupt may have come in the middle of
         // the delivery of a fault, where the count is ambiguous.
-        self.settled = self.position() == stop;
+        // Not with an event undelivered: it is no part of a state.
+        self.settled = self.position() == stop && (entered.exit.is_own() || !self.vcpu.has_undelivered());
         // A translation that the next instruction needs may be missed before the stop is: the stop comes first, and it will
         // be missed again.
         let early = self.settled && matches!(entered.exit, Exit::PageFault { .. }) && !self.vcpu.has_undelivered();
@@ -366,7 +367,7 @@ impl Guest {
     ///
     /// Whoever goes on from here and whoever loads it have the same translations: none.
     pub fn save(&mut self) -> alloc::vec::Vec<u8> {
-        assert!(self.settled, "a state was saved away from an exact stop");
+        assert!(self.settled && !self.vcpu.has_undelivered(), "a state was saved away from an exact stop");
         self.restart_paging();
         self.platform.take_end(&self.memory);
         let mut machine = MachineState::of(self);
