@@ -6,6 +6,7 @@
 //! * on arrival at a position, timers that are due fire (`Guest::fire_due`), before anything is applied there;
 //! * an interrupt is offered to the CPU just before entry.
 
+mod broken;
 mod exits;
 mod look;
 mod mmio;
@@ -62,6 +63,8 @@ pub struct Guest {
     /// Bytes of RAM that were zeroed for a reset to come.
     cleared: u64,
     exits: ExitCounts,
+    /// The rule that is switched off.
+    broken: Option<broken::Broken>,
 }
 
 impl fmt::Debug for Guest {
@@ -139,6 +142,7 @@ impl Guest {
             settled: true,
             crash: None,
             exits: ExitCounts::default(),
+            broken: None,
         }
     }
 
@@ -230,6 +234,7 @@ impl Guest {
             self.halted = false;
             self.vcpu.offer_interrupt(interrupt);
             let exit = self.enter(target, interrupt, &mut out);
+            self.mend();
             // Not only after the exits that host interrupts cause: in Bochs they end no entry of a guest that keeps its
             // own off, and one that leaves often would keep us from them for ever.
             host = (self.let_in)();
@@ -332,11 +337,16 @@ impl Guest {
 
     /// Applies a received frame. The guest stands at an exact stop.
     pub fn packet_in(&mut self, frame: &[u8]) {
+        self.slip();
+        if self.tear(frame) {
+            return;
+        }
         self.apply(|platform, memory| platform.packet_in(memory, frame));
     }
 
     /// Applies console input. The guest stands at an exact stop.
     pub fn console_in(&mut self, bytes: &[u8]) {
+        self.slip();
         self.apply(|platform, _| platform.console_in(bytes));
     }
 

@@ -1,5 +1,6 @@
 //! What ends a run, with a CPU that exits as it is told.
 
+mod broken;
 mod ends;
 
 use alloc::boxed::Box;
