@@ -150,7 +150,7 @@ impl Guest {
     }
 
     fn read_tsc(&mut self, with_aux: bool) -> Done {
-        let tsc = self.platform.tsc(self.now());
+        let tsc = self.platform.tsc(self.now()).wrapping_add(self.clock_error());
         self.set_low(gpr::RAX, tsc as u32);
         self.set_low(gpr::RDX, (tsc >> 32) as u32);
         if with_aux {

@@ -6,6 +6,7 @@
 //! * on arrival at a position, timers that are due fire (`Guest::fire_due`), before anything is applied there;
 //! * an interrupt is offered to the CPU just before entry.
 
+mod broken;
 mod debug;
 mod exits;
 mod look;
@@ -65,6 +66,8 @@ pub struct Guest {
     cleared: u64,
     exits: ExitCounts,
     debugger: debug::Debugger,
+    /// The rule that is switched off.
+    broken: Option<broken::Broken>,
 }
 
 impl fmt::Debug for Guest {
@@ -143,6 +146,7 @@ impl Guest {
             crash: None,
             exits: ExitCounts::default(),
             debugger: debug::Debugger::default(),
+            broken: None,
         }
     }
 
@@ -235,6 +239,7 @@ impl Guest {
             self.halted = false;
             self.vcpu.offer_interrupt(interrupt);
             let exit = self.enter(limit, interrupt, &mut out);
+            self.mend();
             entered = true;
             if self.debug_exit(exit).is_err() {
                 return Stop::Host;
@@ -263,7 +268,8 @@ impl Guest {
         self.exits.count(entered.exit);
         // A stop is exact when the limit ended the run; before that a host interrupt may have come in the middle of
         // the delivery of a fault, where the count is ambiguous.
-        self.settled = self.position() == stop;
+        // Not with an event undelivered: it is no part of a state.
+        self.settled = self.position() == stop && (entered.exit.is_own() || !self.vcpu.has_undelivered());
         // A translation that the next instruction needs may be missed before the stop is: the stop comes first, and it will
         // be missed again.
         let early = self.settled && matches!(entered.exit, Exit::PageFault { .. }) && !self.vcpu.has_undelivered();
@@ -340,11 +346,16 @@ impl Guest {
 
     /// Applies a received frame. The guest stands at an exact stop.
     pub fn packet_in(&mut self, frame: &[u8]) {
+        self.slip();
+        if self.tear(frame) {
+            return;
+        }
         self.apply(|platform, memory| platform.packet_in(memory, frame));
     }
 
     /// Applies console input. The guest stands at an exact stop.
     pub fn console_in(&mut self, bytes: &[u8]) {
+        self.slip();
         self.apply(|platform, _| platform.console_in(bytes));
     }
 
@@ -375,7 +386,7 @@ impl Guest {
     ///
     /// Whoever goes on from here and whoever loads it have the same translations: none.
     pub fn save(&mut self) -> alloc::vec::Vec<u8> {
-        assert!(self.settled, "a state was saved away from an exact stop");
+        assert!(self.settled && !self.vcpu.has_undelivered(), "a state was saved away from an exact stop");
         self.restart_paging();
         self.platform.take_end(&self.memory);
         let mut machine = MachineState::of(self);

@@ -1,5 +1,6 @@
 //! What ends a run, with a CPU that exits as it is told.
 
+mod broken;
 mod debug;
 mod ends;
 
@@ -38,6 +39,8 @@ struct Script {
     mode: Mode,
     lent: Lent,
     injected: bool,
+    /// So many deliveries are interrupted when the limit is reached.
+    interrupted: u32,
     /// A trap behind an emulated instruction comes next.
     trapped: bool,
     cr2: u64,
@@ -78,6 +81,9 @@ impl Vcpu for Script {
         });
         // Delivered, unless a translation was missed for that.
         self.injected &= matches!(exit, Exit::PageFault { .. });
+        if exit == Exit::Interrupted && self.interrupted > 0 {
+            (self.injected, self.interrupted) = (true, self.interrupted - 1);
+        }
         Entered { exit, ticks, interrupt_taken: false, exception_taken: false }
     }
 
@@ -171,6 +177,7 @@ fn script(exits: &[Exit]) -> Script {
         mode: Mode::default(),
         lent: Lent::default(),
         injected: false,
+        interrupted: 0,
         trapped: false,
         cr2: 0,
         way: debug::Way::default(),
@@ -246,6 +253,18 @@ fn a_translation_that_is_missed_at_a_stop_belongs_to_the_next_run() {
     let mut guest = guest(&[Exit::PageFault { linear: 0, error_code: 0 }], false);
     assert_eq!(guest.run(Position(100), &mut Nothing), Stop::Target);
     assert!(guest.is_settled() && guest.crash().is_none());
+}
+
+/// What was not delivered is no part of a state.
+#[test]
+fn a_stop_is_none_before_an_event_is_delivered() {
+    for deliveries in 0..4 {
+        let mut guest = guest(&[], false);
+        guest.vcpu = Box::new(Script { interrupted: deliveries, ..script(&[]) });
+        assert_eq!(guest.run(Position(100), &mut Nothing), Stop::Target);
+        assert!(guest.is_settled() && !guest.vcpu.has_undelivered());
+        assert_eq!(guest.position(), Position(100));
+    }
 }
 
 #[test]

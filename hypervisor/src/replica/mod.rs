@@ -43,7 +43,8 @@ use self::machine::Machine;
 use self::monitor::{Command, Monitor};
 use self::recorder::Recorder;
 use self::status::Figures;
-use crate::config::{BrokenRule, Config, Disk, StartRole};
+use crate::broken::BrokenRule;
+use crate::config::{Config, Disk, StartRole};
 use crate::guest::Guest;
 use crate::host::apic::Apic;
 use crate::host::clock::{self, WallClock};
@@ -156,11 +157,11 @@ impl Replica {
 
     /// Runs for ever.
     pub fn run(mut self) -> ! {
-        if let Some(client) = &mut self.machine.client
-            && self.machine.config.broken_rule == Some(BrokenRule::OutputRule)
-        {
-            log::warn!("the output rule is switched off: clients may see replies that get lost");
-            client.nic().break_output_rule(true);
+        if let Some(rule) = self.machine.config.broken_rule {
+            log::warn!("break={}: a rule is switched off, {}", rule.name(), rule.warning());
+            if let Some(client) = self.machine.client.as_mut().filter(|_| rule == BrokenRule::OutputRule) {
+                client.nic().break_output_rule(true);
+            }
         }
         if self.machine.link.is_some() && !self.driver.node().is_secure() {
             log::warn!("INSECURE: this pair has no key: everybody on the log network can decide who runs the guest");
