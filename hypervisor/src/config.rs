@@ -19,6 +19,7 @@ pub use self::arbiter::{ArbiterOptions, Routes};
 pub use self::values::Cidr;
 pub(crate) use self::values::duration;
 use self::values::{bytes_of_hex, cold_start, disk, mac, number, one_of, recorder, short, size};
+use crate::broken::BrokenRule;
 use crate::counter::choose::Wanted;
 use crate::extended;
 use crate::host::pci::Bdf;
@@ -41,23 +42,6 @@ pub enum StartRole {
     Solo,
     /// Runs the exact-stop property test on the guest image, twice, and ends.
     Stops,
-}
-
-/// A rule that is switched off, for tests and teaching only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BrokenRule {
-    /// Output leaves without waiting for the twin.
-    OutputRule,
-}
-
-impl BrokenRule {
-    /// Its name, as `break=` takes it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::OutputRule => "output-rule",
-        }
-    }
 }
 
 /// The guest's disk.
@@ -334,8 +318,10 @@ impl Config {
             "clock" if value == "rtc" => {}
             "clock" => return Err(bad("this version knows only rtc")),
             "monitor" => self.monitor = one_of(value, &[("com2", true), ("none", false)]).map_err(|text| bad(&text))?,
-            "break" if value == "output-rule" => self.broken_rule = Some(BrokenRule::OutputRule),
-            "break" => return Err(bad("the only rule that can be broken is output-rule")),
+            "break" => {
+                let names = BrokenRule::ALL.map(|rule| (rule.name(), Some(rule)));
+                self.broken_rule = one_of(value, &names).map_err(|text| bad(&text))?;
+            }
             "test-commands" => self.test_commands = one_of(value, ON_OFF).map_err(|text| bad(&text))?,
             "stops" => self.stops = number(value).map_err(bad)?,
             "seed" => self.seed = number(value).map_err(bad)?,
@@ -461,6 +447,7 @@ impl Config {
             alone_after: self.alone_after,
             record_bytes: if self.record.is_some() { RECORD_BYTES } else { 0 },
             follows_only: self.role == StartRole::Replay,
+            goes_live_undrained: self.broken_rule == Some(BrokenRule::Drain),
             ..usual
         }
     }

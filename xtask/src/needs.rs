@@ -76,6 +76,8 @@ pub enum Need {
     QemuImg,
     /// A reader of captures, for tests of our dissector.
     Tshark,
+    /// GDB, for a test of recordings under it.
+    Gdb,
     /// A C++ compiler, which builds libFuzzer.
     Cxx,
 }
@@ -93,7 +95,7 @@ pub enum State {
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Target,
         Self::Qemu,
         Self::Bochs,
@@ -106,6 +108,7 @@ impl Need {
         Self::CardRoms,
         Self::QemuImg,
         Self::Tshark,
+        Self::Gdb,
         Self::Cxx,
     ];
 
@@ -113,7 +116,14 @@ impl Need {
     pub fn is_optional(self) -> bool {
         matches!(
             self,
-            Self::Etcd | Self::Protoc | Self::Uefi | Self::CardRoms | Self::QemuImg | Self::Tshark | Self::Cxx
+            Self::Etcd
+                | Self::Protoc
+                | Self::Uefi
+                | Self::CardRoms
+                | Self::QemuImg
+                | Self::Tshark
+                | Self::Gdb
+                | Self::Cxx
         )
     }
 
@@ -132,6 +142,7 @@ impl Need {
             Self::CardRoms => "boot ROMs of QEMU's cards (optional)",
             Self::QemuImg => "qemu-img (optional)",
             Self::Tshark => "tshark (optional)",
+            Self::Gdb => "gdb (optional)",
             Self::Cxx => "C++ compiler (optional)",
         }
     }
@@ -151,6 +162,7 @@ impl Need {
             Self::CardRoms => "cargo xtask qemu --boot pxe and uefi-pxe, and their tests",
             Self::QemuImg => "--disk-format qcow2, and its test",
             Self::Tshark => "tests of the dissector for Wireshark",
+            Self::Gdb => "recordings under GDB, and their test",
             Self::Cxx => "cargo xtask fuzz",
         }
     }
@@ -182,6 +194,7 @@ impl Need {
             Self::CardRoms => Ok(card_roms_state()),
             Self::QemuImg => Ok(version_line("qemu-img")?.map_or(State::Missing, State::Present)),
             Self::Tshark => Ok(version_line("tshark")?.map_or(State::Missing, State::Present)),
+            Self::Gdb => Ok(version_line("gdb")?.map_or(State::Missing, State::Present)),
             Self::Cxx => Ok(version_line("c++")?.map_or(State::Missing, State::Present)),
         }
     }
@@ -201,6 +214,7 @@ impl Need {
             Self::CardRoms => apt(&["ipxe-qemu"]),
             Self::QemuImg => apt(&["qemu-utils"]),
             Self::Tshark => apt(&["tshark"]),
+            Self::Gdb => apt(&["gdb"]),
             Self::Cxx => apt(&["g++"]),
         }
     }
