@@ -1,6 +1,7 @@
 //! The rig itself.
 
 mod answer;
+mod boot;
 mod keys;
 mod news;
 mod revive;
@@ -15,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use super::arbiter::{Arbiter, Choice};
 use super::control;
 use super::directory::{Directory, PrivateDirectory};
-use super::emulator::{Card, MachineSpec, Purpose, network_files};
+use super::emulator::{Card, MachineSpec, Purpose};
 use super::history::{History, Record};
 use super::logs::tail;
 use super::machine::{Lines, Machine};
@@ -25,9 +26,7 @@ use super::recording::{RECORDER, Recording, Setup};
 use super::roles::Role;
 use super::snapshot::{Notice, TakeoverEntry};
 use super::{Config, Event, SLOTS, Slot, probe};
-use crate::boot_server::dhcp::{Client, parse_mac};
-use crate::net::{BootConfig, Forward, Network};
-use crate::netboot;
+use crate::net::Forward;
 use crate::output::{complain, say};
 use crate::secret::Secret;
 use crate::units::format_bytes;
@@ -88,7 +87,7 @@ impl Rig {
         let options = &config.options;
         let arbiter = Arbiter::start(choice, directory.path(), options.pair(), options.key.as_ref())?;
         let recording = start_recording(&config)?;
-        let boot = config.emulator.boots_by_network().then(|| network_boot(&config, private.path())).transpose()?;
+        let boot = config.emulator.boots_by_network().then(|| boot::prepare(&config, private.path())).transpose()?;
         let networks = Networks::start(&NetworkConfig {
             transport: config.emulator.transport(),
             sockets: private.path(),
@@ -410,22 +409,6 @@ impl Drop for Rig {
             }
         }
     }
-}
-
-/// Writes what all machines boot over the network into the directory that is `private`.
-fn network_boot(config: &Config, private: &Path) -> Result<BootConfig> {
-    let directory = network_files(private);
-    let machines = SLOTS.map(|slot| (slot.name(), slot.mac(Network::Client)));
-    netboot::Common { hypervisor: &config.hypervisor, guest: &config.guest, machines: &machines }.write(&directory)?;
-    let clients = SLOTS.map(boot_client).into_iter().collect::<Result<_>>()?;
-    Ok(BootConfig { directory, clients })
-}
-
-/// A machine that boots: at its own address.
-fn boot_client(slot: Slot) -> Result<Client> {
-    let mac = parse_mac(slot.mac(Network::Client)).context("a machine's MAC address")?;
-    let address = slot.client_address().parse().context("a machine's address")?;
-    Ok(Client { mac, address, prefix: 24 })
 }
 
 /// Begins to record, if that was asked for.
