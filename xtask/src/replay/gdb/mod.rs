@@ -81,11 +81,16 @@ impl Wire {
         }
     }
 
-    /// Whether GDB says something, or is gone.
+    /// Whether GDB says something, or is gone. That it has got an answer is nothing.
     fn speaks(&self) -> bool {
-        match self.stream.peek(&mut [0]) {
-            Ok(_) => true,
-            Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+        let mut byte = [0];
+        loop {
+            match self.stream.peek(&mut byte) {
+                Ok(1) if byte == *b"+" => drop((&self.stream).read(&mut byte)),
+                Ok(_) => return true,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return error.kind() != ErrorKind::WouldBlock,
+            }
         }
     }
 
