@@ -43,7 +43,7 @@ impl Guest {
     /// Handles an exit of the guest's own. Returns whether the guest stands at an exact stop now.
     pub(super) fn handle(&mut self, exit: Exit, out: &mut Noting<'_>) -> bool {
         let done = match exit {
-            Exit::Interrupted | Exit::Overflow | Exit::Stepped => return false,
+            Exit::Interrupted | Exit::Overflow | Exit::Stepped | Exit::Kept => return false,
             Exit::Memory { gpa } => self.device_access(gpa, out),
             Exit::Io(io) => self.port_access(io, out),
             Exit::Cpuid => self.cpuid(),

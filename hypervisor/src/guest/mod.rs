@@ -7,6 +7,7 @@
 //! * an interrupt is offered to the CPU just before entry.
 
 mod broken;
+mod debug;
 mod exits;
 mod look;
 mod mmio;
@@ -34,6 +35,7 @@ use crate::platform::{GuestTime, Outputs, Platform, PowerEvent};
 use crate::state::{self, State, StateError, Visitor};
 
 pub use crate::cpu::EXIT_KINDS;
+pub use debug::{DebugStop, Stops};
 pub use exits::ExitCounts;
 pub use pollux_driver::Stop;
 
@@ -63,6 +65,7 @@ pub struct Guest {
     /// Bytes of RAM that were zeroed for a reset to come.
     cleared: u64,
     exits: ExitCounts,
+    debugger: debug::Debugger,
     /// The rule that is switched off.
     broken: Option<broken::Broken>,
 }
@@ -142,6 +145,7 @@ impl Guest {
             settled: true,
             crash: None,
             exits: ExitCounts::default(),
+            debugger: debug::Debugger::default(),
             broken: None,
         }
     }
@@ -209,7 +213,7 @@ impl Guest {
     /// Runs until exactly `target`, or until something else ends the run. Does nothing when the guest is there.
     pub fn run(&mut self, target: Position, out: &mut dyn Outputs) -> Stop {
         let mut out = Noting { inner: out, frames: false, power: None };
-        let mut host = false;
+        let (mut host, mut entered) = (false, false);
         loop {
             if self.crash.is_some() {
                 return Stop::Crashed;
@@ -220,6 +224,7 @@ impl Guest {
             if out.frames || self.platform.has_disk_request() {
                 return Stop::Output;
             }
+            let Ok(limit) = self.debug_limit(target, entered) else { return Stop::Host };
             if self.position() >= target && !self.is_delivering() {
                 return Stop::Target;
             }
@@ -233,8 +238,12 @@ impl Guest {
             }
             self.halted = false;
             self.vcpu.offer_interrupt(interrupt);
-            let exit = self.enter(target, interrupt, &mut out);
+            let exit = self.enter(limit, interrupt, &mut out);
             self.mend();
+            entered = true;
+            if self.debug_exit(exit).is_err() {
+                return Stop::Host;
+            }
             // Not only after the exits that host interrupts cause: in Bochs they end no entry of a guest that keeps its
             // own off, and one that leaves often would keep us from them for ever.
             host = (self.let_in)();

@@ -1,6 +1,7 @@
 //! What ends a run, with a CPU that exits as it is told.
 
 mod broken;
+mod debug;
 mod ends;
 
 use alloc::boxed::Box;
@@ -20,7 +21,7 @@ use crate::counter::{Counter, Ticks};
 use crate::cpu::registers::{
     CR0_PE, CR0_PG, CR4_OSXSAVE, CR4_PAE, CpuMsrs, EFER_LMA, PENDING_STEP, RFLAGS_TF, Registers, Segment, Segments, gpr,
 };
-use crate::cpu::{Entered, Exception, InstructionCounter, IoExit, LentTsc, Limit, Mode};
+use crate::cpu::{Entered, Exception, InstructionCounter, IoExit, LentTsc, Limit, Mode, Right};
 use crate::extended::testing::MadeUp;
 use crate::extended::{ExtendedRegisters, Layout};
 use crate::platform::PlatformConfig;
@@ -43,6 +44,8 @@ struct Script {
     /// A trap behind an emulated instruction comes next.
     trapped: bool,
     cr2: u64,
+    /// Where it is tick by tick, and where the host interrupts it, if that is what it does.
+    way: debug::Way,
 }
 
 /// What the guest was lent of its TSC, entry by entry.
@@ -63,6 +66,9 @@ impl Vcpu for Script {
     }
 
     fn enter(&mut self, limit: Limit) -> Entered {
+        if !self.way.is_over() {
+            return self.way.enter(limit, &mut self.registers.rip);
+        }
         let end = match limit {
             Limit::After(_, limit) => (Exit::Interrupted, limit),
             Limit::Step(_) => (Exit::Stepped, 1),
@@ -127,6 +133,10 @@ impl Vcpu for Script {
         &mut self.extended
     }
 
+    fn keep_pages(&mut self, pages: &[(Gpa, Right)]) -> bool {
+        self.way.keep(pages)
+    }
+
     fn track_writes(&mut self, _: bool) {}
 
     fn take_written(&mut self, _: &mut dyn FnMut(Gpa)) {}
@@ -170,6 +180,7 @@ fn script(exits: &[Exit]) -> Script {
         interrupted: 0,
         trapped: false,
         cr2: 0,
+        way: debug::Way::default(),
     }
 }
 

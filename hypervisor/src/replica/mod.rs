@@ -7,6 +7,7 @@ pub mod arbiter;
 mod client;
 mod console;
 mod cut;
+mod debugger;
 mod disk;
 pub mod drive;
 mod guest;
@@ -34,6 +35,7 @@ use xxhash_rust::xxh64::xxh64;
 use self::arbiter::{Arbiter, MachineStation};
 use self::client::{Client, Speaker};
 use self::cut::Cut;
+use self::debugger::Hold;
 use self::disk::OwnDisk;
 use self::drive::Drive;
 use self::link::{End, Link};
@@ -142,6 +144,7 @@ impl Replica {
                 random,
                 figures,
                 ending,
+                hold: Hold::No,
                 starts_anew: false,
                 waits_for: None,
                 stranger_at: Time(0),
@@ -172,6 +175,7 @@ impl Replica {
         loop {
             self.poll();
             let next = self.driver.turn(&mut self.machine);
+            self.machine.debug_stopped(&mut self.driver);
             self.machine.report_end(&self.driver);
             self.machine.reset_if_due();
             if let Some(watchdog) = &mut self.watchdog {
@@ -236,6 +240,7 @@ impl Replica {
                     monitor::event("refused", "reason", &refused);
                 }
             }
+            Command::Debug(command) => self.machine.debug(command, driver),
             Command::Cut(count) => self.machine.cut.arm(count),
             Command::Hang => {
                 log::warn!("test: this machine hangs");
