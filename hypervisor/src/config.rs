@@ -18,7 +18,7 @@ use pollux_ft::{PairKey, Protection, Span, Term};
 pub use self::arbiter::{ArbiterOptions, Routes};
 pub use self::values::Cidr;
 pub(crate) use self::values::duration;
-use self::values::{bytes_of_hex, cold_start, disk, mac, number, one_of, recorder, short, size};
+use self::values::{bytes_of_hex, cold_start, disk, http, mac, number, one_of, recorder, short, size};
 use crate::counter::choose::Wanted;
 use crate::extended;
 use crate::host::pci::Bdf;
@@ -157,6 +157,8 @@ pub struct Config {
     pub vectors: u64,
     /// `mmu=auto|tracked|native`: whether the CPU walks the guest's page tables.
     pub mmu: mmu::Wanted,
+    /// `http=on|off|PORT`: at which port of its own address this machine answers people.
+    pub http: Option<u16>,
     /// `monitor=com2|none`: whether status goes to COM2.
     pub monitor: bool,
     /// `break=RULE`: a rule switched off.
@@ -200,6 +202,7 @@ impl Default for Config {
             counter: Wanted::Auto,
             vectors: extended::ALLOWED,
             mmu: mmu::Wanted::default(),
+            http: None,
             monitor: true,
             broken_rule: None,
             test_commands: false,
@@ -234,7 +237,7 @@ const SHORTEST_WATCH: Span = Span::from_millis(2000);
 
 /// All option names, for the message about an unknown one.
 const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, record, guest-memory, disk, disk-latency, guest-mac, guest-sources, guest-args, \
-                     guest-seed, insecure, heartbeat, suspect, cold-start, on-halt, resets-an-hour, watchdog, log-buffer, transfer, counter, vectors, mmu, clock, monitor, break, test-commands, stops, seed";
+                     guest-seed, insecure, heartbeat, suspect, cold-start, on-halt, resets-an-hour, watchdog, log-buffer, transfer, counter, vectors, mmu, clock, http, monitor, break, test-commands, stops, seed";
 
 impl Config {
     /// Reads a command line.
@@ -243,7 +246,7 @@ impl Config {
     /// Names the option that is unknown, malformed, given twice, missing, or in contradiction to another.
     pub fn parse(line: &str) -> Result<Self, ConfigError> {
         let mut config = Self::default();
-        let mut seen: heapless::Vec<&str, 48> = heapless::Vec::new();
+        let mut seen: heapless::Vec<&str, 64> = heapless::Vec::new();
         for option in options(line) {
             let option = option.map_err(|error| ConfigError(format!("{error}")))?;
             if seen.contains(&option.key) {
@@ -333,6 +336,7 @@ impl Config {
             }
             "clock" if value == "rtc" => {}
             "clock" => return Err(bad("this version knows only rtc")),
+            "http" => self.http = http(value).map_err(bad)?,
             "monitor" => self.monitor = one_of(value, &[("com2", true), ("none", false)]).map_err(|text| bad(&text))?,
             "break" if value == "output-rule" => self.broken_rule = Some(BrokenRule::OutputRule),
             "break" => return Err(bad("the only rule that can be broken is output-rule")),
@@ -412,11 +416,35 @@ impl Config {
                 return fail(format!("options '{other}' and '{name}' name the same device"));
             }
         }
+        self.check_station()?;
         self.check_pair()?;
         self.protocol().check().map_err(|error| {
             let (heartbeat, suspect) = (self.heartbeat.0, self.suspect.0);
             ConfigError(format!("options 'heartbeat' ({heartbeat} us) and 'suspect' ({suspect} us): {error}"))
         })
+    }
+
+    /// Whether this machine has a place on the client network where it is to answer.
+    fn check_station(&self) -> Result<(), ConfigError> {
+        if !self.is_of_a_pair() {
+            self.arbiter.check_machine(self).map_err(ConfigError)?;
+        }
+        if self.http.is_some() && self.arbiter.machine_address.is_none() {
+            return Err(ConfigError("option 'http': it is answered at 'machine-address', which is missing".to_owned()));
+        }
+        if self.http.is_some() && self.client_nic.is_none() && self.arbiter.nic.is_none() {
+            return Err(ConfigError(
+                "option 'http': it is answered on a card of the client network: 'client-nic' or 'arbiter-nic'"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether this machine has something to say or to hear on the client network in its own name.
+    #[must_use]
+    pub fn has_station(&self) -> bool {
+        self.arbiter.machine_address.is_some() && (self.arbiter.is_used() || self.http.is_some())
     }
 
     /// What a drive of the machine's own cannot be used for.
@@ -534,6 +562,7 @@ impl Config {
             ("client-nic", self.client_nic.is_some()),
             ("arbiter", self.arbiter.is_used()),
             ("record", self.record.is_some()),
+            ("http", self.http.is_some()),
         ];
         if let Some((name, _)) = meaningless.iter().find(|(_, given)| replays && *given) {
             return Err(ConfigError(format!(

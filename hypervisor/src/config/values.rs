@@ -4,6 +4,7 @@ use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
 use core::net::{Ipv4Addr, SocketAddrV4};
+use core::ops::RangeInclusive;
 use core::str::FromStr;
 
 use pollux_ft::Span;
@@ -14,6 +15,9 @@ use crate::platform::virtio::block::SECTOR;
 
 /// The port of recorders unless another one is given.
 const RECORD_PORT: u16 = 7004;
+/// The port of HTTP unless another one is given, and those that it can have: above are those that connections are made from.
+const HTTP_PORT: u16 = 80;
+const HTTP_PORTS: RangeInclusive<u16> = 1..=49_151;
 
 /// An IPv4 address with the length of its network's prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +54,20 @@ pub(super) fn recorder(text: &str) -> Result<SocketAddrV4, &'static str> {
     let address = || Some(SocketAddrV4::new(text.parse().ok()?, RECORD_PORT));
     let recorder = text.parse().ok().or_else(address).filter(|recorder| recorder.port() != 0);
     recorder.ok_or("an address such as 10.1.0.4 or 10.1.0.4:7004")
+}
+
+/// The port at which a machine answers, if it does.
+pub(super) fn http(text: &str) -> Result<Option<u16>, &'static str> {
+    const _: () =
+        assert!(HTTP_PORT == 80 && *HTTP_PORTS.start() == 1 && *HTTP_PORTS.end() == 49_151, "the message says so");
+    match text {
+        "off" => Ok(None),
+        "on" => Ok(Some(HTTP_PORT)),
+        _ => match text.parse() {
+            Ok(port) if HTTP_PORTS.contains(&port) => Ok(Some(port)),
+            _ => Err("one of on (port 80), off, or a port from 1 to 49151"),
+        },
+    }
 }
 
 /// One of a few words, each with its meaning.

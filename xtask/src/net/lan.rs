@@ -24,7 +24,9 @@ pub const HOST: usize = SLOTS;
 pub const ARBITER: usize = SLOTS + 1;
 /// The number of the port of a host that a recording goes to, or comes from.
 pub const STATION: usize = SLOTS + 2;
-const PORTS: usize = STATION + 1;
+/// The number of the first port of those who ask machines for themselves.
+pub const DESK: usize = STATION + 1;
+const PORTS: usize = DESK + SLOTS;
 
 /// What is attached to the clients' port.
 pub enum HostEnd {
@@ -63,6 +65,8 @@ pub struct Lan {
     pub host: HostEnd,
     /// The hosts at the ports [`ARBITER`] and [`STATION`]; without one the switch does not have its port.
     pub relays: [Option<Box<Relay>>; 2],
+    /// Who asks machines for themselves, at the ports from [`DESK`] on.
+    pub desks: [Option<Box<Forwarder>>; SLOTS],
     stats: [PortStats; PORTS],
     /// Records every legal frame as it enters the switch, before loss and delay.
     pub capture: Option<Capture<File>>,
@@ -77,6 +81,7 @@ impl Lan {
         slots: [Port; SLOTS],
         host: HostEnd,
         relays: [Option<Box<Relay>>; 2],
+        desks: [Option<Box<Forwarder>>; SLOTS],
         capture: Option<Capture<File>>,
     ) -> Self {
         let mut ports = PortSet::first(SLOTS);
@@ -84,6 +89,9 @@ impl Lan {
             ports = ports.with(HOST);
         }
         for (port, _) in (ARBITER..).zip(&relays).filter(|(_, relay)| relay.is_some()) {
+            ports = ports.with(port);
+        }
+        for (port, _) in (DESK..).zip(&desks).filter(|(_, desk)| desk.is_some()) {
             ports = ports.with(port);
         }
         Self {
@@ -94,6 +102,7 @@ impl Lan {
             slots,
             host,
             relays,
+            desks,
             stats: [PortStats::default(); PORTS],
             capture,
             latest: [[Duration::ZERO; PORTS]; PORTS],
@@ -123,9 +132,19 @@ impl Lan {
         self.relays[0].as_deref()
     }
 
-    /// What was counted. Recordings are none of the pair's traffic.
+    /// Who joins local connections to a machine or its guest from this port.
+    pub fn forwarder(&mut self, port: usize) -> Option<&mut Forwarder> {
+        match (port, &mut self.host) {
+            (HOST, HostEnd::Forwarder(forwarder)) => Some(forwarder),
+            (DESK.., _) => self.desks.get_mut(port - DESK)?.as_deref_mut(),
+            _ => None,
+        }
+    }
+
+    /// What was counted. Recordings, and questions to machines for themselves, are none of the pair's traffic.
     pub fn stats(&self) -> NetworkStats {
-        let [slots @ .., host, arbiter, _station] = self.stats;
+        let [one, two, host, arbiter, ..] = self.stats;
+        let slots: [PortStats; SLOTS] = [one, two];
         let not_captured = self.capture.as_ref().map_or(0, |capture| capture.skipped);
         NetworkStats { network: self.network, slots, host, arbiter, not_captured, moves: self.switch.moves() }
     }
@@ -187,6 +206,10 @@ impl Lan {
             port.send(frame, now, registry)
         } else {
             let taken = match (&mut self.host, Header::parse(frame)) {
+                (_, Some(header)) if egress >= DESK => {
+                    self.desks[egress - DESK].as_mut().is_some_and(|desk| desk.receive(&header, frame, now))
+                }
+                _ if egress >= DESK => false,
                 _ if egress >= ARBITER => {
                     self.relays[egress - ARBITER].as_mut().is_some_and(|relay| relay.receive(frame))
                 }

@@ -119,6 +119,7 @@ impl Stage {
             tap: None,
             arbiter: None,
             station: Some((primary, listener.local_addr().context("cannot listen")?)),
+            pair: false,
             seed: 0,
         })?;
         let options = CommandLine::replay(&setup.options, emulator);
