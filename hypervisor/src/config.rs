@@ -18,7 +18,9 @@ use pollux_ft::{PairKey, Protection, Span, Term};
 pub use self::arbiter::{ArbiterOptions, Routes};
 pub use self::values::Cidr;
 pub(crate) use self::values::duration;
-use self::values::{bytes_of_hex, cold_start, disk, http, mac, number, one_of, recorder, short, size};
+use self::values::{
+    RECORD_PORT, SYSLOG_PORT, bytes_of_hex, cold_start, disk, http, mac, number, one_of, server, short, size,
+};
 use crate::counter::choose::Wanted;
 use crate::extended;
 use crate::host::pci::Bdf;
@@ -159,6 +161,8 @@ pub struct Config {
     pub mmu: mmu::Wanted,
     /// `http=on|off|PORT`: at which port of its own address this machine answers people.
     pub http: Option<u16>,
+    /// `syslog=A.B.C.D[:PORT]`: whom this machine tells what happens, from its own address.
+    pub syslog: Option<SocketAddrV4>,
     /// `monitor=com2|none`: whether status goes to COM2.
     pub monitor: bool,
     /// `break=RULE`: a rule switched off.
@@ -203,6 +207,7 @@ impl Default for Config {
             vectors: extended::ALLOWED,
             mmu: mmu::Wanted::default(),
             http: None,
+            syslog: None,
             monitor: true,
             broken_rule: None,
             test_commands: false,
@@ -237,7 +242,7 @@ const SHORTEST_WATCH: Span = Span::from_millis(2000);
 
 /// All option names, for the message about an unknown one.
 const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, record, guest-memory, disk, disk-latency, guest-mac, guest-sources, guest-args, \
-                     guest-seed, insecure, heartbeat, suspect, cold-start, on-halt, resets-an-hour, watchdog, log-buffer, transfer, counter, vectors, mmu, clock, http, monitor, break, test-commands, stops, seed";
+                     guest-seed, insecure, heartbeat, suspect, cold-start, on-halt, resets-an-hour, watchdog, log-buffer, transfer, counter, vectors, mmu, clock, http, syslog, monitor, break, test-commands, stops, seed";
 
 impl Config {
     /// Reads a command line.
@@ -290,7 +295,8 @@ impl Config {
             "log-nic" => self.log_nic = Some(value.parse().map_err(bad)?),
             "log-address" => self.log_address = Some(value.parse().map_err(bad)?),
             "log-peer" => self.log_peer = Some(value.parse().map_err(|_| bad("not an IPv4 address"))?),
-            "record" => self.record = Some(recorder(value).map_err(bad)?),
+            "record" => self.record = Some(server(value, RECORD_PORT).map_err(|text| bad(&text))?),
+            "syslog" => self.syslog = Some(server(value, SYSLOG_PORT).map_err(|text| bad(&text))?),
             "guest-memory" => self.guest_memory = size(value).map_err(bad)?,
             "disk" => self.disk = disk(value).map_err(|text| bad(&text))?,
             "disk-latency" => self.disk_latency = duration(value).map_err(bad)?,
@@ -429,12 +435,22 @@ impl Config {
         if !self.is_of_a_pair() {
             self.arbiter.check_machine(self).map_err(ConfigError)?;
         }
-        if self.http.is_some() && self.arbiter.machine_address.is_none() {
-            return Err(ConfigError("option 'http': it is answered at 'machine-address', which is missing".to_owned()));
+        let asked = [("http", self.http.is_some()), ("syslog", self.syslog.is_some())];
+        let Some((name, _)) = asked.iter().find(|(_, given)| *given) else { return Ok(()) };
+        let Some(own) = self.arbiter.machine_address else {
+            return Err(ConfigError(format!("option '{name}' needs 'machine-address', which is missing")));
+        };
+        if self.client_nic.is_none() && self.arbiter.nic.is_none() {
+            return Err(ConfigError(format!(
+                "option '{name}' needs a card of the client network: 'client-nic' or 'arbiter-nic'"
+            )));
         }
-        if self.http.is_some() && self.client_nic.is_none() && self.arbiter.nic.is_none() {
+        if let Some(server) = self.syslog.map(|server| *server.ip())
+            && (server == own.address || !own.contains(server) && self.arbiter.machine_gateway.is_none())
+        {
             return Err(ConfigError(
-                "option 'http': it is answered on a card of the client network: 'client-nic' or 'arbiter-nic'"
+                "option 'syslog' must be another host in the network of 'machine-address', or there must be a \
+                 'machine-gateway'"
                     .to_owned(),
             ));
         }
@@ -444,7 +460,8 @@ impl Config {
     /// Whether this machine has something to say or to hear on the client network in its own name.
     #[must_use]
     pub fn has_station(&self) -> bool {
-        self.arbiter.machine_address.is_some() && (self.arbiter.is_used() || self.http.is_some())
+        self.arbiter.machine_address.is_some()
+            && (self.arbiter.is_used() || self.http.is_some() || self.syslog.is_some())
     }
 
     /// What a drive of the machine's own cannot be used for.
@@ -563,6 +580,7 @@ impl Config {
             ("arbiter", self.arbiter.is_used()),
             ("record", self.record.is_some()),
             ("http", self.http.is_some()),
+            ("syslog", self.syslog.is_some()),
         ];
         if let Some((name, _)) = meaningless.iter().find(|(_, given)| replays && *given) {
             return Err(ConfigError(format!(

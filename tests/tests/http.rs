@@ -1,4 +1,4 @@
-//! What machines answer people on the client network, in their own name.
+//! What machines answer people on the client network in their own name, and what they tell a syslog server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use pollux_tests::capture;
 use pollux_tests::resp::Client;
 use pollux_tests::rig::{Rig, TAKEOVER_LIMIT};
 
@@ -13,6 +14,9 @@ use pollux_tests::rig::{Rig, TAKEOVER_LIMIT};
 const ANSWER: Duration = Duration::from_secs(20);
 /// Clients that connect and say nothing.
 const SILENT: usize = 40;
+/// The survivor's address, and the server that it tells; a host that answers ARP is enough.
+const SURVIVOR: [u8; 4] = [10, 0, 2, 22];
+const SERVER: [u8; 4] = [10, 0, 2, 3];
 
 fn connect(rig: &Rig, machine: &str) -> Result<TcpStream> {
     let file = rig.file()?;
@@ -71,7 +75,7 @@ fn value(samples: &BTreeMap<String, f64>, sample: &str) -> Result<f64> {
 
 #[test]
 fn machines_answer_people_and_nobody_is_kept_out() -> Result<()> {
-    let mut rig = Rig::protected("http", "counter", &[])?;
+    let mut rig = Rig::protected("http", "counter", &["--capture", "--hypervisor-option", "syslog=10.0.2.3"])?;
     let [primary, backup] =
         ["primary", "backup"].map(|role| rig.file().and_then(|file| Ok(file.machine(role)?.name.clone())));
     let (primary, backup) = (primary?, backup?);
@@ -111,8 +115,39 @@ fn machines_answer_people_and_nobody_is_kept_out() -> Result<()> {
     ensure!(status == 503 && text.contains("without a backup"), "{status} {text}");
     rig.start_backup()?;
     rig.wait_protected()?;
-    match get(&rig, &backup, "/healthz")? {
-        (200, _) => rig.stop(),
-        other => bail!("{other:?}"),
+    let (status, text) = get(&rig, &backup, "/healthz")?;
+    ensure!(status == 200, "{status} {text}");
+
+    let client = rig.directory().join("client.pcap");
+    rig.stop()?;
+    let messages: Vec<_> = capture::read(&client)?.iter().filter_map(|frame| told(frame)).collect();
+    for message in &messages {
+        check_message(message)?;
     }
+    ensure!(messages.iter().any(|message| message.contains(" pollux pollux - takeover - {")), "{messages:?}");
+    Ok(())
+}
+
+/// What the survivor tells the server in this frame, if it does.
+fn told(frame: &[u8]) -> Option<String> {
+    let (packet, is_udp) = (frame.get(14..)?, frame.get(12..14)? == [8, 0] && *frame.get(23)? == 17);
+    let ours = is_udp && packet.get(12..16)? == SURVIVOR && packet.get(16..20)? == SERVER;
+    let (datagram, port) = (packet.get(20..)?, 514_u16.to_be_bytes());
+    let len = u16::from_be_bytes(*datagram.get(4..6)?.first_chunk()?);
+    let text = datagram.get(8..len.into())?;
+    (ours && datagram[2..4] == port).then(|| String::from_utf8_lossy(text).into_owned())
+}
+
+/// A message of RFC 5424: priority and version, time, host, program, process, id, no structured data, and an event.
+fn check_message(message: &str) -> Result<()> {
+    let parts: Vec<_> = message.splitn(8, ' ').collect();
+    let &[head, time, host, program, process, id, data, text] = &parts[..] else { bail!("{message}") };
+    let priority =
+        head.strip_prefix('<').and_then(|rest| rest.strip_suffix(">1")).and_then(|text| text.parse::<u8>().ok());
+    ensure!(priority.is_some_and(|priority| (24..32).contains(&priority)), "{message}");
+    ensure!(time.len() == 20 && time.starts_with("20") && time.ends_with('Z') && &time[10..11] == "T", "{message}");
+    ensure!((host, program, process, data) == ("pollux", "pollux", "-", "-"), "{message}");
+    let event: serde_json::Value = serde_json::from_str(text).with_context(|| message.to_owned())?;
+    ensure!(event["t"] == "event" && event["event"] == id, "{message}");
+    Ok(())
 }

@@ -166,6 +166,13 @@ fn a_machine_answers_people_where_it_has_an_address() {
         assert!(http(&format!("{place} http={bad}")).unwrap_err().contains("on (port 80)"), "{bad}");
     }
     assert!(http(&format!("{PAIR} http=on")).unwrap_err().contains("'machine-address', which is missing"));
+    let syslog = |text: &str| Config::parse(&format!("{place} syslog={text}")).map(|config| config.syslog);
+    assert_eq!(syslog("10.0.2.9"), Ok(Some("10.0.2.9:514".parse().unwrap())));
+    assert_eq!(syslog("10.9.0.9:5514 machine-gateway=10.0.2.1"), Ok(Some("10.9.0.9:5514".parse().unwrap())));
+    for bad in ["", "me", "10.0.2.9:0", "10.0.2.21", "10.9.0.9"] {
+        assert!(syslog(bad).unwrap_err().0.contains("'syslog"), "{bad}");
+    }
+    assert!(http(&format!("{PAIR} syslog=10.0.2.9")).unwrap_err().contains("'machine-address', which is missing"));
     let solo = "role=solo machine-address=10.0.2.21/24 http=on";
     assert!(http(solo).unwrap_err().contains("'client-nic' or 'arbiter-nic'"));
     assert_eq!(http(&format!("{solo} client-nic=0:4.0")), Ok(Some(80)));

@@ -14,7 +14,9 @@ use super::{Disk, DriveChoice, Part};
 use crate::platform::virtio::block::SECTOR;
 
 /// The port of recorders unless another one is given.
-const RECORD_PORT: u16 = 7004;
+pub(super) const RECORD_PORT: u16 = 7004;
+/// The port of syslog servers unless another one is given.
+pub(super) const SYSLOG_PORT: u16 = 514;
 /// The port of HTTP unless another one is given, and those that it can have: above are those that connections are made from.
 const HTTP_PORT: u16 = 80;
 const HTTP_PORTS: RangeInclusive<u16> = 1..=49_151;
@@ -48,12 +50,11 @@ impl FromStr for Cidr {
     }
 }
 
-/// Where a recorder is.
-pub(super) fn recorder(text: &str) -> Result<SocketAddrV4, &'static str> {
-    const _: () = assert!(RECORD_PORT == 7004, "the message says so");
-    let address = || Some(SocketAddrV4::new(text.parse().ok()?, RECORD_PORT));
-    let recorder = text.parse().ok().or_else(address).filter(|recorder| recorder.port() != 0);
-    recorder.ok_or("an address such as 10.1.0.4 or 10.1.0.4:7004")
+/// Where a server is; at `port` if none is said.
+pub(super) fn server(text: &str, port: u16) -> Result<SocketAddrV4, String> {
+    let address = || Some(SocketAddrV4::new(text.parse().ok()?, port));
+    let server = text.parse().ok().or_else(address).filter(|server| server.port() != 0);
+    server.ok_or_else(|| format!("an address such as 10.1.0.4 or 10.1.0.4:{port}"))
 }
 
 /// The port at which a machine answers, if it does.

@@ -143,7 +143,7 @@ impl Machine {
     pub(super) fn poll_service(&mut self, driver: &Driver<Guest>) {
         let Some(mut service) = self.service.take() else { return };
         let refused = service.refused();
-        service.poll(self.now, &mut |request| self.answer(request, driver, &refused));
+        service.poll(self.now, &clock::unix_time, &mut |request| self.answer(request, driver, &refused));
         self.service = Some(service);
     }
 

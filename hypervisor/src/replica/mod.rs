@@ -23,6 +23,7 @@ mod service;
 pub mod stack;
 mod station;
 mod status;
+pub mod syslog;
 
 use alloc::format;
 use alloc::string::String;
@@ -352,10 +353,18 @@ fn make_arbiter(
     Some(Arbiter::new(name, routes, (manners, options), random, link, station))
 }
 
-/// Who answers people, if that is wanted.
+/// Who answers people, and tells a syslog server what happens, if that is wanted.
 fn make_service(config: &Config, random: Random, mac: Option<MacAddress>) -> Option<Service> {
     let options = &config.arbiter;
-    Some(Service::new(mac?, options.machine_address?, options.machine_gateway, config.http?, random))
+    let (mac, own) = mac.zip(options.machine_address)?;
+    if config.http.is_none() && config.syslog.is_none() {
+        return None;
+    }
+    let mut service = Service::new(mac, own, options.machine_gateway, config.http, random);
+    if let Some(server) = config.syslog {
+        service.log_to(server, &config.name);
+    }
+    Some(service)
 }
 
 /// The guest's disk as it is at the start: `guest` has not run yet.

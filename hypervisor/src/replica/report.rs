@@ -32,8 +32,8 @@ pub trait Report {
     fn counters(&mut self, key: &'static str, values: &[(&'static str, u64)], help: &'static str);
     /// Rows of counts, each with its name.
     fn table(&mut self, key: &'static str, columns: &[Column; 3], rows: &[(&'static str, [u64; 3])]);
-    /// Figures that belong together.
-    fn object(&mut self, key: &'static str, fill: &mut dyn FnMut(&mut dyn Report));
+    /// Figures that belong together: `key` in JSON, and in metrics what their names begin with.
+    fn object(&mut self, key: &'static str, place: &'static str, fill: &mut dyn FnMut(&mut dyn Report));
 }
 
 impl Report for Json {
@@ -89,7 +89,7 @@ impl Report for Json {
         });
     }
 
-    fn object(&mut self, key: &'static str, fill: &mut dyn FnMut(&mut dyn Report)) {
+    fn object(&mut self, key: &'static str, _: &'static str, fill: &mut dyn FnMut(&mut dyn Report)) {
         Self::object(self, key, |json| fill(json));
     }
 }
@@ -233,9 +233,9 @@ impl Report for Metrics {
         }
     }
 
-    fn object(&mut self, key: &'static str, fill: &mut dyn FnMut(&mut dyn Report)) {
+    fn object(&mut self, _: &'static str, place: &'static str, fill: &mut dyn FnMut(&mut dyn Report)) {
         let outer = self.place.len();
-        self.place.push_str(key);
+        self.place.push_str(place);
         self.place.push('_');
         fill(self);
         self.place.truncate(outer);
@@ -254,7 +254,7 @@ mod tests {
         report.gauge("position", 7, "Where");
         report.time("guest_ns", 1_500_000_000, "Time");
         report.time("protected_ms", 1_500_000_000, "Time");
-        report.object("transfer", &mut |report| {
+        report.object("transfer", "transfer", &mut |report| {
             report.counter("bytes", 4, "Bytes");
             report.millis("pause_ms", 1_234_000, "Pause");
         });

@@ -1,4 +1,5 @@
-//! What this machine answers to people on the client network, in its own name: status, metrics and health, by HTTP.
+//! What this machine answers to people on the client network, in its own name: status, metrics and health, by HTTP. From here
+//! events go to a syslog server, too.
 //!
 //! It has a [`Station`] of its own, so that what comes here is in nobody's way: the arbiter's answers go elsewhere, and
 //! neither a flood nor a crowd of slow clients costs more than bounded work a turn. There are few doors, each has a time
@@ -12,7 +13,7 @@ mod tests;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::mem;
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, SocketAddrV4};
 
 use pollux_ft::{Span, Time};
 use pollux_nic::MacAddress;
@@ -23,6 +24,7 @@ use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Tcp
 
 use self::http::{MAX_REQUEST, Parsed, Request, Response};
 use super::station::Station;
+use super::syslog::{self, Syslog};
 use crate::config::Cidr;
 use crate::random::Random;
 
@@ -72,15 +74,17 @@ struct Door {
 pub struct Service {
     station: Station,
     own: Cidr,
-    port: u16,
+    /// The port of HTTP, if that is spoken.
+    port: Option<u16>,
     doors: Vec<Door>,
+    syslog: Option<Syslog>,
     next_answer: Time,
     counts: Counts,
 }
 
 impl Service {
-    /// Answers at `port` of `own`.
-    pub fn new(mac: MacAddress, own: Cidr, gateway: Option<Ipv4Addr>, port: u16, random: Random) -> Self {
+    /// Answers at `port` of `own`, if there is one.
+    pub fn new(mac: MacAddress, own: Cidr, gateway: Option<Ipv4Addr>, port: Option<u16>, random: Random) -> Self {
         let mut station = Station::new(mac, own, gateway, random);
         station.wake(true);
         if let Some(gateway) = gateway {
@@ -92,18 +96,27 @@ impl Service {
             socket.set_nagle_enabled(false);
             Door { socket: station.stack.add(socket), since: None, phase: Phase::Asks(Vec::new()) }
         };
-        let doors = (0..DOORS).map(door).collect();
-        Self { station, own, port, doors, next_answer: Time(0), counts: Counts::default() }
+        let doors = (0..if port.is_some() { DOORS } else { 0 }).map(door).collect();
+        Self { station, own, port, doors, syslog: None, next_answer: Time(0), counts: Counts::default() }
     }
 
     /// Counts of what was refused, by name.
-    pub fn refused(&self) -> [(&'static str, u64); 2] {
-        [("http_refused", self.counts.refused), ("http_broken", self.counts.broken)]
+    pub fn refused(&self) -> [(&'static str, u64); 3] {
+        [
+            ("http_refused", self.counts.refused),
+            ("http_broken", self.counts.broken),
+            ("syslog_dropped", syslog::dropped()),
+        ]
+    }
+
+    /// Tells `server` what happens on the machine `host`.
+    pub fn log_to(&mut self, server: SocketAddrV4, host: &str) {
+        self.syslog = Some(Syslog::new(server, host, &mut self.station.stack));
     }
 
     /// Whether a frame is a segment for the port.
     pub fn is_for(&self, frame: &[u8]) -> bool {
-        segment(frame, self.own.address).is_some_and(|(_, segment)| segment.dst_port() == self.port)
+        segment(frame, self.own.address).is_some_and(|(_, segment)| Some(segment.dst_port()) == self.port)
     }
 
     /// Takes a frame that [is for it](Self::is_for); whether it is for the guest, too or alone. Who begins a connection has
@@ -141,18 +154,21 @@ impl Service {
         [self.station.poll_at(now), ends, waits].into_iter().flatten().min()
     }
 
-    /// Moves everything that waits; `answer` makes an answer.
-    pub fn poll(&mut self, now: Time, answer: &mut dyn FnMut(&Request) -> Response) {
+    /// Moves everything that waits; `answer` makes an answer, and `unix_time` says what time it is for others.
+    pub fn poll(&mut self, now: Time, unix_time: &dyn Fn() -> u64, answer: &mut dyn FnMut(&Request) -> Response) {
         self.station.poll(now);
         for door in &mut self.doors {
             let socket = self.station.stack.socket(door.socket);
-            tend(door, now, self.port, socket, &mut self.counts);
+            tend(door, now, self.port.unwrap_or_default(), socket, &mut self.counts);
         }
         self.answer(now, answer);
         self.make_room(now);
+        if let Some(syslog) = &mut self.syslog {
+            syslog.poll(unix_time, &mut self.station.stack);
+        }
         self.station.poll(now);
         for door in &mut self.doors {
-            reopen(door, self.port, self.station.stack.socket(door.socket), &mut self.counts);
+            reopen(door, self.port.unwrap_or_default(), self.station.stack.socket(door.socket), &mut self.counts);
         }
     }
 

@@ -127,7 +127,7 @@ impl Machine {
         report.counter("held_back", figures.held_back, "Turns in which the guest had to wait for the twin");
         let slowed = u64::from(flow::FULL - driver.share()) * 100 / u64::from(flow::FULL);
         report.gauge("slowed_percent", slowed, "By how much the guest is slowed down for its backup");
-        report.object("transfer", &mut |report| {
+        report.object("transfer", "transfer", &mut |report| {
             report.gauge("bytes", figures.transfer_bytes, "Bytes of state in the last transfer to a backup");
             report.gauge("pages", figures.transfer_pages, "Pages of memory in it");
             report.gauge("rounds", figures.transfer_rounds, "Rounds that it took");
@@ -147,7 +147,7 @@ impl Machine {
     /// What the guest did with its disk since it came to this machine, and what this machine's disk does for it.
     fn report_disk(&self, report: &mut dyn Report, guest: &Guest) {
         let Some((bytes, stats)) = guest.platform.disk() else { return };
-        report.object("disk", &mut |report| {
+        report.object("disk", "disk", &mut |report| {
             report.gauge("bytes", bytes, "Size of the guest's disk");
             report.counter("reads", stats.reads, "Requests of the guest to read");
             report.counter("read_bytes", stats.read_bytes, "Bytes that it read");
@@ -163,7 +163,7 @@ impl Machine {
     fn report_gate(&self, report: &mut dyn Report) {
         let Some(gate) = self.gate() else { return };
         let stats = gate.stats();
-        report.object("gate", &mut |report| {
+        report.object("gate", "gate", &mut |report| {
             report.gauge("held", gate.held() as u64, "Frames of the guest that are held until the twin has the log");
             report.gauge("held_bytes", gate.held_bytes() as u64, "Their bytes");
             let oldest = gate.oldest_age(self.now.0).unwrap_or(0);
@@ -221,7 +221,7 @@ impl Machine {
     fn report_arbiter(&self, report: &mut dyn Report) {
         let Some(arbiter) = &self.arbiter else { return };
         let figures = arbiter.figures();
-        report.object("arbiter", &mut |report| {
+        report.object("arbiter", "arbiter", &mut |report| {
             report.text("words", if arbiter.is_sealed() { "sealed" } else { "etcd" });
             let asks_for = arbiter.asks_for().map_or(0, |term| term.0);
             report.gauge("asks_for", asks_for, "The term that the arbiter is asked for now; 0: none");
@@ -294,7 +294,8 @@ fn report_counter(report: &mut dyn Report, guest: &Guest) {
     let Chosen { counter, figures, why, lends_tsc } = guest.counter();
     let seen = counter.seen();
     report.label("counter", counter.name());
-    report.object("counter_test", &mut |report| {
+    // No metric of Prometheus has a word such as "counter" in its name.
+    report.object("counter_test", "exactness", &mut |report| {
         report.text("identity", &counter.identity());
         report.text("why", why);
         report.gauge("checks", figures.checks, "Checks that the counter has passed at boot");

@@ -35,10 +35,11 @@ pub const REPLAY_HEARTBEAT: Duration = Duration::from_secs(60);
 /// See [`REPLAY_HEARTBEAT`].
 pub const REPLAY_SUSPECT: Duration = Duration::from_secs(3600);
 /// Options that say nothing of the guest, and are not for who replays it.
-const NOT_REPLAYED: [&str; 12] = [
+const NOT_REPLAYED: [&str; 13] = [
     "client-nic",
     "http",
     "insecure",
+    "syslog",
     "record",
     "guest-seed",
     "first-term",

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
+use smoltcp::socket::udp;
 use smoltcp::wire::{IpAddress, IpEndpoint};
 
 use super::*;
@@ -15,7 +16,7 @@ const OWN: &str = "10.0.2.21/24";
 const PORT: u16 = 80;
 
 fn service() -> Service {
-    Service::new(MACHINE, OWN.parse().unwrap(), None, PORT, Random::new([1; 32]))
+    Service::new(MACHINE, OWN.parse().unwrap(), None, Some(PORT), Random::new([1; 32]))
 }
 
 struct Client {
@@ -90,7 +91,7 @@ impl Desk {
                 }
             }
             let answers = &mut self.answers;
-            self.service.poll(self.now, &mut |request| {
+            self.service.poll(self.now, &|| 0, &mut |request| {
                 *answers += 1;
                 Response::text(200, alloc::format!("{:?} {}", request.page, "x".repeat(20_000)))
             });
@@ -169,6 +170,38 @@ fn answers_are_made_one_at_a_time() {
     assert_eq!(desk.answers, 6);
 }
 
+/// A server that is there gets what happened, and one that is not is asked for.
+#[test]
+fn what_happens_is_told_to_the_server() {
+    let server = Ipv4Addr::new(10, 0, 2, 9);
+    let mut service = Service::new(MACHINE, OWN.parse().unwrap(), None, None, Random::new([1; 32]));
+    service.log_to(SocketAddrV4::new(server, 5514), "castor");
+    let own = Cidr { address: server, prefix: 24 };
+    let mut listener = Station::new(MacAddress([2, 0, 0, 0, 0, 9]), own, None, Random::new([9; 32]));
+    listener.wake(true);
+    let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 8], vec![0; 8192]);
+    let mut socket = udp::Socket::new(buffer(), buffer());
+    socket.bind(5514).unwrap();
+    let socket = listener.stack.add(socket);
+    syslog::note("{\"t\":\"event\",\"event\":\"takeover\"}\n");
+    for ms in 0..50 {
+        let now = Time(1_000_000 + 1000 * ms);
+        service.poll(now, &|| 1_000_000_000, &mut |_| unreachable!("nobody asks"));
+        while let Some(frame) = service.next_frame() {
+            listener.offer(&frame);
+        }
+        listener.poll(now);
+        while let Some(frame) = listener.next_frame() {
+            Ears { arbiter: None, service: Some(&mut service) }.offer(&frame);
+        }
+    }
+    let heard = listener.stack.socket::<udp::Socket<'_>>(socket).recv().map(|(bytes, _)| bytes.to_vec()).unwrap();
+    assert_eq!(
+        String::from_utf8(heard).unwrap(),
+        "<28>1 2001-09-09T01:46:40Z castor pollux - takeover - {\"t\":\"event\",\"event\":\"takeover\"}"
+    );
+}
+
 /// What comes to the port never reaches the arbiter's queue, and what else comes never reaches this one's.
 #[test]
 fn a_flood_is_in_nobodys_way() {
@@ -215,7 +248,7 @@ proptest! {
                 frame[30..34].copy_from_slice(&[10, 0, 2, 21]);
             }
             Ears { arbiter: None, service: Some(&mut service) }.offer(&frame);
-            service.poll(Time(at as u64), &mut |_| Response::text(200, ""));
+            service.poll(Time(at as u64), &|| 0, &mut |_| Response::text(200, ""));
             let _ = service.poll_at(Time(at as u64));
             while service.next_frame().is_some() {}
         }
