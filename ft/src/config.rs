@@ -44,6 +44,9 @@ pub struct Config {
     pub record_bytes: usize,
     /// Whether this machine only follows: whatever becomes of the primary, it never goes live, but halts. Default false.
     pub follows_only: bool,
+    /// Whether a backup whose primary falls silent executes no more of its log, and goes live with what is left of it.
+    /// **Wrong**: only to show what comes of it. Default false.
+    pub goes_live_undrained: bool,
     /// What protects the machines' words. Default: a checksum.
     pub protection: Protection,
     /// The rule to break.
@@ -70,6 +73,7 @@ impl Default for Config {
             alone_after: None,
             record_bytes: 0,
             follows_only: false,
+            goes_live_undrained: false,
             protection: Protection::default(),
             #[cfg(feature = "mutations")]
             mutation: None,

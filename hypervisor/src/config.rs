@@ -21,6 +21,7 @@ pub(crate) use self::values::duration;
 use self::values::{
     RECORD_PORT, SYSLOG_PORT, bytes_of_hex, cold_start, disk, http, mac, number, one_of, server, short, size,
 };
+use crate::broken::BrokenRule;
 use crate::counter::choose::Wanted;
 use crate::extended;
 use crate::host::pci::Bdf;
@@ -43,23 +44,6 @@ pub enum StartRole {
     Solo,
     /// Runs the exact-stop property test on the guest image, twice, and ends.
     Stops,
-}
-
-/// A rule that is switched off, for tests and teaching only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BrokenRule {
-    /// Output leaves without waiting for the twin.
-    OutputRule,
-}
-
-impl BrokenRule {
-    /// Its name, as `break=` takes it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::OutputRule => "output-rule",
-        }
-    }
 }
 
 /// The guest's disk.
@@ -344,8 +328,10 @@ impl Config {
             "clock" => return Err(bad("this version knows only rtc")),
             "http" => self.http = http(value).map_err(bad)?,
             "monitor" => self.monitor = one_of(value, &[("com2", true), ("none", false)]).map_err(|text| bad(&text))?,
-            "break" if value == "output-rule" => self.broken_rule = Some(BrokenRule::OutputRule),
-            "break" => return Err(bad("the only rule that can be broken is output-rule")),
+            "break" => {
+                let names = BrokenRule::ALL.map(|rule| (rule.name(), Some(rule)));
+                self.broken_rule = one_of(value, &names).map_err(|text| bad(&text))?;
+            }
             "test-commands" => self.test_commands = one_of(value, ON_OFF).map_err(|text| bad(&text))?,
             "stops" => self.stops = number(value).map_err(bad)?,
             "seed" => self.seed = number(value).map_err(bad)?,
@@ -506,6 +492,7 @@ impl Config {
             alone_after: self.alone_after,
             record_bytes: if self.record.is_some() { RECORD_BYTES } else { 0 },
             follows_only: self.role == StartRole::Replay,
+            goes_live_undrained: self.broken_rule == Some(BrokenRule::Drain),
             ..usual
         }
     }

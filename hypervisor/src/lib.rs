@@ -24,6 +24,7 @@
 extern crate alloc;
 
 pub mod boot_files;
+pub mod broken;
 pub mod config;
 pub mod counter;
 pub mod cpu;

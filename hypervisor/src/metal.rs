@@ -169,6 +169,9 @@ fn make_guest(
     let platform = make_platform(config, random, disk_bytes, vcpu.extended().layout(), tracked);
     let image = guest_image(files, config);
     let mut guest = Guest::new(vcpu, counter, guest_memory, platform, image, interrupts::let_in);
+    if let Some(rule) = config.broken_rule {
+        guest.break_rule(rule, clock::cycles);
+    }
     if tracked && !guest.track_paging() {
         refuse(&"option 'mmu': this CPU can only walk the guest's own page tables");
     }

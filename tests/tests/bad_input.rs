@@ -156,7 +156,17 @@ fn twins_with_different_options_do_not_pair() -> Result<()> {
 
 #[test]
 fn a_triple_fault_restarts_the_guest() -> Result<()> {
-    let mut rig = Rig::start("triple", "triple", &[])?;
+    restarts("triple", &[])
+}
+
+/// What the hypervisor injects cannot be delivered.
+#[test]
+fn an_injected_exception_that_becomes_a_triple_fault_restarts_the_guest() -> Result<()> {
+    restarts("triple-injected", &["--guest-args", "ip=10.0.2.15/24 gw=10.0.2.2 case=injected"])
+}
+
+fn restarts(name: &str, arguments: &[&str]) -> Result<()> {
+    let mut rig = Rig::start(name, "triple", arguments)?;
     rig.wait("the crash is reported", START_LIMIT, |rig| Ok(rig.read("castor.log").contains("crashed").then_some(())))?;
     rig.wait("the guest is restarted again and again", START_LIMIT, |rig| {
         let status = rig.status()?;

@@ -37,9 +37,14 @@ fn a_lesson_shows_a_client_the_same_number_twice() -> Result<()> {
 fn the_other_lessons_show_what_they_are_about() -> Result<()> {
     for (number, word) in [
         ("2", "10 ms with the rule"),
+        ("3", "diverged"),
+        ("4", "diverged"),
+        ("5", "they differ"),
         ("6", "halted"),
+        ("7", "was behind"),
         ("8", "the whole state, once"),
         ("9", "UDP: answers"),
+        ("10", "crashed at"),
         ("11", "slow backup"),
     ] {
         lesson(number, &[word])?;

@@ -8,16 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use pollux_tests::debian;
 use pollux_tests::rig::{Rig, TAKEOVER_LIMIT, kills};
-use pollux_tests::skip;
 
 const HTTP: u16 = 80;
 const SSH: u16 = 22;
-const POSTGRESQL: u16 = 5432;
 
 /// Somebody who asks a web server again and again, one request at a time.
 struct Visitor {
@@ -154,72 +151,6 @@ fn a_web_server_and_a_shell_survive_a_kill() -> Result<()> {
     }
     session.say("at the end")?;
     println!("{} requests, none failed", visitor.stop()?);
-    debian::ensure_equal(&mut rig, kills)?;
-    rig.stop()
-}
-
-/// How long `pgbench` works.
-const BUSY: Duration = Duration::from_secs(60);
-
-/// What a client of PostgreSQL's prints.
-fn postgres(program: &str, address: &str, arguments: &[&str]) -> Result<String> {
-    let output = postgres_client(program, address, arguments)?.output().with_context(|| program.to_owned())?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {}: {said}", arguments.join(" "));
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-fn postgres_client(program: &str, address: &str, arguments: &[&str]) -> Result<Command> {
-    let (host, port) = address.split_once(':').context("no port")?;
-    let mut command = Command::new(program);
-    command.args(["-h", host, "-p", port, "-U", "postgres"]).args(arguments).env("LC_ALL", "C");
-    Ok(command)
-}
-
-/// The number behind `label` in what `pgbench` says.
-fn number(said: &str, label: &str) -> Result<u64> {
-    let line =
-        said.lines().find_map(|line| line.strip_prefix(label)).with_context(|| format!("no {label:?}: {said}"))?;
-    let digits: String = line.trim().chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().with_context(|| format!("{label}{line}"))
-}
-
-/// Each transaction that was confirmed is there, once, and the books balance.
-#[test]
-#[ignore = "takes minutes: cargo xtask test rig NAME --long"]
-fn transactions_survive_kills() -> Result<()> {
-    let kills = kills(2)?;
-    if ["psql", "pgbench"].iter().any(|program| Command::new(program).arg("--version").output().is_err()) {
-        return skip("psql and pgbench are not installed (Debian: postgresql-client, postgresql-contrib)");
-    }
-    let Some(mut rig) = debian::protected("postgresql", &["--packages", "postgresql"], &[])? else { return Ok(()) };
-    let address = rig.file()?.address(POSTGRESQL)?.to_owned();
-    postgres("pgbench", &address, &["-q", "-i", "postgres"])?;
-    let seconds = BUSY.as_secs().to_string();
-    let mut command = postgres_client("pgbench", &address, &["-n", "-c", "4", "-T", &seconds, "postgres"])?;
-    let mut clients =
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("pgbench")?;
-    for _ in 0..kills {
-        std::thread::sleep(BUSY / 15);
-        debian::kill_and_replace(&mut rig, |_| {
-            std::thread::sleep(BUSY / 15);
-            Ok(())
-        })?;
-    }
-    rig.wait("pgbench ends", 4 * BUSY, |_| Ok(clients.try_wait()?.map(drop)))?;
-    let output = clients.wait_with_output()?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "pgbench: {said}{}", String::from_utf8_lossy(&output.stderr));
-    let done = number(&said, "number of transactions actually processed:")?;
-    ensure!(done > 0 && number(&said, "number of failed transactions:")? == 0, "{said}");
-    let books = "SELECT (SELECT count(*) FROM pgbench_history), (SELECT sum(delta) FROM pgbench_history), \
-                 (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbalance) FROM pgbench_tellers), \
-                 (SELECT sum(bbalance) FROM pgbench_branches)";
-    let found = postgres("psql", &address, &["-At", "-c", books, "postgres"])?;
-    let found: Vec<i64> = found.split('|').map(str::parse).collect::<Result<_, _>>().with_context(|| found.clone())?;
-    println!("{done} transactions through {kills} kills; {found:?}");
-    ensure!(found.len() == 5 && u64::try_from(found[0]) == Ok(done), "{done} were confirmed, {found:?}");
-    ensure!(found[2..].iter().all(|sum| *sum == found[1]), "the books do not balance: {found:?}");
     debian::ensure_equal(&mut rig, kills)?;
     rig.stop()
 }

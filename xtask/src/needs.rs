@@ -65,6 +65,8 @@ pub enum Need {
     QemuImg,
     /// A reader of captures, for tests of our dissector.
     Tshark,
+    /// GDB, for a test of recordings under it.
+    Gdb,
     /// A C++ compiler, which builds libFuzzer.
     Cxx,
 }
@@ -82,7 +84,7 @@ pub enum State {
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Target,
         Self::Qemu,
         Self::Bochs,
@@ -94,12 +96,13 @@ impl Need {
         Self::Uefi,
         Self::QemuImg,
         Self::Tshark,
+        Self::Gdb,
         Self::Cxx,
     ];
 
     /// Whether nothing needs it but fuzzing, single options, and single tests, which are skipped without it.
     pub fn is_optional(self) -> bool {
-        matches!(self, Self::Etcd | Self::Protoc | Self::Uefi | Self::QemuImg | Self::Tshark | Self::Cxx)
+        matches!(self, Self::Etcd | Self::Protoc | Self::Uefi | Self::QemuImg | Self::Tshark | Self::Gdb | Self::Cxx)
     }
 
     /// What to call it.
@@ -116,6 +119,7 @@ impl Need {
             Self::Uefi => "UEFI firmware (optional)",
             Self::QemuImg => "qemu-img (optional)",
             Self::Tshark => "tshark (optional)",
+            Self::Gdb => "gdb (optional)",
             Self::Cxx => "C++ compiler (optional)",
         }
     }
@@ -134,6 +138,7 @@ impl Need {
             Self::Uefi => "a test that boots by UEFI",
             Self::QemuImg => "--disk-format qcow2, and its test",
             Self::Tshark => "tests of the dissector for Wireshark",
+            Self::Gdb => "recordings under GDB, and their test",
             Self::Cxx => "cargo xtask fuzz",
         }
     }
@@ -164,6 +169,7 @@ impl Need {
             Self::Uefi => Ok(uefi_state()),
             Self::QemuImg => Ok(version_line("qemu-img")?.map_or(State::Missing, State::Present)),
             Self::Tshark => Ok(version_line("tshark")?.map_or(State::Missing, State::Present)),
+            Self::Gdb => Ok(version_line("gdb")?.map_or(State::Missing, State::Present)),
             Self::Cxx => Ok(version_line("c++")?.map_or(State::Missing, State::Present)),
         }
     }
@@ -182,6 +188,7 @@ impl Need {
             Self::Uefi => apt(&["ovmf", "grub-efi-amd64-bin"]),
             Self::QemuImg => apt(&["qemu-utils"]),
             Self::Tshark => apt(&["tshark"]),
+            Self::Gdb => apt(&["gdb"]),
             Self::Cxx => apt(&["g++"]),
         }
     }

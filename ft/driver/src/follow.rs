@@ -35,6 +35,9 @@ impl<G: Guest> Driver<G> {
         if self.node.role() == Role::Draining && self.take_over(host) {
             return Next::Again;
         }
+        if self.node.leaves_log(host.now()) {
+            return Next::Wait(None);
+        }
         match self.apply_entries(host) {
             Ok(false) => self.follow_log(host),
             Ok(true) => Next::Again,

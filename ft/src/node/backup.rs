@@ -9,7 +9,7 @@ use crate::link::Queued;
 use crate::message::{Bye, Message};
 use crate::mutation::Mutation;
 use crate::send_log::SendLog;
-use crate::types::{Position, Role, Seq, Time};
+use crate::types::{Position, Role, Seq, Span, Time};
 use alloc::string::ToString;
 
 impl Node {
@@ -94,6 +94,14 @@ impl Node {
         self.check();
     }
 
+    /// Whether the log is left as it is from here on: only where the rule to drain it is switched off, and the primary has
+    /// fallen silent.
+    #[must_use]
+    pub fn leaves_log(&self, now: Time) -> bool {
+        let silence = Span(self.config.heartbeat_interval.0 * 3 / 2);
+        self.config.goes_live_undrained && decide::is_silent(now, self.last_heard, silence)
+    }
+
     /// Ends the takeover, if the rules allow it: the log is drained and the guest stands at `position`. The first call
     /// asks the arbiter; call again when it has answered. Only after `Ok` may output leave this machine.
     ///
@@ -165,6 +173,7 @@ impl Node {
             primary_left: *primary_left,
             powered_off: replay.powered_off,
             drained: (replay.front().is_none() && position == replay.limit())
+                || self.config.goes_live_undrained
                 || self.config.broken(Mutation::LiveBeforeDrained),
             term_granted: *bid == Bid::Won,
         })

@@ -138,7 +138,7 @@ fn what_is_refused_is_named() {
     for size in ["0", "1000", "", "99999999999G"] {
         refused(&format!("disk=ram:{size}"), "'disk=ram:");
     }
-    refused("break=everything", "break");
+    refused("break=everything", "one of output-rule, exact-stop, time, bounce-buffer, drain");
     refused("mmu=shadow", "one of auto, tracked, native");
     refused("counter=tsc", "one of auto, pmu, ticks");
     refused("guest-args=\"open", "guest-args");

@@ -22,6 +22,7 @@ use crate::host::apic::Apic;
 use crate::memory::{Gpa, GuestMemory};
 use lazy::LiveRegisters;
 pub use mode::{Mode, Paging};
+pub use nested::Right;
 use registers::{CpuMsrs, CpuState, Registers, Segment, Table};
 use svm::{SvmError, SvmVcpu};
 use vmx::{VmxError, VmxVcpu};
@@ -55,6 +56,8 @@ pub enum Exit {
     Overflow,
     /// A single step is over. Nothing of the guest's doing.
     Stepped,
+    /// The next instruction needs a page that is [kept from the guest](Vcpu::keep_pages). Nothing of the guest's doing.
+    Kept,
     /// An access to guest-physical memory that is not mapped.
     Memory {
         /// Where.
@@ -132,14 +135,14 @@ impl Exit {
     /// Whether the guest itself made it, so that something must be done for the guest.
     #[must_use]
     pub const fn is_own(self) -> bool {
-        !matches!(self, Self::Interrupted | Self::Overflow | Self::Stepped)
+        !matches!(self, Self::Interrupted | Self::Overflow | Self::Stepped | Self::Kept)
     }
 
     /// Its place in [`EXIT_KINDS`].
     #[must_use]
     pub const fn kind(self) -> usize {
         match self {
-            Self::Interrupted => 0,
+            Self::Interrupted | Self::Kept => 0,
             Self::Overflow => 1,
             Self::Stepped => 2,
             Self::Memory { .. } => 3,
@@ -306,6 +309,13 @@ pub trait Vcpu {
     /// were changed meanwhile. Returns whether the CPU can.
     fn guard_code(&mut self, on: bool) -> bool {
         !on
+    }
+
+    /// Ends an entry by [`Exit::Kept`] before an instruction that needs one of these rights to one of these pages, each named
+    /// by its first address; replaces those of before. The guest sees nothing of it, and it counts nothing. Returns whether
+    /// the CPU can. Not beside [`track_writes`](Self::track_writes).
+    fn keep_pages(&mut self, pages: &[(Gpa, Right)]) -> bool {
+        pages.is_empty()
     }
 
     /// Prepares to walk other tables than the guest's while paging is on: the host's memory at this address and of this

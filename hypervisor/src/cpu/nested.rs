@@ -224,6 +224,22 @@ impl NestedPaging {
         true
     }
 
+    /// Takes a right to the page at `gpa` away. Returns whether it is a page that is guarded. The CPU must forget what it has
+    /// cached of these tables.
+    pub fn forbid(&mut self, gpa: Gpa, right: Right) -> bool {
+        let Format { data, code, page, .. } = self.format;
+        let guarded = self.guarded;
+        let Some(entry) = self.entry(gpa).filter(|_| guarded) else { return false };
+        if matches!(right, Right::Write | Right::Both) {
+            *entry &= !(page & !code);
+        }
+        if matches!(right, Right::Execute | Right::Both) {
+            // A flag that gives the right, or one that denies it.
+            *entry = *entry & !(page & !data) | data & !page;
+        }
+        true
+    }
+
     /// The entry of a page of 4 KiB that is memory.
     fn entry(&mut self, gpa: Gpa) -> Option<&mut u64> {
         let index = self.lowest.binary_search_by_key(&(gpa.0 & !(COVERED[1] - 1)), |&(start, _)| start).ok()?;
@@ -405,6 +421,15 @@ mod tests {
                 assert_eq!(address(&paging, 0x20_2000), 0x4020_2000 | format.data, "only that page");
             }
             assert!(!paging.allow(Gpa(0x40_0000), Right::Write), "this is no memory");
+            let neither = format.data & format.code | format.data & !format.page;
+            for (forbidden, left) in
+                [(Right::Execute, format.data), (Right::Write, format.code), (Right::Both, neither)]
+            {
+                paging.allow(Gpa(0x20_1000), Right::Both);
+                assert!(paging.forbid(Gpa(0x20_1008), forbidden) && paging.forbid(Gpa(0x20_1008), forbidden));
+                assert_eq!(address(&paging, 0x20_1000), 0x4020_1000 | left, "{forbidden:?}");
+            }
+            assert!(!paging.forbid(Gpa(0x40_0000), Right::Write), "this is no memory");
             paging.track(true);
             assert_eq!(address(&paging, 0x20_1000), 0x4020_1000 | format.data & !format.written);
             paging.track(false);

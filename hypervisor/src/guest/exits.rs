@@ -43,7 +43,7 @@ impl Guest {
     /// Handles an exit of the guest's own. Returns whether the guest stands at an exact stop now.
     pub(super) fn handle(&mut self, exit: Exit, out: &mut Noting<'_>) -> bool {
         let done = match exit {
-            Exit::Interrupted | Exit::Overflow | Exit::Stepped => return false,
+            Exit::Interrupted | Exit::Overflow | Exit::Stepped | Exit::Kept => return false,
             Exit::Memory { gpa } => self.device_access(gpa, out),
             Exit::Io(io) => self.port_access(io, out),
             Exit::Cpuid => self.cpuid(),
@@ -150,7 +150,7 @@ impl Guest {
     }
 
     fn read_tsc(&mut self, with_aux: bool) -> Done {
-        let tsc = self.platform.tsc(self.now());
+        let tsc = self.platform.tsc(self.now()).wrapping_add(self.clock_error());
         self.set_low(gpr::RAX, tsc as u32);
         self.set_low(gpr::RDX, (tsc >> 32) as u32);
         if with_aux {

@@ -2,8 +2,8 @@
 
 use alloc::vec::Vec;
 
-use super::Guest;
-use crate::cpu::registers::{EFER_LMA, Registers, Segment};
+use super::{Guest, REGISTERS};
+use crate::cpu::registers::{EFER_LMA, Registers, Segment, Segments};
 use crate::cpu::{Mode, Paging};
 use crate::emulate::walk::{Format, PRESENT};
 use crate::memory::{Gpa, PAGE_SIZE};
@@ -13,6 +13,27 @@ impl Guest {
     #[must_use]
     pub fn registers(&self) -> &Registers {
         self.vcpu.registers()
+    }
+
+    /// The registers that a debugger shows, by name: the general ones, selectors, bases, and those of the system.
+    #[must_use]
+    pub fn named_registers(&self) -> Vec<(&'static str, u64)> {
+        let (Registers { gpr, rip, rflags }, mode, msrs) = (self.vcpu.registers(), self.vcpu.mode(), self.vcpu.msrs());
+        let Segments { es, cs, ss, ds, fs, gs, .. } = mode.segments;
+        let general = REGISTERS.into_iter().zip(gpr.iter().chain([rip, rflags]).copied());
+        let selectors = [("cs", cs), ("ss", ss), ("ds", ds), ("es", es), ("fs", fs), ("gs", gs)];
+        let selectors = selectors.map(|(name, segment)| (name, segment.selector.into()));
+        let system = [
+            ("fs_base", fs.base),
+            ("gs_base", gs.base),
+            ("k_gs_base", msrs.kernel_gs_base),
+            ("cr0", mode.cr0),
+            ("cr2", self.vcpu.cr2()),
+            ("cr3", mode.cr3),
+            ("cr4", mode.cr4),
+            ("efer", mode.efer),
+        ];
+        general.chain(selectors).chain(system).collect()
     }
 
     /// Segments and control registers.
@@ -50,6 +71,12 @@ impl Guest {
             linear = linear.wrapping_add(rest);
         }
         bytes
+    }
+
+    /// Where a linear address leads now, whatever rights there are; not whether there is memory.
+    #[must_use]
+    pub fn look_up_now(&self, linear: u64) -> Option<Gpa> {
+        self.look_up(&Paging::from(&self.vcpu.mode()), linear)
     }
 
     /// Where a linear address leads.

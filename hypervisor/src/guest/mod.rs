@@ -6,6 +6,8 @@
 //! * on arrival at a position, timers that are due fire (`Guest::fire_due`), before anything is applied there;
 //! * an interrupt is offered to the CPU just before entry.
 
+mod broken;
+mod debug;
 mod exits;
 mod look;
 mod mmio;
@@ -33,6 +35,7 @@ use crate::platform::{GuestTime, Outputs, Platform, PowerEvent};
 use crate::state::{self, State, StateError, Visitor};
 
 pub use crate::cpu::EXIT_KINDS;
+pub use debug::{DebugStop, Stops};
 pub use exits::ExitCounts;
 pub use pollux_driver::Stop;
 
@@ -62,6 +65,9 @@ pub struct Guest {
     /// Bytes of RAM that were zeroed for a reset to come.
     cleared: u64,
     exits: ExitCounts,
+    debugger: debug::Debugger,
+    /// The rule that is switched off.
+    broken: Option<broken::Broken>,
 }
 
 impl fmt::Debug for Guest {
@@ -139,6 +145,8 @@ impl Guest {
             settled: true,
             crash: None,
             exits: ExitCounts::default(),
+            debugger: debug::Debugger::default(),
+            broken: None,
         }
     }
 
@@ -205,7 +213,7 @@ impl Guest {
     /// Runs until exactly `target`, or until something else ends the run. Does nothing when the guest is there.
     pub fn run(&mut self, target: Position, out: &mut dyn Outputs) -> Stop {
         let mut out = Noting { inner: out, frames: false, power: None };
-        let mut host = false;
+        let (mut host, mut entered) = (false, false);
         loop {
             if self.crash.is_some() {
                 return Stop::Crashed;
@@ -216,6 +224,7 @@ impl Guest {
             if out.frames || self.platform.has_disk_request() {
                 return Stop::Output;
             }
+            let Ok(limit) = self.debug_limit(target, entered) else { return Stop::Host };
             if self.position() >= target && !self.is_delivering() {
                 return Stop::Target;
             }
@@ -229,7 +238,12 @@ impl Guest {
             }
             self.halted = false;
             self.vcpu.offer_interrupt(interrupt);
-            let exit = self.enter(target, interrupt, &mut out);
+            let exit = self.enter(limit, interrupt, &mut out);
+            self.mend();
+            entered = true;
+            if self.debug_exit(exit).is_err() {
+                return Stop::Host;
+            }
             // Not only after the exits that host interrupts cause: in Bochs they end no entry of a guest that keeps its
             // own off, and one that leaves often would keep us from them for ever.
             host = (self.let_in)();
@@ -254,7 +268,8 @@ impl Guest {
         self.exits.count(entered.exit);
         // A stop is exact when the limit ended the run; before that a host interrupt may have come in the middle of
         // the delivery of a fault, where the count is ambiguous.
-        self.settled = self.position() == stop;
+        // Not with an event undelivered: it is no part of a state.
+        self.settled = self.position() == stop && (entered.exit.is_own() || !self.vcpu.has_undelivered());
         // A translation that the next instruction needs may be missed before the stop is: the stop comes first, and it will
         // be missed again.
         let early = self.settled && matches!(entered.exit, Exit::PageFault { .. }) && !self.vcpu.has_undelivered();
@@ -331,11 +346,16 @@ impl Guest {
 
     /// Applies a received frame. The guest stands at an exact stop.
     pub fn packet_in(&mut self, frame: &[u8]) {
+        self.slip();
+        if self.tear(frame) {
+            return;
+        }
         self.apply(|platform, memory| platform.packet_in(memory, frame));
     }
 
     /// Applies console input. The guest stands at an exact stop.
     pub fn console_in(&mut self, bytes: &[u8]) {
+        self.slip();
         self.apply(|platform, _| platform.console_in(bytes));
     }
 
@@ -366,7 +386,7 @@ impl Guest {
     ///
     /// Whoever goes on from here and whoever loads it have the same translations: none.
     pub fn save(&mut self) -> alloc::vec::Vec<u8> {
-        assert!(self.settled, "a state was saved away from an exact stop");
+        assert!(self.settled && !self.vcpu.has_undelivered(), "a state was saved away from an exact stop");
         self.restart_paging();
         self.platform.take_end(&self.memory);
         let mut machine = MachineState::of(self);

@@ -1,5 +1,7 @@
 //! What ends a run, with a CPU that exits as it is told.
 
+mod broken;
+mod debug;
 mod ends;
 
 use alloc::boxed::Box;
@@ -19,7 +21,7 @@ use crate::counter::{Counter, Ticks};
 use crate::cpu::registers::{
     CR0_PE, CR0_PG, CR4_OSXSAVE, CR4_PAE, CpuMsrs, EFER_LMA, PENDING_STEP, RFLAGS_TF, Registers, Segment, Segments, gpr,
 };
-use crate::cpu::{Entered, Exception, InstructionCounter, IoExit, LentTsc, Limit, Mode};
+use crate::cpu::{Entered, Exception, InstructionCounter, IoExit, LentTsc, Limit, Mode, Right};
 use crate::extended::testing::MadeUp;
 use crate::extended::{ExtendedRegisters, Layout};
 use crate::platform::PlatformConfig;
@@ -37,9 +39,13 @@ struct Script {
     mode: Mode,
     lent: Lent,
     injected: bool,
+    /// So many deliveries are interrupted when the limit is reached.
+    interrupted: u32,
     /// A trap behind an emulated instruction comes next.
     trapped: bool,
     cr2: u64,
+    /// Where it is tick by tick, and where the host interrupts it, if that is what it does.
+    way: debug::Way,
 }
 
 /// What the guest was lent of its TSC, entry by entry.
@@ -60,6 +66,9 @@ impl Vcpu for Script {
     }
 
     fn enter(&mut self, limit: Limit) -> Entered {
+        if !self.way.is_over() {
+            return self.way.enter(limit, &mut self.registers.rip);
+        }
         let end = match limit {
             Limit::After(_, limit) => (Exit::Interrupted, limit),
             Limit::Step(_) => (Exit::Stepped, 1),
@@ -72,6 +81,9 @@ impl Vcpu for Script {
         });
         // Delivered, unless a translation was missed for that.
         self.injected &= matches!(exit, Exit::PageFault { .. });
+        if exit == Exit::Interrupted && self.interrupted > 0 {
+            (self.injected, self.interrupted) = (true, self.interrupted - 1);
+        }
         Entered { exit, ticks, interrupt_taken: false, exception_taken: false }
     }
 
@@ -121,6 +133,10 @@ impl Vcpu for Script {
         &mut self.extended
     }
 
+    fn keep_pages(&mut self, pages: &[(Gpa, Right)]) -> bool {
+        self.way.keep(pages)
+    }
+
     fn track_writes(&mut self, _: bool) {}
 
     fn take_written(&mut self, _: &mut dyn FnMut(Gpa)) {}
@@ -161,8 +177,10 @@ fn script(exits: &[Exit]) -> Script {
         mode: Mode::default(),
         lent: Lent::default(),
         injected: false,
+        interrupted: 0,
         trapped: false,
         cr2: 0,
+        way: debug::Way::default(),
     }
 }
 
@@ -237,6 +255,18 @@ fn a_translation_that_is_missed_at_a_stop_belongs_to_the_next_run() {
     assert!(guest.is_settled() && guest.crash().is_none());
 }
 
+/// What was not delivered is no part of a state.
+#[test]
+fn a_stop_is_none_before_an_event_is_delivered() {
+    for deliveries in 0..4 {
+        let mut guest = guest(&[], false);
+        guest.vcpu = Box::new(Script { interrupted: deliveries, ..script(&[]) });
+        assert_eq!(guest.run(Position(100), &mut Nothing), Stop::Target);
+        assert!(guest.is_settled() && !guest.vcpu.has_undelivered());
+        assert_eq!(guest.position(), Position(100));
+    }
+}
+
 #[test]
 fn the_host_is_served_after_every_exit() {
     let mut guest = guest(&[out(0x80); 3], true);
@@ -277,16 +307,7 @@ fn the_clock_is_lent_as_the_position_says_and_only_while_it_goes_on_by_ticks() {
     let lent = Lent::default();
     let (exits, registers) = ([out(0x80), out(0x80)].into(), Registers::default());
     let (extended, mode) = (MadeUp::default(), Mode::default());
-    guest.vcpu = Box::new(Script {
-        exits,
-        registers,
-        extended,
-        mode,
-        lent: Rc::clone(&lent),
-        injected: false,
-        trapped: false,
-        cr2: 0,
-    });
+    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent: Rc::clone(&lent), ..script(&[]) });
     guest.run(Position(10), &mut Nothing);
     assert!(lent.take().is_empty(), "a CPU whose reads are not exact");
     guest.counter.lends_tsc = true;
@@ -340,9 +361,7 @@ fn with_xsetbv(layout: Layout, level: u16, cr4: u64, register: u64, value: u64) 
         extended: MadeUp::new(layout),
         mode,
         lent: Lent::default(),
-        injected: false,
-        trapped: false,
-        cr2: 0,
+        ..script(&[])
     });
     guest
 }
@@ -383,9 +402,7 @@ fn what_is_sent_is_loaded_by_the_sender_too() {
         extended,
         mode: Mode::default(),
         lent: Lent::default(),
-        injected: false,
-        trapped: false,
-        cr2: 0,
+        ..script(&[])
     });
     let hash = guest.hash();
     assert_eq!(loads.get(), 0);
@@ -425,7 +442,7 @@ fn what_the_cpu_refuses_twice_is_no_access_of_the_instructions_own() {
         Mode { cr0: CR0_PG | CR0_PE | 1 << 16, cr3: 0x1000, cr4: CR4_PAE | smap, efer: EFER_LMA, ..Mode::default() };
     let registers = Registers { rflags: alignment_check, ..Registers::default() };
     let (exits, extended, lent) = (VecDeque::new(), MadeUp::default(), Lent::default());
-    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false, trapped: false, cr2: 0 });
+    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, ..script(&[]) });
     // A page of the user's at 0.
     for table in [0x1000, 0x2000, 0x3000, 0x4000_u64] {
         guest.memory.write(Gpa(table), &(table + 0x1007).to_le_bytes()).unwrap();
@@ -453,7 +470,7 @@ fn registers_that_are_nobodys_concern_are_the_guests_own() {
     (registers.gpr[gpr::RAX], registers.gpr[gpr::RCX]) = (0x1234_5678_9ABC, 5);
     let (exits, extended, lent) = (VecDeque::from([Exit::Control; 4]), MadeUp::default(), Lent::default());
     let cr2 = 0xFFFF_8000_0000_1008;
-    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false, trapped: false, cr2 });
+    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, cr2, ..script(&[]) });
     guest.memory.write(Gpa(0x1000), &CODE).unwrap();
     guest.platform.set_cr8(7);
     assert_eq!(guest.run(Position(4), &mut Nothing), Stop::Target);
@@ -491,7 +508,7 @@ fn after_hypercall(level: u16, long: bool, code: [u8; 3]) -> Registers {
     mode.segments.cs = Segment::flat(8, if long { 0xA9B } else { 0xC9B });
     mode.segments.ss = Segment::flat(0x10, 0xC93 | level << 5);
     let (lent, extended, exits) = (Lent::default(), MadeUp::default(), [Exit::Hypercall].into());
-    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, injected: false, trapped: false, cr2: 0 });
+    guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, ..script(&[]) });
     guest.run(Position(1), &mut Nothing);
     *guest.vcpu.registers()
 }

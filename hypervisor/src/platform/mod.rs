@@ -322,6 +322,17 @@ impl Platform {
         }
     }
 
+    /// Half of a frame arrives, and the device says nothing of it: only for a rule that is switched off. Returns whether the guest
+    /// has a buffer for it.
+    pub fn packet_half_in(&mut self, memory: &mut GuestMemory, frame: &[u8]) -> bool {
+        let mut begun = false;
+        self.net.work(memory, &mut self.lapic, |net, queues, memory| {
+            begun = net.receive_half(frame, queues, memory)?;
+            Ok(0)
+        });
+        begun
+    }
+
     /// Console input arrives. Returns how many bytes were dropped for lack of room.
     pub fn console_in(&mut self, bytes: &[u8]) -> usize {
         let dropped = self.uart.receive(bytes);

@@ -106,7 +106,8 @@ impl Platform {
             self.set_watched(false, memory);
         }
         self.update_net();
-        if found > 0 && self.net.queues(Net::owes) {
+        // Also what could not be paid when it was due.
+        if self.net.queues(Net::owes) {
             let now = self.clock.time_at(at);
             self.watch.owed.get_or_insert(now.after(OWED_NS));
         }

@@ -12,6 +12,7 @@ use pollux_nic::{FrameSink, Gate, GateMode, Mark};
 use super::arbiter::Arbiter;
 use super::client::Client;
 use super::cut::Cut;
+use super::debugger::Hold;
 use super::disk::OwnDisk;
 use super::drive::Drive;
 use super::json::Json;
@@ -62,6 +63,8 @@ pub(super) struct Machine {
     /// Why the guest ended here, until the twin has our last words: who reads on the monitor that a machine has halted may
     /// switch it off.
     pub(super) ending: Option<String>,
+    /// What a debugger wants.
+    pub(super) hold: Hold,
     /// It is to be reset once it has halted.
     pub(super) starts_anew: bool,
     /// What it waits for until it has a guest, as was said last.

@@ -7,6 +7,7 @@ pub mod arbiter;
 mod client;
 mod console;
 mod cut;
+mod debugger;
 mod disk;
 pub mod drive;
 mod guest;
@@ -38,6 +39,7 @@ use xxhash_rust::xxh64::xxh64;
 use self::arbiter::Arbiter;
 use self::client::{Client, Speaker};
 use self::cut::Cut;
+use self::debugger::Hold;
 use self::disk::OwnDisk;
 use self::drive::Drive;
 use self::link::{End, Link};
@@ -47,7 +49,8 @@ use self::recorder::Recorder;
 use self::service::Service;
 use self::station::Station;
 use self::status::Figures;
-use crate::config::{BrokenRule, Config, Disk, StartRole};
+use crate::broken::BrokenRule;
+use crate::config::{Config, Disk, StartRole};
 use crate::guest::Guest;
 use crate::host::apic::Apic;
 use crate::host::clock::{self, WallClock};
@@ -153,6 +156,7 @@ impl Replica {
                 random,
                 figures,
                 ending,
+                hold: Hold::No,
                 starts_anew: false,
                 waits_for: None,
                 stranger_at: Time(0),
@@ -165,11 +169,11 @@ impl Replica {
 
     /// Runs for ever.
     pub fn run(mut self) -> ! {
-        if let Some(client) = &mut self.machine.client
-            && self.machine.config.broken_rule == Some(BrokenRule::OutputRule)
-        {
-            log::warn!("the output rule is switched off: clients may see replies that get lost");
-            client.nic().break_output_rule(true);
+        if let Some(rule) = self.machine.config.broken_rule {
+            log::warn!("break={}: a rule is switched off, {}", rule.name(), rule.warning());
+            if let Some(client) = self.machine.client.as_mut().filter(|_| rule == BrokenRule::OutputRule) {
+                client.nic().break_output_rule(true);
+            }
         }
         if self.machine.link.is_some() && !self.driver.node().is_secure() {
             log::warn!("INSECURE: this pair has no key: everybody on the log network can decide who runs the guest");
@@ -183,6 +187,7 @@ impl Replica {
         loop {
             self.poll();
             let next = self.driver.turn(&mut self.machine);
+            self.machine.debug_stopped(&mut self.driver);
             self.machine.report_end(&self.driver);
             self.machine.reset_if_due();
             if let Some(watchdog) = &mut self.watchdog {
@@ -246,6 +251,7 @@ impl Replica {
                     monitor::event("refused", "reason", &refused);
                 }
             }
+            Command::Debug(command) => self.machine.debug(command, driver),
             Command::Cut(count) => self.machine.cut.arm(count),
             Command::Hang => {
                 log::warn!("test: this machine hangs");

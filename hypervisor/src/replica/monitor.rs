@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use pollux_ft::key::KEY_BYTES;
 
+use super::debugger::DebugCommand;
 use super::disk::DiskFault;
 use super::json::Json;
 use super::syslog;
@@ -38,6 +39,8 @@ pub enum Command {
     Console(Vec<u8>),
     /// Go out, as by a power cut, at the boundary that many ahead; see the module `cut` (test only).
     Cut(u64),
+    /// A debugger's, for a guest that follows a recording.
+    Debug(DebugCommand),
     /// Make no progress any more (test only).
     Hang,
     /// Let the disk of this machine fail or be slow (test only).
@@ -72,6 +75,7 @@ impl Command {
                     .map_err(|_| "key-forget needs the fingerprint of a key: 16 hexadecimal digits, as in the status")
             }
             "cut" => rest.trim().parse().map(Self::Cut).map_err(|_| "cut needs a number of boundaries"),
+            "debug" => DebugCommand::parse(rest).map(Self::Debug),
             "hang" => Ok(Self::Hang),
             "disk" => DiskFault::parse(rest.trim()).map(Self::Disk),
             "flip-memory" => {
@@ -88,8 +92,8 @@ impl Command {
                 Ok(Self::FlipRegister(name.into(), bit.trim().parse().map_err(|_| "the bit is no number")?))
             }
             _ => Err(
-                "unknown command; known: status, stop, switch, console, type, key-add, key-forget, cut, disk, hang, \
-                 flip-memory, flip-register",
+                "unknown command; known: status, stop, switch, console, type, key-add, key-forget, debug, cut, disk, \
+                 hang, flip-memory, flip-register",
             ),
         }
     }

@@ -9,6 +9,7 @@ use pollux_driver::transfer::Sent;
 use pollux_driver::{Boundary, Driver, Event, Observer};
 use pollux_ft::{Action, Control, Entry, EntryRef, Position};
 
+use super::debugger::Hold;
 use super::json::Json;
 use super::machine::Machine;
 use super::monitor;
@@ -129,6 +130,7 @@ impl Observer<Guest> for Machine {
             }
             Event::StateComplete => {
                 log::info!("state complete at position {}: following the log", driver.guest().position());
+                self.hold_if_wanted(driver.guest());
             }
             Event::Replayed(record) => match record.entry {
                 Entry::Digest { .. } => self.figures.digests += 1,
@@ -164,7 +166,8 @@ impl Observer<Guest> for Machine {
         match at {
             Boundary::Logged(kind) => self.cut.boundary(&kind.name()),
             Boundary::Sent => self.cut.boundary(&"after the log was sent"),
-            Boundary::Action | Boundary::Step | Boundary::Send => {}
+            Boundary::Step => return self.hold != Hold::Stands,
+            Boundary::Action | Boundary::Send => {}
         }
         true
     }

@@ -32,6 +32,8 @@ pub struct Server {
     pub newest_client: i64,
     /// A client asked for the end of the machine.
     pub shutdown: bool,
+    /// A client has found the bug that ends the server in the middle of its work.
+    pub crash: bool,
 }
 
 impl Server {
@@ -383,7 +385,8 @@ fn select(call: &mut Call<'_>) {
 }
 
 fn debug(call: &mut Call<'_>) {
-    run_subcommand(call, "DEBUG", &[Command::new("BURN", 3, burn)]);
+    let segfault = |call: &mut Call<'_>| call.server.crash = true;
+    run_subcommand(call, "DEBUG", &[Command::new("BURN", 3, burn), Command::new("SEGFAULT", 2, segfault)]);
 }
 
 /// Computes for a number of steps.

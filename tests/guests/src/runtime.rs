@@ -7,8 +7,12 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use linked_list_allocator::LockedHeap;
 use pollux_boot::{BootInfo, Region};
+use x86_64::VirtAddr;
+use x86_64::instructions::tables::lidt;
+use x86_64::registers::model_specific::Msr;
+use x86_64::structures::DescriptorTablePointer;
 
-use crate::{clock, cpu, interrupts, serial};
+use crate::{clock, cpu, interrupts, println, serial};
 
 #[global_allocator]
 static HEAP: LockedHeap = LockedHeap::empty();
@@ -60,6 +64,21 @@ pub fn reset() -> ! {
         cpu::outb(0x64, 0xfe);
     }
     halt()
+}
+
+/// An exception, raised by `raise`, without an interrupt descriptor table, which resets the machine.
+pub fn triple_fault(raise: fn()) -> ! {
+    // SAFETY: no exception is meant to be handled from here on.
+    unsafe { lidt(&DescriptorTablePointer { limit: 0, base: VirtAddr::zero() }) };
+    raise();
+    println!("still here after a triple fault");
+    halt()
+}
+
+/// Reads a register that no machine of ours has, so that the hypervisor injects a general-protection fault.
+pub fn unknown_register() {
+    // SAFETY: it has no effect but the fault.
+    let _ = unsafe { Msr::new(0x4000_1234).read() };
 }
 
 /// Stops for ever, with interrupts off.

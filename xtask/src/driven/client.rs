@@ -35,7 +35,12 @@ impl Client {
 
     /// Asks for the same, and does not wait.
     pub fn ask(&mut self, key: &str) -> Result<()> {
-        self.reader.get_mut().write_all(format!("INCR {key}\r\n").as_bytes()).context("cannot send")
+        self.say(&format!("INCR {key}"))
+    }
+
+    /// Sends a command, and does not wait.
+    pub fn say(&mut self, command: &str) -> Result<()> {
+        self.reader.get_mut().write_all(format!("{command}\r\n").as_bytes()).context("cannot send")
     }
 
     /// The answer to the oldest question, if it comes within `patience`.

@@ -35,8 +35,9 @@ const WORKING_MEMORY: u64 = 256 << 20;
 const LEAST_MEMORY: u64 = 384 << 20;
 
 /// What guests are made by: one that others made is built anew.
-const RECIPE: [&str; 8] = [
+const RECIPE: [&str; 9] = [
     include_str!("debian.rs"),
+    include_str!("debian/data"),
     include_str!("debian/inittab"),
     include_str!("debian/setup"),
     include_str!("debian/packages.rs"),
@@ -99,6 +100,9 @@ pub struct GuestArgs {
     /// Modules of the kernel's beyond those for network and disk: they lie in the guest with what they need, for `modprobe`
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     modules: Vec<String>,
+    /// What services keep lies on the guest's disk, which gets a file system if it is empty: run it with --disk
+    #[arg(long)]
+    data_on_disk: bool,
     /// A public key of OpenSSH's: whoever has it logs in as root over SSH, and nobody without
     #[arg(long, value_name = "FILE")]
     ssh_key: Option<PathBuf>,
@@ -127,6 +131,9 @@ struct Wanted {
     /// The line of a public key.
     #[serde(default)]
     ssh_key: Option<String>,
+    /// Whether services keep what they have on the guest's disk.
+    #[serde(default)]
+    data_on_disk: bool,
 }
 
 /// A guest that was built.
@@ -163,7 +170,8 @@ pub fn run(arguments: &GuestArgs) -> Result<()> {
     }
     let modules = arguments.modules.iter().map(|name| ramdisk::checked_module(name)).collect::<Result<_>>()?;
     let ssh_key = arguments.ssh_key.as_deref().map(key::read).transpose()?;
-    let wanted = Wanted { suite: arguments.suite, packages: arguments.packages.clone(), modules, ssh_key };
+    let (suite, packages, data_on_disk) = (arguments.suite, arguments.packages.clone(), arguments.data_on_disk);
+    let wanted = Wanted { suite, packages, modules, ssh_key, data_on_disk };
     let _lock = lock()?;
     let there = load(&wanted.place()).filter(|built| built.wanted == wanted && built.is_current() && !arguments.again);
     let built = match there {
@@ -186,7 +194,8 @@ pub fn run(arguments: &GuestArgs) -> Result<()> {
     for Probe { name, port, .. } in built.probes() {
         say!("service     {name} at port {port}");
     }
-    say!("run it with cargo xtask qemu --guest {name}");
+    let disk = if built.needs_disk() { " --disk nvme:1G" } else { "" };
+    say!("run it with cargo xtask qemu --guest {name}{disk}");
     Ok(())
 }
 
@@ -233,7 +242,7 @@ impl Wanted {
     /// Who asks for nothing gets this.
     fn usual() -> Self {
         let packages = vec![DEFAULT_PACKAGES.to_owned()];
-        Self { suite: Suite::Bookworm, packages, modules: Vec::new(), ssh_key: None }
+        Self { suite: Suite::Bookworm, packages, modules: Vec::new(), ssh_key: None, data_on_disk: false }
     }
 
     /// Where it is kept.
@@ -263,6 +272,11 @@ impl Built {
     /// Its services.
     pub fn probes(&self) -> impl Iterator<Item = Probe> {
         services::of(&self.wanted.packages).map(|service| service.probe)
+    }
+
+    /// Whether it does not run without a disk.
+    pub fn needs_disk(&self) -> bool {
+        self.wanted.data_on_disk
     }
 
     /// Whether this xtask would build it the same way.
@@ -327,7 +341,7 @@ fn build(wanted: Wanted, stale: bool, yes: bool) -> Result<Built> {
     }
     spinner.detail("unpacking the kernel");
     let linux = ramdisk.add_kernel(&kernel_packages, &wanted.modules)?;
-    ramdisk.add_system(&services, wanted.ssh_key.as_deref())?;
+    ramdisk.add_system(&services, wanted.ssh_key.as_deref(), wanted.data_on_disk)?;
 
     let scratch = tempfile::Builder::new().prefix(".new-").tempdir_in(parent()).context("cannot create a directory")?;
     let packed = &linux.vmlinuz;
@@ -392,6 +406,7 @@ mod tests {
             Wanted { suite: Suite::Trixie, ..usual.clone() },
             Wanted { packages: vec!["redis-server".to_owned(), "python3".to_owned()], ..usual.clone() },
             Wanted { modules: vec!["zram".to_owned()], ..usual.clone() },
+            Wanted { data_on_disk: true, ..usual.clone() },
             Wanted { ssh_key: Some("ssh-ed25519 AAAA".to_owned()), ..usual.clone() },
         ];
         for other in others {

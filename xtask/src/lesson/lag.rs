@@ -1,19 +1,15 @@
 //! Lesson 11: a backup that lags.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::Lesson;
+use super::brake::Brake;
 use super::chart::bars;
 use super::stage::{Stage, TAKEOVER_LIMIT};
-use crate::driven::{DrivenRig, pause};
+use crate::driven::pause;
 use crate::rig::control::Request;
-use crate::rig::roles::Role;
 
 pub(super) const LESSON: Lesson = Lesson {
     number: 11,
@@ -63,7 +59,7 @@ fn show(stage: &Stage) -> Result<Vec<String>> {
 
 fn scene(stage: &Stage, name: &str, slow: bool) -> Result<Seen> {
     let mut rig = stage.pair(name, "compute", &[])?;
-    let brake = if slow { Some(Brake::on(&mut rig)?) } else { None };
+    let brake = if slow { Some(Brake::on(&mut rig, RUNS, STANDS)?) } else { None };
     pause(Duration::from_secs(2))?;
     let (first, last) = rig.observe(WINDOW)?;
     let seconds = (last.wall_ms - first.wall_ms) as f64 / 1e3;
@@ -79,40 +75,4 @@ fn scene(stage: &Stage, name: &str, slow: bool) -> Result<Seen> {
     ));
     stage.end(rig)?;
     Ok(Seen { mips, lag_ms, drain_ms })
-}
-
-/// Stops a backup's emulator most of the time, until it is dropped.
-struct Brake {
-    stop: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Brake {
-    fn on(rig: &mut DrivenRig) -> Result<Self> {
-        let snapshot = rig.snapshot()?;
-        let backup = snapshot.machine(Role::Backup).and_then(|machine| machine.pid).context("there is no backup")?;
-        let pid = Pid::from_raw(i32::try_from(backup).context("a process id")?);
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stop);
-        let brake = move || {
-            while !flag.load(Ordering::Relaxed) {
-                // A process that has ended needs no brake.
-                if kill(pid, Signal::SIGSTOP).is_err() {
-                    return;
-                }
-                std::thread::sleep(STANDS);
-                let _ = kill(pid, Signal::SIGCONT);
-                std::thread::sleep(RUNS);
-            }
-        };
-        Ok(Self { stop, thread: Some(std::thread::spawn(brake)) })
-    }
-}
-
-impl Drop for Brake {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        // It ends within one round.
-        let _ = self.thread.take().map(std::thread::JoinHandle::join);
-    }
 }

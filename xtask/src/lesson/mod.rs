@@ -1,13 +1,17 @@
 //! `cargo xtask lesson`: what fault tolerance by a log teaches, each lesson a command that shows it in a rig: with a rule
 //! switched off where there is one, then with the rule. Questions and answers are in `docs/lessons.md`.
 
+mod brake;
 mod chart;
 mod distance;
+mod draining;
 mod duplicates;
 mod lag;
 mod output_rule;
+mod same_bug;
 mod stage;
 mod transfer;
+mod twins;
 mod two_primaries;
 
 use std::path::PathBuf;
@@ -46,7 +50,7 @@ pub struct LessonArgs {
 
 /// A lesson.
 struct Lesson {
-    /// What it is called by: its number in the issue of lectures, some of which are not there yet.
+    /// What it is called by.
     number: u8,
     title: &'static str,
     /// What it answers.
@@ -58,8 +62,19 @@ struct Lesson {
 }
 
 /// All lessons.
-const LESSONS: [Lesson; 6] =
-    [output_rule::LESSON, distance::LESSON, two_primaries::LESSON, transfer::LESSON, duplicates::LESSON, lag::LESSON];
+const LESSONS: [Lesson; 11] = [
+    output_rule::LESSON,
+    distance::LESSON,
+    twins::EXACT_STOP,
+    twins::TIME,
+    twins::BOUNCE_BUFFER,
+    two_primaries::LESSON,
+    draining::LESSON,
+    transfer::LESSON,
+    duplicates::LESSON,
+    same_bug::LESSON,
+    lag::LESSON,
+];
 
 /// Lists the lessons, or gives one.
 pub fn run(arguments: &LessonArgs) -> Result<()> {

@@ -29,6 +29,13 @@ impl Stage {
 
     /// A protected pair with one of our guests, called `name`.
     pub fn pair(&self, name: &str, guest: &str, arguments: &[&str]) -> Result<DrivenRig> {
+        let mut rig = self.begin(name, guest, arguments)?;
+        rig.wait_for_protection()?;
+        Ok(rig)
+    }
+
+    /// The same as soon as its machines are started.
+    pub fn begin(&self, name: &str, guest: &str, arguments: &[&str]) -> Result<DrivenRig> {
         let guest = self.guests.as_ref().map_or_else(|| guest.into(), |directory| directory.join(guest));
         let guest = guest.to_string_lossy();
         let hypervisor = self.hypervisor.as_ref().map(|path| path.to_string_lossy());
@@ -37,9 +44,7 @@ impl Stage {
         all.extend(arguments);
         let directory = self.directory.join(name);
         say!("  {name}: starting two machines{}", of_note(arguments));
-        let mut rig = DrivenRig::start_in(Platform::Qemu, &directory, &all)?;
-        rig.wait_for_protection()?;
-        Ok(rig)
+        DrivenRig::start_in(Platform::Qemu, &directory, &all)
     }
 
     /// Ends a rig and says where its timeline is.

@@ -84,6 +84,8 @@ pub enum News {
     Halted(String),
     /// Where the guest stands, when it found a difference.
     Stands(Map<String, Value>),
+    /// It answers to a debugger: the event's name and fields.
+    Answer(String, Map<String, Value>),
 }
 
 /// A machine, and the wire to it.
@@ -164,6 +166,9 @@ impl Stage {
                             "halt" => {
                                 news.push(News::Halted(self.machine.halt_reason().unwrap_or_default().to_owned()))
                             }
+                            name if name == "refused" || name.starts_with("debug-") => {
+                                news.push(News::Answer(name.to_owned(), fields));
+                            }
                             _ => {}
                         }
                     }
@@ -175,6 +180,11 @@ impl Stage {
             news.push(News::Halted(format!("its process has ended ({how})")));
         }
         Ok(news)
+    }
+
+    /// Types a command at its monitor.
+    pub fn command(&mut self, text: &str) -> Result<()> {
+        self.machine.command(text)
     }
 
     /// What its log says last.

@@ -159,6 +159,10 @@ impl SoftwareArgs {
             there => there,
         };
         if let Some(built) = built {
+            ensure!(
+                !built.needs_disk() || self.disk.is_some() || self.disk_image.is_some(),
+                "this guest keeps its data on a disk: give it one, such as --disk nvme:1G"
+            );
             let memory = self.guest_memory.unwrap_or(built.memory);
             let files = GuestFiles::linux(&built.kernel, Some(&built.initrd), memory)?;
             let services = built.probes().collect();

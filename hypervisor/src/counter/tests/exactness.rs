@@ -409,7 +409,8 @@ proptest! {
     /// After a self-test that could not know, the timer is looked at more rarely, or goes more slowly.
     #[test]
     fn a_timer_that_becomes_worse_is_never_silent(
-        nature in timed(), code in program(), plan: u64, seed: u64, run in 40..3000_u64, slow in 0..20_u64,
+        // A timer that is slow once in one time stands still: nothing would end the entry of a guest that keeps its IF clear.
+        nature in timed(), code in program(), plan: u64, seed: u64, run in 40..3000_u64, slow in prop_oneof![Just(0), 2..20_u64],
     ) {
         prop_assume!(nature.run > 1);
         let mut counter = counter_for(&nature);

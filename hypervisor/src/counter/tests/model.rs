@@ -11,6 +11,9 @@ use crate::cpu::{EXIT_KINDS, Entered, Exception, Exit, InstructionCounter, Limit
 use crate::extended::ExtendedRegisters;
 use crate::memory::{Gpa, GuestMemory};
 
+/// More than any entry passes that ends.
+const MOST_BOUNDARIES: u64 = 1 << 24;
+
 /// A splitmix64 generator.
 #[derive(Debug, Clone)]
 pub struct Random(pub u64);
@@ -246,7 +249,8 @@ impl Model {
         }
         let mut held_back = self.nature.held_back;
         let mut run = 0;
-        loop {
+        for boundary in 0.. {
+            assert!(boundary < MOST_BOUNDARIES, "an entry does not end: {:?}", self.nature);
             held_back &= self.core.registers.rflags & RFLAGS_IF == 0;
             if run == 0
                 && let Some(exit) = self.interruption(held_back)
@@ -282,6 +286,7 @@ impl Model {
             let branched = !(1..=8).contains(&self.core.registers.rip.wrapping_sub(rip));
             run = if branched || run + 1 >= self.nature.run { 0 } else { run + 1 };
         }
+        unreachable!("all boundaries were passed")
     }
 }
 

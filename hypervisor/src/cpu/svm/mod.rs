@@ -11,6 +11,7 @@ mod vmcb;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::arch::asm;
 
 use x86_64::registers::model_specific::Msr;
@@ -21,7 +22,7 @@ use super::calibrate::{self, Calibration, Timed};
 use super::lazy::{self, LiveRegisters, PAT_RESET};
 use super::nested::{Format, NestedPaging};
 use super::registers::{CpuMsrs, CpuState, EFER_NXE, PENDING_STEP, Registers, Segment, Segments, Shadow, Table, gpr};
-use super::{Entered, Exception, Exit, InstructionCounter, LentTsc, Limit, Meter, Mode, Paging, Vcpu};
+use super::{Entered, Exception, Exit, InstructionCounter, LentTsc, Limit, Meter, Mode, Paging, Right, Vcpu};
 use crate::extended::ExtendedRegisters;
 use crate::host::apic::Apic;
 use crate::memory::{Gpa, GuestMemory};
@@ -77,6 +78,8 @@ pub struct SvmVcpu {
     /// Single steps that are to be delivered at the next entry; the CPU delivers its own.
     traps: u64,
     guard: Option<run::Guard>,
+    /// Rights to pages that are kept from the guest.
+    kept: Vec<(Gpa, Right)>,
     others: paging::Others,
 }
 
@@ -138,6 +141,7 @@ impl SvmVcpu {
             offered: None,
             traps: 0,
             guard: None,
+            kept: Vec::new(),
             others,
         };
         vcpu.load(&CpuState::real_mode(0));
@@ -327,6 +331,10 @@ impl Vcpu for SvmVcpu {
         self.nested_paging.guard(guard);
         self.guest.control.tlb_control = vmcb::TLB_FLUSH_ALL;
         guard == on
+    }
+
+    fn keep_pages(&mut self, pages: &[(Gpa, Right)]) -> bool {
+        self.keep(pages)
     }
 
     fn track_paging(&mut self, tables: (u64, u64)) -> bool {

@@ -13,9 +13,8 @@ use alloc::vec::Vec;
 
 use super::vmcb::{self, exit};
 use super::{SvmVcpu, Timed};
-use crate::cpu::nested::Right;
 use crate::cpu::registers::{PENDING_STEP, RFLAGS_IF};
-use crate::cpu::{Entered, Exception, Exit, Vcpu};
+use crate::cpu::{Entered, Exception, Exit, Right, Vcpu};
 use crate::memory::{Gpa, PAGE_SIZE};
 
 /// Most ticks that the timer is armed for in one go.
@@ -62,6 +61,8 @@ impl SvmVcpu {
                 None if !over => {}
                 // The part is over, and not the run.
                 Some(Exit::Interrupted) if !over && once.ticks >= part && (part > 0 || once.exception_taken) => {}
+                // The stop comes first.
+                Some(Exit::Kept) if over => return entered,
                 exit => return Entered { exit: exit.unwrap_or(Exit::Interrupted), ..entered },
             }
         }
@@ -155,9 +156,39 @@ impl SvmVcpu {
         if once.ticks > 0 || once.interrupt_taken || once.exception_taken {
             self.close();
         }
-        if right.is_some_and(|right| self.open(gpa, right)) {
-            once.exit = None;
+        if let Some(right) = right {
+            if self.keeps(gpa, right) {
+                once.exit = Some(Exit::Kept);
+            } else if self.open(gpa, right) {
+                once.exit = None;
+            }
         }
+    }
+
+    /// Keeps these rights from the guest, and no others.
+    pub(super) fn keep(&mut self, pages: &[(Gpa, Right)]) -> bool {
+        if self.kept == pages {
+            return true;
+        }
+        if self.guard.is_none() && !self.guard_code(true) {
+            return false;
+        }
+        // What is not kept any more the guard gives back when it is needed.
+        self.kept = pages.to_vec();
+        self.hold_back();
+        true
+    }
+
+    fn hold_back(&mut self) {
+        for &(page, right) in &self.kept {
+            self.nested_paging.forbid(page, right);
+            self.guest.control.tlb_control = vmcb::TLB_FLUSH_ALL;
+        }
+    }
+
+    fn keeps(&self, gpa: Gpa, right: Right) -> bool {
+        let page = Gpa(gpa.0 & !(PAGE_SIZE - 1));
+        self.kept.iter().any(|&(kept, what)| kept == page && (what == right || what == Right::Both))
     }
 
     /// Gives a page the right that the guest lacks. Returns whether it is memory.
@@ -166,7 +197,8 @@ impl SvmVcpu {
         let Some(guard) = &mut self.guard else { return false };
         let page = Gpa(gpa.0 & !(PAGE_SIZE - 1));
         // A second fault of an instruction: perhaps it needs of one page what the first has taken away.
-        let both = guard.faulted_at == Some(rip);
+        let is_kept = self.kept.iter().any(|&(kept, _)| kept == page);
+        let both = guard.faulted_at == Some(rip) && !is_kept;
         if !self.nested_paging.allow(page, if both { Right::Both } else { right }) {
             return false;
         }
@@ -183,10 +215,14 @@ impl SvmVcpu {
     pub(super) fn close(&mut self) {
         let Some(guard) = &mut self.guard else { return };
         guard.faulted_at = None;
+        if guard.open.is_empty() {
+            return;
+        }
         for (page, right) in guard.open.drain(..) {
             self.nested_paging.allow(page, right);
-            self.guest.control.tlb_control = vmcb::TLB_FLUSH_ALL;
         }
+        self.guest.control.tlb_control = vmcb::TLB_FLUSH_ALL;
+        self.hold_back();
     }
 
     /// Prepares the delivery of an event again that a fault of ours has interrupted. Returns the ticks that the

@@ -10,6 +10,7 @@ pub(super) const ENTRY_FAILED: u32 = 1 << 31;
 #[allow(missing_docs)]
 pub(super) mod reason {
     pub const EXCEPTION: u16 = 0;
+    pub const TRIPLE_FAULT: u16 = 2;
     pub const INTERRUPT_WINDOW: u16 = 7;
     pub const INVLPG: u16 = 14;
     pub const CONTROL_REGISTER: u16 = 28;
@@ -30,7 +31,7 @@ pub(super) fn simple(reason: u16) -> Exit {
     match reason {
         // An external interrupt, the timer.
         1 | 52 => Exit::Interrupted,
-        2 => Exit::Shutdown,
+        reason::TRIPLE_FAULT => Exit::Shutdown,
         9 => Exit::Unsupported("a task switch"),
         10 => Exit::Cpuid,
         12 => Exit::Hlt,
@@ -95,6 +96,14 @@ pub(super) fn is_allowed_cr0(value: u64) -> bool {
 /// Whether an exit's event is a page fault.
 pub(super) fn is_page_fault(info: u32) -> bool {
     info & (EVENT_VALID | EVENT_TYPE | 0xFF) == EVENT_VALID | EVENT_EXCEPTION | 14
+}
+
+/// Whether an exit came in the middle of the delivery of the event that the entry injected: it is the one that the exit says it
+/// interrupted, or its delivery ended in a triple fault, which is said to interrupt nothing.
+pub(super) fn ends_injection(reason: u16, interrupted: u32, injected: u32) -> bool {
+    // The CPU has taken the valid bit of what was injected back.
+    let is_ours = interrupted & EVENT_VALID != 0 && (interrupted ^ injected) & 0x7FF == 0;
+    is_ours || reason == reason::TRIPLE_FAULT
 }
 
 /// Whether it is a non-maskable interrupt.
@@ -226,6 +235,17 @@ mod tests {
         assert!(is_nmi(EVENT_VALID | EVENT_NMI | 2) && !is_nmi(EVENT_VALID | EVENT_EXCEPTION | 2));
         let event = |kind| Event { info: EVENT_VALID | kind | 8, ..Event::default() };
         assert_eq!((event(EVENT_EXCEPTION).exception(), event(EVENT_NMI).exception()), (Some(8), None));
+    }
+
+    #[test]
+    fn deliveries_that_end_in_an_exit_are_told_from_instructions() {
+        let fault = EVENT_EXCEPTION | EVENT_ERROR_CODE | 13;
+        for reason in [reason::EXCEPTION, reason::EPT_VIOLATION, 9] {
+            assert!(ends_injection(reason, EVENT_VALID | fault, fault));
+            assert!(!ends_injection(reason, EVENT_VALID | EVENT_EXCEPTION | 14, fault), "another one's");
+            assert!(!ends_injection(reason, 0, fault), "it was delivered");
+        }
+        assert!(ends_injection(reason::TRIPLE_FAULT, 0, fault));
     }
 
     #[test]

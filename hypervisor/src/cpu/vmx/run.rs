@@ -91,7 +91,7 @@ impl VmxVcpu {
             let exit = ExitOrGoOn::Exit(Exit::Invalid);
             return Once { exit, ticks: 0, interrupt_taken: false, exception_taken: false };
         }
-        let (exit, ticks) = (self.decode(reason as u16), self.ran(bound, raw));
+        let (exit, ticks) = (self.decode(reason as u16), self.ran(bound, event.is_some(), raw));
         let interrupted = self.interrupted_delivery();
         let exception_taken = injects_exception && interrupted.is_none();
         let mut once = Once { exit, ticks, interrupt_taken: false, exception_taken };
@@ -138,25 +138,25 @@ impl VmxVcpu {
     }
 
     /// How far the guest ran, by what bounded it.
-    fn ran(&self, bound: Bound, raw: u64) -> u64 {
+    fn ran(&self, bound: Bound, injects: bool, raw: u64) -> u64 {
         match (bound.meter(), &self.performance) {
             (Meter::Instructions, Ok(performance)) => performance.counted(),
-            _ => raw.checked_sub(self.calibration.overhead).unwrap_or_else(|| self.less_than_nothing(bound, raw)),
+            _ => raw
+                .checked_sub(self.calibration.overhead)
+                .unwrap_or_else(|| self.less_than_nothing(bound, injects, raw)),
         }
     }
 
     /// What an entry counts that took less than the switch does.
     ///
-    /// Bochs has no tick for the entry itself when a page fault interrupts the delivery of the event that we injected. No
+    /// Bochs has no tick for the entry itself when an exit interrupts the delivery of the event that we injected. No
     /// instruction has run then. Anything else is no counter of instructions.
-    fn less_than_nothing(&self, bound: Bound, raw: u64) -> u64 {
+    fn less_than_nothing(&self, bound: Bound, injects: bool, raw: u64) -> u64 {
         let [reason, event, interrupted, injected] =
             [fields::EXIT_REASON, fields::EXIT_EVENT, fields::VECTORING_EVENT, fields::ENTRY_EVENT].map(read);
-        // The CPU has taken the valid bit back.
-        let is_ours = interrupted & exit::EVENT_VALID != 0 && (interrupted ^ injected) & 0x7FF == 0;
         let overhead = self.calibration.overhead;
         assert!(
-            is_ours && exit::is_page_fault(event) && raw + 1 == overhead,
+            injects && exit::ends_injection(reason as u16, interrupted, injected) && raw + 1 == overhead,
             "an entry took {raw} ticks, less than the switch's {overhead}: exit {reason}, event {event:#x}, \
              interrupted {interrupted:#x}, injected {injected:#x}, {bound:?}"
         );

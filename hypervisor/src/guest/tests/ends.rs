@@ -51,8 +51,7 @@ fn seen_of(happenings: &[Happening], disturbed: bool) -> Vec<(Vec<u8>, [u8; 4])>
     let leave = |guest: &mut Guest, exit| {
         let (registers, lent) = (*guest.vcpu.registers(), Lent::default());
         let (extended, mode, exits) = (MadeUp::default(), Mode::default(), [exit].into());
-        guest.vcpu =
-            Box::new(Script { exits, registers, extended, mode, lent, injected: false, trapped: false, cr2: 0 });
+        guest.vcpu = Box::new(Script { exits, registers, extended, mode, lent, ..script(&[]) });
     };
     let mut seen = Vec::new();
     for (number, &happening) in (1..).zip(happenings) {

@@ -64,6 +64,22 @@ fn received_frames_arrive_whole_and_interrupt() {
 }
 
 #[test]
+fn half_of_a_frame_says_nothing_and_takes_no_buffer() {
+    let mut rig = Rig::new();
+    rig.start_net(ALL);
+    let sent = frame(100, 1);
+    assert!(!rig.platform.packet_half_in(&mut rig.memory, &sent), "there is no buffer");
+    rig.offer_receive(0, 2048);
+    assert!(rig.platform.packet_half_in(&mut rig.memory, &sent));
+    assert_eq!((rig.interrupt(), rig.used_index(0)), (None, 0));
+    assert_eq!(rig.memory.slice(Gpa(buffer(0) + 12), 50).unwrap(), &sent[..50]);
+    assert_eq!(rig.memory.slice(Gpa(buffer(0) + 62), 50).unwrap(), [0; 50]);
+    rig.packet_in(&sent);
+    assert_eq!((rig.interrupt(), rig.used_index(0), rig.used(0, 0)), (Some(0x51), 1, (0, 112)));
+    assert_eq!(rig.memory.slice(Gpa(buffer(0) + 12), 100).unwrap(), sent);
+}
+
+#[test]
 fn frames_wait_for_buffers_in_order_and_then_overflow() {
     let mut rig = Rig::new();
     rig.start_net(VERSION_1 | EVENT_IDX);

@@ -244,6 +244,20 @@ fn a_device_that_may_not_look_for_a_while_looks_again() {
     assert_eq!((sender.told, sender.left.len()), (2, 4));
 }
 
+#[test]
+fn an_interrupt_that_could_not_come_when_it_was_due_comes_later() {
+    let mut sender = Sender::new(EVENT_IDX);
+    (0..3).for_each(|_| sender.send());
+    sender.leave();
+    sender.interrupts.clear();
+    sender.rig.config_write(1, 4, Size::Word, 2);
+    sender.run(LOOK_TICKS + 2 * OWED_NS);
+    assert_eq!(sender.interrupts, []);
+    sender.rig.config_write(1, 4, Size::Word, 6);
+    sender.run(LOOK_TICKS + 2 * OWED_NS);
+    assert_eq!(sender.interrupts.len(), 1);
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Send,

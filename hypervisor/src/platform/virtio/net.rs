@@ -158,6 +158,30 @@ impl Net {
         }
     }
 
+    /// Writes half of a frame that [`receive`](Self::receive) will get, as DMA does that has not ended. Returns whether it did:
+    /// the driver has a buffer for all of it.
+    ///
+    /// # Errors
+    /// The receive queue is malformed.
+    pub fn receive_half(
+        &mut self,
+        frame: &[u8],
+        queues: &mut [Queue],
+        memory: &mut GuestMemory,
+    ) -> Result<bool, QueueError> {
+        let queue = &mut queues[RX_INDEX];
+        let expected = (MIN_FRAME..=MAX_FRAME).contains(&frame.len()) && self.started && queue.enabled();
+        if !expected || !self.backlog.is_empty() || !queue.pop(memory, &mut self.chain)? {
+            return Ok(false);
+        }
+        queue.unpop(1);
+        let fits = capacity(&self.chain) >= (HEADER + frame.len()) as u64;
+        if fits {
+            scatter(memory, self.chain.writable(), 1, &frame[..frame.len() / 2], 0)?;
+        }
+        Ok(fits)
+    }
+
     fn keep(&mut self, frame: &[u8]) {
         if self.backlog.len() < MAX_BACKLOG {
             self.backlog.push_back(frame.to_vec());

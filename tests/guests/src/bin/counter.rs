@@ -84,6 +84,10 @@ impl Counter {
         }
         self.serve();
         self.host.send(now);
+        if self.server.crash {
+            println!("counter: a client found the bug");
+            runtime::triple_fault(x86_64::instructions::interrupts::int3);
+        }
         if self.server.shutdown {
             println!("counter: a client asked for the end");
             runtime::power_off();

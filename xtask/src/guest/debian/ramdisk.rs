@@ -42,6 +42,7 @@ const LARGEST: u64 = 1 << 30;
 
 const INITTAB: &str = include_str!("inittab");
 const SETUP: &str = include_str!("setup");
+const DATA: &str = include_str!("data");
 const HOSTNAME: &str = "pollux\n";
 
 /// A file in the making.
@@ -157,10 +158,14 @@ impl Ramdisk {
     }
 
     /// Adds what makes a system of it: the first process, users, services. Whoever has the key, a line of OpenSSH's, is root.
-    pub fn add_system(&mut self, services: &[&Service], key: Option<&str>) -> Result<()> {
+    /// `on_disk`: what services keep lies on the guest's disk.
+    pub fn add_system(&mut self, services: &[&Service], key: Option<&str>, on_disk: bool) -> Result<()> {
         ensure!(self.files.contains_key("usr/bin/busybox"), "there is no busybox");
         self.put("init", SYMLINK | 0o777, b"usr/bin/busybox");
         self.put("etc/pollux/setup", REGULAR | 0o755, SETUP.as_bytes());
+        if on_disk {
+            self.put("etc/pollux/data", REGULAR | 0o644, DATA.as_bytes());
+        }
         self.put("etc/hostname", REGULAR | 0o644, HOSTNAME.as_bytes());
         self.put("etc/hosts", REGULAR | 0o644, b"127.0.0.1 localhost\n10.0.2.15 pollux\n");
         let mut inittab = INITTAB.to_owned();

@@ -26,8 +26,10 @@ const SERVICES: [Service; 4] = [
     Service {
         probe: Probe { name: "redis-server", port: 6379, question: b"PING\r\n", answer: b"+PONG" },
         users: &[("redis", 900, "/var/lib/redis")],
-        script: "exec busybox su -s /bin/sh redis -c 'exec redis-server --bind 0.0.0.0 --protected-mode no --save \"\" \\\
-                 --dir /var/lib/redis'\n",
+        // On a disk each write is there before it is answered.
+        script: "[ ! -e /etc/pollux/data ] || keep='--appendonly yes --appendfsync always'\n\
+                 exec busybox su -s /bin/sh redis -c \"exec redis-server --bind 0.0.0.0 --protected-mode no --save '' \\\
+                 --dir /var/lib/redis $keep\"\n",
     },
     Service {
         probe: Probe { name: "nginx-light", port: 80, question: b"HEAD / HTTP/1.0\r\n\r\n", answer: b"HTTP/1.1 200" },
@@ -58,10 +60,13 @@ const SERVICES: [Service; 4] = [
         },
         users: &[("postgres", 902, "/var/lib/postgresql")],
         script: "bin=$(echo /usr/lib/postgresql/*/bin) data=/var/lib/postgresql/data\n\
+                 [ -e /etc/pollux/data ] || sync=--no-sync\n\
                  mkdir -p /var/run/postgresql && chown postgres /var/run/postgresql\n\
                  if [ ! -e $data/PG_VERSION ]; then\n\
-                 busybox su -s /bin/sh postgres -c \"$bin/initdb -D $data --no-locale -E UTF8 -A trust --no-sync\"\n\
-                 echo 'host all all 10.0.2.0/24 trust' >> $data/pg_hba.conf\n\
+                 rm -rf $data.new\n\
+                 busybox su -s /bin/sh postgres -c \"$bin/initdb -D $data.new --no-locale -E UTF8 -A trust $sync\"\n\
+                 echo 'host all all 10.0.2.0/24 trust' >> $data.new/pg_hba.conf\n\
+                 sync && mv $data.new $data\n\
                  fi\n\
                  exec busybox su -s /bin/sh postgres -c \"exec $bin/postgres -D $data -c jit=off -c listen_addresses='*'\"\n",
     },

@@ -152,7 +152,8 @@ impl<B: Backend> Requests<B> {
 
     /// What a request in flight has read.
     pub(super) fn read_came(&mut self, id: u64, data: &[u8]) {
-        if let Some(one) = self.in_flight.iter_mut().find(|one| one.id == id) {
+        let reads = |one: &&mut InFlight| one.id == id && one.request.operation == Operation::Read;
+        if let Some(one) = self.in_flight.iter_mut().find(reads) {
             one.read = Some(data.to_vec());
         }
     }

@@ -1,0 +1,122 @@
+//! A debugger's stops, on a CPU that goes a given way, with the host in between wherever it likes.
+
+use alloc::collections::BTreeSet;
+
+use super::*;
+
+/// Where a CPU is, tick by tick.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Way {
+    rips: Vec<u64>,
+    walked: usize,
+    /// Ticks at which the host interrupts it, once each.
+    interrupts: BTreeSet<usize>,
+    /// Pages that it may not execute, if it can keep any.
+    kept: Option<Vec<(Gpa, Right)>>,
+}
+
+impl Way {
+    pub(super) fn is_over(&self) -> bool {
+        self.rips.is_empty()
+    }
+
+    pub(super) fn keep(&mut self, pages: &[(Gpa, Right)]) -> bool {
+        let can = self.kept.is_some();
+        if can {
+            self.kept = Some(pages.to_vec());
+        }
+        can || pages.is_empty()
+    }
+
+    pub(super) fn enter(&mut self, limit: Limit, rip: &mut u64) -> Entered {
+        let (most, end) = match limit {
+            Limit::After(_, most) => (most, Exit::Interrupted),
+            Limit::Step(_) => (1, Exit::Stepped),
+        };
+        let mut ticks = 0;
+        let exit = loop {
+            let page = Gpa(*rip & !0xFFF);
+            let is_kept = self.kept.iter().flatten().any(|&(kept, right)| kept == page && right != Right::Write);
+            match (ticks == most, is_kept) {
+                (true, _) => break end,
+                (_, true) => break Exit::Kept,
+                _ if self.interrupts.remove(&self.walked) => break Exit::Interrupted,
+                _ => {}
+            }
+            ticks += 1;
+            self.walked += 1;
+            *rip = self.rips[self.walked % self.rips.len()];
+        };
+        Entered { exit, ticks, interrupt_taken: false, exception_taken: false }
+    }
+}
+
+/// All stops of a guest that goes on after each, up to the position `end`.
+fn stops(way: Way, breaks: &[u64], end: u64) -> Vec<(u64, DebugStop)> {
+    let mut guest = guest(&[], false);
+    let registers = Registers { rip: way.rips[0], ..Registers::default() };
+    guest.vcpu = Box::new(Script { way, registers, ..script(&[]) });
+    guest.set_stops(breaks, &[]).unwrap();
+    let mut stops = Vec::new();
+    let mut kind = Stops::All;
+    while guest.position() < Position(end) {
+        guest.debug_until(Position(end), kind);
+        let stop = loop {
+            // As the driver does, in slices.
+            let slice = guest.position().after(7);
+            let ran = guest.run(slice, &mut Nothing);
+            if let Some(stop) = guest.take_debug_stop() {
+                assert_eq!(ran, Stop::Host);
+                break stop;
+            }
+        };
+        stops.push((guest.position().0, stop));
+        kind = Stops::Ahead;
+    }
+    stops
+}
+
+proptest! {
+    /// A guest stops wherever the next instruction is one to stop at, and nowhere else: whether the CPU can keep pages or not,
+    /// and wherever the host interrupts it.
+    #[test]
+    fn a_guest_stops_at_instructions(
+        rips in prop::collection::vec(prop_oneof![0x1FFE_u64..0x2003, 0x3000_u64..0x3003], 2..40),
+        breaks in prop::collection::vec(prop_oneof![0x1FFE_u64..0x2003, 0x3000_u64..0x3003], 0..3),
+        interrupts in prop::collection::btree_set(0_usize..40, 0..10),
+        keeps in any::<bool>(),
+    ) {
+        let end = rips.len() as u64 - 1;
+        let found = |&at: &u64| breaks.contains(&rips[at as usize]);
+        let expected = (0..end).filter(found).map(|at| (at, DebugStop::Break(rips[at as usize])));
+        let expected: Vec<_> = expected.chain([(end, DebugStop::Arrived)]).collect();
+        let way = Way { rips: rips.clone(), walked: 0, interrupts, kept: keeps.then(Vec::new) };
+        prop_assert_eq!(stops(way, &breaks, end), expected);
+    }
+}
+
+/// What an input changes is told before the guest goes on; what was changed before it ran for the debugger is not.
+#[test]
+fn changed_memory_is_told() {
+    let mut guest = guest(&[], false);
+    let way = Way { rips: alloc::vec![0x1000], kept: Some(Vec::new()), ..Way::default() };
+    guest.vcpu = Box::new(Script { way, ..script(&[]) });
+    assert!(guest.set_stops(&[], &[(0x2000, 65)]).is_err() && guest.set_stops(&[1; 17], &[]).is_err());
+    guest.set_stops(&[], &[(0x2FFC, 8)]).unwrap();
+    guest.memory.write(Gpa(0x2FFD), &[7]).unwrap();
+    guest.debug_until(Position(100), Stops::All);
+    assert_eq!((guest.run(Position(50), &mut Nothing), guest.take_debug_stop()), (Stop::Target, None));
+    guest.memory.write(Gpa(0x3003), &[7]).unwrap();
+    assert_eq!(guest.run(Position(60), &mut Nothing), Stop::Host);
+    let stop = DebugStop::Watch { linear: 0x2FFC, by_input: true };
+    assert_eq!((guest.position(), guest.take_debug_stop()), (Position(50), Some(stop)));
+    // Stops do not count on the way to a position.
+    guest.debug_until(Position(100), Stops::None);
+    guest.memory.write(Gpa(0x3003), &[8]).unwrap();
+    assert_eq!(guest.run(Position(200), &mut Nothing), Stop::Host);
+    assert_eq!((guest.position(), guest.take_debug_stop()), (Position(100), Some(DebugStop::Arrived)));
+    guest.debug_until(Position(300), Stops::All);
+    guest.debug_interrupt();
+    assert_eq!(guest.run(Position(200), &mut Nothing), Stop::Host);
+    assert_eq!((guest.position(), guest.take_debug_stop()), (Position(100), Some(DebugStop::Arrived)));
+}
