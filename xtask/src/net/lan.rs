@@ -27,7 +27,9 @@ pub const ARBITER: usize = SLOTS + 1;
 pub const STATION: usize = SLOTS + 2;
 /// The number of the port of the host that machines boot from.
 pub const BOOT: usize = STATION + 1;
-const PORTS: usize = BOOT + 1;
+/// The number of the first port of those who ask machines for themselves.
+pub const DESK: usize = BOOT + 1;
+const PORTS: usize = DESK + SLOTS;
 
 /// What is attached to the clients' port.
 pub enum HostEnd {
@@ -66,6 +68,8 @@ pub struct Lan {
     pub host: HostEnd,
     /// The hosts at the ports [`ARBITER`] and [`STATION`]; without one the switch does not have its port.
     pub relays: [Option<Box<Relay>>; 2],
+    /// Who asks machines for themselves, at the ports from [`DESK`] on.
+    pub desks: [Option<Box<Forwarder>>; SLOTS],
     /// The host at the port [`BOOT`]; without one the switch does not have its port.
     pub boot: Option<Box<BootHost>>,
     stats: [PortStats; PORTS],
@@ -82,6 +86,7 @@ impl Lan {
         slots: [Port; SLOTS],
         host: HostEnd,
         relays: [Option<Box<Relay>>; 2],
+        desks: [Option<Box<Forwarder>>; SLOTS],
         boot: Option<Box<BootHost>>,
         capture: Option<Capture<File>>,
     ) -> Self {
@@ -95,6 +100,9 @@ impl Lan {
         if boot.is_some() {
             ports = ports.with(BOOT);
         }
+        for (port, _) in (DESK..).zip(&desks).filter(|(_, desk)| desk.is_some()) {
+            ports = ports.with(port);
+        }
         Self {
             network,
             switch: Switch::new(ports),
@@ -103,6 +111,7 @@ impl Lan {
             slots,
             host,
             relays,
+            desks,
             boot,
             stats: [PortStats::default(); PORTS],
             capture,
@@ -133,9 +142,20 @@ impl Lan {
         self.relays[0].as_deref()
     }
 
-    /// What was counted. Recordings and what machines boot from are none of the pair's traffic.
+    /// Who joins local connections to a machine or its guest from this port.
+    pub fn forwarder(&mut self, port: usize) -> Option<&mut Forwarder> {
+        match (port, &mut self.host) {
+            (HOST, HostEnd::Forwarder(forwarder)) => Some(forwarder),
+            (DESK.., _) => self.desks.get_mut(port - DESK)?.as_deref_mut(),
+            _ => None,
+        }
+    }
+
+    /// What was counted. Recordings, what machines boot from, and questions to machines for themselves are none of the pair's
+    /// traffic.
     pub fn stats(&self) -> NetworkStats {
-        let [slots @ .., host, arbiter, _station, _boot] = self.stats;
+        let [one, two, host, arbiter, ..] = self.stats;
+        let slots: [PortStats; SLOTS] = [one, two];
         let not_captured = self.capture.as_ref().map_or(0, |capture| capture.skipped);
         NetworkStats { network: self.network, slots, host, arbiter, not_captured, moves: self.switch.moves() }
     }
@@ -201,6 +221,10 @@ impl Lan {
                     boot.receive(frame, now);
                     true
                 }),
+                (_, Some(header)) if egress >= DESK => {
+                    self.desks[egress - DESK].as_mut().is_some_and(|desk| desk.receive(&header, frame, now))
+                }
+                _ if egress >= DESK => false,
                 _ if egress >= ARBITER => {
                     self.relays[egress - ARBITER].as_mut().is_some_and(|relay| relay.receive(frame))
                 }

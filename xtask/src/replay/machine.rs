@@ -122,6 +122,7 @@ impl Stage {
             arbiter: None,
             station: Some((primary, listener.local_addr().context("cannot listen")?)),
             boot: None,
+            pair: false,
             seed: 0,
         })?;
         let options = CommandLine::replay(&setup.options, emulator);

@@ -7,6 +7,7 @@ mod news;
 mod revive;
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::time::{Duration, Instant};
@@ -97,6 +98,7 @@ impl Rig {
             arbiter: arbiter.as_ref().map(Arbiter::addresses),
             station: recording.as_ref().map(|recording| (RECORDER, recording.address())),
             boot,
+            pair: !config.solo,
             seed: config.seed,
         })?;
         let (sender, events) = mpsc::sync_channel(QUEUE);
@@ -167,6 +169,11 @@ impl Rig {
     /// The local ports that lead to the guest.
     pub fn forwards(&self) -> &[Forward] {
         self.networks.forwards()
+    }
+
+    /// The machines' names, and where each answers by HTTP, if it does.
+    pub fn stations(&self) -> impl Iterator<Item = (&'static str, SocketAddr)> + '_ {
+        self.places.iter().filter_map(|place| Some((place.slot.name(), self.networks.http(place.slot)?)))
     }
 
     /// Where clients reach the guest.

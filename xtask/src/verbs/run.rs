@@ -184,6 +184,9 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
         let name = service.map_or_else(String::new, |(_, name)| format!(", {name}"));
         say!("forwarded: {local} ({}) to the guest's port {guest_port}{name}", protocol.name());
     }
+    for (name, address) in rig.stations() {
+        say!("{name}: http://{address}/status, /metrics, /healthz");
+    }
     if arguments.software.is_default() {
         say!("guest: `counter`, a small one of our own; a whole Linux: cargo xtask qemu --guest debian");
     }

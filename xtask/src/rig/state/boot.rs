@@ -22,6 +22,6 @@ pub(super) fn prepare(config: &Config, private: &Path) -> Result<BootConfig> {
 /// A machine that boots: at its own address.
 fn client(slot: Slot) -> Result<Client> {
     let mac = parse_mac(slot.mac(Network::Client)).context("a machine's MAC address")?;
-    let address = slot.client_address().parse().context("a machine's address")?;
+    let address = slot.client_address();
     Ok(Client { mac, address, prefix: 24 })
 }
