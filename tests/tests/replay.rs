@@ -136,6 +136,7 @@ fn look_with_gdb(file: &Path) -> Result<()> {
         stepi
         printf \"again %llu %llu\\n\", $position, *$bytes
         monitor digest
+        monitor entries
         x/1xb 0xffffffff00000000"
     );
     let script: String = script.lines().map(|line| format!("{}\n", line.trim())).collect();
@@ -148,7 +149,8 @@ fn look_with_gdb(file: &Path) -> Result<()> {
     ensure!(step?[0] == first[0] + 1 && back? == first);
     ensure!(before? == [second[0] - 1, 98] && again? == second);
     ensure!(said.gdb.contains("Cannot access memory at address 0xffffffff00000000"), "there is no such memory");
-    ensure!(said.gdb.contains("digests compared"), "the digests are not told");
+    ensure!(said.gdb.contains("digests were equal"), "the digests are not told");
+    ensure!(said.gdb.contains(": packet, "), "the request is in the log near by");
     ensure!(said.server.contains("session 1 is EQUAL"), "the guest is not what was recorded");
     Ok(())
 }

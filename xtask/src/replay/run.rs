@@ -54,6 +54,17 @@ pub struct Run {
     pub answers: VecDeque<(String, Map<String, Value>)>,
 }
 
+/// Reads the recording, from behind the beginning of this session on.
+pub fn reader_at(replay: &Replay<'_>, index: usize) -> Result<Reader<BufReader<File>>> {
+    let mut reader = Reader::new(open(replay.path)?)?;
+    let mut begun = 0;
+    while begun <= index {
+        let record = reader.next_record()?.context("the session is gone from the recording")?;
+        begun += usize::from(matches!(record, Record::Session { .. }));
+    }
+    Ok(reader)
+}
+
 impl Run {
     /// Starts a machine, and stands before the beginning of this session.
     pub fn start(replay: &Replay<'_>, index: usize, session: &Session, flip: Option<u64>) -> Result<Self> {
@@ -73,13 +84,7 @@ impl Run {
         if let Some(entry) = flip {
             player.flip(Seq(entry));
         }
-        let mut reader = Reader::new(open(replay.path)?)?;
-        // Behind the beginning of this session.
-        let mut begun = 0;
-        while begun <= index {
-            let record = reader.next_record()?.context("the session is gone from the recording")?;
-            begun += usize::from(matches!(record, Record::Session { .. }));
-        }
+        let reader = reader_at(replay, index)?;
         let stage = Stage::start(replay.emulator, replay.setup, replay.software, key, replay.directory)?;
         let started = Instant::now();
         Ok(Self {

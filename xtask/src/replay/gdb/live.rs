@@ -1,22 +1,27 @@
 //! A machine that replays, as a debugger sees it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use pollux_record::{Outcome, Session};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use pollux_ft::EntryRef;
+use pollux_ft::batch::Batch;
+use pollux_ft::message::Message;
+use pollux_record::{Outcome, Record, Session};
 use serde_json::{Map, Value};
 
 use super::debugger::{Machine, Stop, Stops};
 use crate::replay::Replay;
-use crate::replay::run::{REST, Run};
+use crate::replay::run::{REST, Run, reader_at};
 use crate::rig::printable;
 
 /// How long an answer may take that needs no run of the guest.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a machine may take from its start to the complete state: gigabytes take their time.
 const START: Duration = Duration::from_secs(600);
+/// Entries of the log that are shown before the guest's position, and from there on.
+const AROUND: usize = 5;
 /// Bytes of memory that it tells at once.
 const PIECE: u64 = 1024;
 
@@ -96,7 +101,8 @@ impl<'a> Live<'a> {
             if let Some(fields) = self.take(name)? {
                 return Ok(fields);
             }
-            if let Some(why) = &self.played()?.halted {
+            // One that found a difference has halted, and can be looked at.
+            if let Some(why) = &self.played()?.halted.clone().filter(|_| self.over.is_none()) {
                 bail!("the machine has halted: {}", printable(why));
             }
             ensure!(Instant::now() < until, "the machine does not answer");
@@ -113,6 +119,38 @@ impl<'a> Live<'a> {
     /// Digests that were compared so far, and were equal.
     pub fn digests(&self) -> u64 {
         self.run.as_ref().map_or(0, |run| run.player.progress().digests)
+    }
+
+    /// What the log holds around the guest's position, a line each: number, position, kind, and what it brings.
+    ///
+    /// # Errors
+    /// When the recording cannot be read any more.
+    pub fn entries(&self) -> Result<String> {
+        let mut reader = reader_at(self.replay, self.index)?;
+        let (mut near, mut behind) = (VecDeque::new(), 0);
+        // One that breaks off was said to do so.
+        while behind < AROUND
+            && let Ok(Some(Record::Message(kind, payload))) = reader.next_record()
+        {
+            let Ok(Message::Entries(batch)) = Message::decode(kind, &payload) else { continue };
+            let mut batch = Batch::open(batch).map_err(|_| anyhow!("a malformed batch"))?;
+            while let Some((seq, position, entry)) = batch.next_entry().map_err(|_| anyhow!("a malformed entry"))? {
+                let bytes = match entry {
+                    EntryRef::PacketIn(data) | EntryRef::ConsoleIn(data) | EntryRef::DiskDone(data) => data.len(),
+                    _ => 0,
+                };
+                let bytes = if bytes > 0 { format!(", {bytes} bytes") } else { String::new() };
+                near.push_back(format!("entry {} at {position}: {}{bytes}", seq.0, entry.kind().name()));
+                behind += usize::from(position.0 >= self.position);
+                if behind == 0 && near.len() > AROUND {
+                    near.pop_front();
+                }
+                if behind == AROUND {
+                    break;
+                }
+            }
+        }
+        Ok(near.into_iter().collect::<Vec<_>>().join("\n"))
     }
 
     /// Where the guest stood when a difference was found.

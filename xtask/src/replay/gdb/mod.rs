@@ -39,9 +39,13 @@ pub fn serve(replay: &Replay<'_>, index: usize, session: &Session, (port, flip):
         live.rewound_in.as_secs_f64()
     );
     say!("target remote :{}", listener.local_addr().context("cannot listen")?.port());
-    let mut guest = Guest::new(live, |live: &Live<'_>| {
-        let stands = live.stands().unwrap_or_default();
-        format!("{} digests compared, all equal but what was told\n{stands}", live.digests()).trim_end().to_owned()
+    let mut guest = Guest::new(live, |live: &Live<'_>, word| match word {
+        "digest" => {
+            let stands = live.stands().unwrap_or_default();
+            Some(format!("{} digests were equal\n{stands}", live.digests()).trim_end().to_owned())
+        }
+        "entries" => Some(live.entries().unwrap_or_else(|error| format!("{error:#}"))),
+        _ => None,
     });
     let stream = loop {
         match listener.accept() {
@@ -52,7 +56,7 @@ pub fn serve(replay: &Replay<'_>, index: usize, session: &Session, (port, flip):
         guest.debugger.machine.turn()?;
     };
     stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).context("GDB's connection")?;
-    let left = converse(&mut guest, Wire { stream, waiting: Vec::new() }, |guest| guest.debugger.machine.turn())?;
+    let left = converse(&mut guest, Wire::new(stream), |guest| guest.debugger.machine.turn())?;
     if left == DisconnectReason::Kill {
         say!("GDB has ended the replay at position {}", guest.debugger.machine.position());
         return Ok(());
@@ -67,25 +71,56 @@ struct Wire {
     stream: TcpStream,
     /// What is to be sent, until all of an answer is there.
     waiting: Vec<u8>,
+    /// Bytes that still belong to the packet that comes, as far as that can be said.
+    left: Option<Left>,
+}
+
+/// What is missing of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// Its end, and the checksum.
+    Body,
+    /// So many digits of the checksum.
+    Digits(u8),
 }
 
 impl Wire {
+    /// On this connection.
+    fn new(stream: TcpStream) -> Self {
+        Self { stream, waiting: Vec::new(), left: None }
+    }
+
     /// The next byte, if one has come.
     fn next(&mut self) -> Result<Option<u8>> {
         let mut byte = [0];
         match self.stream.read(&mut byte) {
             Ok(0) => Err(anyhow!(Gone)),
-            Ok(_) => Ok(Some(byte[0])),
+            // GDB has lost patience, and asks for an answer again that is on its way: TCP loses nothing.
+            Ok(_) if byte == *b"-" && self.left.is_none() => Ok(None),
+            Ok(_) => {
+                self.left = match (self.left, byte[0]) {
+                    (None, b'$') => Some(Left::Body),
+                    (Some(Left::Body), b'#') => Some(Left::Digits(2)),
+                    (Some(Left::Digits(left)), _) => (left > 1).then_some(Left::Digits(left - 1)),
+                    (left, _) => left,
+                };
+                Ok(Some(byte[0]))
+            }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
             Err(_) => Err(anyhow!(Gone)),
         }
     }
 
-    /// Whether GDB says something, or is gone.
+    /// Whether GDB says something, or is gone. That it has got an answer is nothing.
     fn speaks(&self) -> bool {
-        match self.stream.peek(&mut [0]) {
-            Ok(_) => true,
-            Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+        let mut byte = [0];
+        loop {
+            match self.stream.peek(&mut byte) {
+                Ok(1) if matches!(byte[0], b'+' | b'-') => drop((&self.stream).read(&mut byte)),
+                Ok(_) => return true,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return error.kind() != ErrorKind::WouldBlock,
+            }
         }
     }
 

@@ -43,16 +43,16 @@ pub struct Guest<M> {
     order: Order,
     /// How the last run ended, as far as GDB's own words do not say so.
     pub news: Option<String>,
-    /// What `monitor` knows beside the position.
-    more: fn(&M) -> String,
+    /// What `monitor` knows beside the position: says what a word comes to, if it knows it.
+    more: fn(&M, &str) -> Option<String>,
 }
 
 /// A stop in GDB's words.
 pub type Reason = SingleThreadStopReason<u64>;
 
 impl<M: Machine> Guest<M> {
-    /// `more` is what `monitor digest` says.
-    pub fn new(machine: M, more: fn(&M) -> String) -> Self {
+    /// `more` says what `monitor` answers to other words than `position`, if it knows them.
+    pub fn new(machine: M, more: fn(&M, &str) -> Option<String>) -> Self {
         Self { debugger: Debugger::new(machine), order: Order::Step, news: None, more }
     }
 
@@ -103,8 +103,8 @@ impl<M: Machine> Guest<M> {
                     )),
                 }
             }
-            (Some("digest"), None, None) => Ok((self.more)(&self.debugger.machine)),
-            _ => Err("known: position, position N, digest".to_owned()),
+            (Some(word), None, None) if let Some(text) = (self.more)(&self.debugger.machine, word) => Ok(text),
+            _ => Err("known: position, position N, digest, entries".to_owned()),
         }
     }
 

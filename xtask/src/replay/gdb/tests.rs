@@ -254,8 +254,8 @@ fn gdb_is_answered() {
         let (stream, _) = listener.accept().unwrap();
         stream.set_nonblocking(true).unwrap();
         let script = vec![(0x1000, 0), (0x1003, 0), (0x1005, 9), (0x1003, 9), (0x1007, 9)];
-        let mut guest = Guest::new(Scripted::new(script), |_| "7 digests".to_owned());
-        let left = converse(&mut guest, Wire { stream, waiting: vec![] }, |_| {
+        let mut guest = Guest::new(Scripted::new(script), |_, word| (word == "digest").then(|| "7 digests".to_owned()));
+        let left = converse(&mut guest, Wire::new(stream), |_| {
             thread::sleep(Duration::from_millis(1));
             Ok(())
         });
@@ -273,6 +273,9 @@ fn gdb_is_answered() {
     assert_eq!((&registers[..16], &registers[256..272]), ("8877665544332211", "0010000000000000"));
     // What is not told, and the position at the end.
     assert!(registers.contains("xxxxxxxx") && registers.ends_with("6400000000000000"), "{registers}");
+    // Impatience is no error; within a packet it is a byte as others are.
+    gdb.0.write_all(b"-").unwrap();
+    assert_ne!(gdb.ask("vMustReplyEmpty-"), "OK");
     assert_eq!((gdb.ask("m5000,1").as_str(), gdb.ask("m6000,1").as_str()), ("00", "E0e"));
     assert_eq!((gdb.ask("M5000,1:07").as_str(), gdb.ask("m5000,1").as_str()), ("E1e", "00"));
     assert_eq!(gdb.ask("Z0,1003,1"), "OK");
@@ -296,7 +299,7 @@ fn gdb_is_answered() {
         ("position 105", "the recording has positions 100 to 104\n"),
         ("position x", "x is no position\n"),
         ("digest", "7 digests\n"),
-        ("help", "known: position, position N, digest\n"),
+        ("help", "known: position, position N, digest, entries\n"),
     ] {
         assert_eq!(gdb.ask(&format!("qRcmd,{}", hex(said))), format!("O{}", hex(answer)), "{said}");
         assert_eq!(gdb.next(), "OK");
