@@ -18,7 +18,9 @@ use pollux_ft::{PairKey, Protection, Span, Term};
 pub use self::arbiter::{ArbiterOptions, Routes};
 pub use self::values::Cidr;
 pub(crate) use self::values::duration;
-use self::values::{bytes_of_hex, cold_start, disk, mac, number, one_of, recorder, short, size};
+use self::values::{
+    RECORD_PORT, SYSLOG_PORT, bytes_of_hex, cold_start, disk, http, mac, number, one_of, server, short, size,
+};
 use crate::broken::BrokenRule;
 use crate::counter::choose::Wanted;
 use crate::extended;
@@ -141,6 +143,10 @@ pub struct Config {
     pub vectors: u64,
     /// `mmu=auto|tracked|native`: whether the CPU walks the guest's page tables.
     pub mmu: mmu::Wanted,
+    /// `http=on|off|PORT`: at which port of its own address this machine answers people.
+    pub http: Option<u16>,
+    /// `syslog=A.B.C.D[:PORT]`: whom this machine tells what happens, from its own address.
+    pub syslog: Option<SocketAddrV4>,
     /// `monitor=com2|none`: whether status goes to COM2.
     pub monitor: bool,
     /// `break=RULE`: a rule switched off.
@@ -184,6 +190,8 @@ impl Default for Config {
             counter: Wanted::Auto,
             vectors: extended::ALLOWED,
             mmu: mmu::Wanted::default(),
+            http: None,
+            syslog: None,
             monitor: true,
             broken_rule: None,
             test_commands: false,
@@ -218,7 +226,7 @@ const SHORTEST_WATCH: Span = Span::from_millis(2000);
 
 /// All option names, for the message about an unknown one.
 const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, record, guest-memory, disk, disk-latency, guest-mac, guest-sources, guest-args, \
-                     guest-seed, insecure, heartbeat, suspect, cold-start, on-halt, resets-an-hour, watchdog, log-buffer, transfer, counter, vectors, mmu, clock, monitor, break, test-commands, stops, seed";
+                     guest-seed, insecure, heartbeat, suspect, cold-start, on-halt, resets-an-hour, watchdog, log-buffer, transfer, counter, vectors, mmu, clock, http, syslog, monitor, break, test-commands, stops, seed";
 
 impl Config {
     /// Reads a command line.
@@ -227,7 +235,7 @@ impl Config {
     /// Names the option that is unknown, malformed, given twice, missing, or in contradiction to another.
     pub fn parse(line: &str) -> Result<Self, ConfigError> {
         let mut config = Self::default();
-        let mut seen: heapless::Vec<&str, 48> = heapless::Vec::new();
+        let mut seen: heapless::Vec<&str, 64> = heapless::Vec::new();
         for option in options(line) {
             let option = option.map_err(|error| ConfigError(format!("{error}")))?;
             if seen.contains(&option.key) {
@@ -271,7 +279,8 @@ impl Config {
             "log-nic" => self.log_nic = Some(value.parse().map_err(bad)?),
             "log-address" => self.log_address = Some(value.parse().map_err(bad)?),
             "log-peer" => self.log_peer = Some(value.parse().map_err(|_| bad("not an IPv4 address"))?),
-            "record" => self.record = Some(recorder(value).map_err(bad)?),
+            "record" => self.record = Some(server(value, RECORD_PORT).map_err(|text| bad(&text))?),
+            "syslog" => self.syslog = Some(server(value, SYSLOG_PORT).map_err(|text| bad(&text))?),
             "guest-memory" => self.guest_memory = size(value).map_err(bad)?,
             "disk" => self.disk = disk(value).map_err(|text| bad(&text))?,
             "disk-latency" => self.disk_latency = duration(value).map_err(bad)?,
@@ -317,6 +326,7 @@ impl Config {
             }
             "clock" if value == "rtc" => {}
             "clock" => return Err(bad("this version knows only rtc")),
+            "http" => self.http = http(value).map_err(bad)?,
             "monitor" => self.monitor = one_of(value, &[("com2", true), ("none", false)]).map_err(|text| bad(&text))?,
             "break" => {
                 let names = BrokenRule::ALL.map(|rule| (rule.name(), Some(rule)));
@@ -398,11 +408,46 @@ impl Config {
                 return fail(format!("options '{other}' and '{name}' name the same device"));
             }
         }
+        self.check_station()?;
         self.check_pair()?;
         self.protocol().check().map_err(|error| {
             let (heartbeat, suspect) = (self.heartbeat.0, self.suspect.0);
             ConfigError(format!("options 'heartbeat' ({heartbeat} us) and 'suspect' ({suspect} us): {error}"))
         })
+    }
+
+    /// Whether this machine has a place on the client network where it is to answer.
+    fn check_station(&self) -> Result<(), ConfigError> {
+        if !self.is_of_a_pair() {
+            self.arbiter.check_machine(self).map_err(ConfigError)?;
+        }
+        let asked = [("http", self.http.is_some()), ("syslog", self.syslog.is_some())];
+        let Some((name, _)) = asked.iter().find(|(_, given)| *given) else { return Ok(()) };
+        let Some(own) = self.arbiter.machine_address else {
+            return Err(ConfigError(format!("option '{name}' needs 'machine-address', which is missing")));
+        };
+        if self.client_nic.is_none() && self.arbiter.nic.is_none() {
+            return Err(ConfigError(format!(
+                "option '{name}' needs a card of the client network: 'client-nic' or 'arbiter-nic'"
+            )));
+        }
+        if let Some(server) = self.syslog.map(|server| *server.ip())
+            && (server == own.address || !own.contains(server) && self.arbiter.machine_gateway.is_none())
+        {
+            return Err(ConfigError(
+                "option 'syslog' must be another host in the network of 'machine-address', or there must be a \
+                 'machine-gateway'"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether this machine has something to say or to hear on the client network in its own name.
+    #[must_use]
+    pub fn has_station(&self) -> bool {
+        self.arbiter.machine_address.is_some()
+            && (self.arbiter.is_used() || self.http.is_some() || self.syslog.is_some())
     }
 
     /// What a drive of the machine's own cannot be used for.
@@ -521,6 +566,8 @@ impl Config {
             ("client-nic", self.client_nic.is_some()),
             ("arbiter", self.arbiter.is_used()),
             ("record", self.record.is_some()),
+            ("http", self.http.is_some()),
+            ("syslog", self.syslog.is_some()),
         ];
         if let Some((name, _)) = meaningless.iter().find(|(_, given)| replays && *given) {
             return Err(ConfigError(format!(

@@ -115,7 +115,7 @@ enum OwnAddress {
 /// Which address the options give this machine; `client_card` is the one that the client card was made with.
 fn own_address(config: &Config, client_card: Option<MacAddress>) -> OwnAddress {
     let options = &config.arbiter;
-    if options.machine_address.is_none() || !options.is_used() {
+    if !config.has_station() {
         return OwnAddress::None;
     }
     if let Some(bdf) = options.nic {

@@ -124,6 +124,9 @@ pub struct Entry {
     pub role: String,
     /// Its process.
     pub pid: Option<i32>,
+    /// Where it answers by HTTP.
+    #[serde(default)]
+    pub http: Option<String>,
 }
 
 impl RigFile {

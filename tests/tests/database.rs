@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pollux_tests::amount::amount;
 use pollux_tests::debian;
-use pollux_tests::rig::{LONG_LIFE, Rig, TAKEOVER_LIMIT, fresh_directory, kills};
+use pollux_tests::rig::{LONG_LIFE, Platform, Rig, TAKEOVER_LIMIT, fresh_directory, kills};
 use pollux_tests::skip;
 
 const POSTGRESQL: u16 = 5432;
@@ -171,6 +171,9 @@ fn drives_are_whole(directory: &Path) -> Result<()> {
 fn a_database_on_drives_survives_kills_and_power_cuts() -> Result<()> {
     let (kills, cuts) = (kills(2)?, amount("POLLUX_CUTS", 2)?);
     ensure!(kills.is_multiple_of(2), "castor is told to begin after a power cut: it must have lived last");
+    if Platform::get() == Platform::Bochs {
+        return skip("Bochs has no NVMe drive");
+    }
     if !has_clients()? {
         return Ok(());
     }
@@ -195,7 +198,8 @@ fn a_database_on_drives_survives_kills_and_power_cuts() -> Result<()> {
         for process in rig.machine_pids()? {
             kill(Pid::from_raw(process), Signal::SIGKILL)?;
         }
-        rig.stop()?;
+        // It ends by itself, and not well.
+        drop(rig);
         rig = begin(&directory, &place, &arguments)?;
         let address = rig.file()?.address(POSTGRESQL)?.to_owned();
         let count = "SELECT count(*), max(number) FROM ledger";
@@ -228,9 +232,9 @@ fn begin(directory: &Path, place: &str, arguments: &[&str]) -> Result<Rig> {
 fn off(mut rig: Rig) -> Result<()> {
     let said = |rig: &Rig, what: &str| rig.read("console.log").matches(what).count();
     rig.wait("a login", debian::BOOT_LIMIT, |rig| Ok((said(rig, "login: ") > 0).then_some(())))?;
-    let prompts = said(&rig, "~ # ");
+    let prompts = said(&rig, "# ");
     rig.ask(&["console", "root"])?;
-    rig.wait("a shell", debian::BOOT_LIMIT, |rig| Ok((said(rig, "~ # ") > prompts).then_some(())))?;
+    rig.wait("a shell", debian::BOOT_LIMIT, |rig| Ok((said(rig, "# ") > prompts).then_some(())))?;
     rig.ask(&["console", "poweroff"])?;
     ensure!(rig.wait_end(debian::BOOT_LIMIT)?.success(), "{}", rig.report());
     debian::ensure_undisturbed(&rig)

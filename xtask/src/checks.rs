@@ -104,7 +104,7 @@ pub fn run(arguments: &TestArgs) -> Result<()> {
     let platforms = platforms.filter(|&platform| wanted(Part::Rig) && arguments.on.is_none_or(|only| only == platform));
     if wanted(Part::Rig) {
         required.push(Need::Redis);
-        useful.extend([Need::Uefi, Need::Protoc, Need::Gdb]);
+        useful.extend([Need::Uefi, Need::CardRoms, Need::Protoc, Need::Gdb]);
     }
     required.extend(platforms.clone().flat_map(Platform::needs));
     needs::ensure_present(&required, arguments.yes)?;

@@ -4,16 +4,19 @@
 mod arbiter;
 mod artefacts;
 mod bench;
+mod boot_server;
 mod checks;
 mod doctor;
 mod driven;
 mod fuzz;
+mod grub;
 mod guest;
 mod image;
 mod interrupt;
 mod lesson;
 mod needs;
 mod net;
+mod netboot;
 mod output;
 mod platform;
 mod process;
@@ -52,6 +55,8 @@ enum Task {
     Bochs(Box<verbs::run::RunArgs>),
     /// Make a boot medium with hypervisor and guest, for real machines too
     Image(verbs::image::ImageArgs),
+    /// Make what two real machines boot over the network, from one file that describes the pair
+    Netboot(verbs::netboot::NetbootArgs),
     /// Make the key of a pair
     Key {
         #[command(subcommand)]
@@ -108,6 +113,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Task::Qemu(arguments) => verbs::run::qemu(*arguments),
         Task::Bochs(arguments) => verbs::run::bochs(*arguments),
         Task::Image(arguments) => verbs::image::run(&arguments),
+        Task::Netboot(arguments) => verbs::netboot::run(&arguments),
         Task::Key { command } => secret::run(&command),
         Task::Guest(arguments) => guest::debian::run(&arguments),
         Task::Rig(arguments) => verbs::rig::run(arguments),
@@ -154,6 +160,7 @@ mod tests {
             "qemu --guest ./x --guest-memory 128M --tap tap0 --seed 3 --hypervisor-option a=1 b=2 --yes",
             "qemu --hypervisor-option a=1 --hypervisor-option pollux:b=2",
             "qemu --nic e1000e --accel tcg",
+            "qemu --boot uefi-pxe",
             "bochs --solo --headless --dir D --port 7777 --for 60s --guest counter --hypervisor-option a=1 b=2",
             "image --out pollux.iso",
             "image --out F --guest ./x --guest-args a --hypervisor-option role=primary log-nic=0:3.0 --yes",
@@ -162,6 +169,9 @@ mod tests {
             "bochs --kernel vmlinux --guest-memory 384M",
             "image --out F --kernel vmlinuz --initrd initrd.img --append quiet",
             "qemu --guest debian --backup answering",
+            "netboot --config pair.toml --out D --hypervisor F --yes",
+            "netboot --out D --serve --interface eth0",
+            "netboot --out D --serve --address 10.0.2.1 --dhcp",
             "guest debian",
             "key new F",
             "qemu --key F",

@@ -10,6 +10,7 @@ use crate::artefacts::METAL;
 use crate::interrupt;
 use crate::output::complain;
 use crate::process::{self, Process};
+use crate::rig::emulator::NicModel;
 use crate::rig::emulator::version::{self, BochsHelp};
 use crate::spinner::Spinner;
 
@@ -21,6 +22,16 @@ pub const QEMU: &str = "qemu-system-x86_64";
 pub const BOCHS: &str = "bochs";
 /// GRUB's program that makes boot media.
 pub const MKRESCUE: &str = "grub-mkrescue";
+/// GRUB's program that makes images for the network.
+pub const MKIMAGE: &str = "grub-mkimage";
+/// GRUB's parts for BIOS.
+pub const GRUB_BIOS: &str = "/usr/lib/grub/i386-pc";
+/// GRUB's parts for UEFI.
+pub const GRUB_UEFI: &str = "/usr/lib/grub/x86_64-efi";
+/// UEFI firmware for QEMU.
+pub const UEFI: &str = "/usr/share/ovmf/OVMF.fd";
+/// Boot ROMs of QEMU's network cards.
+pub const CARD_ROMS: &str = "/usr/lib/ipxe/qemu";
 /// The BIOS that comes with Bochs.
 pub const BOCHS_BIOS: &str = "/usr/share/bochs/BIOS-bochs-latest";
 /// The one that comes with QEMU, and takes seconds longer.
@@ -30,10 +41,8 @@ const BOCHS_FILES: [&str; 3] = [BOCHS_BIOS, SEABIOS, "/usr/share/vgabios/vgabios
 /// What Debian signs its packages with.
 pub const DEBIAN_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Where GRUB has its parts, by firmware.
-const GRUB_PARTS: [(&str, &str); 2] = [("BIOS", "/usr/lib/grub/i386-pc"), ("UEFI", "/usr/lib/grub/x86_64-efi")];
+const GRUB_PARTS: [(&str, &str); 2] = [("BIOS", GRUB_BIOS), ("UEFI", GRUB_UEFI)];
 
-/// UEFI firmware for QEMU.
-const UEFI: &str = "/usr/share/ovmf/OVMF.fd";
 /// There while systemd runs the machine.
 const SYSTEMD: &str = "/run/systemd/system";
 
@@ -61,6 +70,8 @@ pub enum Need {
     Protoc,
     /// UEFI firmware for QEMU and GRUB's part for it, for tests of boot media.
     Uefi,
+    /// Boot ROMs of QEMU's network cards.
+    CardRoms,
     /// What makes other formats of disk images raw.
     QemuImg,
     /// A reader of captures, for tests of our dissector.
@@ -84,7 +95,7 @@ pub enum State {
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Target,
         Self::Qemu,
         Self::Bochs,
@@ -94,6 +105,7 @@ impl Need {
         Self::Etcd,
         Self::Protoc,
         Self::Uefi,
+        Self::CardRoms,
         Self::QemuImg,
         Self::Tshark,
         Self::Gdb,
@@ -102,7 +114,17 @@ impl Need {
 
     /// Whether nothing needs it but fuzzing, single options, and single tests, which are skipped without it.
     pub fn is_optional(self) -> bool {
-        matches!(self, Self::Etcd | Self::Protoc | Self::Uefi | Self::QemuImg | Self::Tshark | Self::Gdb | Self::Cxx)
+        matches!(
+            self,
+            Self::Etcd
+                | Self::Protoc
+                | Self::Uefi
+                | Self::CardRoms
+                | Self::QemuImg
+                | Self::Tshark
+                | Self::Gdb
+                | Self::Cxx
+        )
     }
 
     /// What to call it.
@@ -117,6 +139,7 @@ impl Need {
             Self::Etcd => "etcd, openssl (optional)",
             Self::Protoc => "protoc (optional)",
             Self::Uefi => "UEFI firmware (optional)",
+            Self::CardRoms => "boot ROMs of QEMU's cards (optional)",
             Self::QemuImg => "qemu-img (optional)",
             Self::Tshark => "tshark (optional)",
             Self::Gdb => "gdb (optional)",
@@ -130,12 +153,13 @@ impl Need {
             Self::Target => "build the hypervisor and the guests",
             Self::Qemu => "cargo xtask qemu, cargo xtask test rig",
             Self::Bochs => "cargo xtask bochs, cargo xtask test rig",
-            Self::Grub => "cargo xtask image, cargo xtask bochs, cargo xtask test rig",
+            Self::Grub => "cargo xtask image, netboot and bochs, cargo xtask test rig",
             Self::Apt => "cargo xtask guest",
             Self::Redis => "cargo xtask test rig",
             Self::Etcd => "tests of the arbiter with a real etcd",
             Self::Protoc => "an arbiter in front of an etcd cluster, and its tests",
-            Self::Uefi => "a test that boots by UEFI",
+            Self::Uefi => "cargo xtask qemu --boot uefi-iso and uefi-pxe, tests that boot by UEFI",
+            Self::CardRoms => "cargo xtask qemu --boot pxe and uefi-pxe, and their tests",
             Self::QemuImg => "--disk-format qcow2, and its test",
             Self::Tshark => "tests of the dissector for Wireshark",
             Self::Gdb => "recordings under GDB, and their test",
@@ -167,6 +191,7 @@ impl Need {
             },
             Self::Protoc => protoc_state(),
             Self::Uefi => Ok(uefi_state()),
+            Self::CardRoms => Ok(card_roms_state()),
             Self::QemuImg => Ok(version_line("qemu-img")?.map_or(State::Missing, State::Present)),
             Self::Tshark => Ok(version_line("tshark")?.map_or(State::Missing, State::Present)),
             Self::Gdb => Ok(version_line("gdb")?.map_or(State::Missing, State::Present)),
@@ -186,6 +211,7 @@ impl Need {
             Self::Etcd => etcd_commands(Path::new(SYSTEMD).exists()),
             Self::Protoc => apt(&["protobuf-compiler", "libprotobuf-dev"]),
             Self::Uefi => apt(&["ovmf", "grub-efi-amd64-bin"]),
+            Self::CardRoms => apt(&["ipxe-qemu"]),
             Self::QemuImg => apt(&["qemu-utils"]),
             Self::Tshark => apt(&["tshark"]),
             Self::Gdb => apt(&["gdb"]),
@@ -334,9 +360,16 @@ fn grub_state() -> Result<State> {
 }
 
 fn uefi_state() -> State {
-    let [_, (_, grub)] = GRUB_PARTS;
-    if [UEFI, grub].into_iter().all(|path| Path::new(path).exists()) {
+    if [UEFI, GRUB_UEFI].into_iter().all(|path| Path::new(path).exists()) {
         State::Present(UEFI.to_owned())
+    } else {
+        State::Missing
+    }
+}
+
+fn card_roms_state() -> State {
+    if NicModel::ALL.into_iter().all(|nic| Path::new(&nic.boot_rom()).exists()) {
+        State::Present(CARD_ROMS.to_owned())
     } else {
         State::Missing
     }

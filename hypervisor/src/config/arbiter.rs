@@ -186,7 +186,7 @@ impl ArbiterOptions {
     }
 
     /// Checks the machine's own place on the client network.
-    fn check_machine(&self, config: &Config) -> Result<(), String> {
+    pub(super) fn check_machine(&self, config: &Config) -> Result<(), String> {
         let Some(own) = self.machine_address else {
             let others = [
                 ("machine-gateway", self.machine_gateway.is_some()),

@@ -155,6 +155,33 @@ fn what_is_refused_is_named() {
 }
 
 #[test]
+fn a_machine_answers_people_where_it_has_an_address() {
+    let http = |line: &str| Config::parse(line).map(|config| config.http).map_err(|error| error.0);
+    let place = format!("{PAIR} machine-address=10.0.2.21/24");
+    assert_eq!(http(&place), Ok(None));
+    for (value, port) in [("on", Some(80)), ("off", None), ("8080", Some(8080)), ("49151", Some(49_151))] {
+        assert_eq!(http(&format!("{place} http={value}")), Ok(port));
+    }
+    for bad in ["", "0", "49152", "99999", "yes"] {
+        assert!(http(&format!("{place} http={bad}")).unwrap_err().contains("on (port 80)"), "{bad}");
+    }
+    assert!(http(&format!("{PAIR} http=on")).unwrap_err().contains("'machine-address', which is missing"));
+    let syslog = |text: &str| Config::parse(&format!("{place} syslog={text}")).map(|config| config.syslog);
+    assert_eq!(syslog("10.0.2.9"), Ok(Some("10.0.2.9:514".parse().unwrap())));
+    assert_eq!(syslog("10.9.0.9:5514 machine-gateway=10.0.2.1"), Ok(Some("10.9.0.9:5514".parse().unwrap())));
+    for bad in ["", "me", "10.0.2.9:0", "10.0.2.21", "10.9.0.9"] {
+        assert!(syslog(bad).unwrap_err().0.contains("'syslog"), "{bad}");
+    }
+    assert!(http(&format!("{PAIR} syslog=10.0.2.9")).unwrap_err().contains("'machine-address', which is missing"));
+    let solo = "role=solo machine-address=10.0.2.21/24 http=on";
+    assert!(http(solo).unwrap_err().contains("'client-nic' or 'arbiter-nic'"));
+    assert_eq!(http(&format!("{solo} client-nic=0:4.0")), Ok(Some(80)));
+    let station = |line: &str| Config::parse(line).unwrap().has_station();
+    assert!(station(&format!("{place} http=on")) && !station(&place));
+    assert!(station(&place.replace("arbiter=none", "arbiter=10.1.0.3")));
+}
+
+#[test]
 fn a_machine_may_be_recorded() {
     let record = |text: &str| Config::parse(&format!("{PAIR} record={text}")).map_err(|error| error.0);
     let config = record("10.1.0.4").unwrap();

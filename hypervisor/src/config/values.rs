@@ -4,6 +4,7 @@ use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
 use core::net::{Ipv4Addr, SocketAddrV4};
+use core::ops::RangeInclusive;
 use core::str::FromStr;
 
 use pollux_ft::Span;
@@ -13,7 +14,12 @@ use super::{Disk, DriveChoice, Part};
 use crate::platform::virtio::block::SECTOR;
 
 /// The port of recorders unless another one is given.
-const RECORD_PORT: u16 = 7004;
+pub(super) const RECORD_PORT: u16 = 7004;
+/// The port of syslog servers unless another one is given.
+pub(super) const SYSLOG_PORT: u16 = 514;
+/// The port of HTTP unless another one is given, and those that it can have: above are those that connections are made from.
+const HTTP_PORT: u16 = 80;
+const HTTP_PORTS: RangeInclusive<u16> = 1..=49_151;
 
 /// An IPv4 address with the length of its network's prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,12 +50,25 @@ impl FromStr for Cidr {
     }
 }
 
-/// Where a recorder is.
-pub(super) fn recorder(text: &str) -> Result<SocketAddrV4, &'static str> {
-    const _: () = assert!(RECORD_PORT == 7004, "the message says so");
-    let address = || Some(SocketAddrV4::new(text.parse().ok()?, RECORD_PORT));
-    let recorder = text.parse().ok().or_else(address).filter(|recorder| recorder.port() != 0);
-    recorder.ok_or("an address such as 10.1.0.4 or 10.1.0.4:7004")
+/// Where a server is; at `port` if none is said.
+pub(super) fn server(text: &str, port: u16) -> Result<SocketAddrV4, String> {
+    let address = || Some(SocketAddrV4::new(text.parse().ok()?, port));
+    let server = text.parse().ok().or_else(address).filter(|server| server.port() != 0);
+    server.ok_or_else(|| format!("an address such as 10.1.0.4 or 10.1.0.4:{port}"))
+}
+
+/// The port at which a machine answers, if it does.
+pub(super) fn http(text: &str) -> Result<Option<u16>, &'static str> {
+    const _: () =
+        assert!(HTTP_PORT == 80 && *HTTP_PORTS.start() == 1 && *HTTP_PORTS.end() == 49_151, "the message says so");
+    match text {
+        "off" => Ok(None),
+        "on" => Ok(Some(HTTP_PORT)),
+        _ => match text.parse() {
+            Ok(port) if HTTP_PORTS.contains(&port) => Ok(Some(port)),
+            _ => Err("one of on (port 80), off, or a port from 1 to 49151"),
+        },
+    }
 }
 
 /// One of a few words, each with its meaning.

@@ -9,8 +9,8 @@ use pollux_nic::e1000::E1000;
 use pollux_nic::frame::is_foreign;
 use pollux_nic::{ClientNic, Gate, GateMode, MacAddress};
 
-use super::arbiter::MachineStation;
 use super::stack::FRAMES_A_TURN;
+use super::station::Ears;
 use crate::host::interrupts::Fired;
 use crate::host::nic::Route;
 use crate::platform::virtio::net::BURST;
@@ -95,17 +95,17 @@ impl Client {
     }
 
     /// Takes received frames from the card into host memory (the bounce buffer). A machine that does not run the guest
-    /// for the clients throws them away. Frames for the machine itself go to its `station`; while a question is
-    /// open there, they must not wait behind frames for a guest that stands still.
-    pub fn poll(&mut self, live: bool, mut station: Option<&mut MachineStation>) {
-        let urgent = station.as_ref().is_some_and(|station| station.is_urgent());
+    /// for the clients throws them away. Frames for the machine itself go to its `ears`; while those are urgent, they
+    /// must not wait behind frames for a guest that stands still.
+    pub fn poll(&mut self, live: bool, ears: &mut Ears<'_>) {
+        let urgent = ears.are_urgent();
         for _ in 0..FRAMES_A_TURN {
             if !urgent && self.input.len() >= INPUT_FRAMES {
                 break;
             }
             let mut buffer = self.spare.pop().unwrap_or_default();
             let received = self.nic.receive(|frame| {
-                let for_guest = station.as_mut().is_none_or(|station| station.offer(frame));
+                let for_guest = ears.offer(frame);
                 if for_guest && live {
                     buffer.clear();
                     buffer.extend_from_slice(frame);
@@ -125,14 +125,12 @@ impl Client {
         self.nic.flush();
     }
 
-    /// Sends what the machine itself has to say. What the card does not take is lost, as on any network.
-    pub fn send_for_machine(&mut self, station: &mut MachineStation) {
-        while let Some(frame) = station.next_frame() {
-            if let Err(error) = self.nic.machine_transmit(&frame) {
-                log::warn!("a frame of this machine is not sent: {error}");
-            }
+    /// Sends a frame of the machine itself. What the card does not take is lost, as on any network. Call the card's `flush`
+    /// after the batch.
+    pub fn send_for_machine(&mut self, frame: &[u8]) {
+        if let Err(error) = self.nic.machine_transmit(frame) {
+            log::warn!("a frame of this machine is not sent: {error}");
         }
-        self.nic.flush();
     }
 
     /// Whether frames wait to be applied.

@@ -8,6 +8,7 @@ use pollux_ft::Span;
 /// A JSON object under construction.
 #[derive(Debug)]
 pub struct Json {
+    kind: &'static str,
     text: String,
     first: bool,
 }
@@ -15,10 +16,16 @@ pub struct Json {
 impl Json {
     /// An object whose kind is `kind`: `{"t":"kind"`.
     #[must_use]
-    pub fn line(kind: &str) -> Self {
-        let mut json = Self { text: String::from("{"), first: true };
+    pub fn line(kind: &'static str) -> Self {
+        let mut json = Self { kind, text: String::from("{"), first: true };
         json.text("t", kind);
         json
+    }
+
+    /// What kind of object it is.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        self.kind
     }
 
     fn key(&mut self, key: &str) {

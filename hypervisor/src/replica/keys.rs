@@ -7,9 +7,9 @@ use pollux_driver::Driver;
 use pollux_ft::PairKey;
 use pollux_ft::key::KEY_BYTES;
 
-use super::json::Json;
 use super::machine::Machine;
 use super::monitor;
+use super::report::Report;
 use crate::guest::Guest;
 
 impl Machine {
@@ -79,15 +79,15 @@ impl Machine {
     }
 
     /// Which keys there are, and why the old one cannot go yet.
-    pub(super) fn report_keys(&self, json: &mut Json, driver: &Driver<Guest>) {
+    pub(super) fn report_keys(&self, report: &mut dyn Report, driver: &Driver<Guest>) {
         let [newest, older] = driver.node().keys();
         if newest == 0 {
             return;
         }
-        json.text("key", &format!("{newest:016x}"));
+        report.text("key", &format!("{newest:016x}"));
         if older != 0 {
-            json.text("old_key", &format!("{older:016x}"))
-                .text("old_key_is_needed", &self.key_is_needed(driver, older).unwrap_or_default());
+            report.text("old_key", &format!("{older:016x}"));
+            report.text("old_key_is_needed", &self.key_is_needed(driver, older).unwrap_or_default());
         }
     }
 }

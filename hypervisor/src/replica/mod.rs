@@ -19,8 +19,12 @@ mod machine;
 pub mod monitor;
 mod observe;
 mod recorder;
+mod report;
+mod service;
 pub mod stack;
+mod station;
 mod status;
+pub mod syslog;
 
 use alloc::format;
 use alloc::string::String;
@@ -32,7 +36,7 @@ use pollux_nic::MacAddress;
 use pollux_nic::e1000::E1000;
 use xxhash_rust::xxh64::xxh64;
 
-use self::arbiter::{Arbiter, MachineStation};
+use self::arbiter::Arbiter;
 use self::client::{Client, Speaker};
 use self::cut::Cut;
 use self::debugger::Hold;
@@ -42,6 +46,8 @@ use self::link::{End, Link};
 use self::machine::Machine;
 use self::monitor::{Command, Monitor};
 use self::recorder::Recorder;
+use self::service::Service;
+use self::station::Station;
 use self::status::Figures;
 use crate::broken::BrokenRule;
 use crate::config::{Config, Disk, StartRole};
@@ -115,9 +121,13 @@ impl Replica {
         let record_keys = protection.records();
         let node = make_node(&config, protection, &guest, id, now);
         let mut link = log.and_then(|(nic, route)| make_link(&config, random.fork(), nic, route));
-        let arbiter = link
-            .as_mut()
-            .and_then(|link| make_arbiter((&config, &manners), id, random.fork(), link, machine, client.as_mut()));
+        let mac = machine.as_ref().map(|place| place.mac);
+        let own_card = machine.and_then(|place| place.card);
+        if let (Some(mac), None, Some(client)) = (mac, &own_card, &mut client) {
+            client.nic().add_machine_address(mac).expect("the machine's address was checked");
+        }
+        let arbiter = link.as_mut().and_then(|link| make_arbiter((&config, &manners), id, random.fork(), link, mac));
+        let service = make_service(&config, random.fork(), mac);
         let recorder = link.as_mut().zip(config.record).map(|(link, server)| {
             let (pair, random) = (config.pair.clone(), random.fork());
             link.with_stack(|stack| (Recorder::new(server, record_keys, pair, random, stack), false))
@@ -137,7 +147,9 @@ impl Replica {
                 clock,
                 client,
                 link,
+                own_card,
                 arbiter,
+                service,
                 recorder,
                 cut,
                 disk,
@@ -196,13 +208,12 @@ impl Replica {
         }
         machine.now();
         crate::host::logger::set_time(machine.now);
-        if let Some(client) = &mut machine.client {
-            client.interrupted(fired);
-            client.poll(driver.duty() == Duty::Live, machine.arbiter.as_mut().and_then(Arbiter::station));
-        }
+        machine.poll_client(fired, driver.duty() == Duty::Live);
         machine.disk.work(fired, machine.now);
         machine.poll_link(fired, driver);
-        machine.poll_arbiter(fired, driver);
+        machine.poll_arbiter(driver);
+        machine.poll_service(driver);
+        machine.send_for_machine();
         machine.poll_recorder(driver);
         let speaking = monitor::pump();
         if self.machine.clock.has_ticked() {
@@ -267,7 +278,8 @@ impl Replica {
         let link = machine.link.as_ref().and_then(Link::poll_at);
         let arbiter = machine.arbiter.as_mut().and_then(|arbiter| arbiter.poll_at(machine.now));
         let recorder = machine.recorder.as_ref().and_then(Recorder::poll_at);
-        let wake = [until, link, arbiter, recorder].into_iter().flatten().min();
+        let service = machine.service.as_mut().and_then(|service| service.poll_at(machine.now));
+        let wake = [until, link, arbiter, service, recorder].into_iter().flatten().min();
         let Span(us) = wake.map_or(LONGEST_SLEEP, |at| at.since(machine.now)).min(LONGEST_SLEEP);
         if us == 0 {
             return interrupts::open_window();
@@ -334,22 +346,31 @@ fn make_arbiter(
     id: NodeId,
     mut random: Random,
     link: &mut Link,
-    machine: Option<MachinePlace>,
-    client: Option<&mut Client>,
+    mac: Option<MacAddress>,
 ) -> Option<Arbiter> {
     let options = &config.arbiter;
     if !options.is_used() {
         return None;
     }
     let routes = options.routes(config.log_address).expect("options were checked");
-    let station = machine.zip(options.machine_address).map(|(place, own)| {
-        if let (None, Some(client)) = (&place.card, client) {
-            client.nic().add_machine_address(place.mac).expect("the machine's address was checked");
-        }
-        (MachineStation::new(place.mac, own, options.machine_gateway, random.fork()), place.card)
-    });
+    let station = mac.zip(options.machine_address);
+    let station = station.map(|(mac, own)| Station::new(mac, own, options.machine_gateway, random.fork()));
     let name = (config.pair.as_str(), config.name.as_str(), id);
     Some(Arbiter::new(name, routes, (manners, options), random, link, station))
+}
+
+/// Who answers people, and tells a syslog server what happens, if that is wanted.
+fn make_service(config: &Config, random: Random, mac: Option<MacAddress>) -> Option<Service> {
+    let options = &config.arbiter;
+    let (mac, own) = mac.zip(options.machine_address)?;
+    if config.http.is_none() && config.syslog.is_none() {
+        return None;
+    }
+    let mut service = Service::new(mac, own, options.machine_gateway, config.http, random);
+    if let Some(server) = config.syslog {
+        service.log_to(server, &config.name);
+    }
+    Some(service)
 }
 
 /// The guest's disk as it is at the start: `guest` has not run yet.

@@ -10,6 +10,7 @@ use pollux_ft::key::KEY_BYTES;
 use super::debugger::DebugCommand;
 use super::disk::DiskFault;
 use super::json::Json;
+use super::syslog;
 use crate::host::serial;
 use crate::memory::Gpa;
 
@@ -146,11 +147,16 @@ impl Monitor {
     }
 }
 
-/// Sends a finished line, without waiting for it: see [`pump`].
+/// Sends a finished line, without waiting for it: see [`pump`]. Events go to the syslog server, too.
 pub fn send(json: Json) {
     /// Lines that found no room.
     static LOST: AtomicU64 = AtomicU64::new(0);
-    if !serial::MONITOR.queue(json.finish().as_bytes()) {
+    let is_event = json.kind() == "event";
+    let line = json.finish();
+    if is_event {
+        syslog::note(&line);
+    }
+    if !serial::MONITOR.queue(line.as_bytes()) {
         LOST.fetch_add(1, Ordering::Relaxed);
     } else if let lost @ 1.. = LOST.swap(0, Ordering::Relaxed) {
         log::warn!("the monitor's line is slow: {lost} lines of status, events and console were lost");

@@ -1,6 +1,7 @@
-//! What the running machine reports about itself.
+//! What the running machine reports about itself: each figure once, with its meaning, whatever form it takes ([`Report`]).
 
-use alloc::string::ToString;
+use alloc::format;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use pollux_driver::{Driver, Duty};
@@ -10,6 +11,7 @@ use super::console::Console;
 use super::json::Json;
 use super::machine::Machine;
 use super::monitor;
+use super::report::Report;
 use crate::counter::choose::Chosen;
 use crate::guest::{EXIT_KINDS, Guest};
 use crate::host::clock;
@@ -39,7 +41,10 @@ pub(super) struct Figures {
     next_report: Time,
 }
 
-/// How a machine is called in status and log.
+/// What a machine can be called in status and log.
+const ROLES: [&str; 4] = ["primary", "backup", "joining", "halted"];
+
+/// How it is called.
 fn role_name(driver: &Driver<Guest>) -> &'static str {
     match driver.node().role() {
         _ if driver.has_ended() => "halted",
@@ -74,75 +79,100 @@ impl Machine {
         self.figures.next_report = self.now.after(INTERVAL);
         self.figures.console.show();
         let mut json = Json::line("status");
-        let guest = driver.guest();
-        let protected_ms = self.figures.protected_since.map_or(0, |since| self.now.since(since).0 / 1000);
-        json.text("name", &self.config.name)
-            .text("role", role_name(driver))
-            .text("waits_for", &driver.node().waits_for(self.now).map(|what| what.to_string()).unwrap_or_default())
-            .flag("protected", driver.is_protected() && !driver.has_ended())
-            .number("protected_ms", protected_ms)
-            .text("guest_state", guest_state(driver))
-            .number("position", guest.position().0)
-            .number("guest_ns", guest.now().0)
-            .number("clock_lag_us", driver.clock_lag_ns() / 1000)
-            .number("wall_ms", self.now.0 / 1000)
-            .number("host_ticks", clock::cycles() - self.figures.slept)
-            .number("guest_ticks", guest.ticks())
-            .number("packets_in", self.figures.packets_in)
-            .number("digests", self.figures.digests)
-            .number("takeovers", self.figures.takeovers)
-            .number("resets", self.figures.resets)
-            .number("held_back", self.figures.held_back)
-            .number("slowed_percent", u64::from(flow::FULL - driver.share()) * 100 / u64::from(flow::FULL))
-            .object("transfer", |json| {
-                json.number("bytes", self.figures.transfer_bytes)
-                    .number("pages", self.figures.transfer_pages)
-                    .number("rounds", self.figures.transfer_rounds)
-                    .millis("total_ms", self.figures.transfer)
-                    .millis("pause_ms", self.figures.transfer_pause);
-            });
-        json.object("exits", |json| {
-            for (name, count) in EXIT_KINDS.iter().zip(guest.exits().0) {
-                json.number(name, count);
-            }
-        });
-        report_counter(&mut json, guest);
-        self.report_disk(&mut json, guest);
-        self.report_gate(&mut json);
-        self.report_log(&mut json, driver);
-        self.report_arbiter(&mut json);
-        self.report_errors(&mut json, driver);
+        let refused = self.service.as_ref().map_or_else(Vec::new, |service| service.refused().to_vec());
+        self.fill(&mut json, driver, &refused);
         monitor::send(json);
     }
 
+    /// Whether this machine does its part, and what that is, or why it does not.
+    pub(super) fn health(&self, driver: &Driver<Guest>) -> Result<&'static str, String> {
+        if driver.has_ended() || self.ending.is_some() {
+            return Err("this machine has halted".into());
+        }
+        match driver.node().role() {
+            _ if driver.is_protected() => Ok("protected: the backup follows"),
+            Role::Backup => Ok("backup: follows the primary"),
+            Role::Halted => Err("this machine has halted".into()),
+            Role::Draining => Err("the primary is gone: this machine is about to take over".into()),
+            Role::Joining | Role::Loading | Role::Starting => {
+                let waits =
+                    driver.node().waits_for(self.now).map_or_else(String::new, |what| format!(": it waits for {what}"));
+                Err(format!("this machine has no guest yet{waits}"))
+            }
+            _ => Err("the guest runs without a backup".into()),
+        }
+    }
+
+    /// All figures of this machine; `refused` are those of its service, which may be at work just now.
+    pub(super) fn fill(&mut self, report: &mut dyn Report, driver: &Driver<Guest>, refused: &[(&'static str, u64)]) {
+        let (guest, figures) = (driver.guest(), &self.figures);
+        let protected = figures.protected_since.map_or(0, |since| self.now.since(since).0);
+        report.label("name", &self.config.name);
+        report.one_of("role", &ROLES, role_name(driver), "What this machine is: 1 for its role");
+        let waits = driver.node().waits_for(self.now).map(|what| what.to_string()).unwrap_or_default();
+        report.text("waits_for", &waits);
+        report.flag("protected", driver.is_protected() && !driver.has_ended(), "Whether a backup follows this primary");
+        report.time("protected_ms", protected * 1000, "For how long it has been protected");
+        report.text("guest_state", guest_state(driver));
+        report.gauge("position", guest.position().0, "Where the guest is, in ticks of its counter");
+        report.time("guest_ns", guest.now().0, "The guest's time since it was created");
+        report.time("clock_lag_us", driver.clock_lag_ns(), "By how much the guest's time is behind real time");
+        report.time("wall_ms", self.now.0 * 1000, "Time since this machine was started");
+        report.counter("host_ticks", clock::cycles() - figures.slept, "Cycles in which this machine did not sleep");
+        report.counter("guest_ticks", guest.ticks(), "Ticks that the guest has run on this machine");
+        report.counter("packets_in", figures.packets_in, "Frames of clients that the guest was given");
+        report.counter("digests", figures.digests, "Digests of the guest that were logged or compared");
+        report.counter("takeovers", figures.takeovers, "How often this machine went live in another one's place");
+        report.counter("resets", figures.resets, "Resets of the guest");
+        report.counter("held_back", figures.held_back, "Turns in which the guest had to wait for the twin");
+        let slowed = u64::from(flow::FULL - driver.share()) * 100 / u64::from(flow::FULL);
+        report.gauge("slowed_percent", slowed, "By how much the guest is slowed down for its backup");
+        report.object("transfer", "transfer", &mut |report| {
+            report.gauge("bytes", figures.transfer_bytes, "Bytes of state in the last transfer to a backup");
+            report.gauge("pages", figures.transfer_pages, "Pages of memory in it");
+            report.gauge("rounds", figures.transfer_rounds, "Rounds that it took");
+            report.millis("total_ms", figures.transfer.0 * 1000, "How long it took");
+            report.millis("pause_ms", figures.transfer_pause.0 * 1000, "How long the guest stood still for it");
+        });
+        let exits: Vec<_> = EXIT_KINDS.into_iter().zip(guest.exits().0).collect();
+        report.counters("exits", &exits, "Runs of the guest by what ended them");
+        report_counter(report, guest);
+        self.report_disk(report, guest);
+        self.report_gate(report);
+        self.report_log(report, driver);
+        self.report_arbiter(report);
+        self.report_errors(report, driver, refused);
+    }
+
     /// What the guest did with its disk since it came to this machine, and what this machine's disk does for it.
-    fn report_disk(&self, json: &mut Json, guest: &Guest) {
+    fn report_disk(&self, report: &mut dyn Report, guest: &Guest) {
         let Some((bytes, stats)) = guest.platform.disk() else { return };
-        json.object("disk", |json| {
-            json.number("bytes", bytes)
-                .number("reads", stats.reads)
-                .number("read_bytes", stats.read_bytes)
-                .number("writes", stats.writes)
-                .number("written_bytes", stats.written_bytes)
-                .number("flushes", stats.flushes)
-                .number("zeroed", stats.zeroed)
-                .number("at_work", self.disk.depth() as u64)
-                .number("most_at_work", self.disk.deepest as u64);
+        report.object("disk", "disk", &mut |report| {
+            report.gauge("bytes", bytes, "Size of the guest's disk");
+            report.counter("reads", stats.reads, "Requests of the guest to read");
+            report.counter("read_bytes", stats.read_bytes, "Bytes that it read");
+            report.counter("writes", stats.writes, "Requests of the guest to write");
+            report.counter("written_bytes", stats.written_bytes, "Bytes that it wrote");
+            report.counter("flushes", stats.flushes, "Requests of the guest to flush");
+            report.counter("zeroed", stats.zeroed, "Requests of the guest to discard or to write zeros");
+            report.gauge("at_work", self.disk.depth() as u64, "Requests that this machine's disk works at");
+            report.gauge("most_at_work", self.disk.deepest as u64, "The most that it worked at");
         });
     }
 
-    fn report_gate(&self, json: &mut Json) {
+    fn report_gate(&self, report: &mut dyn Report) {
         let Some(gate) = self.gate() else { return };
         let stats = gate.stats();
-        json.object("gate", |json| {
-            json.number("held", gate.held() as u64)
-                .number("held_bytes", gate.held_bytes() as u64)
-                .number("oldest_us", gate.oldest_age(self.now.0).unwrap_or(0))
-                .number("max_us", stats.hold_time_max_us)
-                .number("released", stats.released)
-                .number("resent", stats.resent)
-                .number("forgotten", stats.retained_forgotten)
-                .number("dropped", stats.dropped_closed);
+        report.object("gate", "gate", &mut |report| {
+            report.gauge("held", gate.held() as u64, "Frames of the guest that are held until the twin has the log");
+            report.gauge("held_bytes", gate.held_bytes() as u64, "Their bytes");
+            let oldest = gate.oldest_age(self.now.0).unwrap_or(0);
+            report.time("oldest_us", oldest * 1000, "How long the oldest of them has been held");
+            report.time("max_us", stats.hold_time_max_us * 1000, "The longest that a frame was held");
+            report.counter("released", stats.released, "Frames of the guest that were sent");
+            report.counter("resent", stats.resent, "Frames that were sent at a takeover");
+            report.counter("forgotten", stats.retained_forgotten, "Frames that a backup had no room to retain");
+            report.counter("dropped", stats.dropped_closed, "Frames that found the gate closed");
         });
     }
 
@@ -150,109 +180,134 @@ impl Machine {
         self.gate().and_then(|gate| gate.stats().hold_time_quantile_us(500)).unwrap_or(0)
     }
 
-    fn report_log(&self, json: &mut Json, driver: &Driver<Guest>) {
+    fn report_log(&self, report: &mut dyn Report, driver: &Driver<Guest>) {
         let Some(link) = &self.link else { return };
         let node = driver.node();
         let (stats, lag) = (node.stats(), node.lag(self.now));
-        let security = if node.is_secure() { "key" } else { "insecure" };
-        json.text("security", security);
-        self.report_keys(json, driver);
-        json.number("heartbeats_unanswered", stats.heartbeats_unanswered)
-            .number("term", node.term().0)
-            .number("lag_entries", lag.entries)
-            .number("lag_ticks", lag.ticks)
-            .number("lag_us", lag.time.0);
-        json.object("log", |json| {
-            for kind in Kind::ALL {
-                let count = stats.of(kind);
-                json.object(kind.name(), |json| {
-                    json.number("n", count.entries).number("bytes", count.bytes).number("data", count.data);
-                });
-            }
+        report.label("security", if node.is_secure() { "key" } else { "insecure" });
+        self.report_keys(report, driver);
+        report.counter(
+            "heartbeats_unanswered",
+            stats.heartbeats_unanswered,
+            "Heartbeats that do not name this machine",
+        );
+        report.gauge("term", node.term().0, "The term that this machine is in");
+        report.gauge("lag_entries", lag.entries, "By how many log entries the backup is behind");
+        report.gauge("lag_ticks", lag.ticks, "By how many ticks of the guest");
+        report.time("lag_us", lag.time.0 * 1000, "By how much time");
+        let columns = [
+            ("n", "entries", "Log entries of each kind, as primary"),
+            ("bytes", "bytes", "Their bytes"),
+            ("data", "data_bytes", "Bytes of data in them"),
+        ];
+        let rows = Kind::ALL.map(|kind| {
+            let count = stats.of(kind);
+            (kind.name(), [count.entries, count.bytes, count.data])
         });
+        report.table("log", &columns, &rows);
         let wire = link.wire_bytes();
-        json.number("wire_tx", wire.sent).number("wire_rx", wire.received).number("heartbeat_bytes", wire.heartbeats);
-        json.number("gate_median_us", self.gate_median_us());
-        json.number("batches", stats.batches).number("acks_received", stats.acks_received);
+        report.counter("wire_tx", wire.sent, "Bytes sent on the log network");
+        report.counter("wire_rx", wire.received, "Bytes received there");
+        report.counter("heartbeat_bytes", wire.heartbeats, "Bytes of heartbeats");
+        report.time(
+            "gate_median_us",
+            self.gate_median_us() * 1000,
+            "The median of the times for which frames were held",
+        );
+        report.counter("batches", stats.batches, "Batches of log entries sent");
+        report.counter("acks_received", stats.acks_received, "Acks received");
     }
 
-    fn report_arbiter(&self, json: &mut Json) {
+    fn report_arbiter(&self, report: &mut dyn Report) {
         let Some(arbiter) = &self.arbiter else { return };
         let figures = arbiter.figures();
-        json.object("arbiter", |json| {
-            json.text("words", if arbiter.is_sealed() { "sealed" } else { "etcd" });
-            json.number("asks_for", arbiter.asks_for().map_or(0, |term| term.0))
-                .number("questions", figures.questions)
-                .number("tries", figures.tries)
-                .number("failures", figures.failures)
-                .number("unauthentic", figures.unauthentic)
-                .number("granted", figures.granted)
-                .number("taken", figures.taken)
-                .number("answer_us", figures.answer.0)
-                .number("looks", figures.looks)
-                .number("looks_in_vain", figures.looks_in_vain)
-                .flag("useless", arbiter.is_useless())
-                .text("trouble", &arbiter.troubles().join("; "));
+        report.object("arbiter", "arbiter", &mut |report| {
+            report.text("words", if arbiter.is_sealed() { "sealed" } else { "etcd" });
+            let asks_for = arbiter.asks_for().map_or(0, |term| term.0);
+            report.gauge("asks_for", asks_for, "The term that the arbiter is asked for now; 0: none");
+            report.counter("questions", figures.questions, "Terms that the arbiter was asked for");
+            report.counter("tries", figures.tries, "Connections begun for that");
+            report.counter("failures", figures.failures, "Those that brought no answer");
+            report.counter("unauthentic", figures.unauthentic, "Answers that were not the arbiter's");
+            report.counter("granted", figures.granted, "Terms that were granted");
+            report.counter("taken", figures.taken, "Terms that another machine had");
+            report.time("answer_us", figures.answer.0 * 1000, "How long the last answer took");
+            report.counter("looks", figures.looks, "Looks whether the arbiter would answer");
+            report.counter("looks_in_vain", figures.looks_in_vain, "Those that found that it would not");
+            report.flag("useless", arbiter.is_useless(), "Whether no way leads to a term now");
+            report.text("trouble", &arbiter.troubles().join("; "));
         });
     }
 
-    fn report_errors(&mut self, json: &mut Json, driver: &Driver<Guest>) {
-        json.object("errors", |json| {
-            let platform = &driver.guest().platform;
-            let net = platform.net_stats();
-            json.number("guest_queues_malformed", platform.malformed_queues());
-            json.number("guest_rx_overflow", net.overflow)
-                .number("guest_rx_not_ready", net.not_ready)
-                .number("guest_rx_bad_size", net.bad_size)
-                .number("guest_tx_refused", net.bad_sent);
-            if let Some((_, disk)) = platform.disk() {
-                json.number("guest_disk_failed", disk.failed).number("guest_disk_unsupported", disk.unsupported);
-                json.number("disk_failed", self.disk.failed);
-            }
-            if let Some(client) = &mut self.client {
-                let errors = client.errors();
-                json.number("guest_frames_refused", errors.refused)
-                    .number("guest_frames_foreign", errors.foreign)
-                    .number("guest_frames_overrun", errors.overrun);
-                let card = client.nic().nic_stats();
-                json.number("client_rx_too_long", card.rx.too_long + card.rx.fragmented + card.rx_oversize)
-                    .number("client_rx_too_short", card.rx.too_short)
-                    .number("client_rx_bad", card.rx.hardware_errors)
-                    .number("client_rx_missed", card.rx_missed);
-            }
-            if self.link.is_some() {
-                let stats = driver.node().stats();
-                json.number("log_refused_seal", stats.refused_seal)
-                    .number("log_refused_strangers", stats.refused_handshakes)
-                    .number("log_refused_content", stats.refused_content)
-                    .number("log_refused_order", stats.refused_order)
-                    .number("log_refused_unexpected", stats.refused_unexpected)
-                    .number("heartbeats_malformed", stats.heartbeats_malformed)
-                    .number("heartbeats_late", stats.heartbeats_late)
-                    .number("pairings_refused", stats.refused_pairings)
-                    .number("log_full", stats.log_full)
-                    .number("own_pauses", stats.own_pauses);
-            }
-        });
+    fn report_errors(&mut self, report: &mut dyn Report, driver: &Driver<Guest>, refused: &[(&'static str, u64)]) {
+        let platform = &driver.guest().platform;
+        let net = platform.net_stats();
+        let mut errors = Vec::with_capacity(32);
+        errors.extend([
+            ("guest_queues_malformed", platform.malformed_queues()),
+            ("guest_rx_overflow", net.overflow),
+            ("guest_rx_not_ready", net.not_ready),
+            ("guest_rx_bad_size", net.bad_size),
+            ("guest_tx_refused", net.bad_sent),
+        ]);
+        if let Some((_, disk)) = platform.disk() {
+            errors.extend([
+                ("guest_disk_failed", disk.failed),
+                ("guest_disk_unsupported", disk.unsupported),
+                ("disk_failed", self.disk.failed),
+            ]);
+        }
+        if let Some(client) = &mut self.client {
+            let refused = client.errors();
+            let card = client.nic().nic_stats();
+            errors.extend([
+                ("guest_frames_refused", refused.refused),
+                ("guest_frames_foreign", refused.foreign),
+                ("guest_frames_overrun", refused.overrun),
+                ("client_rx_too_long", card.rx.too_long + card.rx.fragmented + card.rx_oversize),
+                ("client_rx_too_short", card.rx.too_short),
+                ("client_rx_bad", card.rx.hardware_errors),
+                ("client_rx_missed", card.rx_missed),
+            ]);
+        }
+        if self.link.is_some() {
+            let stats = driver.node().stats();
+            errors.extend([
+                ("log_refused_seal", stats.refused_seal),
+                ("log_refused_strangers", stats.refused_handshakes),
+                ("log_refused_content", stats.refused_content),
+                ("log_refused_order", stats.refused_order),
+                ("log_refused_unexpected", stats.refused_unexpected),
+                ("heartbeats_malformed", stats.heartbeats_malformed),
+                ("heartbeats_late", stats.heartbeats_late),
+                ("pairings_refused", stats.refused_pairings),
+                ("log_full", stats.log_full),
+                ("own_pauses", stats.own_pauses),
+            ]);
+        }
+        errors.extend(refused);
+        report.counters("errors", &errors, "What was refused, and what else went wrong, by kind");
     }
 }
 
-fn report_counter(json: &mut Json, guest: &Guest) {
+fn report_counter(report: &mut dyn Report, guest: &Guest) {
     let Chosen { counter, figures, why, lends_tsc } = guest.counter();
     let seen = counter.seen();
-    json.text("counter", counter.name()).object("counter_test", |json| {
-        json.text("identity", &counter.identity())
-            .text("why", why)
-            .number("checks", figures.checks)
-            .flag("lends_tsc", *lends_tsc)
-            .number("skid", figures.skid.largest())
-            .text("skids", &figures.skid.to_string())
-            .text("costs", &figures.costs.counting().collect::<Vec<_>>().join(", "))
-            .number("margin", figures.margin)
-            .number("steps_per_stop", figures.steps_per_stop)
-            .number("skid_seen", seen.skid.largest())
-            .text("skids_seen", &seen.skid.to_string())
-            .number("late", seen.late)
-            .number("spurious", seen.spurious);
+    report.label("counter", counter.name());
+    // No metric of Prometheus has a word such as "counter" in its name.
+    report.object("counter_test", "exactness", &mut |report| {
+        report.text("identity", &counter.identity());
+        report.text("why", why);
+        report.gauge("checks", figures.checks, "Checks that the counter has passed at boot");
+        report.flag("lends_tsc", *lends_tsc, "Whether the guest reads its clock without an exit");
+        report.gauge("skid", figures.skid.largest(), "By how many ticks a run ended late at most, in the test at boot");
+        report.text("skids", &figures.skid.to_string());
+        report.text("costs", &figures.costs.counting().collect::<Vec<_>>().join(", "));
+        report.gauge("margin", figures.margin, "How many ticks before a stop single steps begin");
+        report.gauge("steps_per_stop", figures.steps_per_stop, "Single steps that a stop takes");
+        report.gauge("skid_seen", seen.skid.largest(), "By how many ticks a run ended late at most, since then");
+        report.text("skids_seen", &seen.skid.to_string());
+        report.counter("late", seen.late, "Runs that ended late");
+        report.counter("spurious", seen.spurious, "Runs that the counter ended early");
     });
 }

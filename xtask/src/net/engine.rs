@@ -1,12 +1,13 @@
 //! The thread of the networks: one loop over all sockets, timers and commands.
 
+use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
 use mio::event::Event;
 use mio::unix::SourceFd;
@@ -14,10 +15,11 @@ use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+use super::boot::BootHost;
 use super::capture::Capture;
 use super::delay::DelayQueue;
-use super::forward::{Forwarder, Tokens};
-use super::lan::{ARBITER, Destination, HOST, HostEnd, Lan, Way};
+use super::forward::{CONNECTION_TOKENS, Forwarder, Tokens};
+use super::lan::{ARBITER, BOOT, DESK, Destination, HOST, HostEnd, Lan, Way};
 use super::link::LinkChange;
 use super::port::{Opening, Port};
 use super::relay::{self, Relay};
@@ -36,7 +38,11 @@ const OUTBOUND: usize = INBOUND + 2 * SLOTS;
 /// The first token of the arbiter's host on each network, and of the station's.
 const RELAYS: [usize; 3] = [34, 34 + relay::MAX_CONNECTIONS, 34 + 2 * relay::MAX_CONNECTIONS];
 const FORWARDER: Tokens = Tokens { forwards: 64, connections: 64 + MAX_FORWARDS };
-const _: () = assert!(RELAYS[2] + relay::MAX_CONNECTIONS <= FORWARDER.forwards);
+/// The first token of those who ask machines for themselves.
+const DESKS: usize = RELAYS[2] + relay::MAX_CONNECTIONS;
+const _: () = assert!(DESKS + SLOTS <= FORWARDER.forwards);
+/// Ports at which local connections come in.
+const FORWARDERS: [usize; 1 + SLOTS] = [HOST, DESK, DESK + 1];
 
 /// Frames taken from one port before the others have their turn.
 const BATCH: usize = 64;
@@ -101,10 +107,19 @@ impl Engine {
             Some((own, target)) => Some(Box::new(Relay::new(own, target, relay::LARGE, config.seed, RELAYS[2])?)),
             None => None,
         };
+        let boot = config.boot.as_ref().map(BootHost::new).transpose()?.map(Box::new);
+        let desk = |slot: usize| -> Result<_> {
+            let Some(desk) = &config.desks[slot] else { return Ok(None) };
+            ensure!(desk.forwards.len() == 1, "there is one port for each machine");
+            let connections = FORWARDER.connections + (1 + slot) * CONNECTION_TOKENS;
+            let tokens = Tokens { forwards: DESKS + slot, connections };
+            Ok(Some(Box::new(Forwarder::new(desk, config.seed, registry, tokens)?)))
+        };
+        let desks = [desk(0)?, desk(1)?];
         let [client_arbiter, log_arbiter] = [arbiter(Network::Client)?, arbiter(Network::Log)?];
         let lans = [
-            Lan::new(Network::Client, client, host, [client_arbiter, None], client_capture),
-            Lan::new(Network::Log, log, HostEnd::None, [log_arbiter, station], log_capture),
+            Lan::new(Network::Client, client, host, [client_arbiter, None], desks, boot, client_capture),
+            Lan::new(Network::Log, log, HostEnd::None, [log_arbiter, station], [None, None], None, log_capture),
         ];
         let engine = Self {
             poll,
@@ -128,12 +143,18 @@ impl Engine {
         self.waker.clone()
     }
 
-    /// The forwarded ports.
-    pub fn forwards(&self) -> Result<Vec<Forward>> {
-        match &self.lans[0].host {
-            HostEnd::Forwarder(forwarder) => forwarder.forwards(),
-            _ => Ok(Vec::new()),
+    /// The forwarded ports, and for each machine the one that leads to itself.
+    pub fn forwards(&self) -> Result<(Vec<Forward>, [Option<SocketAddrV4>; SLOTS])> {
+        let forwards = match &self.lans[0].host {
+            HostEnd::Forwarder(forwarder) => forwarder.forwards()?,
+            _ => Vec::new(),
+        };
+        let mut desks = [None; SLOTS];
+        for (place, desk) in desks.iter_mut().zip(&self.lans[0].desks) {
+            let forwards = desk.as_ref().map(|desk| desk.forwards()).transpose()?;
+            *place = forwards.and_then(|forwards| Some(forwards.first()?.local));
         }
+        Ok((forwards, desks))
     }
 
     /// Serves until it is told to stop.
@@ -160,6 +181,7 @@ impl Engine {
             self.receive();
             self.forward();
             self.relay();
+            self.boot();
             self.flush_captures(self.now >= self.flush_at);
         }
     }
@@ -186,15 +208,14 @@ impl Engine {
             }
             self.armed = due;
         }
-        let forwarder = match &self.lans[0].host {
-            HostEnd::Forwarder(forwarder) => forwarder.stack.deadline(),
-            _ => None,
-        };
+        let lan = &mut self.lans[0];
+        let forwarder = FORWARDERS.into_iter().filter_map(|port| lan.forwarder(port)?.stack.deadline()).min();
         let captures = self.lans.iter().any(|lan| lan.capture.is_some()).then_some(self.flush_at);
         let relays =
             self.lans.iter().flat_map(|lan| lan.relays.iter().flatten()).filter_map(|relay| relay.stack.deadline());
         let ports = self.lans.iter().flat_map(|lan| lan.slots.iter().filter_map(Port::flush_at));
-        let next = [forwarder, captures].into_iter().flatten().chain(relays).chain(ports).min();
+        let boot = self.lans.iter().find_map(|lan| lan.boot.as_ref()?.deadline());
+        let next = [forwarder, captures, boot].into_iter().flatten().chain(relays).chain(ports).min();
         Ok(next.map(|next| next.saturating_sub(now)))
     }
 
@@ -215,15 +236,17 @@ impl Engine {
                 let index = token - OUTBOUND;
                 self.lans[index / SLOTS].flush(index % SLOTS, self.now, registry);
             }
-            Token(token) if (RELAYS[0]..FORWARDER.forwards).contains(&token) => {
+            Token(token) if (RELAYS[0]..DESKS).contains(&token) => {
                 self.lans
                     .iter_mut()
                     .flat_map(|lan| lan.relays.iter_mut().flatten())
                     .for_each(|relay| relay.event(event));
             }
             _ => {
-                if let HostEnd::Forwarder(forwarder) = &mut self.lans[0].host {
-                    forwarder.event(event);
+                for port in FORWARDERS {
+                    if let Some(forwarder) = self.lans[0].forwarder(port) {
+                        forwarder.event(event);
+                    }
                 }
             }
         }
@@ -272,20 +295,20 @@ impl Engine {
         }
     }
 
-    /// Lets the forwarder work, and takes its frames.
+    /// Lets the forwarders work, and takes their frames.
     fn forward(&mut self) {
         let registry = self.poll.registry();
         let lan = &mut self.lans[0];
-        if let HostEnd::Forwarder(forwarder) = &mut lan.host {
-            forwarder.poll(self.now, registry);
-        }
         let mut way = Way { now: self.now, rng: &mut self.rng, queue: &mut self.queue, registry };
-        loop {
-            let HostEnd::Forwarder(forwarder) = &mut lan.host else { return };
-            let Some(frame) = forwarder.stack.pop() else { return };
-            lan.enter(HOST, &frame, &mut way);
-            if let HostEnd::Forwarder(forwarder) = &mut lan.host {
-                forwarder.stack.recycle(frame);
+        for port in FORWARDERS {
+            if let Some(forwarder) = lan.forwarder(port) {
+                forwarder.poll(self.now, registry);
+            }
+            while let Some(frame) = lan.forwarder(port).and_then(|forwarder| forwarder.stack.pop()) {
+                lan.enter(port, &frame, &mut way);
+                if let Some(forwarder) = lan.forwarder(port) {
+                    forwarder.stack.recycle(frame);
+                }
             }
         }
     }
@@ -305,6 +328,18 @@ impl Engine {
                         relay.stack.recycle(frame);
                     }
                 }
+            }
+        }
+    }
+
+    /// Lets the host that machines boot from work, and takes its frames.
+    fn boot(&mut self) {
+        let mut way = Way { now: self.now, rng: &mut self.rng, queue: &mut self.queue, registry: self.poll.registry() };
+        for lan in &mut self.lans {
+            let Some(boot) = &mut lan.boot else { continue };
+            boot.poll(self.now);
+            for frame in boot.take_frames() {
+                lan.enter(BOOT, &frame, &mut way);
             }
         }
     }

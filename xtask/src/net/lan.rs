@@ -6,6 +6,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use mio::Registry;
 
+use super::boot::BootHost;
 use super::capture::Capture;
 use super::delay::DelayQueue;
 use super::forward::Forwarder;
@@ -24,7 +25,11 @@ pub const HOST: usize = SLOTS;
 pub const ARBITER: usize = SLOTS + 1;
 /// The number of the port of a host that a recording goes to, or comes from.
 pub const STATION: usize = SLOTS + 2;
-const PORTS: usize = STATION + 1;
+/// The number of the port of the host that machines boot from.
+pub const BOOT: usize = STATION + 1;
+/// The number of the first port of those who ask machines for themselves.
+pub const DESK: usize = BOOT + 1;
+const PORTS: usize = DESK + SLOTS;
 
 /// What is attached to the clients' port.
 pub enum HostEnd {
@@ -63,6 +68,10 @@ pub struct Lan {
     pub host: HostEnd,
     /// The hosts at the ports [`ARBITER`] and [`STATION`]; without one the switch does not have its port.
     pub relays: [Option<Box<Relay>>; 2],
+    /// Who asks machines for themselves, at the ports from [`DESK`] on.
+    pub desks: [Option<Box<Forwarder>>; SLOTS],
+    /// The host at the port [`BOOT`]; without one the switch does not have its port.
+    pub boot: Option<Box<BootHost>>,
     stats: [PortStats; PORTS],
     /// Records every legal frame as it enters the switch, before loss and delay.
     pub capture: Option<Capture<File>>,
@@ -77,6 +86,8 @@ impl Lan {
         slots: [Port; SLOTS],
         host: HostEnd,
         relays: [Option<Box<Relay>>; 2],
+        desks: [Option<Box<Forwarder>>; SLOTS],
+        boot: Option<Box<BootHost>>,
         capture: Option<Capture<File>>,
     ) -> Self {
         let mut ports = PortSet::first(SLOTS);
@@ -84,6 +95,12 @@ impl Lan {
             ports = ports.with(HOST);
         }
         for (port, _) in (ARBITER..).zip(&relays).filter(|(_, relay)| relay.is_some()) {
+            ports = ports.with(port);
+        }
+        if boot.is_some() {
+            ports = ports.with(BOOT);
+        }
+        for (port, _) in (DESK..).zip(&desks).filter(|(_, desk)| desk.is_some()) {
             ports = ports.with(port);
         }
         Self {
@@ -94,6 +111,8 @@ impl Lan {
             slots,
             host,
             relays,
+            desks,
+            boot,
             stats: [PortStats::default(); PORTS],
             capture,
             latest: [[Duration::ZERO; PORTS]; PORTS],
@@ -123,9 +142,20 @@ impl Lan {
         self.relays[0].as_deref()
     }
 
-    /// What was counted. Recordings are none of the pair's traffic.
+    /// Who joins local connections to a machine or its guest from this port.
+    pub fn forwarder(&mut self, port: usize) -> Option<&mut Forwarder> {
+        match (port, &mut self.host) {
+            (HOST, HostEnd::Forwarder(forwarder)) => Some(forwarder),
+            (DESK.., _) => self.desks.get_mut(port - DESK)?.as_deref_mut(),
+            _ => None,
+        }
+    }
+
+    /// What was counted. Recordings, what machines boot from, and questions to machines for themselves are none of the pair's
+    /// traffic.
     pub fn stats(&self) -> NetworkStats {
-        let [slots @ .., host, arbiter, _station] = self.stats;
+        let [one, two, host, arbiter, ..] = self.stats;
+        let slots: [PortStats; SLOTS] = [one, two];
         let not_captured = self.capture.as_ref().map_or(0, |capture| capture.skipped);
         NetworkStats { network: self.network, slots, host, arbiter, not_captured, moves: self.switch.moves() }
     }
@@ -187,6 +217,14 @@ impl Lan {
             port.send(frame, now, registry)
         } else {
             let taken = match (&mut self.host, Header::parse(frame)) {
+                _ if egress == BOOT => self.boot.as_mut().is_some_and(|boot| {
+                    boot.receive(frame, now);
+                    true
+                }),
+                (_, Some(header)) if egress >= DESK => {
+                    self.desks[egress - DESK].as_mut().is_some_and(|desk| desk.receive(&header, frame, now))
+                }
+                _ if egress >= DESK => false,
                 _ if egress >= ARBITER => {
                     self.relays[egress - ARBITER].as_mut().is_some_and(|relay| relay.receive(frame))
                 }

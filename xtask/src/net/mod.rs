@@ -6,9 +6,10 @@
 //! Clients come either through the forwarder (local TCP and UDP ports, no privileges) or through a kernel tap interface
 //! (root).
 //!
-//! `link`, `switch`, `delay`, `capture`, `frame` and `forward::recovery` are pure; sockets are touched only by
+//! `link`, `switch`, `delay`, `capture`, `frame`, `boot` (but for the files) and `forward::recovery` are pure; sockets are touched only by
 //! `port`, `tap`, `forward`, `relay` and `engine`.
 
+mod boot;
 mod capture;
 mod delay;
 mod engine;
@@ -34,6 +35,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+pub use boot::BootConfig;
 pub use link::{LinkChange, LinkSettings};
 pub use stats::{FabricStats, NetworkStats, PortStats};
 
@@ -135,6 +137,11 @@ pub fn arbiter_address(network: Network) -> SocketAddrV4 {
     SocketAddrV4::new(relay::address(network), ARBITER_PORT)
 }
 
+/// The address from which the machine in a slot is asked on the client network.
+pub const fn desk_address(slot: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 2, 5 + slot as u8)
+}
+
 /// A protocol whose ports are forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -185,6 +192,8 @@ pub struct ForwardConfig {
     pub forwards: Vec<Forward>,
     /// Where they lead.
     pub guest: Ipv4Addr,
+    /// From which address on the client network.
+    pub host: Ipv4Addr,
 }
 
 /// Most ports that are forwarded.
@@ -220,6 +229,10 @@ pub struct FabricConfig {
     pub arbiter: Option<[SocketAddr; 2]>,
     /// A host on the log network that recordings go to or come from: its address there, and where it leads.
     pub station: Option<(SocketAddrV4, SocketAddr)>,
+    /// What machines boot from at a host on the client network, if they do.
+    pub boot: Option<BootConfig>,
+    /// For each machine, who leads to the machine's own address; hosts of their own, so that a dead one hides nobody.
+    pub desks: [Option<ForwardConfig>; SLOTS],
     /// Captures from the first frame on.
     pub capture: Option<CaptureConfig>,
     /// Seed of loss, jitter, duplication and reordering.
@@ -256,6 +269,7 @@ pub struct Fabric {
     thread: Option<JoinHandle<Result<()>>>,
     plugs: [[Plug; SLOTS]; 2],
     forwards: Vec<Forward>,
+    desks: [Option<SocketAddrV4>; SLOTS],
     has_arbiter: bool,
     _fallback: Option<tempfile::TempDir>,
 }
@@ -269,18 +283,26 @@ impl Fabric {
         let (dir, fallback) = port::unix::socket_directory(&config.sockets)?;
         let (commands, inbox) = mpsc::channel();
         let (engine, plugs) = Engine::new(&config, &dir, inbox)?;
-        let (waker, forwards) = (engine.waker(), engine.forwards()?);
+        let (waker, (forwards, desks)) = (engine.waker(), engine.forwards()?);
         let thread = std::thread::Builder::new()
             .name("fabric".into())
             .spawn(move || engine.run())
             .context("cannot start the thread of the networks")?;
         let has_arbiter = config.arbiter.is_some();
-        Ok(Self { commands, waker, thread: Some(thread), plugs, forwards, has_arbiter, _fallback: fallback })
+        Ok(Self { commands, waker, thread: Some(thread), plugs, forwards, desks, has_arbiter, _fallback: fallback })
     }
 
     /// The forwarded ports as they were asked for, with the local ports that were taken; none without a forwarder.
     pub fn forwards(&self) -> &[Forward] {
         &self.forwards
+    }
+
+    /// The local port that leads to a machine's own address, if one does.
+    ///
+    /// # Panics
+    /// If `slot` is not below [`SLOTS`].
+    pub fn desk(&self, slot: usize) -> Option<SocketAddrV4> {
+        self.desks[slot]
     }
 
     /// How an emulator is connected to a slot's port in a network.

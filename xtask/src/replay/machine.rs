@@ -121,6 +121,8 @@ impl Stage {
             tap: None,
             arbiter: None,
             station: Some((primary, listener.local_addr().context("cannot listen")?)),
+            boot: None,
+            pair: false,
             seed: 0,
         })?;
         let options = CommandLine::replay(&setup.options, emulator);

@@ -22,7 +22,7 @@ use self::run::Run;
 use crate::needs;
 use crate::rig::accelerator;
 use crate::rig::directory::PrivateDirectory;
-use crate::rig::emulator::{Emulator, Hardware, RtcClock};
+use crate::rig::emulator::{Boot, Emulator, Hardware, RtcClock};
 use crate::rig::printable;
 use crate::rig::recording::Setup;
 use crate::spinner::Spinner;
@@ -115,7 +115,7 @@ fn emulator(arguments: &ReplayArgs, setup: &Setup) -> Result<Emulator> {
         On::Qemu => {
             let (wish, nic) = setup.wish();
             let (accelerator, _) = accelerator::choose(wish, &accelerator::nested_kvm(Path::new("/")))?;
-            Emulator::Qemu(accelerator, Hardware { nic, rtc: RtcClock::Host })
+            Emulator::Qemu(accelerator, Hardware { nic, rtc: RtcClock::Host, boot: Boot::Kernel })
         }
     })
 }

@@ -33,6 +33,9 @@ pub struct MachineEntry {
     pub pid: Option<u32>,
     /// The file with its log (COM1).
     pub serial: PathBuf,
+    /// Where it answers by HTTP: `address:port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
 }
 
 /// The guest's port that `--udp` leads to.
@@ -225,7 +228,8 @@ mod tests {
     use super::*;
 
     fn example(role: Role) -> RigFile {
-        let machine = MachineEntry { name: "castor".into(), role, pid: Some(1), serial: "/x/castor.log".into() };
+        let machine =
+            MachineEntry { name: "castor".into(), role, pid: Some(1), serial: "/x/castor.log".into(), http: None };
         RigFile {
             service: "127.0.0.1:7777".into(),
             udp: None,

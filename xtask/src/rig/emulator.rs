@@ -14,7 +14,7 @@ use clap::ValueEnum;
 use super::accelerator::{Accelerator, Vendor};
 use super::options::CommandLine;
 use crate::guest::GuestFiles;
-use crate::needs::Need;
+use crate::needs::{self, Need};
 use crate::net::{Network, Plug, Transport};
 use crate::secret::Secret;
 
@@ -38,6 +38,60 @@ pub enum NicModel {
     E1000e,
 }
 
+impl NicModel {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::E1000, Self::E1000e];
+
+    /// What QEMU calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::E1000 => "e1000",
+            Self::E1000e => "e1000e",
+        }
+    }
+
+    /// The file with its boot ROM, for BIOS and UEFI in one.
+    pub fn boot_rom(self) -> String {
+        format!("{}/efi-{}.rom", needs::CARD_ROMS, self.name())
+    }
+}
+
+/// What QEMU's machines boot from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Boot {
+    /// QEMU itself puts hypervisor and guest into memory
+    Kernel,
+    /// A medium as `cargo xtask image` makes it, by BIOS
+    Iso,
+    /// The same by UEFI
+    UefiIso,
+    /// The client network, by BIOS: the card's own iPXE, then GRUB
+    Pxe,
+    /// The same by UEFI
+    UefiPxe,
+}
+
+impl Boot {
+    /// Whether machines boot from the client network.
+    pub fn is_by_network(self) -> bool {
+        matches!(self, Self::Pxe | Self::UefiPxe)
+    }
+
+    /// Whether their firmware is UEFI.
+    pub fn is_by_uefi(self) -> bool {
+        matches!(self, Self::UefiIso | Self::UefiPxe)
+    }
+
+    /// Memory that firmware and loader take of a machine beside the hypervisor, in bytes.
+    fn memory(self) -> u64 {
+        match self {
+            Self::Kernel => 0,
+            Self::Iso | Self::Pxe => 32 << 20,
+            Self::UefiIso | Self::UefiPxe => 192 << 20,
+        }
+    }
+}
+
 /// What runs the wall clock of QEMU's machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RtcClock {
@@ -54,6 +108,8 @@ pub struct Hardware {
     pub nic: NicModel,
     /// Their wall clock.
     pub rtc: RtcClock,
+    /// What they boot from.
+    pub boot: Boot,
 }
 
 /// The patience of the twins with each other, as options of the hypervisor.
@@ -131,7 +187,8 @@ pub struct MachineSpec<'a> {
     pub options: CommandLine,
     /// The rig's directory, where files of the emulator may go that begin with the machine's name.
     pub directory: &'a Path,
-    /// A directory for its owner alone, for what has secrets in it.
+    /// A directory for its owner alone, for what has secrets in it; what machines boot over the network is in
+    /// [`network_files`] there.
     pub private: &'a Path,
     /// What COM1 is connected to: the path of a file that is appended to or, if the emulator cannot do that
     /// ([`Emulator::appends`]), a listener's address.
@@ -148,7 +205,13 @@ impl Emulator {
     /// What has to be installed for it.
     pub fn needs(self) -> &'static [Need] {
         match self {
-            Self::Qemu(..) => &[Need::Target, Need::Qemu],
+            Self::Qemu(_, Hardware { boot, .. }) => match boot {
+                Boot::Kernel => &[Need::Target, Need::Qemu],
+                Boot::Iso => &[Need::Target, Need::Qemu, Need::Grub],
+                Boot::UefiIso => &[Need::Target, Need::Qemu, Need::Grub, Need::Uefi],
+                Boot::Pxe => &[Need::Target, Need::Qemu, Need::Grub, Need::CardRoms],
+                Boot::UefiPxe => &[Need::Target, Need::Qemu, Need::Grub, Need::CardRoms, Need::Uefi],
+            },
             Self::Bochs => &[Need::Target, Need::Bochs, Need::Grub],
         }
     }
@@ -161,6 +224,24 @@ impl Emulator {
             Self::Qemu(Accelerator::Kvm(Vendor::Amd), _) => "QEMU KVM (AMD SVM)",
             Self::Bochs => "Bochs (Intel VMX in software)",
         }
+    }
+
+    /// What its machines boot from; none if that is no choice.
+    pub fn boot(self) -> Option<Boot> {
+        match self {
+            Self::Qemu(_, Hardware { boot, .. }) => Some(boot),
+            Self::Bochs => None,
+        }
+    }
+
+    /// Whether its machines boot from the client network.
+    pub fn boots_by_network(self) -> bool {
+        self.boot().is_some_and(Boot::is_by_network)
+    }
+
+    /// Memory that firmware and loader take of a machine beside the hypervisor, in bytes.
+    pub fn firmware_memory(self) -> u64 {
+        self.boot().map_or(0, Boot::memory)
     }
 
     /// How its machines are attached to networks and monitors.
@@ -244,6 +325,8 @@ fn lookup(name: &str, machine: &MachineSpec<'_>) -> Result<String> {
         "memory-mib" => machine.memory_mib.to_string(),
         "hypervisor" => utf8(machine.hypervisor)?,
         "modules" => utf8(&modules_file(machine))?,
+        "medium" => utf8(&medium(machine))?,
+        "uefi" => needs::UEFI.to_owned(),
         "options" => machine.options.to_string(),
         "log" => machine.log.clone(),
         "monitor" => machine.monitor.clone(),
@@ -265,6 +348,16 @@ fn lookup(name: &str, machine: &MachineSpec<'_>) -> Result<String> {
 
 fn utf8(path: &Path) -> Result<String> {
     path.to_str().map(str::to_owned).with_context(|| format!("the path {} is not UTF-8", path.display()))
+}
+
+/// What machines boot over the network, in a rig's private directory.
+pub fn network_files(private: &Path) -> PathBuf {
+    private.join("netboot")
+}
+
+/// The medium that the machine boots from.
+fn medium(machine: &MachineSpec<'_>) -> PathBuf {
+    machine.private.join(format!("{}.iso", machine.name))
 }
 
 /// Guest and secrets in one file.

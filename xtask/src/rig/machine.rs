@@ -260,6 +260,16 @@ fn copy_log(listener: &Listener, path: &Path, ended: &AtomicBool) {
     }
 }
 
+/// What a machine's first line says behind the words of its firmware, which UEFI has on all serial lines; none if all of
+/// it is the firmware's. It moves its cursor about, and the hypervisor never does.
+fn behind_firmware(text: &str) -> Option<&str> {
+    const ESCAPE: char = '\u{1b}';
+    if !text.contains(ESCAPE) {
+        return Some(text);
+    }
+    text.rfind("{\"t\":").map(|start| &text[start..])
+}
+
 /// The thread of one machine's monitor. It ends with the connection, or when nobody listens to it any more.
 fn read_monitor(slot: Slot, generation: u64, listener: &Listener, ended: &AtomicBool, events: &SyncSender<Event>) {
     let Some(stream) = listener.accept(ended) else { return };
@@ -268,17 +278,36 @@ fn read_monitor(slot: Slot, generation: u64, listener: &Listener, ended: &Atomic
         return;
     }
     let mut reader = BufReader::new(stream);
+    let mut heard = false;
     while let Ok(Some(text)) = monitor::read_line(&mut reader) {
         // A panicking hypervisor ends a line that may have been under way.
         if text.is_empty() {
             continue;
         }
-        let event = match monitor::parse(&text) {
+        let own = if heard { Some(text.as_str()) } else { behind_firmware(&text) };
+        let Some(own) = own else { continue };
+        heard = true;
+        let event = match monitor::parse(own) {
             Ok(line) => Event::Monitor { slot, generation, line },
             Err(error) => Event::Malformed { slot, generation, text, column: error.column(), error: error.to_string() },
         };
         if events.send(event).is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn firmware_is_told_from_the_hypervisor() {
+        let own = "{\"t\":\"status\",\"x\":{}}";
+        assert_eq!(behind_firmware(own), Some(own));
+        assert_eq!(behind_firmware(&format!("\u{1b}[2J\u{1b}[01;01HBdsDxe {own}")), Some(own));
+        assert_eq!(behind_firmware("\u{1b}[2J"), None);
+        // What is nobody's is told.
+        assert_eq!(behind_firmware("gibberish"), Some("gibberish"));
     }
 }

@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::options::{GUEST_ADDRESS, GUEST_PORT};
+use super::options::{GUEST_ADDRESS, GUEST_PORT, HTTP_PORT};
 use super::{SLOTS, Slot};
 use crate::net::{
-    CaptureConfig, Fabric, FabricConfig, Forward, ForwardConfig, Host, LinkPart, LinkSettings, LinkStatus, LinkTarget,
-    NetworkStats, Plug, PortStats, Transport,
+    BootConfig, CaptureConfig, Fabric, FabricConfig, Forward, ForwardConfig, HOST_ADDRESS, Host, LinkPart,
+    LinkSettings, LinkStatus, LinkTarget, NetworkStats, Plug, PortStats, Protocol, Transport, desk_address,
 };
 pub use crate::net::{FabricStats, LinkChange, Network, arbiter_address};
 use crate::units::{format_duration, parse_duration};
@@ -124,6 +124,10 @@ pub struct NetworkConfig<'a> {
     pub arbiter: Option<[SocketAddr; 2]>,
     /// A host on the log network that recordings go to or come from: its address there, and where it leads.
     pub station: Option<(SocketAddrV4, SocketAddr)>,
+    /// What machines boot from, if they do over the network.
+    pub boot: Option<BootConfig>,
+    /// Whether the machines have addresses of their own on the client network.
+    pub pair: bool,
     /// Seed of all randomness.
     pub seed: u64,
 }
@@ -133,6 +137,7 @@ pub struct NetworkConfig<'a> {
 pub struct Networks {
     /// None only after [`Networks::end`].
     fabric: Option<Fabric>,
+    pair: bool,
 }
 
 impl Networks {
@@ -140,18 +145,33 @@ impl Networks {
     pub fn start(config: &NetworkConfig<'_>) -> Result<Self> {
         let host = match config.tap {
             Some(name) => Host::Tap(name.to_owned()),
-            None => Host::Forwarder(ForwardConfig { forwards: config.forwards.to_owned(), guest: GUEST_ADDRESS }),
+            None => Host::Forwarder(ForwardConfig {
+                forwards: config.forwards.to_owned(),
+                guest: GUEST_ADDRESS,
+                host: HOST_ADDRESS,
+            }),
         };
+        // By a tap the kernel reaches them itself.
+        let asked = config.pair && config.tap.is_none();
+        let desks = SLOTS.map(|slot| {
+            asked.then(|| ForwardConfig {
+                forwards: vec![Forward::new(Protocol::Tcp, 0, HTTP_PORT)],
+                guest: slot.client_address(),
+                host: desk_address(slot.index()),
+            })
+        });
         let fabric = Fabric::start(FabricConfig {
             transport: config.transport,
             sockets: config.sockets.to_owned(),
             host,
             arbiter: config.arbiter,
             station: config.station,
+            boot: config.boot.clone(),
+            desks,
             capture: config.captures.map(CaptureConfig::new),
             seed: config.seed,
         })?;
-        Ok(Self { fabric: Some(fabric) })
+        Ok(Self { fabric: Some(fabric), pair: config.pair })
     }
 
     /// Where clients reach the guest's usual service.
@@ -166,6 +186,12 @@ impl Networks {
             return Some(SocketAddr::from((GUEST_ADDRESS, port)));
         }
         Some(self.forwards().iter().find(|forward| forward.leads_to(port))?.local.into())
+    }
+
+    /// Where a machine itself answers by HTTP, if it does.
+    pub fn http(&self, slot: Slot) -> Option<SocketAddr> {
+        let local = self.fabric.as_ref()?.desk(slot.index()).map(SocketAddr::from);
+        local.or_else(|| self.pair.then(|| SocketAddr::from((slot.client_address(), HTTP_PORT))))
     }
 
     /// The local ports that lead to the guest.

@@ -19,6 +19,8 @@ use crate::units::{format_size, parse_size};
 pub const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 /// The guest's port that clients are led to.
 pub const GUEST_PORT: u16 = 6379;
+/// The port at which machines answer by HTTP.
+pub const HTTP_PORT: u16 = 80;
 /// Guest memory that hypervisors take, in bytes.
 pub const GUEST_MEMORY: RangeInclusive<u64> = 8 << 20..=3 << 30;
 /// Memory of a machine for hypervisor and firmware, in bytes.
@@ -33,9 +35,11 @@ pub const REPLAY_HEARTBEAT: Duration = Duration::from_secs(60);
 /// See [`REPLAY_HEARTBEAT`].
 pub const REPLAY_SUSPECT: Duration = Duration::from_secs(3600);
 /// Options that say nothing of the guest, and are not for who replays it.
-const NOT_REPLAYED: [&str; 11] = [
+const NOT_REPLAYED: [&str; 13] = [
     "client-nic",
+    "http",
     "insecure",
+    "syslog",
     "record",
     "guest-seed",
     "first-term",
@@ -154,7 +158,7 @@ pub enum Disk {
 
 impl Disk {
     /// The value of `disk=`.
-    fn option(self) -> String {
+    pub fn option(self) -> String {
         match self {
             Self::Ram(bytes) => format!("ram:{}", format_size(bytes)),
             Self::Image(_) => "image".to_owned(),
@@ -244,7 +248,8 @@ impl CommandLine {
             if common.record {
                 line.set("record", Some(&RECORDER.to_string()));
             }
-            line.set_arbiter(slot, part, emulator, asked);
+            line.set_arbiter(part, asked);
+            line.set_station(slot, emulator);
         }
         line.set("guest-memory", Some(&format_size(common.guest_memory)));
         line.set_disk(common);
@@ -262,19 +267,24 @@ impl CommandLine {
         line
     }
 
-    fn set_arbiter(&mut self, slot: Slot, part: Part, emulator: Emulator, asked: Option<Asked>) {
+    fn set_arbiter(&mut self, part: Part, asked: Option<Asked>) {
         let Some(Asked { first_term, sealed }) = asked else { return self.set("arbiter", Some("none")) };
         let [client, log] = Network::ALL.map(arbiter_address);
         let arbiter = if sealed { format!("{},{}", log.ip(), client.ip()) } else { format!("{ETCD}{log},{client}") };
         self.set("arbiter", Some(&arbiter));
-        self.set("machine-address", Some(&format!("{}/24", slot.client_address())));
-        self.set("machine-peer", Some(slot.twin().client_address()));
-        if let Some(nic) = emulator.pci_address(Purpose::Machine) {
-            self.set("arbiter-nic", Some(&nic));
-        }
         if part == Part::Primary && first_term > 1 {
             self.set("first-term", Some(&first_term.to_string()));
         }
+    }
+
+    /// The machine's own place on the client network, where it asks the arbiter and answers people.
+    fn set_station(&mut self, slot: Slot, emulator: Emulator) {
+        self.set("machine-address", Some(&format!("{}/24", slot.client_address())));
+        self.set("machine-peer", Some(&slot.twin().client_address().to_string()));
+        if let Some(nic) = emulator.pci_address(Purpose::Machine) {
+            self.set("arbiter-nic", Some(&nic));
+        }
+        self.set("http", Some("on"));
     }
 
     /// Says which disk the guest has, unless that was said already.
@@ -394,8 +404,8 @@ impl Slot {
     }
 
     /// Its own address on the client network.
-    fn client_address(self) -> &'static str {
-        ["10.0.2.21", "10.0.2.22"][self.index()]
+    pub fn client_address(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 0, 2, [21, 22][self.index()])
     }
 
     /// The hardware address of its NIC in `network`.
@@ -420,9 +430,10 @@ impl FromStr for Slot {
 mod tests {
     use super::*;
     use crate::rig::accelerator::Accelerator;
-    use crate::rig::emulator::{Hardware, NicModel, RtcClock};
+    use crate::rig::emulator::{Boot, Hardware, NicModel, RtcClock};
 
-    const QEMU: Emulator = Emulator::Qemu(Accelerator::Tcg, Hardware { nic: NicModel::E1000, rtc: RtcClock::Host });
+    const QEMU: Emulator =
+        Emulator::Qemu(Accelerator::Tcg, Hardware { nic: NicModel::E1000, rtc: RtcClock::Host, boot: Boot::Kernel });
 
     fn common(given: Vec<GivenOption>) -> Common {
         Common {
@@ -469,7 +480,7 @@ mod tests {
         assert_eq!(
             line(Slot::Castor, Part::Primary, &[]),
             "role=primary name=castor client-nic=0:4.0 log-nic=0:5.0 log-address=10.1.0.1/24 log-peer=10.1.0.2 \
-             heartbeat=100ms suspect=1000ms arbiter=10.1.0.3,10.0.2.3 machine-address=10.0.2.21/24 machine-peer=10.0.2.22 guest-memory=64M guest-mac=52:54:00:12:34:56 clock=rtc monitor=com2 \
+             heartbeat=100ms suspect=1000ms arbiter=10.1.0.3,10.0.2.3 machine-address=10.0.2.21/24 machine-peer=10.0.2.22 http=on guest-memory=64M guest-mac=52:54:00:12:34:56 clock=rtc monitor=com2 \
              guest-args=\"ip=10.0.2.15/24 gw=10.0.2.2\" guest-seed=5eed"
         );
         let pollux = line(Slot::Pollux, Part::Backup, &[]);
@@ -521,7 +532,7 @@ mod tests {
     #[test]
     fn the_arbiter_may_be_absent_or_remember_terms() {
         let none = line_with(Slot::Castor, Part::Primary, None, &[]);
-        assert!(none.contains(" arbiter=none ") && !none.contains("machine-address"), "{none}");
+        assert!(none.contains(" arbiter=none ") && none.contains(" machine-address="), "{none}");
         let later = line_with(Slot::Castor, Part::Primary, Some(8), &[]);
         assert!(later.contains(" first-term=8 "), "{later}");
         let backup = line_with(Slot::Pollux, Part::Backup, Some(8), &[]);

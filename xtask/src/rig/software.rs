@@ -30,42 +30,42 @@ pub const COUNTER: Probe = Probe { name: DEFAULT_GUEST, port: GUEST_PORT, questi
 pub struct SoftwareArgs {
     /// One of our guests, the path of an image, `debian`, or the place of a guest of that kind (see `cargo xtask guest`)
     #[arg(long, default_value = DEFAULT_GUEST, value_name = "NAME|PATH")]
-    guest: String,
+    pub guest: String,
     /// A Linux kernel as the guest: a vmlinuz as it lies in /boot, or an ELF file
     #[arg(long, value_name = "FILE", conflicts_with = "guest")]
-    kernel: Option<PathBuf>,
+    pub kernel: Option<PathBuf>,
     /// Its initial ramdisk
     #[arg(long, value_name = "FILE", requires = "kernel")]
-    initrd: Option<PathBuf>,
+    pub initrd: Option<PathBuf>,
     /// The guest's command line [default: what the guest needs to be reached; for --kernel console=ttyS0]
     #[arg(long, visible_alias = "append", value_name = "TEXT", value_parser = parse_guest_arguments)]
-    guest_args: Option<String>,
+    pub guest_args: Option<String>,
     /// The guest's memory [default: 64M; for --kernel 512M; for debian what it needs]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
-    guest_memory: Option<u64>,
+    pub guest_memory: Option<u64>,
     /// A disk for the guest, empty at first: SIZE in the memory of the machines, kept as long as one of them lives; nvme:SIZE on
     /// a drive of each machine's own, an image in the rig's directory that is kept
     #[arg(long, value_name = "[nvme:]SIZE", value_parser = parse_disk)]
-    disk: Option<Disk>,
+    pub disk: Option<Disk>,
     /// The same, filled from this file, an image of a disk; the file itself is not changed
     #[arg(long, value_name = "FILE", conflicts_with = "disk")]
-    disk_image: Option<PathBuf>,
+    pub disk_image: Option<PathBuf>,
     /// What the image is [default: raw]
     #[arg(long, requires = "disk_image", value_name = "FORMAT")]
-    disk_format: Option<disk::Format>,
+    pub disk_format: Option<disk::Format>,
     /// Options of the hypervisors, or of one of them.
     #[arg(long, value_name = "OPTION", num_args = 1..)]
     #[arg(help = "An option of the hypervisors, or of one: [MACHINE:]KEY=VALUE (repeatable)")]
     pub hypervisor_option: Vec<GivenOption>,
     /// The pair's key (see `cargo xtask key`), or `none`: a pair without one [default: for rigs a fresh one; none for an image]
     #[arg(long, value_name = "FILE|none")]
-    key: Option<KeyChoice>,
+    pub key: Option<KeyChoice>,
     /// The key that follows it, while the pair changes from one to the other: both are valid
     #[arg(long, value_name = "FILE", requires = "key")]
-    key_next: Option<PathBuf>,
+    pub key_next: Option<PathBuf>,
     /// Use this hypervisor instead of building one
     #[arg(long, value_name = "PATH")]
-    hypervisor: Option<PathBuf>,
+    pub hypervisor: Option<PathBuf>,
     /// Install what is missing
     #[arg(long)]
     pub yes: bool,
@@ -175,7 +175,8 @@ impl SoftwareArgs {
     }
 }
 
-fn parse_memory(text: &str) -> Result<u64, String> {
+/// Reads the value of `--guest-memory`.
+pub fn parse_memory(text: &str) -> Result<u64, String> {
     let bytes = parse_size(text)?;
     if !bytes.is_multiple_of(2 << 20) || !GUEST_MEMORY.contains(&bytes) {
         return Err(format!("`{text}` is not an even number of MiB from 8M to 3G"));
@@ -183,7 +184,8 @@ fn parse_memory(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
-fn parse_disk(text: &str) -> Result<Disk, String> {
+/// Reads the value of `--disk`.
+pub fn parse_disk(text: &str) -> Result<Disk, String> {
     let drive = text.strip_prefix("nvme:");
     let bytes = parse_size(drive.unwrap_or(text))?;
     if bytes == 0 || !bytes.is_multiple_of(SECTOR) {

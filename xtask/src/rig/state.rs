@@ -1,11 +1,13 @@
 //! The rig itself.
 
 mod answer;
+mod boot;
 mod keys;
 mod news;
 mod revive;
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::time::{Duration, Instant};
@@ -86,6 +88,7 @@ impl Rig {
         let options = &config.options;
         let arbiter = Arbiter::start(choice, directory.path(), options.pair(), options.key.as_ref())?;
         let recording = start_recording(&config)?;
+        let boot = config.emulator.boots_by_network().then(|| boot::prepare(&config, private.path())).transpose()?;
         let networks = Networks::start(&NetworkConfig {
             transport: config.emulator.transport(),
             sockets: private.path(),
@@ -94,6 +97,8 @@ impl Rig {
             tap: config.tap.as_deref(),
             arbiter: arbiter.as_ref().map(Arbiter::addresses),
             station: recording.as_ref().map(|recording| (RECORDER, recording.address())),
+            boot,
+            pair: !config.solo,
             seed: config.seed,
         })?;
         let (sender, events) = mpsc::sync_channel(QUEUE);
@@ -164,6 +169,11 @@ impl Rig {
     /// The local ports that lead to the guest.
     pub fn forwards(&self) -> &[Forward] {
         self.networks.forwards()
+    }
+
+    /// The machines' names, and where each answers by HTTP, if it does.
+    pub fn stations(&self) -> impl Iterator<Item = (&'static str, SocketAddr)> + '_ {
+        self.places.iter().filter_map(|place| Some((place.slot.name(), self.networks.http(place.slot)?)))
     }
 
     /// Where clients reach the guest.
@@ -318,7 +328,7 @@ impl Rig {
     /// How much memory a machine needs that is started with `options`.
     fn machine_memory_mib(&self, options: &CommandLine) -> Result<u64> {
         let files = self.config.guest.len()?;
-        Ok(options.machine_memory(&self.config.options, files) >> 20)
+        Ok((options.machine_memory(&self.config.options, files) + self.config.emulator.firmware_memory()) >> 20)
     }
 
     fn handle(&mut self, event: Event) -> Result<()> {

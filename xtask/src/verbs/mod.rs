@@ -2,5 +2,6 @@
 //! not know them.
 
 pub mod image;
+pub mod netboot;
 pub mod rig;
 pub mod run;

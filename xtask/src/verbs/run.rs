@@ -14,7 +14,7 @@ use crate::output::{complain, say};
 use crate::rig::accelerator::{self, Wish};
 use crate::rig::arbiter::Choice;
 use crate::rig::directory::{Directory, UDP_PORT, latest_link};
-use crate::rig::emulator::{Emulator, Hardware, NicModel, RtcClock};
+use crate::rig::emulator::{Boot, Emulator, Hardware, NicModel, RtcClock};
 use crate::rig::options::{GUEST_PORT, parse_forward};
 use crate::rig::software::{COUNTER, Software, SoftwareArgs};
 use crate::rig::{Config, Rig};
@@ -39,6 +39,9 @@ pub struct QemuArgs {
     /// The model of the network cards
     #[arg(long, value_enum, default_value_t = NicModel::E1000e)]
     nic: NicModel,
+    /// What the machines boot from, and by which firmware
+    #[arg(long, value_enum, default_value_t = Boot::Kernel)]
+    boot: Boot,
     /// What runs the machines' wall clocks: `vm`, for what is measured in instructions
     #[arg(long, value_enum, default_value_t = RtcClock::Host, hide = true)]
     rtc: RtcClock,
@@ -118,7 +121,7 @@ pub struct RunArgs {
 /// Runs a rig in QEMU until somebody ends it.
 pub fn qemu(arguments: QemuArgs) -> Result<()> {
     let (accelerator, why) = accelerator::choose(arguments.accel, &accelerator::nested_kvm(Path::new("/")))?;
-    let hardware = Hardware { nic: arguments.nic, rtc: arguments.rtc };
+    let hardware = Hardware { nic: arguments.nic, rtc: arguments.rtc, boot: arguments.boot };
     run(Emulator::Qemu(accelerator, hardware), &why, arguments.run)
 }
 
@@ -180,6 +183,9 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
         let service = names.iter().find(|(port, _)| forward.leads_to(*port));
         let name = service.map_or_else(String::new, |(_, name)| format!(", {name}"));
         say!("forwarded: {local} ({}) to the guest's port {guest_port}{name}", protocol.name());
+    }
+    for (name, address) in rig.stations() {
+        say!("{name}: http://{address}/status, /metrics, /healthz");
     }
     if arguments.software.is_default() {
         say!("guest: `counter`, a small one of our own; a whole Linux: cargo xtask qemu --guest debian");

@@ -357,6 +357,21 @@ fn the_gate_opens_when_the_drive_says_so() {
     assert!(pair.b.position() >= at);
 }
 
+/// What its drive ends meanwhile is taken: else it would be due all the time, and the machine would never wait.
+#[test]
+fn a_guest_that_waits_for_its_drive_has_its_requests_looked_after() {
+    let mut pair = with_drives(Pair::new(&[(10, Step::Sleep)], tuning())).protect();
+    let request = DiskRequest { id: 7, operation: DiskOperation::Write, start: 0, len: 512, durable: false };
+    pair.b.guest().asked.push_back(request);
+    pair.b.desk.reign = CopyState::Busy;
+    lose_a(&mut pair);
+    assert_eq!((pair.b.role(), &pair.b.desk.begun[..]), (Role::Alone, &[request][..]));
+    pair.b.desk.ends.push_back(DiskEnd { id: 7, status: DiskStatus::Done });
+    pair.b.turn();
+    assert!(pair.b.desk.ends.is_empty(), "the machine has heard of the end");
+    assert_eq!(pair.b.desk.mode, Mode::Retained, "and still waits");
+}
+
 #[test]
 fn a_drive_that_cannot_say_whose_it_is_ends_the_guest() {
     for refuses in [false, true] {

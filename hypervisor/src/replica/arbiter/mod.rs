@@ -8,7 +8,6 @@
 //! While no question is open, and the node allows it, each way is looked at now and then.
 
 mod caller;
-mod station;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -19,21 +18,13 @@ use alloc::vec::Vec;
 
 use pollux_ft::arbiter::{Answer, ArbiterId, Look, Manner, Question, Seen};
 use pollux_ft::{NodeId, Span, Term, Time};
-use pollux_nic::FrameSink;
-use pollux_nic::e1000::E1000;
 
 use self::caller::Counts;
-use self::station::Station;
 use self::way::{News, Way};
-use super::client::Client;
 use super::link::Link;
-use super::stack::FRAMES_A_TURN;
+use super::station::Station;
 use crate::config::{ArbiterOptions, Routes};
-use crate::host::interrupts::Fired;
-use crate::host::nic::Route;
 use crate::random::Random;
-
-pub use self::station::Station as MachineStation;
 
 /// What was counted and measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -62,8 +53,6 @@ pub struct ArbiterFigures {
 struct Own {
     station: Station,
     ways: Vec<Way>,
-    /// The station's own card, if it does not share that of the clients.
-    card: Option<(E1000, Route)>,
 }
 
 /// The asking machine.
@@ -87,25 +76,25 @@ pub struct Arbiter {
 impl Arbiter {
     /// Prepares the ways to the arbiter, which is spoken to in one of these manners; asks nothing yet.
     ///
-    /// `station` is this machine's place on the client network and `card` its card, if it has one for itself.
+    /// `station` is this machine's place on the client network.
     pub fn new(
         (pair, machine, node): (&str, &str, NodeId),
         routes: Routes,
         (manners, options): (&[Manner], &ArbiterOptions),
         mut random: Random,
         link: &mut Link,
-        station: Option<(Station, Option<(E1000, Route)>)>,
+        station: Option<Station>,
     ) -> Self {
         let Routes { log, machine: client } = routes;
         let log = link.with_stack(|stack| {
             let way = |server| Way::new("log", server, manners, options, &mut random, stack);
             (log.into_iter().map(way).collect(), false)
         });
-        let own = station.filter(|_| !client.is_empty()).map(|(mut station, card)| {
+        let own = station.filter(|_| !client.is_empty()).map(|mut station| {
             client.iter().for_each(|server| station.talk_to(*server.ip()));
             let way = |server| Way::new("client", server, manners, options, &mut random, &mut station.stack);
             let ways = client.into_iter().map(way).collect();
-            Own { station, ways, card }
+            Own { station, ways }
         });
         Self {
             pair: pair.into(),
@@ -128,7 +117,7 @@ impl Arbiter {
         for way in &mut self.log {
             link.with_stack(|stack| (way.set_manners(now, manners, stack), true));
         }
-        if let Some(Own { station, ways, .. }) = &mut self.own {
+        if let Some(Own { station, ways }) = &mut self.own {
             ways.iter_mut().for_each(|way| way.set_manners(now, manners, &mut station.stack));
         }
     }
@@ -178,7 +167,7 @@ impl Arbiter {
         for way in &mut self.log {
             link.with_stack(|stack| ((), way.stop(stack)));
         }
-        if let Some(Own { station, ways, .. }) = &mut self.own {
+        if let Some(Own { station, ways }) = &mut self.own {
             for way in ways {
                 way.stop(&mut station.stack);
             }
@@ -191,30 +180,15 @@ impl Arbiter {
         self.question.as_ref().map(Question::term)
     }
 
-    /// The machine's place on the client card, if it is there.
+    /// The machine's place on the client network, if the arbiter is asked from there; what it has to say is to be sent
+    /// after each [`poll`](Self::poll).
     pub fn station(&mut self) -> Option<&mut Station> {
-        self.own.as_mut().filter(|own| own.card.is_none()).map(|own| &mut own.station)
-    }
-
-    /// Serves the interrupt of the own card if `fired` has it.
-    pub fn interrupted(&mut self, fired: Fired) {
-        if let Some((card, route)) = self.own.as_mut().and_then(|own| own.card.as_mut())
-            && route.fired(fired)
-        {
-            card.interrupt_cause();
-            route.rearm();
-        }
+        self.own.as_mut().map(|own| &mut own.station)
     }
 
     /// Moves everything that waits. Returns the answer to the question, which is closed then. With `watching`, and
     /// while no question is open, the arbiter is looked at now and then.
-    pub fn poll(
-        &mut self,
-        now: Time,
-        watching: bool,
-        link: &mut Link,
-        client: Option<&mut Client>,
-    ) -> Option<(Term, Answer)> {
+    pub fn poll(&mut self, now: Time, watching: bool, link: &mut Link) -> Option<(Term, Answer)> {
         self.watching = watching && self.question.is_none();
         let look = self.watching.then_some(&self.look);
         let mut answer = None;
@@ -223,7 +197,7 @@ impl Arbiter {
             answer = answer.or(other);
         }
         if let Some(own) = &mut self.own {
-            let other = own.poll(now, self.question.as_ref(), look, client);
+            let other = own.turn(now, self.question.as_ref(), look);
             answer = answer.or(other);
         }
         let answer = answer?;
@@ -304,27 +278,6 @@ impl Own {
         self.ways.iter_mut().for_each(|way| way.begin(now));
     }
 
-    fn poll(
-        &mut self,
-        now: Time,
-        question: Option<&Question>,
-        look: Option<&Look>,
-        client: Option<&mut Client>,
-    ) -> Option<Answer> {
-        if let Some((card, _)) = &mut self.card {
-            // Also while asleep, lest the card's ring fills up. What comes faster than it is looked at waits for later.
-            for _ in 0..FRAMES_A_TURN {
-                if card.receive(|frame| self.station.offer(frame)).is_none() {
-                    break;
-                }
-            }
-            card.flush();
-        }
-        let answer = self.turn(now, question, look);
-        self.send(client);
-        answer
-    }
-
     /// Moves everything between the station's queues of frames, and the question or the look.
     fn turn(&mut self, now: Time, question: Option<&Question>, look: Option<&Look>) -> Option<Answer> {
         let due = look.is_some() && self.ways_poll_at(true).is_some_and(|at| at <= now);
@@ -343,20 +296,6 @@ impl Own {
         self.station.wake(self.ways.iter().any(Way::is_busy));
         self.station.set_urgent(question.is_some() && answer.is_none());
         answer
-    }
-
-    /// Hands frames to the card. One that it does not take is lost, as on any network.
-    fn send(&mut self, client: Option<&mut Client>) {
-        match (&mut self.card, client) {
-            (Some((card, _)), _) => {
-                while let Some(frame) = self.station.next_frame() {
-                    let _ = card.send(&frame);
-                }
-                card.flush();
-            }
-            (None, Some(client)) => client.send_for_machine(&mut self.station),
-            (None, None) => while self.station.next_frame().is_some() {},
-        }
     }
 
     fn poll_at(&mut self, now: Time, watching: bool) -> Option<Time> {

@@ -11,10 +11,10 @@ use proptest::prelude::*;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 
-use super::station::For;
 use super::*;
 use crate::config::Cidr;
 use crate::random::Random;
+use crate::replica::station::For;
 
 const MACHINE: MacAddress = MacAddress([0x52, 0x54, 0, 0x10, 0, 1]);
 const SERVER: MacAddress = MacAddress([0x52, 0x54, 0, 0, 2, 3]);
@@ -99,7 +99,7 @@ impl Desk {
             server.stack.add(socket)
         });
         Self {
-            own: Own { station, ways, card: None },
+            own: Own { station, ways },
             key,
             said: Vec::new(),
             server,

@@ -1,5 +1,5 @@
-//! The forwarder: a host in user space on the client network, 10.0.2.2, that joins local TCP connections and UDP
-//! datagrams to the guest.
+//! The forwarder: a host in user space on the client network, such as 10.0.2.2, that joins local TCP connections and UDP
+//! datagrams to the guest, or to whom else it is to reach.
 
 mod announce;
 pub(super) mod connection;
@@ -22,16 +22,22 @@ use smoltcp::wire::{IpAddress, IpEndpoint};
 use super::frame::{Header, Mac};
 use super::stack::Stack;
 use super::stats::ForwardStats;
-use super::{Forward, ForwardConfig, HOST_ADDRESS, MAX_FORWARDS, Protocol};
+use super::{Forward, ForwardConfig, MAX_FORWARDS, Protocol};
 use announce::{Listener, News};
 use connection::{Connection, Standing, stack_socket};
 use recovery::{Recovery, StackClock};
 use udp::UdpForward;
 
-/// The host's MAC address: locally administered.
-const HOST_MAC: Mac = Mac([0x52, 0x54, 0x00, 0x0a, 0x02, 0x02]);
+/// The MAC address of a host: locally administered.
+fn mac_of(host: Ipv4Addr) -> Mac {
+    let [a, _, c, d] = host.octets();
+    Mac([0x52, 0x54, 0x00, a, c, d])
+}
+
 /// Connections forwarded at a time; more wait in the kernel's backlog.
 pub const MAX_CONNECTIONS: usize = 128;
+/// How many tokens a forwarder's connections take.
+pub const CONNECTION_TOKENS: usize = 2 * MAX_CONNECTIONS;
 /// Sockets without a client that still acknowledge the guest's last words; the oldest is given up for a new one.
 const MAX_LINGERING: usize = 64;
 /// Rounds of moving bytes in one turn.
@@ -44,7 +50,7 @@ const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 32_768..=65_535;
 pub struct Tokens {
     /// That of the first forwarded port; the others follow.
     pub forwards: usize,
-    /// The first of the connections' tokens; all above are the forwarder's.
+    /// The first of the connections' tokens, [`CONNECTION_TOKENS`] in all.
     pub connections: usize,
 }
 
@@ -85,6 +91,7 @@ impl Door {
 
 /// The host in user space.
 pub struct Forwarder {
+    own: (Mac, Ipv4Addr),
     pub stack: Stack,
     clock: StackClock,
     recovery: Recovery,
@@ -115,8 +122,10 @@ impl Forwarder {
             }
         }
         let clock = StackClock::default();
+        let own = (mac_of(config.host), config.host);
         Ok(Self {
-            stack: Stack::new(HOST_MAC, HOST_ADDRESS, seed, clock.at(Duration::ZERO))?,
+            own,
+            stack: Stack::new(own.0, own.1, seed, clock.at(Duration::ZERO))?,
             clock,
             recovery: Recovery::default(),
             ear: Listener::new(config.guest),
@@ -230,10 +239,10 @@ impl Forwarder {
                 continue;
             }
             while self.connections.contains_key(&(self.tokens.connections + self.next_connection)) {
-                self.next_connection = (self.next_connection + 1) % (2 * MAX_CONNECTIONS);
+                self.next_connection = (self.next_connection + 1) % CONNECTION_TOKENS;
             }
             let token = self.tokens.connections + self.next_connection;
-            self.next_connection = (self.next_connection + 1) % (2 * MAX_CONNECTIONS);
+            self.next_connection = (self.next_connection + 1) % CONNECTION_TOKENS;
             if registry.register(&mut stream, Token(token), Interest::READABLE | Interest::WRITABLE).is_err() {
                 continue;
             }
@@ -318,7 +327,7 @@ impl Forwarder {
         }
         self.stats.nudges += 1;
         self.clock.jump();
-        if let Some(frame) = self.ear.reminder(HOST_MAC, HOST_ADDRESS) {
+        if let Some(frame) = self.ear.reminder(self.own.0, self.own.1) {
             self.stack.receive(&frame);
         }
         self.stack.poll(self.clock.at(now));

@@ -9,7 +9,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::guest::{BYE, ECHO, Guest, RESET};
 use super::*;
-use crate::net::{LinkTarget, Network};
+use crate::net::{LinkTarget, Network, desk_address};
 
 const CLIENT: LinkTarget = LinkTarget::Network(Network::Client);
 
@@ -45,6 +45,25 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 
 fn open(fabric: &Fabric) -> u64 {
     fabric.stats().unwrap().forward.unwrap().open
+}
+
+/// Who asks a machine for itself has a host of its own: one that is dead is in nobody's way.
+#[test]
+fn a_dead_machine_does_not_hide_another_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let desk = |slot: usize, guest| {
+        let forwards = vec![Forward::new(Protocol::Tcp, 0, ECHO)];
+        Some(ForwardConfig { forwards, guest, host: desk_address(slot) })
+    };
+    let desks = [desk(0, Ipv4Addr::new(10, 0, 2, 99)), desk(1, Ipv4Addr::new(10, 0, 2, 15))];
+    let fabric = Fabric::start(FabricConfig { desks, ..config(&dir, Host::Forwarder(forward_to(ECHO))) }).unwrap();
+    let _guest = Guest::boot(&fabric, 0, ECHO);
+    let mut dead = TcpStream::connect(fabric.desk(0).unwrap()).unwrap();
+    dead.write_all(b"nobody").unwrap();
+    let mut living = TcpStream::connect(fabric.desk(1).unwrap()).unwrap();
+    living.set_read_timeout(Some(PATIENCE)).unwrap();
+    exchange(&mut living, b"somebody");
+    exchange(&mut connect(&fabric), b"a client");
 }
 
 #[test]
@@ -299,7 +318,7 @@ fn a_port_in_use_is_reported() {
     let (_dir, fabric, _guest) = start(ECHO);
     let dir = tempfile::tempdir().unwrap();
     let forwards = vec![Forward::new(Protocol::Tcp, local(&fabric, Protocol::Tcp).port(), ECHO)];
-    let taken = ForwardConfig { forwards, guest: Ipv4Addr::new(10, 0, 2, 15) };
+    let taken = ForwardConfig { forwards, guest: Ipv4Addr::new(10, 0, 2, 15), host: HOST_ADDRESS };
     let error = Fabric::start(config(&dir, Host::Forwarder(taken))).unwrap_err();
     let text = format!("{error:#}");
     assert!(text.contains("another rig") && text.contains("in use"), "{text}");
@@ -310,7 +329,10 @@ fn several_ports_lead_to_as_many_services() {
     let dir = tempfile::tempdir().unwrap();
     let forwards = [(Protocol::Tcp, 9), (Protocol::Udp, 9), (Protocol::Tcp, ECHO), (Protocol::Udp, UDP_ECHO)];
     let forwards = forwards.map(|(protocol, port)| Forward::new(protocol, 0, port)).to_vec();
-    let fabric = fabric(&dir, Host::Forwarder(ForwardConfig { forwards, guest: Ipv4Addr::new(10, 0, 2, 15) }));
+    let fabric = fabric(
+        &dir,
+        Host::Forwarder(ForwardConfig { forwards, guest: Ipv4Addr::new(10, 0, 2, 15), host: HOST_ADDRESS }),
+    );
     let _guest = Guest::boot(&fabric, 0, ECHO);
     let local = |index: usize| fabric.forwards()[index].local;
     let mut stream = TcpStream::connect(local(2)).unwrap();

@@ -13,7 +13,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::{
-    Fabric, FabricConfig, Forward, ForwardConfig, Host, LinkChange, Network, Plug, PortPaths, Protocol, Transport,
+    Fabric, FabricConfig, Forward, ForwardConfig, HOST_ADDRESS, Host, LinkChange, Network, Plug, PortPaths, Protocol,
+    Transport,
 };
 
 /// Long enough for a busy desk, short enough to notice a hang.
@@ -21,7 +22,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn config(dir: &TempDir, host: Host) -> FabricConfig {
     let (transport, sockets) = (Transport::Unix, dir.path().to_owned());
-    FabricConfig { transport, sockets, host, arbiter: None, station: None, capture: None, seed: 1 }
+    FabricConfig {
+        transport,
+        sockets,
+        host,
+        arbiter: None,
+        station: None,
+        boot: None,
+        desks: [None, None],
+        capture: None,
+        seed: 1,
+    }
 }
 
 /// The sockets of a port of a fabric with [`config`].
@@ -38,7 +49,7 @@ const UDP_ECHO: u16 = 7;
 /// Forwards any free TCP port to a service of the guest, and any free UDP port to its echo of datagrams.
 fn forward_to(port: u16) -> ForwardConfig {
     let forwards = vec![Forward::new(Protocol::Tcp, 0, port), Forward::new(Protocol::Udp, 0, UDP_ECHO)];
-    ForwardConfig { forwards, guest: Ipv4Addr::new(10, 0, 2, 15) }
+    ForwardConfig { forwards, guest: Ipv4Addr::new(10, 0, 2, 15), host: HOST_ADDRESS }
 }
 
 /// Where clients reach the guest's service by `protocol`.

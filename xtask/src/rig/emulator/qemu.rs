@@ -7,12 +7,21 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Hardware, MachineSpec, NicModel, Purpose, RtcClock, fill, lookup, modules_file};
-use crate::needs;
+use super::{Boot, Hardware, MachineSpec, Purpose, RtcClock, fill, lookup, medium, modules_file, network_files};
+use crate::image::Image;
 use crate::rig::accelerator::Accelerator;
+use crate::{needs, netboot};
 
 /// The machine; see the file.
 const MACHINE: &str = include_str!("../../../../qemu/machine.args");
+/// How a machine boots from what QEMU puts into its memory; see the file.
+const KERNEL: &str = include_str!("../../../../qemu/kernel.args");
+/// The same from a medium.
+const MEDIUM: &str = include_str!("../../../../qemu/medium.args");
+/// The same from the client network.
+const NETWORK: &str = include_str!("../../../../qemu/network.args");
+/// Firmware other than QEMU's own.
+const UEFI: &str = include_str!("../../../../qemu/uefi.args");
 /// The CPU without KVM; see the file.
 const TCG: &str = include_str!("../../../../qemu/tcg.args");
 /// The CPU with KVM; see the file.
@@ -32,13 +41,26 @@ pub const CARDS: [Purpose; 2] = [Purpose::Client, Purpose::Log];
 /// Where a machine's drive is on the PCI bus, if it has one.
 pub const DRIVE: &str = "0:6.0";
 
-/// Writes the machine's modules, and makes its drive if there is none yet; the command that starts `machine` with `hardware`.
+/// Writes what the machine boots from, and makes its drive if there is none yet; the command that starts `machine` with `hardware`.
 pub fn command(machine: &MachineSpec<'_>, accelerator: Accelerator, hardware: Hardware) -> Result<Command> {
-    machine.guest.write_archive(&modules_file(machine), &machine.secrets)?;
+    write_boot_files(machine, hardware.boot)?;
     if let Some(bytes) = machine.drive {
         make_drive(&drive_file(machine), bytes)?;
     }
     invocation(machine, accelerator, hardware)
+}
+
+/// Writes what the machine boots from.
+fn write_boot_files(machine: &MachineSpec<'_>, boot: Boot) -> Result<()> {
+    let MachineSpec { name, hypervisor, guest, private, .. } = *machine;
+    let (options, secrets) = (machine.options.words().collect::<Vec<_>>(), &machine.secrets[..]);
+    match boot {
+        Boot::Kernel => guest.write_archive(&modules_file(machine), secrets),
+        Boot::Iso | Boot::UefiIso => Image { hypervisor, guest, options, secrets }.write(&medium(machine)),
+        Boot::Pxe | Boot::UefiPxe => {
+            netboot::Machine { name, options: &options, secrets }.write(&network_files(private), guest)
+        }
+    }
 }
 
 /// The command alone.
@@ -49,6 +71,15 @@ fn invocation(machine: &MachineSpec<'_>, accelerator: Accelerator, hardware: Har
     };
     let mut command = Command::new(needs::QEMU);
     command.args(cpu).args(arguments(MACHINE, machine, hardware)?);
+    let boot = match hardware.boot {
+        Boot::Kernel => KERNEL,
+        Boot::Iso | Boot::UefiIso => MEDIUM,
+        Boot::Pxe | Boot::UefiPxe => NETWORK,
+    };
+    command.args(arguments(boot, machine, hardware)?);
+    if hardware.boot.is_by_uefi() {
+        command.args(arguments(UEFI, machine, hardware)?);
+    }
     if hardware.rtc == RtcClock::Vm {
         command.args(arguments(CONTROL, machine, hardware)?);
     }
@@ -107,11 +138,11 @@ pub fn plain() -> Command {
 
 /// The arguments of a description with the braces filled in.
 fn arguments(description: &str, machine: &MachineSpec<'_>, hardware: Hardware) -> Result<Vec<String>> {
-    let value = &|name: &str| match (name, hardware.nic, hardware.rtc) {
-        ("nic", NicModel::E1000, _) => Ok("e1000".to_owned()),
-        ("nic", NicModel::E1000e, _) => Ok("e1000e".to_owned()),
-        ("rtc", _, RtcClock::Host) => Ok("host".to_owned()),
-        ("rtc", _, RtcClock::Vm) => Ok("vm".to_owned()),
+    let value = &|name: &str| match (name, hardware.rtc) {
+        ("nic", _) => Ok(hardware.nic.name().to_owned()),
+        ("boot-rom", _) => Ok(hardware.nic.boot_rom()),
+        ("rtc", RtcClock::Host) => Ok("host".to_owned()),
+        ("rtc", RtcClock::Vm) => Ok("vm".to_owned()),
         _ => lookup(name, machine),
     };
     let mut arguments = Vec::new();
@@ -130,7 +161,7 @@ fn arguments(description: &str, machine: &MachineSpec<'_>, hardware: Hardware) -
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Card, Plug};
+    use super::super::{Card, NicModel, Plug};
     use super::*;
     use crate::guest::GuestFiles;
     use crate::net::PortPaths;
@@ -138,6 +169,10 @@ mod tests {
     use crate::rig::options::CommandLine;
 
     fn rendered(accelerator: Accelerator, log: &str) -> Vec<String> {
+        booted(Boot::Kernel, accelerator, log)
+    }
+
+    fn booted(boot: Boot, accelerator: Accelerator, log: &str) -> Vec<String> {
         let card = |purpose, mac: &str| {
             let paths = PortPaths { local: format!("/t/{mac}a").into(), remote: format!("/t/{mac}b").into() };
             Card { purpose, plug: Plug::Unix(paths), mac: mac.to_owned() }
@@ -157,7 +192,7 @@ mod tests {
             drive: None,
         };
         let command =
-            invocation(&machine, accelerator, Hardware { nic: NicModel::E1000, rtc: RtcClock::Host }).unwrap();
+            invocation(&machine, accelerator, Hardware { nic: NicModel::E1000, rtc: RtcClock::Host, boot }).unwrap();
         command.get_args().map(|argument| argument.to_str().unwrap().to_owned()).collect()
     }
 
@@ -186,8 +221,22 @@ mod tests {
         assert_eq!(after("-append"), ["role=primary name=castor"]);
         assert_eq!(after("-icount"), ["shift=0,sleep=on"]);
         assert_eq!(after("-serial"), ["chardev:log", "chardev:monitor"]);
-        assert_eq!(after("-device")[0], "e1000,netdev=client,mac=52:54:00:10:00:01,addr=4,romfile=");
+        assert!(after("-device").contains(&"e1000,netdev=client,mac=52:54:00:10:00:01,addr=4,romfile="));
         assert!(!arguments.iter().any(|argument| argument.contains('{')), "{arguments:?}");
+    }
+
+    #[test]
+    fn a_machine_boots_from_one_thing() {
+        for boot in [Boot::Kernel, Boot::Iso, Boot::UefiIso, Boot::Pxe, Boot::UefiPxe] {
+            let arguments = booted(boot, Accelerator::Tcg, "/d/castor.log");
+            let all = arguments.join(" ");
+            assert_eq!(all.contains("-kernel"), boot == Boot::Kernel);
+            assert_eq!(all.contains("/p/castor.iso"), matches!(boot, Boot::Iso | Boot::UefiIso));
+            assert_eq!(all.contains("efi-e1000.rom,bootindex=0"), boot.is_by_network());
+            assert_eq!(all.contains(needs::UEFI), boot.is_by_uefi());
+            assert_eq!(all.matches("netdev=client").count(), 1, "{all}");
+            assert!(!all.contains('{'), "{all}");
+        }
     }
 
     #[test]

@@ -93,6 +93,7 @@ impl Rig {
             role,
             pid: place.machine.as_ref().map(Machine::pid),
             serial: place.serial.clone(),
+            http: self.networks.http(place.slot).map(|address| address.to_string()),
         });
         let forwards: Vec<_> = self.networks.forwards().iter().map(ForwardEntry::from).collect();
         let file = RigFile {

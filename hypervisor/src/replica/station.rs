@@ -1,8 +1,12 @@
 //! This machine's own place on the client network, with an address that is not the guest's.
 //!
-//! It shares the client card with the guest, or has a card of its own. It is deaf and mute but for the time in which the
-//! arbiter is asked or looked at, and then hears the arbiter and its neighbours on the way there alone: clients can reach
-//! nothing here, what they send costs no more than a look at each frame, and crowds out nobody's answer.
+//! It shares the client card with the guest, or has a card of its own. There may be two stations at one address, each with
+//! queues and an IP stack of its own, so that what is sent to one is in the other one's way nowhere:
+//!
+//! * The one that asks the arbiter is deaf and mute but for the time in which the arbiter is asked or looked at, and then hears
+//!   the arbiter and its neighbours on the way there alone.
+//! * The one that answers people ([`Service`]) hears what is sent to its port. Without it, clients can reach nothing here; what
+//!   they send costs no more than a look at each frame.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -14,9 +18,10 @@ use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetFrame, EthernetProtocol, Ipv4Packet};
 
+use super::service::Service;
+use super::stack::Stack;
 use crate::config::Cidr;
 use crate::random::Random;
-use crate::replica::stack::Stack;
 
 /// Frames that wait in each direction at most; more are lost, as on any network.
 const MAX_FRAMES: usize = 32;
@@ -116,6 +121,7 @@ impl Station {
         }
     }
 
+    /// For whom a frame is.
     pub(super) fn whose(&self, frame: &[u8]) -> For {
         let Ok(frame) = EthernetFrame::new_checked(frame) else { return For::Guest };
         if frame.dst_addr() == self.mac {
@@ -152,6 +158,33 @@ impl Station {
     /// When [`poll`](Self::poll) has something to do even if no frame comes.
     pub fn poll_at(&mut self, now: Time) -> Option<Time> {
         self.stack.poll_at(now)
+    }
+}
+
+/// All that hears frames for this machine on the client network.
+pub struct Ears<'a> {
+    /// The station that asks the arbiter.
+    pub arbiter: Option<&'a mut Station>,
+    /// The one that answers people.
+    pub service: Option<&'a mut Service>,
+}
+
+impl Ears<'_> {
+    /// Whether frames must not wait behind those for a guest that stands still.
+    pub fn are_urgent(&self) -> bool {
+        self.arbiter.as_ref().is_some_and(|station| station.is_urgent())
+    }
+
+    /// Takes a received frame if it is for the machine; whether it is for the guest, too or alone.
+    pub fn offer(&mut self, frame: &[u8]) -> bool {
+        if let Some(service) = &mut self.service {
+            if service.is_for(frame) {
+                return service.offer(frame);
+            }
+            let for_guest = service.offer_neighbour(frame);
+            return self.arbiter.as_mut().is_none_or(|station| station.offer(frame)) && for_guest;
+        }
+        self.arbiter.as_mut().is_none_or(|station| station.offer(frame))
     }
 }
 

@@ -1,0 +1,319 @@
+//! DHCP for machines that boot: what to load, and from where. Beside another server that gives addresses it gives none; it
+//! may give the machines that it knows the addresses that are theirs, and nobody else any.
+//!
+//! See: RFC 2131, RFC 2132; RFC 4578 (architecture of the client); Intel, "Preboot Execution Environment 2.1", 2.2.3.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use smoltcp::wire::{DhcpFlags, DhcpMessageType, DhcpOpCode, DhcpOption, DhcpPacket};
+
+use crate::netboot::{BIOS_IMAGE, IPXE_SCRIPT, UEFI_IMAGE};
+
+/// Where clients ask.
+pub const SERVER_PORT: u16 = 67;
+/// Where they ask a server that gives no addresses once more.
+pub const PROXY_PORT: u16 = 4011;
+/// Where they listen for answers.
+const CLIENT_PORT: u16 = 68;
+/// Seconds that an address is lent for: firmware and loader need minutes.
+const LEASE: u32 = 3600;
+/// The file's name in the fixed part of a packet.
+const FILE: std::ops::Range<usize> = 108..236;
+/// Bytes of an answer: what every client takes, and more than our options need.
+const PACKET_BYTES: usize = 548;
+
+const SUBNET_MASK: u8 = 1;
+const VENDOR: u8 = 43;
+const LEASE_TIME: u8 = 51;
+const MESSAGE_TYPE: u8 = 53;
+const SERVER: u8 = 54;
+const REQUESTED: u8 = 50;
+const CLASS: u8 = 60;
+const USER_CLASS: u8 = 77;
+const ARCHITECTURE: u8 = 93;
+const MACHINE_ID: u8 = 97;
+const IPXE: u8 = 175;
+
+/// The class of clients that boot by PXE, and of those who answer them.
+const PXE: &[u8] = b"PXEClient";
+/// PXE's own options in an answer: take the file that is named, look for no other server.
+const TAKE_THE_FILE: [u8; 4] = [6, 1, 8, 255];
+
+/// iPXE's own options: wait for no other server that names boot files.
+const WAIT_FOR_NOBODY: [u8; 3] = [176, 1, 1];
+
+/// A machine that has an address here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Client {
+    /// Of the card that it boots from.
+    pub mac: [u8; 6],
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The length of the network's prefix.
+    pub prefix: u8,
+}
+
+/// What is answered.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// The server's own address, for TFTP, too.
+    pub address: Ipv4Addr,
+    /// Who gets an address; empty: nobody, since another server gives them.
+    pub clients: Vec<Client>,
+}
+
+/// An answer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Where it goes: to everybody on the network unless the client has an address.
+    pub to: SocketAddrV4,
+    /// Its bytes.
+    pub packet: Vec<u8>,
+    /// For people: who is told what.
+    pub said: String,
+}
+
+/// What a client says of itself.
+struct Question<'a> {
+    packet: DhcpPacket<&'a [u8]>,
+    kind: DhcpMessageType,
+}
+
+impl<'a> Question<'a> {
+    /// Reads what a client that boots sends.
+    fn parse(bytes: &'a [u8]) -> Option<Self> {
+        const MAGIC: u32 = 0x6382_5363;
+        let packet = DhcpPacket::new_checked(bytes).ok()?;
+        // Ethernet, since answers go to such an address.
+        let ours = packet.opcode() == DhcpOpCode::Request && bytes[1..3] == [1, 6] && packet.magic_number() == MAGIC;
+        let kind = packet.options().find(|option| option.kind == MESSAGE_TYPE)?.data.first().copied()?;
+        let question = Self { packet, kind: kind.into() };
+        (ours && question.option(CLASS)?.starts_with(PXE)).then_some(question)
+    }
+
+    fn option(&self, kind: u8) -> Option<&[u8]> {
+        self.packet.options().find(|option| option.kind == kind).map(|option| option.data)
+    }
+
+    /// The file for this kind of client; none for processors that we have nothing for.
+    fn file(&self) -> Option<&'static str> {
+        if self.option(USER_CLASS).is_some_and(|class| class.windows(4).any(|part| part == b"iPXE")) {
+            return Some(IPXE_SCRIPT);
+        }
+        match self.option(ARCHITECTURE)? {
+            [0, 0, ..] => Some(BIOS_IMAGE),
+            // Two numbers for the same: the registry and its erratum differ, and firmware with them.
+            [0, 7 | 9, ..] => Some(UEFI_IMAGE),
+            _ => None,
+        }
+    }
+}
+
+impl Server {
+    /// The answer to a packet that came in at `port`; none to what is not for us.
+    pub fn answer(&self, bytes: &[u8], port: u16) -> Option<Answer> {
+        let question = Question::parse(bytes)?;
+        let mac = question.packet.client_hardware_address().0;
+        let client = self.clients.iter().find(|client| client.mac == mac);
+        let gives = !self.clients.is_empty();
+        // Who gives addresses answers those who get one; who gives none answers all, but a request for an address is
+        // for another server.
+        let kind = match (question.kind, gives, port) {
+            (DhcpMessageType::Discover, true, SERVER_PORT) => DhcpMessageType::Offer,
+            (DhcpMessageType::Request, true, SERVER_PORT) if self.is_meant(&question) => DhcpMessageType::Ack,
+            (DhcpMessageType::Discover, false, SERVER_PORT) => DhcpMessageType::Offer,
+            (DhcpMessageType::Request, _, PROXY_PORT) => DhcpMessageType::Ack,
+            _ => return None,
+        };
+        let file = question.file()?;
+        let given = match (gives && port == SERVER_PORT, client) {
+            (false, _) => None,
+            (true, Some(client)) => Some(client),
+            (true, None) => return None,
+        };
+        // Asks for another address than its own: it is not told of a wrong one, and will ask anew.
+        let asked = question.option(REQUESTED).and_then(|data| <[u8; 4]>::try_from(data).ok()).map(Ipv4Addr::from);
+        if kind == DhcpMessageType::Ack && given.is_some_and(|given| asked.is_some_and(|asked| asked != given.address))
+        {
+            return None;
+        }
+        let packet = self.emit(&question, kind, file, given)?;
+        let own = question.packet.client_ip();
+        let to = if port == PROXY_PORT && !own.is_unspecified() { own } else { Ipv4Addr::BROADCAST };
+        let address = given.map_or_else(String::new, |client| format!(" at {}", client.address));
+        let said = format!("{} boots {file}{address}", format_mac(mac));
+        Some(Answer { to: SocketAddrV4::new(to, CLIENT_PORT), packet, said })
+    }
+
+    /// Whether a request is for this server, which a client names that was offered several.
+    fn is_meant(&self, question: &Question<'_>) -> bool {
+        question.option(SERVER).is_none_or(|server| server == self.address.octets())
+    }
+
+    fn emit(
+        &self,
+        question: &Question<'_>,
+        kind: DhcpMessageType,
+        file: &str,
+        given: Option<&Client>,
+    ) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; PACKET_BYTES];
+        bytes[FILE][..file.len()].copy_from_slice(file.as_bytes());
+        bytes[1..3].copy_from_slice(&[1, 6]);
+        let mut packet = DhcpPacket::new_unchecked(&mut bytes[..]);
+        packet.set_opcode(DhcpOpCode::Reply);
+        packet.set_transaction_id(question.packet.transaction_id());
+        packet.set_flags(question.packet.flags() | DhcpFlags::BROADCAST);
+        packet.set_client_ip(question.packet.client_ip());
+        packet.set_your_ip(given.map_or(Ipv4Addr::UNSPECIFIED, |client| client.address));
+        packet.set_server_ip(self.address);
+        packet.set_client_hardware_address(question.packet.client_hardware_address());
+        packet.set_magic_number(0x6382_5363);
+        let mut options = packet.options_mut();
+        let mut put = |kind, data: &[u8]| options.emit(DhcpOption { kind, data }).ok();
+        put(MESSAGE_TYPE, &[kind.into()])?;
+        put(SERVER, &self.address.octets())?;
+        match given {
+            Some(client) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(client.prefix)).unwrap_or(0);
+                put(LEASE_TIME, &LEASE.to_be_bytes())?;
+                put(SUBNET_MASK, &mask.to_be_bytes())?;
+                put(IPXE, &WAIT_FOR_NOBODY)?;
+            }
+            None => {
+                put(CLASS, PXE)?;
+                put(VENDOR, &TAKE_THE_FILE)?;
+                if let Some(id) = question.option(MACHINE_ID) {
+                    put(MACHINE_ID, id)?;
+                }
+            }
+        }
+        options.end().ok()?;
+        Some(bytes)
+    }
+}
+
+/// As it is written with colons.
+pub fn format_mac(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Reads what [`format_mac`] writes; large letters are taken, too.
+pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let bytes = text.split(':').map(|byte| (byte.len() == 2).then(|| u8::from_str_radix(byte, 16).ok())?);
+    bytes.collect::<Option<Vec<_>>>()?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 4);
+    const KNOWN: Client = Client { mac: [2, 0, 0, 0, 0, 1], address: Ipv4Addr::new(10, 0, 2, 21), prefix: 24 };
+
+    fn proxy() -> Server {
+        Server { address: ADDRESS, clients: Vec::new() }
+    }
+
+    fn giver() -> Server {
+        Server { address: ADDRESS, clients: vec![KNOWN] }
+    }
+
+    fn question(kind: DhcpMessageType, mac: [u8; 6], more: &[(u8, &[u8])]) -> Vec<u8> {
+        let mut bytes = vec![0; 400];
+        bytes[1..3].copy_from_slice(&[1, 6]);
+        let mut packet = DhcpPacket::new_unchecked(&mut bytes[..]);
+        packet.set_opcode(DhcpOpCode::Request);
+        packet.set_transaction_id(77);
+        packet.set_client_hardware_address(smoltcp::wire::EthernetAddress(mac));
+        packet.set_magic_number(0x6382_5363);
+        let mut options = packet.options_mut();
+        options.emit(DhcpOption { kind: MESSAGE_TYPE, data: &[kind.into()] }).unwrap();
+        options.emit(DhcpOption { kind: CLASS, data: b"PXEClient:Arch:00000:UNDI:002001" }).unwrap();
+        for &(kind, data) in more {
+            options.emit(DhcpOption { kind, data }).unwrap();
+        }
+        options.end().unwrap();
+        bytes
+    }
+
+    fn told(answer: &Answer) -> (String, Ipv4Addr, Vec<(u8, Vec<u8>)>) {
+        let packet = DhcpPacket::new_checked(&answer.packet[..]).unwrap();
+        assert_eq!((packet.opcode(), packet.transaction_id(), packet.server_ip()), (DhcpOpCode::Reply, 77, ADDRESS));
+        let options = packet.options().map(|option| (option.kind, option.data.to_vec())).collect();
+        (packet.get_boot_file().unwrap().to_owned(), packet.your_ip(), options)
+    }
+
+    const BIOS: (u8, &[u8]) = (ARCHITECTURE, &[0, 0]);
+
+    #[test]
+    fn each_architecture_has_its_file() {
+        let file = |more: &[(u8, &[u8])]| {
+            let answer = proxy().answer(&question(DhcpMessageType::Discover, KNOWN.mac, more), SERVER_PORT)?;
+            Some(told(&answer).0)
+        };
+        assert_eq!(file(&[BIOS]).unwrap(), BIOS_IMAGE);
+        for number in [7, 9] {
+            assert_eq!(file(&[(ARCHITECTURE, &[0, number])]).unwrap(), UEFI_IMAGE);
+        }
+        assert_eq!(file(&[BIOS, (USER_CLASS, b"iPXE")]).unwrap(), IPXE_SCRIPT);
+        // 32-bit UEFI, 64-bit ARM, HTTP; nothing; one byte.
+        for other in [&[0, 6][..], &[0, 11], &[0, 16], &[], &[0]] {
+            assert_eq!(file(&[(ARCHITECTURE, other)]), None, "{other:?}");
+        }
+        assert_eq!(file(&[]), None);
+    }
+
+    #[test]
+    fn a_proxy_gives_no_address() {
+        let answer = proxy().answer(&question(DhcpMessageType::Discover, [9; 6], &[BIOS]), SERVER_PORT);
+        // A group address is none that a client has; what it says is answered, all the same, to everybody.
+        let (_, address, options) = told(&answer.unwrap());
+        assert!(address.is_unspecified());
+        assert!(options.contains(&(CLASS, PXE.to_vec())) && options.contains(&(VENDOR, TAKE_THE_FILE.to_vec())));
+        assert!(!options.iter().any(|(kind, _)| *kind == LEASE_TIME));
+        let request = question(DhcpMessageType::Request, KNOWN.mac, &[BIOS]);
+        assert_eq!(proxy().answer(&request, SERVER_PORT), None, "that is for who gives addresses");
+        let (file, _, options) = told(&proxy().answer(&request, PROXY_PORT).unwrap());
+        assert!(file == BIOS_IMAGE && options.contains(&(MESSAGE_TYPE, vec![DhcpMessageType::Ack.into()])));
+    }
+
+    #[test]
+    fn known_machines_get_their_own_addresses() {
+        let discover = question(DhcpMessageType::Discover, KNOWN.mac, &[BIOS]);
+        let (_, address, options) = told(&giver().answer(&discover, SERVER_PORT).unwrap());
+        assert_eq!(address, KNOWN.address);
+        assert!(options.contains(&(SUBNET_MASK, vec![255, 255, 255, 0])));
+        assert_eq!(giver().answer(&question(DhcpMessageType::Discover, [2; 6], &[BIOS]), SERVER_PORT), None);
+        let ask = |server: Ipv4Addr, wanted: Ipv4Addr| {
+            let more = [BIOS, (SERVER, &server.octets()[..]), (REQUESTED, &wanted.octets()[..])];
+            giver().answer(&question(DhcpMessageType::Request, KNOWN.mac, &more), SERVER_PORT)
+        };
+        assert!(ask(ADDRESS, KNOWN.address).is_some());
+        assert_eq!(ask(Ipv4Addr::new(10, 0, 2, 9), KNOWN.address), None, "another server's");
+        assert_eq!(ask(ADDRESS, Ipv4Addr::new(10, 0, 2, 99)), None, "another address");
+    }
+
+    proptest! {
+        #[test]
+        fn any_packet_can_be_looked_at(
+            noise in prop::collection::vec(any::<u8>(), 0..500),
+            places in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+        ) {
+            let mut bytes = question(DhcpMessageType::Discover, KNOWN.mac, &[BIOS, (MACHINE_ID, &[7; 17])]);
+            for (place, value) in places {
+                let at = place.index(bytes.len());
+                bytes[at] = value;
+            }
+            for packet in [&noise, &bytes] {
+                for server in [proxy(), giver()] {
+                    for port in [SERVER_PORT, PROXY_PORT] {
+                        let _ = server.answer(packet, port);
+                    }
+                }
+            }
+        }
+    }
+}

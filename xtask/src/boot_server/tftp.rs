@@ -1,0 +1,404 @@
+//! TFTP for reading, with the options that loaders ask for: block size, file size, time-out, window.
+//!
+//! See: RFC 1350; RFC 2347, 2348, 2349 (options); RFC 7440 (window).
+
+use std::time::Duration;
+
+use super::root::Source;
+
+/// Largest block: what a frame of 1514 bytes holds behind the headers of IPv4, UDP and TFTP. Nothing is cut in pieces.
+pub const MAX_BLOCK: u16 = 1468;
+/// Block of a request without options.
+const USUAL_BLOCK: u16 = 512;
+const MIN_BLOCK: u16 = 8;
+/// Most blocks that are under way.
+const MAX_WINDOW: u16 = 16;
+/// How long nothing may come before what is under way is sent again.
+const USUAL_TIMEOUT: Duration = Duration::from_millis(500);
+/// How often it is, before the client is given up.
+const TRIES: u32 = 8;
+/// Names and values in a request have together no more bytes than this.
+const MAX_REQUEST: usize = 1024;
+
+const READ: u16 = 1;
+const WRITE: u16 = 2;
+const DATA: u16 = 3;
+const ACK: u16 = 4;
+const ERROR: u16 = 5;
+const OPTIONS: u16 = 6;
+
+/// An error, as it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum ErrorCode {
+    /// Whatever has no number of its own.
+    Other = 0,
+    /// There is no such file.
+    NotFound = 1,
+    /// It may not be written, or read.
+    Access = 2,
+    /// Nobody knows what this packet means.
+    Illegal = 4,
+}
+
+/// An error as a packet.
+pub fn error(code: ErrorCode, text: &str) -> Vec<u8> {
+    [&ERROR.to_be_bytes()[..], &(code as u16).to_be_bytes(), text.as_bytes(), &[0]].concat()
+}
+
+/// A request to read a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Its name.
+    pub file: String,
+    block: Option<u16>,
+    window: Option<u16>,
+    timeout: Option<u8>,
+    size: bool,
+}
+
+impl Request {
+    /// Reads the first packet of a client. What is no request at all gets no answer: two servers could answer each other
+    /// for ever.
+    ///
+    /// # Errors
+    /// The packet that refuses it, if it gets one.
+    pub fn parse(packet: &[u8]) -> Result<Self, Option<Vec<u8>>> {
+        let illegal = || Some(error(ErrorCode::Illegal, "no request that a file can be read by"));
+        match packet.split_first_chunk().map(|(code, rest)| (u16::from_be_bytes(*code), rest)) {
+            Some((READ, rest)) if rest.len() <= MAX_REQUEST => Self::read(rest).ok_or_else(illegal),
+            Some((READ, _)) => Err(illegal()),
+            Some((WRITE, _)) => Err(Some(error(ErrorCode::Access, "nothing can be written here"))),
+            _ => Err(None),
+        }
+    }
+
+    fn read(rest: &[u8]) -> Option<Self> {
+        // Every text ends with a null byte.
+        let texts = rest.strip_suffix(&[0])?.split(|byte| *byte == 0).map(|text| str::from_utf8(text).ok());
+        let texts = texts.collect::<Option<Vec<_>>>()?;
+        let [file, mode, options @ ..] = &texts[..] else { return None };
+        if file.is_empty() || !["octet", "netascii"].iter().any(|known| mode.eq_ignore_ascii_case(known)) {
+            return None;
+        }
+        let mut request = Self { file: (*file).to_owned(), block: None, window: None, timeout: None, size: false };
+        for option in options.chunks_exact(2) {
+            let (name, value) = (option[0].to_ascii_lowercase(), option[1]);
+            // An option with a value out of its range is left out of the answer, as one that is not known.
+            match name.as_str() {
+                "blksize" => request.block = value.parse().ok().filter(|size| *size >= MIN_BLOCK),
+                "windowsize" => request.window = value.parse().ok().filter(|blocks| *blocks >= 1),
+                "timeout" => request.timeout = value.parse().ok().filter(|seconds| *seconds >= 1),
+                "tsize" => request.size = true,
+                _ => {}
+            }
+        }
+        request.block = request.block.map(|size| size.min(MAX_BLOCK));
+        request.window = request.window.map(|blocks| blocks.min(MAX_WINDOW));
+        Some(request)
+    }
+
+    /// The options that are granted for a file of `len` bytes; none without any.
+    fn granted(&self, len: u64) -> Option<Vec<u8>> {
+        let options = [
+            ("blksize", self.block.map(u64::from)),
+            ("windowsize", self.window.map(u64::from)),
+            ("timeout", self.timeout.map(u64::from)),
+            ("tsize", self.size.then_some(len)),
+        ];
+        let texts: String =
+            options.iter().filter_map(|(name, value)| Some(format!("{name}\0{}\0", (*value)?))).collect();
+        (!texts.is_empty()).then(|| [&OPTIONS.to_be_bytes()[..], texts.as_bytes()].concat())
+    }
+}
+
+/// A file on its way to a client. Times are since any fixed moment.
+#[derive(Debug)]
+pub struct Transfer<S> {
+    source: S,
+    block: u16,
+    window: u16,
+    timeout: Duration,
+    /// The options' packet, until it is acknowledged.
+    greeting: Option<Vec<u8>>,
+    /// Blocks that have arrived; they are counted from 1.
+    acked: u64,
+    /// The last block that was sent.
+    sent: u64,
+    again_at: Duration,
+    tries: u32,
+    over: bool,
+}
+
+impl<S: Source> Transfer<S> {
+    /// Begins to answer `request`; what is sent first.
+    pub fn start(request: &Request, source: S, now: Duration) -> (Self, Vec<Vec<u8>>) {
+        let greeting = request.granted(source.len());
+        let mut transfer = Self {
+            source,
+            block: request.block.unwrap_or(USUAL_BLOCK),
+            window: request.window.unwrap_or(1),
+            timeout: request.timeout.map_or(USUAL_TIMEOUT, |seconds| Duration::from_secs(seconds.into())),
+            greeting,
+            acked: 0,
+            sent: 0,
+            again_at: Duration::ZERO,
+            tries: 0,
+            over: false,
+        };
+        let packets = transfer.send(now);
+        (transfer, packets)
+    }
+
+    /// Whether nothing will be sent any more.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Bytes that have arrived.
+    pub fn arrived(&self) -> u64 {
+        (self.acked * u64::from(self.block)).min(self.source.len())
+    }
+
+    /// When [`poll`](Self::poll) has something to do.
+    pub fn deadline(&self) -> Duration {
+        self.again_at
+    }
+
+    /// The last block, which is shorter than the others, and perhaps empty.
+    fn last(&self) -> u64 {
+        self.source.len() / u64::from(self.block) + 1
+    }
+
+    /// Takes a packet of the client's; what is sent then.
+    pub fn receive(&mut self, packet: &[u8], now: Duration) -> Vec<Vec<u8>> {
+        let Some((code, rest)) = packet.split_first_chunk().map(|(code, rest)| (u16::from_be_bytes(*code), rest))
+        else {
+            return Vec::new();
+        };
+        match (code, rest.split_first_chunk()) {
+            (ERROR, _) => {
+                self.over = true;
+                Vec::new()
+            }
+            (ACK, Some((number, _))) if !self.over => self.acknowledge(u16::from_be_bytes(*number), now),
+            _ => Vec::new(),
+        }
+    }
+
+    fn acknowledge(&mut self, number: u16, now: Duration) -> Vec<Vec<u8>> {
+        if self.greeting.is_some() {
+            if number != 0 {
+                return Vec::new();
+            }
+            self.greeting = None;
+            self.tries = 0;
+            return self.send(now);
+        }
+        // Numbers wrap. What is no number of a block under way is old: answering it would double all that follows.
+        let ahead = u64::from(number.wrapping_sub(self.acked as u16));
+        if ahead == 0 || self.acked + ahead > self.sent {
+            return Vec::new();
+        }
+        self.acked += ahead;
+        self.tries = 0;
+        if self.acked == self.last() {
+            self.over = true;
+            return Vec::new();
+        }
+        self.send(now)
+    }
+
+    /// Sends again what has not arrived, if it is time to.
+    pub fn poll(&mut self, now: Duration) -> Vec<Vec<u8>> {
+        if self.over || now < self.again_at {
+            return Vec::new();
+        }
+        self.tries += 1;
+        if self.tries >= TRIES {
+            self.over = true;
+            return Vec::new();
+        }
+        self.send(now)
+    }
+
+    /// The greeting, or the blocks of the window.
+    fn send(&mut self, now: Duration) -> Vec<Vec<u8>> {
+        self.again_at = now + self.timeout;
+        if let Some(greeting) = &self.greeting {
+            return vec![greeting.clone()];
+        }
+        let until = (self.acked + u64::from(self.window)).min(self.last());
+        let blocks = (self.acked + 1..=until).map(|number| self.data(number)).collect::<Result<Vec<_>, _>>();
+        self.sent = until;
+        blocks.unwrap_or_else(|_| {
+            self.over = true;
+            vec![error(ErrorCode::Other, "the file cannot be read any more")]
+        })
+    }
+
+    fn data(&self, number: u64) -> std::io::Result<Vec<u8>> {
+        const HEAD: usize = 4;
+        let offset = (number - 1) * u64::from(self.block);
+        let len = (self.source.len() - offset).min(self.block.into()) as usize;
+        let mut packet = [DATA.to_be_bytes(), (number as u16).to_be_bytes()].concat();
+        packet.resize(HEAD + len, 0);
+        self.source.read(offset, &mut packet[HEAD..])?;
+        Ok(packet)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    impl Source for Vec<u8> {
+        fn len(&self) -> u64 {
+            Vec::len(self) as u64
+        }
+
+        fn read(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+            let offset = offset as usize;
+            buffer.copy_from_slice(&self[offset..offset + buffer.len()]);
+            Ok(())
+        }
+    }
+
+    fn request(file: &str, options: &[(&str, &str)]) -> Vec<u8> {
+        let options: String = options.iter().map(|(name, value)| format!("{name}\0{value}\0")).collect();
+        [&READ.to_be_bytes()[..], format!("{file}\0octet\0{options}").as_bytes()].concat()
+    }
+
+    fn ack(number: u64) -> Vec<u8> {
+        [ACK.to_be_bytes(), (number as u16).to_be_bytes()].concat()
+    }
+
+    /// A client that takes blocks in their order, acknowledges each or the last of a burst, and loses what `loses` says.
+    fn fetch(file: &[u8], options: &[(&str, &str)], mut loses: impl FnMut() -> bool) -> Option<Vec<u8>> {
+        let request = Request::parse(&request("f", options)).unwrap();
+        let (mut transfer, mut packets) = Transfer::start(&request, file.to_vec(), Duration::ZERO);
+        let (mut got, mut next, mut now) = (Vec::new(), 1u64, Duration::ZERO);
+        let block = usize::from(request.block.unwrap_or(USUAL_BLOCK));
+        while !transfer.is_over() {
+            assert!(packets.len() <= usize::from(request.window.unwrap_or(1)), "more than the window");
+            let mut answer = None;
+            for packet in packets.drain(..).filter(|_| !loses()) {
+                match u16::from_be_bytes([packet[0], packet[1]]) {
+                    OPTIONS => answer = Some(0),
+                    DATA if packet[2..4] == (next as u16).to_be_bytes() => {
+                        assert!(packet.len() <= 4 + block, "more than a block");
+                        got.extend_from_slice(&packet[4..]);
+                        answer = Some(next);
+                        next += 1;
+                    }
+                    DATA => answer = answer.or(Some(next - 1)),
+                    other => panic!("{other}"),
+                }
+            }
+            match answer.filter(|_| !loses()) {
+                Some(number) => packets = transfer.receive(&ack(number), now),
+                None => {
+                    now = transfer.deadline();
+                    packets = transfer.poll(now);
+                }
+            }
+            if packets.is_empty() && !transfer.is_over() {
+                now = transfer.deadline();
+                packets = transfer.poll(now);
+            }
+        }
+        (transfer.arrived() == file.len() as u64).then_some(got)
+    }
+
+    #[test]
+    fn a_file_arrives_whatever_its_length() {
+        for len in [0, 1, 511, 512, 513, 1024, 70_000 * 8] {
+            let file: Vec<u8> = (0..len).map(|n| (n * 7 % 251) as u8).collect();
+            assert_eq!(fetch(&file, &[], || false).unwrap(), file, "{len}");
+            // Numbers of blocks wrap.
+            assert_eq!(fetch(&file, &[("blksize", "8"), ("tsize", "0")], || false).unwrap(), file, "{len}");
+        }
+    }
+
+    #[test]
+    fn options_are_granted_within_bounds() {
+        let granted = |options: &[(&str, &str)]| {
+            let request = Request::parse(&request("f", options)).unwrap();
+            request.granted(300).map(|packet| String::from_utf8(packet[2..].to_vec()).unwrap().replace('\0', " "))
+        };
+        assert_eq!(granted(&[]), None);
+        assert_eq!(granted(&[("what", "1")]), None);
+        assert_eq!(granted(&[("blksize", "7"), ("timeout", "0"), ("windowsize", "0")]), None);
+        assert_eq!(granted(&[("BLKSIZE", "65000"), ("tsize", "0")]).unwrap(), "blksize 1468 tsize 300 ");
+        assert_eq!(granted(&[("windowsize", "64"), ("timeout", "3")]).unwrap(), "windowsize 16 timeout 3 ");
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused_or_ignored() {
+        let code = |packet: &[u8]| Request::parse(packet).unwrap_err().map(|packet| packet[3]);
+        assert_eq!(code(b"\0\x02f\0octet\0"), Some(ErrorCode::Access as u8));
+        for illegal in
+            [&b"\0\x01"[..], b"\0\x01f", b"\0\x01f\0", b"\0\x01\0octet\0", b"\0\x01f\0mail\0", b"\0\x01\xff\0octet\0"]
+        {
+            assert_eq!(code(illegal), Some(ErrorCode::Illegal as u8), "{illegal:?}");
+        }
+        assert_eq!(code(&request(&"x".repeat(2000), &[])), Some(ErrorCode::Illegal as u8));
+        for silent in [&b""[..], b"\0", b"\0\x03\0\x01", b"\0\x04\0\x01", b"\0\x05\0\x01x\0", b"\0\x09"] {
+            assert_eq!(Request::parse(silent), Err(None), "{silent:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_that_is_gone_is_given_up() {
+        let request = Request::parse(&request("f", &[])).unwrap();
+        let (mut transfer, first) = Transfer::start(&request, vec![1; 600], Duration::ZERO);
+        let mut sent = first.len();
+        for second in 1..100 {
+            sent += transfer.poll(Duration::from_secs(second)).len();
+        }
+        assert!(transfer.is_over() && sent == TRIES as usize, "{sent}");
+        let (mut transfer, _) = Transfer::start(&request, vec![1; 600], Duration::ZERO);
+        assert!(transfer.receive(&error(ErrorCode::Other, "enough"), Duration::ZERO).is_empty() && transfer.is_over());
+    }
+
+    #[test]
+    fn an_old_acknowledgement_doubles_nothing() {
+        let request = Request::parse(&request("f", &[])).unwrap();
+        let (mut transfer, _) = Transfer::start(&request, vec![1; 2000], Duration::ZERO);
+        assert_eq!(transfer.receive(&ack(1), Duration::ZERO).len(), 1);
+        for old in [0, 1, 3, 4, 65_535] {
+            assert!(transfer.receive(&ack(old), Duration::ZERO).is_empty(), "{old}");
+        }
+        assert_eq!(transfer.receive(&ack(2), Duration::ZERO).len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_packet_can_be_looked_at(packet in prop::collection::vec(any::<u8>(), 0..80), code in 0u8..8, as_request: bool) {
+            let mut packet = packet;
+            if as_request {
+                packet.splice(0..0, [0, code]);
+            }
+            let _ = Request::parse(&packet);
+            let request = Request::parse(&request("f", &[("windowsize", "4")])).unwrap();
+            let (mut transfer, _) = Transfer::start(&request, vec![0; 5000], Duration::ZERO);
+            transfer.receive(&ack(0), Duration::ZERO);
+            prop_assert!(transfer.receive(&packet, Duration::ZERO).len() <= 4);
+        }
+
+        #[test]
+        fn loss_delays_and_never_damages(
+            file in prop::collection::vec(any::<u8>(), 0..3000), seed: u64, window in 1u16..20, block in 8u16..2000,
+        ) {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let (window, block) = (window.to_string(), block.to_string());
+            let options = [("windowsize", window.as_str()), ("blksize", block.as_str())];
+            // With so much loss a client may be given up; what arrived whole is right.
+            if let Some(got) = fetch(&file, &options, || rng.f64() < 0.1) {
+                prop_assert_eq!(got, file);
+            }
+        }
+    }
+}
