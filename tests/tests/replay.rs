@@ -150,7 +150,7 @@ fn look_with_gdb(file: &Path) -> Result<()> {
     ensure!(before? == [second[0] - 1, 98] && again? == second);
     ensure!(said.gdb.contains("Cannot access memory at address 0xffffffff00000000"), "there is no such memory");
     ensure!(said.gdb.contains("digests were equal"), "the digests are not told");
-    ensure!(said.gdb.contains(": packet, "), "the request is in the log near by");
+    ensure!(said.gdb.lines().filter(|line| line.starts_with("entry ")).count() >= 5, "the log near by is not told");
     ensure!(said.server.contains("session 1 is EQUAL"), "the guest is not what was recorded");
     Ok(())
 }

@@ -130,8 +130,13 @@ impl<'a> Live<'a> {
         let (mut near, mut behind) = (VecDeque::new(), 0);
         // One that breaks off was said to do so.
         while behind < AROUND
-            && let Ok(Some(Record::Message(kind, payload))) = reader.next_record()
+            && let Ok(Some(record)) = reader.next_record()
         {
+            let (kind, payload) = match record {
+                Record::Message(kind, payload) => (kind, payload),
+                Record::Session { .. } | Record::SessionEnd(_) => break,
+                _ => continue,
+            };
             let Ok(Message::Entries(batch)) = Message::decode(kind, &payload) else { continue };
             let mut batch = Batch::open(batch).map_err(|_| anyhow!("a malformed batch"))?;
             while let Some((seq, position, entry)) = batch.next_entry().map_err(|_| anyhow!("a malformed entry"))? {
