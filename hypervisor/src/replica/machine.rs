@@ -7,7 +7,7 @@ use pollux_driver::{ArbiterLine, Clock, CopyState, DiskEnd, DiskRequest, Driver,
 use pollux_ft::arbiter::Answer;
 use pollux_ft::{HaltReason, Position, Role, Seq, Span, Term, Time, Verdict, WaitsFor};
 use pollux_nic::e1000::E1000;
-use pollux_nic::{FrameSink, Gate, GateMode, Mark};
+use pollux_nic::{Gate, GateMode, Mark};
 
 use super::arbiter::Arbiter;
 use super::client::Client;
@@ -15,15 +15,10 @@ use super::cut::Cut;
 use super::debugger::Hold;
 use super::disk::OwnDisk;
 use super::drive::Drive;
-use super::json::Json;
 use super::link::{Change, End, Link};
 use super::monitor;
 use super::recorder::Recorder;
-use super::report::Metrics;
 use super::service::Service;
-use super::service::http::{Page, Request, Response};
-use super::stack::FRAMES_A_TURN;
-use super::station::{Ears, Station};
 use super::status::Figures;
 use crate::config::{Config, StartRole};
 use crate::guest::Guest;
@@ -84,88 +79,6 @@ impl Machine {
     fn set_mode(&mut self, mode: GateMode) {
         if let Some(client) = &mut self.client {
             client.nic().set_mode(mode);
-        }
-    }
-
-    /// Takes in what came from the client network, for the guest and for this machine.
-    pub(super) fn poll_client(&mut self, fired: Fired, live: bool) {
-        let mut ears =
-            Ears { arbiter: self.arbiter.as_mut().and_then(Arbiter::station), service: self.service.as_mut() };
-        if let Some((card, route)) = &mut self.own_card {
-            if route.fired(fired) {
-                card.interrupt_cause();
-                route.rearm();
-            }
-            // Also while nobody listens, lest the card's ring fills up. What comes faster than it is looked at waits for later.
-            for _ in 0..FRAMES_A_TURN {
-                if card.receive(|frame| ears.offer(frame)).is_none() {
-                    break;
-                }
-            }
-            card.flush();
-            ears = Ears { arbiter: None, service: None };
-        }
-        if let Some(client) = &mut self.client {
-            client.interrupted(fired);
-            client.poll(live, &mut ears);
-        }
-    }
-
-    /// Sends what this machine itself has to say on the client network. A frame that a card does not take is lost, as on any
-    /// network.
-    pub(super) fn send_for_machine(&mut self) {
-        let (card, client) = (&mut self.own_card, &mut self.client);
-        let mut send = |frame: &[u8]| match (&mut *card, &mut *client) {
-            (Some((card, _)), _) => {
-                let _ = card.send(frame);
-            }
-            (None, Some(client)) => client.send_for_machine(frame),
-            (None, None) => {}
-        };
-        let mut sent = 0;
-        let mut station = self.arbiter.as_mut().and_then(Arbiter::station);
-        while let Some(frame) = station.as_mut().and_then(|station| Station::next_frame(station)) {
-            send(&frame);
-            sent += 1;
-        }
-        while let Some(frame) = self.service.as_mut().and_then(Service::next_frame) {
-            send(&frame);
-            sent += 1;
-        }
-        if sent == 0 {
-            return;
-        }
-        match (card, client) {
-            (Some((card, _)), _) => card.flush(),
-            (None, Some(client)) => client.nic().flush(),
-            (None, None) => {}
-        }
-    }
-
-    /// Lets whoever asks on the client network have an answer.
-    pub(super) fn poll_service(&mut self, driver: &Driver<Guest>) {
-        let Some(mut service) = self.service.take() else { return };
-        let refused = service.refused();
-        service.poll(self.now, &clock::unix_time, &mut |request| self.answer(request, driver, &refused));
-        self.service = Some(service);
-    }
-
-    fn answer(&mut self, request: &Request, driver: &Driver<Guest>, refused: &[(&'static str, u64)]) -> Response {
-        match request.page {
-            Page::Status => {
-                let mut json = Json::line("status");
-                self.fill(&mut json, driver, refused);
-                Response::json(json.finish())
-            }
-            Page::Metrics => {
-                let mut metrics = Metrics::default();
-                self.fill(&mut metrics, driver, refused);
-                Response::metrics(metrics.finish())
-            }
-            Page::Health => match self.health(driver) {
-                Ok(what) => Response::text(200, what),
-                Err(why) => Response::text(503, why),
-            },
         }
     }
 

@@ -10,6 +10,7 @@ mod cut;
 mod debugger;
 mod disk;
 pub mod drive;
+mod front;
 mod guest;
 pub mod json;
 mod keys;
