@@ -106,11 +106,14 @@ impl Guest {
         self.debugger.watches = watches;
     }
 
-    /// A guest that runs for a debugger stops at the next exact stop.
+    /// A guest that runs for a debugger stops at the next exact stop: here, if this is one. (It may wait for the log.)
     pub fn debug_interrupt(&mut self) {
         let next = self.next_stop();
         if let Some(run) = &mut self.debugger.run {
             run.until = run.until.min(next);
+            if self.settled {
+                self.debug_look(false);
+            }
         }
     }
 
@@ -121,16 +124,11 @@ impl Guest {
 
     /// Looks, before an entry, whether the guest is to stop, and how far it may run; `entered`: since the run began.
     pub(super) fn debug_limit(&mut self, target: Position, entered: bool) -> Result<Position, ()> {
-        let (position, delivers) = (self.position(), self.is_delivering());
         let Some(run) = self.debugger.run else { return Ok(target) };
-        let stop = match run.armed.then(|| self.changed()).flatten() {
-            Some(linear) => Some(DebugStop::Watch { linear, by_input: !entered }),
-            None => (position >= run.until && !delivers).then_some(DebugStop::Arrived),
-        };
-        if stop.is_some() {
-            self.debug_stop(stop);
+        if self.debug_look(entered) {
             return Err(());
         }
+        let position = self.position();
         let limit = target.min(run.until.max(position));
         if !run.armed {
             return Ok(limit);
@@ -143,6 +141,19 @@ impl Guest {
             return Err(());
         }
         Ok(if alone || !self.debugger.keeps { limit.min(position.after(1)) } else { limit })
+    }
+
+    /// Whether the guest is to stop where it stands: for what has changed, or as it has arrived.
+    fn debug_look(&mut self, entered: bool) -> bool {
+        let Some(run) = self.debugger.run else { return false };
+        let stop = match run.armed.then(|| self.changed()).flatten() {
+            Some(linear) => Some(DebugStop::Watch { linear, by_input: !entered }),
+            None => (self.position() >= run.until && !self.is_delivering()).then_some(DebugStop::Arrived),
+        };
+        if stop.is_some() {
+            self.debug_stop(stop);
+        }
+        stop.is_some()
     }
 
     /// An entry has ended for a page that was kept.

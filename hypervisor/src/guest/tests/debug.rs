@@ -115,8 +115,22 @@ fn changed_memory_is_told() {
     guest.memory.write(Gpa(0x3003), &[8]).unwrap();
     assert_eq!(guest.run(Position(200), &mut Nothing), Stop::Host);
     assert_eq!((guest.position(), guest.take_debug_stop()), (Position(100), Some(DebugStop::Arrived)));
+    // Interrupted where an entry may be applied, it stands at once: the log may have no more for it to run.
     guest.debug_until(Position(300), Stops::All);
     guest.debug_interrupt();
-    assert_eq!(guest.run(Position(200), &mut Nothing), Stop::Host);
     assert_eq!((guest.position(), guest.take_debug_stop()), (Position(100), Some(DebugStop::Arrived)));
+    // What an input has changed there is not forgotten for it.
+    guest.debug_until(Position(300), Stops::All);
+    guest.memory.write(Gpa(0x3003), &[9]).unwrap();
+    guest.debug_interrupt();
+    assert_eq!(guest.take_debug_stop(), Some(stop));
+}
+
+/// What the guest itself does may end the run there, and the debugger is not passed over for it.
+#[test]
+fn it_arrives_where_the_guests_own_doing_ends_the_run() {
+    let mut guest = guest(&[out(0x80), out(POWER_OFF.0)], false);
+    guest.debug_until(Position(2), Stops::All);
+    assert_eq!(guest.run(Position(100), &mut Nothing), Stop::Power(PowerEvent::Off));
+    assert_eq!((guest.position(), guest.take_debug_stop()), (Position(2), Some(DebugStop::Arrived)));
 }
