@@ -190,6 +190,9 @@ fn play(file: &[u8], flip: Option<u64>) -> (Outcome, Player, Toy) {
         }
         player.turn(now);
         if let Some(outcome) = player.outcome() {
+            // Its guest could run to the end of what was recorded.
+            let runs_to = machine.node.run_limit().filter(|_| *outcome == Outcome::Equal);
+            assert!(runs_to.is_none_or(|limit| limit == session.position), "{runs_to:?}, {session:?}");
             return (outcome.clone(), player, machine.guest);
         }
     }
