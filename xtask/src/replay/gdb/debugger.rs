@@ -4,6 +4,8 @@
 //! where it is to be; and the last time that it came to a stop is found by running it again with the stops, up to here.
 
 use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
 
 use anyhow::Result;
 
@@ -35,6 +37,21 @@ pub enum Stop {
     Over(String),
 }
 
+/// Bytes of memory that one watchpoint may have, as many as a machine takes.
+const MOST_WATCHED: u64 = 64;
+
+/// A machine will not do what it was told, and is as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused(pub String);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the machine refuses: {}", self.0)
+    }
+}
+
+impl Error for Refused {}
+
 /// A machine with a recorded guest.
 pub trait Machine {
     /// The positions where the recording begins and ends.
@@ -49,8 +66,8 @@ pub trait Machine {
     /// Runs to this position, which lies ahead, or to the first of the stops; or not so far, if it is `interrupted`.
     fn run(&mut self, until: u64, stops: Stops, interrupted: &mut dyn FnMut() -> bool) -> Result<Stop>;
 
-    /// Sets the instructions, and the memory (address and length), to stop at, in place of those of before. An error in
-    /// words, if they cannot be set.
+    /// Sets the instructions, and the memory (address and length), to stop at, in place of those of before. The error is
+    /// [`Refused`] if it cannot have these; then those of before are still set.
     fn set_stops(&mut self, breaks: &[u64], watches: &[(u64, u64)]) -> Result<()>;
 
     /// The registers by name.
@@ -109,16 +126,37 @@ impl<M: Machine> Debugger<M> {
         Self { machine, breaks: Vec::new(), watches: Vec::new(), found: Found::default() }
     }
 
-    /// Adds or removes an instruction to stop at. The same may be there several times.
-    pub fn set_break(&mut self, address: u64, on: bool) -> Result<()> {
-        toggle(&mut self.breaks, address, on);
-        self.apply_stops()
+    /// Adds or removes an instruction to stop at. The same may be there several times. Whether it can be; if not, all is as it
+    /// was.
+    ///
+    /// # Errors
+    /// When the machine cannot be told.
+    pub fn set_break(&mut self, address: u64, on: bool) -> Result<bool> {
+        self.change(|own| toggle(&mut own.breaks, address, on))
     }
 
-    /// Adds or removes memory to stop at changes of.
-    pub fn set_watch(&mut self, address: u64, len: u64, on: bool) -> Result<()> {
-        toggle(&mut self.watches, (address, len), on);
-        self.apply_stops()
+    /// Adds or removes memory to stop at changes of. Whether it can be; if not, all is as it was.
+    ///
+    /// # Errors
+    /// When the machine cannot be told.
+    pub fn set_watch(&mut self, address: u64, len: u64, on: bool) -> Result<bool> {
+        if !(1..=MOST_WATCHED).contains(&len) {
+            return Ok(false);
+        }
+        self.change(|own| toggle(&mut own.watches, (address, len), on))
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Self)) -> Result<bool> {
+        let before = (self.breaks.clone(), self.watches.clone());
+        change(self);
+        let applied = self.apply_stops();
+        if applied.is_err() {
+            (self.breaks, self.watches) = before;
+        }
+        match applied {
+            Err(error) if error.is::<Refused>() => Ok(false),
+            applied => applied.map(|()| true),
+        }
     }
 
     fn stops(&self) -> (Vec<u64>, Vec<(u64, u64)>) {

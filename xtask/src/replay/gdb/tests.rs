@@ -6,11 +6,11 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use gdbstub::stub::DisconnectReason;
 use proptest::prelude::*;
 
-use super::debugger::{Debugger, Halt, Machine, Stop, Stops};
+use super::debugger::{Debugger, Halt, Machine, Refused, Stop, Stops};
 use super::target::Guest;
 use super::{Wire, converse};
 
@@ -28,14 +28,19 @@ struct Scripted {
     rewinds: u64,
     /// From this position on the guest is not the recorded one.
     differs_at: Option<u64>,
+    /// It obeys no more.
+    gone: bool,
 }
+
+/// To how much such a machine stops.
+const MOST: usize = 16;
 
 /// Where the only byte of memory is.
 const BYTE: u64 = 0x5000;
 
 impl Scripted {
     fn new(script: Vec<Moment>) -> Self {
-        Self { script, begin: 100, at: 0, breaks: vec![], watches: vec![], rewinds: 0, differs_at: None }
+        Self { script, begin: 100, at: 0, breaks: vec![], watches: vec![], rewinds: 0, differs_at: None, gone: false }
     }
 
     /// What the guest is at a position: what was left in memory by all before, and where the next instruction is.
@@ -85,6 +90,12 @@ impl Machine for Scripted {
     }
 
     fn set_stops(&mut self, breaks: &[u64], watches: &[(u64, u64)]) -> Result<()> {
+        if self.gone {
+            bail!("there is no machine any more");
+        }
+        if breaks.len() + watches.len() > MOST {
+            return Err(Refused("more to stop at than can be".to_owned()).into());
+        }
         (self.breaks, self.watches) = (breaks.to_vec(), watches.to_vec());
         Ok(())
     }
@@ -196,6 +207,24 @@ fn it_can_be_interrupted_both_ways() {
     assert_eq!(debugger.machine.position(), 100);
 }
 
+/// What a machine refuses takes nothing away; only a machine that is gone is an error.
+#[test]
+fn what_is_refused_leaves_the_rest_as_it_was() {
+    let mut debugger = Debugger::new(Scripted::new(vec![(0x1000, 0), (0x1003, 0), (0x1005, 9), (0x1007, 9)]));
+    for len in [0, 65, u64::MAX] {
+        assert!(!debugger.set_watch(BYTE, len, true).unwrap(), "{len}");
+    }
+    let most = 0x1005..0x1005 + MOST as u64;
+    assert!(most.clone().all(|address| debugger.set_break(address, true).unwrap()));
+    assert!(!debugger.set_break(0x1003, true).unwrap() && !debugger.set_watch(BYTE, 1, true).unwrap());
+    assert_eq!(debugger.machine.breaks, most.clone().collect::<Vec<_>>());
+    // It was not kept either, to be refused again with the next.
+    assert!(debugger.set_break(0x1005 + 3, false).unwrap() && debugger.set_watch(BYTE, 1, true).unwrap());
+    assert_eq!(debugger.go_on(&mut NEVER.clone()).unwrap(), Halt::Break(0x1005));
+    debugger.machine.gone = true;
+    assert!(debugger.set_break(0x1005, false).is_err() && debugger.set_watch(BYTE, 1, false).is_err());
+}
+
 /// GDB's side of the wire.
 struct Client(TcpStream);
 
@@ -278,9 +307,12 @@ fn gdb_is_answered() {
     assert_ne!(gdb.ask("vMustReplyEmpty-"), "OK");
     assert_eq!((gdb.ask("m5000,1").as_str(), gdb.ask("m6000,1").as_str()), ("00", "E0e"));
     assert_eq!((gdb.ask("M5000,1:07").as_str(), gdb.ask("m5000,1").as_str()), ("E1e", "00"));
+    // So are registers; and the session goes on.
+    assert_eq!((gdb.ask(&format!("G{}", registers.replace('x', "0"))).as_str(), gdb.ask("g")), ("E1e", registers));
     assert_eq!(gdb.ask("Z0,1003,1"), "OK");
     assert!(gdb.ask("vCont;c").contains("swbreak"));
     assert!(gdb.ask("vCont;s").starts_with("S05"));
+    assert_ne!(gdb.ask("Z2,5000,80"), "OK", "more than can be watched");
     assert_eq!(gdb.ask("Z2,5000,1"), "OK");
     assert_ne!(gdb.ask("Z3,5000,1"), "OK", "reads are not noticed");
     let watched = gdb.ask("vCont;c");
