@@ -71,8 +71,10 @@ struct Run {
     until: Position,
     /// Whether breaks and watches count.
     armed: bool,
-    /// The instruction here was looked at: it may run.
-    passed: Option<Position>,
+    /// The instruction here, by its linear address, was looked at: it may run.
+    passed: Option<(Position, u64)>,
+    /// That one is left by the interrupt that waits: the guest cannot take it yet.
+    is_first: bool,
 }
 
 impl Guest {
@@ -94,8 +96,8 @@ impl Guest {
     /// From here on the guest runs until this position, or until it comes to one of the `stops`.
     pub fn debug_until(&mut self, until: Position, stops: Stops) {
         self.debugger.stop = None;
-        let passed = (stops == Stops::Ahead).then_some(self.position());
-        self.debugger.run = Some(Run { until, armed: stops != Stops::None, passed });
+        let passed = (stops == Stops::Ahead).then(|| self.here());
+        self.debugger.run = Some(Run { until, armed: stops != Stops::None, passed, is_first: false });
         // Any page will do to find out.
         self.debugger.keeps = self.vcpu.keep_pages(&[(Gpa(0), Right::Execute)]);
         self.vcpu.keep_pages(&[]);
@@ -133,14 +135,22 @@ impl Guest {
         if !run.armed {
             return Ok(limit);
         }
-        let alone = run.passed == Some(position);
+        // An event comes before the instruction, and its handler's first at the same position: that is one to look at, too.
+        let delivers = self.is_delivering();
+        let alone = run.passed == Some(self.here());
+        let taken_first = alone && !run.is_first && self.can_wake();
         if self.debugger.keeps {
-            let pages = if alone { Vec::new() } else { self.pages_to_keep() };
+            let runs_alone = alone && !taken_first;
+            let pages = if runs_alone || delivers { Vec::new() } else { self.pages_to_keep() };
             self.vcpu.keep_pages(&pages);
         } else if !alone && self.is_settled() && self.breaks_here() {
             return Err(());
         }
-        Ok(if alone || !self.debugger.keeps { limit.min(position.after(1)) } else { limit })
+        Ok(match alone || !self.debugger.keeps {
+            _ if delivers => position,
+            true => limit.min(position.after(1)),
+            false => limit,
+        })
     }
 
     /// Whether the guest is to stop where it stands: for what has changed, or as it has arrived.
@@ -156,19 +166,25 @@ impl Guest {
         stop.is_some()
     }
 
-    /// An entry has ended for a page that was kept.
+    /// An entry has ended for a page that was kept. Where an event needs it, it is that which comes next.
     pub(super) fn debug_exit(&mut self, exit: Exit) -> Result<(), ()> {
-        if exit == Exit::Kept && self.breaks_here() { Err(()) } else { Ok(()) }
+        let looks = exit == Exit::Kept && !self.is_delivering();
+        if looks && self.breaks_here() { Err(()) } else { Ok(()) }
+    }
+
+    /// Where it stands, and the linear address of the next instruction.
+    fn here(&self) -> (Position, u64) {
+        (self.position(), self.code_at().0)
     }
 
     /// Whether the next instruction is one to stop at; it may run after that.
     fn breaks_here(&mut self) -> bool {
-        let (position, (linear, _)) = (self.position(), self.code_at());
+        let here = self.here();
         let Some(run) = &mut self.debugger.run else { return false };
-        run.passed = Some(position);
-        let breaks = self.debugger.breaks.contains(&linear);
+        (run.is_first, run.passed) = (run.passed == Some(here), Some(here));
+        let breaks = !run.is_first && self.debugger.breaks.contains(&here.1);
         if breaks {
-            self.debug_stop(Some(DebugStop::Break(linear)));
+            self.debug_stop(Some(DebugStop::Break(here.1)));
         }
         breaks
     }
