@@ -234,8 +234,10 @@ impl Machine for Live<'_> {
                     _ => Stop::Arrived,
                 });
             }
+            let powered_off = self.session.powered_off;
             match self.played()?.player.outcome() {
-                Some(Outcome::Equal) if !ends => {
+                // One that switches itself off comes to its end by itself, and the player's part is over before.
+                Some(Outcome::Equal) if !ends && !powered_off => {
                     // It stands at the end, or waits there for more of the log: then it stands by this.
                     ends = true;
                     self.played()?.command("debug interrupt")?;

@@ -98,7 +98,8 @@ impl<M: Machine> Guest<M> {
                 match self.debugger.go_to(position, &mut || false).map_err(|error| format!("{error:#}"))? {
                     Halt::Over(why) => Err(why),
                     _ => Ok(format!(
-                        "position {}; type 'maintenance flush register-cache' to have GDB look again",
+                        "position {}; type 'maintenance flush register-cache' and 'maintenance flush dcache' to have GDB look \
+                         again",
                         self.debugger.machine.position()
                     )),
                 }

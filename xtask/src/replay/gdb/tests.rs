@@ -84,10 +84,10 @@ impl Machine for Scripted {
             }
             let before = self.memory();
             let input = self.inputs.get(&self.at).copied();
-            if input.is_some() && !core::mem::replace(&mut self.applied, true) {
-                if stops != Stops::None && self.memory() != before && self.watches.contains(&(BYTE, 1)) {
-                    return Ok(Stop::Input(BYTE));
-                }
+            let applies = input.is_some() && !core::mem::replace(&mut self.applied, true);
+            let watched = stops != Stops::None && self.watches.contains(&(BYTE, 1));
+            if applies && watched && self.memory() != before {
+                return Ok(Stop::Input(BYTE));
             }
             if input.is_some() && !core::mem::replace(&mut self.taken, true) {
                 passes = false;
