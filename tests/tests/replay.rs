@@ -139,9 +139,9 @@ fn look_with_gdb(file: &Path) -> Result<()> {
         printf \"again %llu %llu\\n\", $position, *$bytes
         monitor digest
         monitor entries
-        x/1xb 0xffffffff00000000
         delete
-        continue"
+        continue
+        x/1xb 0xffffffff00000000"
     );
     let script: String = script.lines().map(|line| format!("{}\n", line.trim())).collect();
     let Some(said) = debug(file, 1, Artefacts::get().path("counter")?, &script)? else { return Ok(()) };
