@@ -23,7 +23,7 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, TcpPacket};
 
 use self::http::{MAX_REQUEST, Parsed, Request, Response};
-use super::station::Station;
+use super::station::{For, Station};
 use super::syslog::{self, Syslog};
 use crate::config::Cidr;
 use crate::random::Random;
@@ -133,10 +133,11 @@ impl Service {
         self.station.offer(frame)
     }
 
-    /// Takes a frame if it is a neighbour's question or answer where somebody is; whether it is for the guest, too or alone.
+    /// Takes a frame if it is a neighbour's question or answer where somebody is; whether it, or any other frame, is for the
+    /// guest, too or alone.
     pub fn offer_neighbour(&mut self, frame: &[u8]) -> bool {
         let is_arp = EthernetFrame::new_checked(frame).is_ok_and(|frame| frame.ethertype() == EthernetProtocol::Arp);
-        !is_arp || self.station.offer(frame)
+        if is_arp { self.station.offer(frame) } else { self.station.whose(frame) != For::Machine }
     }
 
     /// The next frame to be sent.
@@ -241,10 +242,10 @@ fn tend(door: &mut Door, now: Time, port: u16, socket: &mut Socket<'static>, cou
     }
 }
 
-/// Lets the next one come to a door that nobody is at any more. A closed socket keeps its remote end until its reset has
-/// gone out.
+/// Lets the next one come to a door that nobody is at any more. To be called after the station's poll, in which the reset
+/// of an aborted connection goes out: not later, as without a way to the other end it never does.
 fn reopen(door: &mut Door, port: u16, socket: &mut Socket<'static>, counts: &mut Counts) {
-    if socket.state() == State::Closed && socket.remote_endpoint().is_none() {
+    if socket.state() == State::Closed {
         counts.broken += u64::from(door.since.is_some() && !matches!(door.phase, Phase::Leaves));
         (door.since, door.phase) = (None, Phase::Asks(Vec::new()));
         // That fails only on an open socket, or for port 0.

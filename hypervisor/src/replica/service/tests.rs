@@ -5,8 +5,11 @@ use alloc::vec::Vec;
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
+use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::udp;
-use smoltcp::wire::{IpAddress, IpEndpoint};
+use smoltcp::wire::{
+    EthernetAddress, EthernetRepr, IpAddress, IpEndpoint, Ipv4Repr, TcpControl, TcpRepr, TcpSeqNumber,
+};
 
 use super::*;
 use crate::replica::station::Ears;
@@ -233,6 +236,82 @@ fn a_flood_is_in_nobodys_way() {
     let answer = syn(3, 50_000);
     assert!(!Ears { arbiter: Some(&mut arbiter), service: Some(&mut service) }.offer(&answer));
     assert_eq!((arbiter.waiting(), service.station.waiting()), (1, full));
+}
+
+/// The first segment of a connection from a port of somebody who may not be there, with this MSS, if it says one.
+fn syn_from(from: [u8; 4], port: u16, max_seg_size: Option<u16>) -> Vec<u8> {
+    let (source, own) = (Ipv4Addr::from(from), Ipv4Addr::new(10, 0, 2, 21));
+    let tcp = TcpRepr {
+        src_port: port,
+        dst_port: PORT,
+        control: TcpControl::Syn,
+        seq_number: TcpSeqNumber(1),
+        ack_number: None,
+        window_len: 1000,
+        window_scale: None,
+        max_seg_size,
+        sack_permitted: false,
+        sack_ranges: [None; 3],
+        timestamp: None,
+        payload: &[],
+    };
+    let ip = Ipv4Repr {
+        src_addr: source,
+        dst_addr: own,
+        next_header: IpProtocol::Tcp,
+        payload_len: tcp.buffer_len(),
+        hop_limit: 64,
+    };
+    let ethernet = EthernetRepr {
+        src_addr: EthernetAddress([2, 1, from[0], from[1], from[2], from[3]]),
+        dst_addr: MACHINE,
+        ethertype: EthernetProtocol::Ipv4,
+    };
+    let mut bytes = vec![0; ethernet.buffer_len() + ip.buffer_len() + tcp.buffer_len()];
+    let mut frame = EthernetFrame::new_unchecked(&mut bytes);
+    ethernet.emit(&mut frame);
+    let mut packet = Ipv4Packet::new_unchecked(frame.payload_mut());
+    ip.emit(&mut packet, &ChecksumCapabilities::default());
+    let mut segment = TcpPacket::new_unchecked(packet.payload_mut());
+    tcp.emit(&mut segment, &source.into(), &own.into(), &ChecksumCapabilities::default());
+    bytes
+}
+
+/// Neither from networks to which no way leads nor from neighbours that are too many to be remembered: not even a reset can
+/// be sent to whoever took the doors.
+#[test]
+fn who_cannot_be_reached_keeps_nobody_out() {
+    for network in [[198, 51, 100], [10, 0, 2]] {
+        let mut desk = Desk::new(0);
+        desk.run(1, &[]);
+        for n in 0..2 * DOORS as u8 {
+            let frame = syn_from([network[0], network[1], network[2], 200 + n], 5000, None);
+            assert!(!Ears { arbiter: None, service: Some(&mut desk.service) }.offer(&frame));
+        }
+        desk.run(1, &[]);
+        assert!(desk.service.doors.iter().all(|door| door.since.is_some()), "the doors are taken");
+        desk.run(6000, &[]);
+        let due = desk.service.poll_at(desk.now);
+        assert!(due.is_none_or(|at| at > desk.now), "{network:?}: {due:?} is due at {:?}", desk.now);
+        desk.clients.push(Client::new(100));
+        desk.run(3000, &[STATUS]);
+        assert!(desk.clients[0].text().starts_with("HTTP/1.1 200 OK"), "{network:?}: not answered");
+        let due = desk.service.poll_at(desk.now);
+        assert!(due.is_none_or(|at| at > desk.now), "{network:?}: {due:?} is due at {:?}", desk.now);
+    }
+}
+
+#[test]
+fn what_is_for_the_machine_is_not_the_guests() {
+    let mut service = service();
+    let mut is_guests = |frame: &[u8]| Ears { arbiter: None, service: Some(&mut service) }.offer(frame);
+    let mut datagram = syn_from([10, 0, 2, 100], 5000, None);
+    datagram[23] = IpProtocol::Udp.into();
+    assert!(!is_guests(&datagram), "UDP to the machine");
+    assert!(!is_guests(&syn_from([10, 0, 2, 100], 5000, None)), "HTTP");
+    assert!(is_guests(&request_for(Ipv4Addr::new(10, 0, 2, 21), MACHINE, Ipv4Addr::new(10, 0, 2, 100))), "a broadcast");
+    datagram[..6].copy_from_slice(&[2, 0, 0, 0, 0, 77]);
+    assert!(is_guests(&datagram), "UDP to the guest");
 }
 
 proptest! {
