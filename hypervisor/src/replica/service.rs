@@ -114,6 +114,12 @@ impl Service {
         self.syslog = Some(Syslog::new(server, host, &mut self.station.stack));
     }
 
+    /// Whether events wait for the syslog server, or frames for the card that may be theirs.
+    pub fn has_unsent_events(&mut self) -> bool {
+        let Some(syslog) = &self.syslog else { return false };
+        syslog.has_unsent(&mut self.station.stack) || self.station.unsent() > 0
+    }
+
     /// Whether a frame is a segment for the port.
     pub fn is_for(&self, frame: &[u8]) -> bool {
         segment(frame, self.own.address).is_some_and(|(_, segment)| Some(segment.dst_port()) == self.port)

@@ -187,6 +187,7 @@ fn what_happens_is_told_to_the_server() {
     socket.bind(5514).unwrap();
     let socket = listener.stack.add(socket);
     syslog::note("{\"t\":\"event\",\"event\":\"takeover\"}\n");
+    assert!(service.has_unsent_events());
     for ms in 0..50 {
         let now = Time(1_000_000 + 1000 * ms);
         service.poll(now, &|| 1_000_000_000, &mut |_| unreachable!("nobody asks"));
@@ -198,6 +199,7 @@ fn what_happens_is_told_to_the_server() {
             Ears { arbiter: None, service: Some(&mut service) }.offer(&frame);
         }
     }
+    assert!(!service.has_unsent_events());
     let heard = listener.stack.socket::<udp::Socket<'_>>(socket).recv().map(|(bytes, _)| bytes.to_vec()).unwrap();
     assert_eq!(
         String::from_utf8(heard).unwrap(),
