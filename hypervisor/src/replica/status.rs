@@ -86,7 +86,7 @@ impl Machine {
 
     /// Whether this machine does its part, and what that is, or why it does not.
     pub(super) fn health(&self, driver: &Driver<Guest>) -> Result<&'static str, String> {
-        if driver.has_ended() || self.ending.is_some() {
+        if driver.has_ended() {
             return Err("this machine has halted".into());
         }
         match driver.node().role() {
