@@ -42,15 +42,17 @@ impl Machine {
     }
 
     /// Sends what this machine itself has to say on the client network. A frame that a card does not take is lost, as on any
-    /// network.
+    /// network, and counted.
     pub(super) fn send_for_machine(&mut self) {
         let (card, client) = (&mut self.own_card, &mut self.client);
-        let mut send = |frame: &[u8]| match (&mut *card, &mut *client) {
-            (Some((card, _)), _) => {
-                let _ = card.send(frame);
-            }
-            (None, Some(client)) => client.send_for_machine(frame),
-            (None, None) => {}
+        let lost = &mut self.figures.own_frames_lost;
+        let mut send = |frame: &[u8]| {
+            let taken = match (&mut *card, &mut *client) {
+                (Some((card, _)), _) => card.send(frame).is_ok(),
+                (None, Some(client)) => client.nic().machine_transmit(frame).is_ok(),
+                (None, None) => false,
+            };
+            *lost += u64::from(!taken);
         };
         let mut sent = 0;
         let mut station = self.arbiter.as_mut().and_then(Arbiter::station);

@@ -316,6 +316,51 @@ fn what_is_for_the_machine_is_not_the_guests() {
     assert!(is_guests(&datagram), "UDP to the guest");
 }
 
+/// Smaller segments would take a hundred frames for an answer.
+#[test]
+fn who_wants_tiny_segments_is_not_heard() {
+    let mut service = service();
+    for (mss, heard) in [(Some(1), false), (Some(535), false), (Some(536), true), (None, true)] {
+        let before = service.station.waiting();
+        let frame = syn_from([198, 51, 100, 1], 5000, mss);
+        assert!(!Ears { arbiter: None, service: Some(&mut service) }.offer(&frame), "not the guest's");
+        assert_eq!(service.station.waiting() > before, heard, "{mss:?}");
+    }
+    assert_eq!(service.counts.refused, 2);
+}
+
+#[test]
+fn few_frames_go_out_in_a_turn() {
+    let mut service = service();
+    for port in 5000..5016 {
+        let frame = syn_from([10, 0, 2, 100], port, None);
+        Ears { arbiter: None, service: Some(&mut service) }.offer(&frame);
+    }
+    let mut sent = 0;
+    for now in [Time(1), Time(2), Time(3)] {
+        service.poll(now, &|| 0, &mut |_| unreachable!("nobody asks"));
+        let frames = core::iter::from_fn(|| service.next_frame()).count();
+        assert_eq!((frames, service.poll_at(now)), (8, Some(now)));
+        sent += frames;
+    }
+    assert_eq!(sent, 24);
+}
+
+#[test]
+fn a_refused_question_for_the_head_gets_no_more() {
+    let mut desk = Desk::new(3);
+    let says: [&[u8]; 3] = [
+        b"HEAD /nothing HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"\r\nHEAD /status HTTP/3.0\r\nHost: a\r\n\r\n",
+        b"HEAD /status HTTP/1.1\r\n",
+    ];
+    desk.run(6000, &says);
+    for (client, status) in desk.clients.iter().zip(["404", "505", "408"]) {
+        let text = client.text();
+        assert!(text.split(' ').nth(1) == Some(status) && text.ends_with("\r\n\r\n"), "{text}");
+    }
+}
+
 proptest! {
     #[test]
     fn any_frame_is_survived(frames in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 0..120)), 0..40)) {
