@@ -125,14 +125,6 @@ impl Client {
         self.nic.flush();
     }
 
-    /// Sends a frame of the machine itself. What the card does not take is lost, as on any network. Call the card's `flush`
-    /// after the batch.
-    pub fn send_for_machine(&mut self, frame: &[u8]) {
-        if let Err(error) = self.nic.machine_transmit(frame) {
-            log::warn!("a frame of this machine is not sent: {error}");
-        }
-    }
-
     /// Whether frames wait to be applied.
     #[must_use]
     pub fn has_input(&self) -> bool {

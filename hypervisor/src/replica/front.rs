@@ -42,15 +42,17 @@ impl Machine {
     }
 
     /// Sends what this machine itself has to say on the client network. A frame that a card does not take is lost, as on any
-    /// network.
+    /// network, and counted.
     pub(super) fn send_for_machine(&mut self) {
         let (card, client) = (&mut self.own_card, &mut self.client);
-        let mut send = |frame: &[u8]| match (&mut *card, &mut *client) {
-            (Some((card, _)), _) => {
-                let _ = card.send(frame);
-            }
-            (None, Some(client)) => client.send_for_machine(frame),
-            (None, None) => {}
+        let lost = &mut self.figures.own_frames_lost;
+        let mut send = |frame: &[u8]| {
+            let taken = match (&mut *card, &mut *client) {
+                (Some((card, _)), _) => card.send(frame).is_ok(),
+                (None, Some(client)) => client.nic().machine_transmit(frame).is_ok(),
+                (None, None) => false,
+            };
+            *lost += u64::from(!taken);
         };
         let mut sent = 0;
         let mut station = self.arbiter.as_mut().and_then(Arbiter::station);
@@ -81,6 +83,9 @@ impl Machine {
     }
 
     fn answer(&mut self, request: &Request, driver: &Driver<Guest>, refused: &[(&'static str, u64)]) -> Response {
+        if let Some(response) = while_ending(self.ending.as_deref()) {
+            return response;
+        }
         match request.page {
             Page::Status => {
                 let mut json = Json::line("status");
@@ -97,5 +102,27 @@ impl Machine {
                 Err(why) => Response::text(503, why),
             },
         }
+    }
+}
+
+/// What all pages say as long as the guest has ended and the twin may not know: whoever reads that a machine has halted may
+/// switch it off, and with it its last words.
+fn while_ending(ending: Option<&str>) -> Option<Response> {
+    ending.map(|_| Response::text(503, "the guest has ended; its twin is being told"))
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::String;
+
+    use super::*;
+
+    #[test]
+    fn who_asks_while_the_twin_is_told_does_not_hear_that_the_machine_has_halted() {
+        assert_eq!(while_ending(None), None);
+        let response = while_ending(Some("it was powered off")).unwrap();
+        let text = String::from_utf8(response.encode(false)).unwrap();
+        assert!(text.starts_with("HTTP/1.1 503 ") && text.contains("its twin is being told"), "{text}");
+        assert!(!text.contains("halted"), "{text}");
     }
 }

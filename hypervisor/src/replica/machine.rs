@@ -15,6 +15,7 @@ use super::cut::Cut;
 use super::debugger::Hold;
 use super::disk::OwnDisk;
 use super::drive::Drive;
+use super::farewell::Farewell;
 use super::link::{Change, End, Link};
 use super::monitor;
 use super::recorder::Recorder;
@@ -62,6 +63,7 @@ pub(super) struct Machine {
     pub(super) hold: Hold,
     /// It is to be reset once it has halted.
     pub(super) starts_anew: bool,
+    pub(super) farewell: Farewell,
     /// What it waits for until it has a guest, as was said last.
     pub(super) waits_for: Option<WaitsFor>,
     /// When a connection that is refused is next worth a line.
@@ -126,9 +128,13 @@ impl Machine {
         self.starts_anew = self.config.resets && !in_order;
     }
 
-    /// Starts this machine anew, if it has halted for an error and it is time to.
+    /// Starts this machine anew, if it has halted for an error, it is time to, and the syslog server was told.
     pub(super) fn reset_if_due(&mut self) {
         if self.starts_anew && self.ending.is_none() && reset::due_in() == Some(0) {
+            let unsent = self.service.as_mut().is_some_and(Service::has_unsent_events);
+            if !self.farewell.is_over(self.now, unsent) {
+                return;
+            }
             log::warn!("this machine resets itself (on-halt=reset)");
             serial::MONITOR.flush();
             reset::now();

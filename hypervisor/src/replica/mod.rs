@@ -10,6 +10,7 @@ mod cut;
 mod debugger;
 mod disk;
 pub mod drive;
+mod farewell;
 mod front;
 mod guest;
 pub mod json;
@@ -43,6 +44,7 @@ use self::cut::Cut;
 use self::debugger::Hold;
 use self::disk::OwnDisk;
 use self::drive::Drive;
+use self::farewell::Farewell;
 use self::link::{End, Link};
 use self::machine::Machine;
 use self::monitor::{Command, Monitor};
@@ -159,6 +161,7 @@ impl Replica {
                 ending,
                 hold: Hold::No,
                 starts_anew: false,
+                farewell: Farewell::default(),
                 waits_for: None,
                 stranger_at: Time(0),
                 now,
@@ -280,7 +283,8 @@ impl Replica {
         let arbiter = machine.arbiter.as_mut().and_then(|arbiter| arbiter.poll_at(machine.now));
         let recorder = machine.recorder.as_ref().and_then(Recorder::poll_at);
         let service = machine.service.as_mut().and_then(|service| service.poll_at(machine.now));
-        let wake = [until, link, arbiter, service, recorder].into_iter().flatten().min();
+        let farewell = machine.farewell.look_at(machine.now);
+        let wake = [until, link, arbiter, service, recorder, farewell].into_iter().flatten().min();
         let Span(us) = wake.map_or(LONGEST_SLEEP, |at| at.since(machine.now)).min(LONGEST_SLEEP);
         if us == 0 {
             return interrupts::open_window();

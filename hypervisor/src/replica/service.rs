@@ -20,10 +20,10 @@ use pollux_nic::MacAddress;
 use pollux_nic::frame::request_for;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
-use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, TcpPacket};
+use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, TcpOption, TcpPacket};
 
 use self::http::{MAX_REQUEST, Parsed, Request, Response};
-use super::station::Station;
+use super::station::{For, Station};
 use super::syslog::{self, Syslog};
 use crate::config::Cidr;
 use crate::random::Random;
@@ -40,10 +40,16 @@ const GRACE: Span = Span::from_millis(500);
 /// The time between two answers: one is the work of some hundred microseconds.
 const PAUSE: Span = Span::from_millis(20);
 
+/// Frames that are sent in one turn; more wait for the next one.
+const FRAMES_A_TURN: usize = 8;
+/// The least that a client may want to get in a segment, as RFC 9293, 3.7.1 has it for those that say nothing: with less an
+/// answer would take any number of frames.
+const MIN_MSS: u16 = 536;
+
 /// What was counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Counts {
-    /// Requests that were no proper ones.
+    /// Requests that were no proper ones, and connections in tiny segments.
     refused: u64,
     /// Connections that ended before their answer was made, or had arrived.
     broken: u64,
@@ -79,6 +85,8 @@ pub struct Service {
     doors: Vec<Door>,
     syslog: Option<Syslog>,
     next_answer: Time,
+    /// How many frames may still be sent in this turn.
+    frames_left: usize,
     counts: Counts,
 }
 
@@ -97,7 +105,16 @@ impl Service {
             Door { socket: station.stack.add(socket), since: None, phase: Phase::Asks(Vec::new()) }
         };
         let doors = (0..if port.is_some() { DOORS } else { 0 }).map(door).collect();
-        Self { station, own, port, doors, syslog: None, next_answer: Time(0), counts: Counts::default() }
+        Self {
+            station,
+            own,
+            port,
+            doors,
+            syslog: None,
+            next_answer: Time(0),
+            frames_left: 0,
+            counts: Counts::default(),
+        }
     }
 
     /// Counts of what was refused, by name.
@@ -114,14 +131,27 @@ impl Service {
         self.syslog = Some(Syslog::new(server, host, &mut self.station.stack));
     }
 
+    /// Whether events wait for the syslog server, or frames for the card that may be theirs.
+    pub fn has_unsent_events(&mut self) -> bool {
+        let Some(syslog) = &self.syslog else { return false };
+        syslog.has_unsent(&mut self.station.stack) || self.station.unsent() > 0
+    }
+
     /// Whether a frame is a segment for the port.
     pub fn is_for(&self, frame: &[u8]) -> bool {
         segment(frame, self.own.address).is_some_and(|(_, segment)| Some(segment.dst_port()) == self.port)
     }
 
     /// Takes a frame that [is for it](Self::is_for); whether it is for the guest, too or alone. Who begins a connection has
-    /// just said where it is, and need not be asked.
+    /// just said where it is, and need not be asked. Who wants it in tiny segments is not heard.
     pub fn offer(&mut self, frame: &[u8]) -> bool {
+        let wants_tiny = segment(frame, self.own.address)
+            .is_some_and(|(_, segment)| segment.syn() && max_segment(&segment).is_some_and(|mss| mss < MIN_MSS));
+        if wants_tiny {
+            let whose = self.station.whose(frame);
+            self.counts.refused += u64::from(whose == For::Machine);
+            return whose != For::Machine;
+        }
         if let (Ok(ethernet), Some((from, segment))) =
             (EthernetFrame::new_checked(frame), segment(frame, self.own.address))
             && segment.syn()
@@ -133,20 +163,22 @@ impl Service {
         self.station.offer(frame)
     }
 
-    /// Takes a frame if it is a neighbour's question or answer where somebody is; whether it is for the guest, too or alone.
+    /// Takes a frame if it is a neighbour's question or answer where somebody is; whether it, or any other frame, is for the
+    /// guest, too or alone.
     pub fn offer_neighbour(&mut self, frame: &[u8]) -> bool {
         let is_arp = EthernetFrame::new_checked(frame).is_ok_and(|frame| frame.ethertype() == EthernetProtocol::Arp);
-        !is_arp || self.station.offer(frame)
+        if is_arp { self.station.offer(frame) } else { self.station.whose(frame) != For::Machine }
     }
 
-    /// The next frame to be sent.
+    /// The next frame to be sent in this turn, of which each [`poll`](Self::poll) begins one.
     pub fn next_frame(&mut self) -> Option<Vec<u8>> {
+        self.frames_left = self.frames_left.checked_sub(1)?;
         self.station.next_frame()
     }
 
     /// When [`poll`](Self::poll) has something to do even if no frame comes.
     pub fn poll_at(&mut self, now: Time) -> Option<Time> {
-        if self.station.waiting() > 0 {
+        if self.station.waiting() > 0 || self.station.unsent() > 0 {
             return Some(now);
         }
         let ends = self.doors.iter().filter_map(|door| door.since).min().map(|since| since.after(PATIENCE));
@@ -156,6 +188,7 @@ impl Service {
 
     /// Moves everything that waits; `answer` makes an answer, and `unix_time` says what time it is for others.
     pub fn poll(&mut self, now: Time, unix_time: &dyn Fn() -> u64, answer: &mut dyn FnMut(&Request) -> Response) {
+        self.frames_left = FRAMES_A_TURN;
         self.station.poll(now);
         for door in &mut self.doors {
             let socket = self.station.stack.socket(door.socket);
@@ -216,7 +249,7 @@ fn tend(door: &mut Door, now: Time, port: u16, socket: &mut Socket<'static>, cou
         match http::parse(bytes) {
             Parsed::Unfinished if late && !bytes.is_empty() => {
                 counts.refused += 1;
-                door.phase = Phase::Gets(Response::timeout().encode(false), 0);
+                door.phase = Phase::Gets(Response::timeout().encode(http::asks_for_head(bytes)), 0);
                 // So long it has time to hear that.
                 door.since = Some(now);
             }
@@ -228,7 +261,7 @@ fn tend(door: &mut Door, now: Time, port: u16, socket: &mut Socket<'static>, cou
             Parsed::Request(request) => door.phase = Phase::Waits(request),
             Parsed::Refused(response) => {
                 counts.refused += 1;
-                door.phase = Phase::Gets(response.encode(false), 0);
+                door.phase = Phase::Gets(response.encode(http::asks_for_head(bytes)), 0);
             }
         }
     } else if late {
@@ -241,10 +274,10 @@ fn tend(door: &mut Door, now: Time, port: u16, socket: &mut Socket<'static>, cou
     }
 }
 
-/// Lets the next one come to a door that nobody is at any more. A closed socket keeps its remote end until its reset has
-/// gone out.
+/// Lets the next one come to a door that nobody is at any more. To be called after the station's poll, in which the reset
+/// of an aborted connection goes out: not later, as without a way to the other end it never does.
 fn reopen(door: &mut Door, port: u16, socket: &mut Socket<'static>, counts: &mut Counts) {
-    if socket.state() == State::Closed && socket.remote_endpoint().is_none() {
+    if socket.state() == State::Closed {
         counts.broken += u64::from(door.since.is_some() && !matches!(door.phase, Phase::Leaves));
         (door.since, door.phase) = (None, Phase::Asks(Vec::new()));
         // That fails only on an open socket, or for port 0.
@@ -277,6 +310,23 @@ fn say(door: &mut Door, socket: &mut Socket<'static>) {
         socket.close();
         drop(mem::replace(&mut door.phase, Phase::Leaves));
     }
+}
+
+/// The smallest of the sizes that a segment's options give as the largest one that its sender takes.
+fn max_segment(segment: &TcpPacket<&[u8]>) -> Option<u16> {
+    let mut options = segment.options();
+    let mut least: Option<u16> = None;
+    while !options.is_empty() {
+        match TcpOption::parse(options) {
+            Ok((_, TcpOption::EndOfList)) | Err(_) => break,
+            Ok((rest, TcpOption::MaxSegmentSize(size))) => {
+                least = Some(least.map_or(size, |least| least.min(size)));
+                options = rest;
+            }
+            Ok((rest, _)) => options = rest,
+        }
+    }
+    least
 }
 
 /// The TCP segment in a frame for `own`, and who sent it. Of pieces of packets there is none.

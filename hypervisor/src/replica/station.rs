@@ -155,6 +155,11 @@ impl Station {
         self.frames.input.len()
     }
 
+    /// How many frames wait to be sent.
+    pub fn unsent(&self) -> usize {
+        self.frames.output.len()
+    }
+
     /// When [`poll`](Self::poll) has something to do even if no frame comes.
     pub fn poll_at(&mut self, now: Time) -> Option<Time> {
         self.stack.poll_at(now)

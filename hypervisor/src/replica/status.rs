@@ -26,6 +26,8 @@ pub(super) struct Figures {
     pub(super) console: Console,
     /// Cycles that the machine slept.
     pub(super) slept: u64,
+    /// Frames of the machine's own that its card did not take.
+    pub(super) own_frames_lost: u64,
     pub(super) packets_in: u64,
     pub(super) digests: u64,
     pub(super) takeovers: u64,
@@ -86,7 +88,7 @@ impl Machine {
 
     /// Whether this machine does its part, and what that is, or why it does not.
     pub(super) fn health(&self, driver: &Driver<Guest>) -> Result<&'static str, String> {
-        if driver.has_ended() || self.ending.is_some() {
+        if driver.has_ended() {
             return Err("this machine has halted".into());
         }
         match driver.node().role() {
@@ -285,6 +287,7 @@ impl Machine {
                 ("own_pauses", stats.own_pauses),
             ]);
         }
+        errors.push(("machine_tx_lost", self.figures.own_frames_lost));
         errors.extend(refused);
         report.counters("errors", &errors, "What was refused, and what else went wrong, by kind");
     }

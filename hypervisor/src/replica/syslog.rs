@@ -81,6 +81,11 @@ impl Syslog {
         Self { server, host: host.into(), socket: stack.add(socket) }
     }
 
+    /// Whether events wait for the station, or in it for the card's queue.
+    pub fn has_unsent(&self, stack: &mut Stack) -> bool {
+        !EVENTS.lock().lines.is_empty() || stack.socket::<Socket<'_>>(self.socket).send_queue() > 0
+    }
+
     /// Hands on what the card's queue takes. `unix_time` says what time it is.
     pub fn poll(&mut self, unix_time: &dyn Fn() -> u64, stack: &mut Stack) {
         let mut events = EVENTS.lock();

@@ -142,6 +142,13 @@ const fn reason(status: u16) -> &'static str {
     }
 }
 
+/// Whether the bytes, of a request or the beginning of one, ask for the head of an answer alone.
+pub fn asks_for_head(bytes: &[u8]) -> bool {
+    // As the parser does: empty lines may come first.
+    let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
+    bytes[start..].starts_with(b"HEAD ")
+}
+
 /// Reads a request, of which `bytes` are here so far.
 pub fn parse(bytes: &[u8]) -> Parsed {
     let mut headers = [EMPTY_HEADER; MAX_HEADERS];
@@ -177,7 +184,7 @@ pub fn parse(bytes: &[u8]) -> Parsed {
         let content = format!("{} knows only {}", page.path(), page.methods());
         return Parsed::Refused(Response { allow, ..Response::text(405, content) });
     }
-    Parsed::Request(Request { page, head: method == "HEAD", content: content.to_vec() })
+    Parsed::Request(Request { page, head: asks_for_head(bytes), content: content.to_vec() })
 }
 
 /// How long the content is.
@@ -221,6 +228,17 @@ mod tests {
     use super::*;
 
     const _: () = assert!(MAX_HEAD == 1024 && MAX_CONTENT == 256, "the messages say so");
+
+    #[test]
+    fn what_asks_for_a_head_is_known_from_its_beginning() {
+        for (bytes, expected) in
+            [("HEAD /", true), ("\r\nHEAD / x", true), ("GET / HEAD ", false), ("HEADER /", false), ("", false)]
+        {
+            assert_eq!(asks_for_head(bytes.as_bytes()), expected, "{bytes}");
+        }
+        let Parsed::Request(request) = parse(b"\r\nHEAD /status HTTP/1.0\r\n\r\n") else { panic!() };
+        assert!(request.head);
+    }
 
     fn status(bytes: &[u8]) -> u16 {
         match parse(bytes) {

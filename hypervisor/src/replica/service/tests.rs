@@ -5,8 +5,11 @@ use alloc::vec::Vec;
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
+use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::udp;
-use smoltcp::wire::{IpAddress, IpEndpoint};
+use smoltcp::wire::{
+    EthernetAddress, EthernetRepr, IpAddress, IpEndpoint, Ipv4Repr, TcpControl, TcpRepr, TcpSeqNumber,
+};
 
 use super::*;
 use crate::replica::station::Ears;
@@ -184,6 +187,7 @@ fn what_happens_is_told_to_the_server() {
     socket.bind(5514).unwrap();
     let socket = listener.stack.add(socket);
     syslog::note("{\"t\":\"event\",\"event\":\"takeover\"}\n");
+    assert!(service.has_unsent_events());
     for ms in 0..50 {
         let now = Time(1_000_000 + 1000 * ms);
         service.poll(now, &|| 1_000_000_000, &mut |_| unreachable!("nobody asks"));
@@ -195,6 +199,7 @@ fn what_happens_is_told_to_the_server() {
             Ears { arbiter: None, service: Some(&mut service) }.offer(&frame);
         }
     }
+    assert!(!service.has_unsent_events());
     let heard = listener.stack.socket::<udp::Socket<'_>>(socket).recv().map(|(bytes, _)| bytes.to_vec()).unwrap();
     assert_eq!(
         String::from_utf8(heard).unwrap(),
@@ -233,6 +238,127 @@ fn a_flood_is_in_nobodys_way() {
     let answer = syn(3, 50_000);
     assert!(!Ears { arbiter: Some(&mut arbiter), service: Some(&mut service) }.offer(&answer));
     assert_eq!((arbiter.waiting(), service.station.waiting()), (1, full));
+}
+
+/// The first segment of a connection from a port of somebody who may not be there, with this MSS, if it says one.
+fn syn_from(from: [u8; 4], port: u16, max_seg_size: Option<u16>) -> Vec<u8> {
+    let (source, own) = (Ipv4Addr::from(from), Ipv4Addr::new(10, 0, 2, 21));
+    let tcp = TcpRepr {
+        src_port: port,
+        dst_port: PORT,
+        control: TcpControl::Syn,
+        seq_number: TcpSeqNumber(1),
+        ack_number: None,
+        window_len: 1000,
+        window_scale: None,
+        max_seg_size,
+        sack_permitted: false,
+        sack_ranges: [None; 3],
+        timestamp: None,
+        payload: &[],
+    };
+    let ip = Ipv4Repr {
+        src_addr: source,
+        dst_addr: own,
+        next_header: IpProtocol::Tcp,
+        payload_len: tcp.buffer_len(),
+        hop_limit: 64,
+    };
+    let ethernet = EthernetRepr {
+        src_addr: EthernetAddress([2, 1, from[0], from[1], from[2], from[3]]),
+        dst_addr: MACHINE,
+        ethertype: EthernetProtocol::Ipv4,
+    };
+    let mut bytes = vec![0; ethernet.buffer_len() + ip.buffer_len() + tcp.buffer_len()];
+    let mut frame = EthernetFrame::new_unchecked(&mut bytes);
+    ethernet.emit(&mut frame);
+    let mut packet = Ipv4Packet::new_unchecked(frame.payload_mut());
+    ip.emit(&mut packet, &ChecksumCapabilities::default());
+    let mut segment = TcpPacket::new_unchecked(packet.payload_mut());
+    tcp.emit(&mut segment, &source.into(), &own.into(), &ChecksumCapabilities::default());
+    bytes
+}
+
+/// Neither from networks to which no way leads nor from neighbours that are too many to be remembered: not even a reset can
+/// be sent to whoever took the doors.
+#[test]
+fn who_cannot_be_reached_keeps_nobody_out() {
+    for network in [[198, 51, 100], [10, 0, 2]] {
+        let mut desk = Desk::new(0);
+        desk.run(1, &[]);
+        for n in 0..2 * DOORS as u8 {
+            let frame = syn_from([network[0], network[1], network[2], 200 + n], 5000, None);
+            assert!(!Ears { arbiter: None, service: Some(&mut desk.service) }.offer(&frame));
+        }
+        desk.run(1, &[]);
+        assert!(desk.service.doors.iter().all(|door| door.since.is_some()), "the doors are taken");
+        desk.run(6000, &[]);
+        let due = desk.service.poll_at(desk.now);
+        assert!(due.is_none_or(|at| at > desk.now), "{network:?}: {due:?} is due at {:?}", desk.now);
+        desk.clients.push(Client::new(100));
+        desk.run(3000, &[STATUS]);
+        assert!(desk.clients[0].text().starts_with("HTTP/1.1 200 OK"), "{network:?}: not answered");
+        let due = desk.service.poll_at(desk.now);
+        assert!(due.is_none_or(|at| at > desk.now), "{network:?}: {due:?} is due at {:?}", desk.now);
+    }
+}
+
+#[test]
+fn what_is_for_the_machine_is_not_the_guests() {
+    let mut service = service();
+    let mut is_guests = |frame: &[u8]| Ears { arbiter: None, service: Some(&mut service) }.offer(frame);
+    let mut datagram = syn_from([10, 0, 2, 100], 5000, None);
+    datagram[23] = IpProtocol::Udp.into();
+    assert!(!is_guests(&datagram), "UDP to the machine");
+    assert!(!is_guests(&syn_from([10, 0, 2, 100], 5000, None)), "HTTP");
+    assert!(is_guests(&request_for(Ipv4Addr::new(10, 0, 2, 21), MACHINE, Ipv4Addr::new(10, 0, 2, 100))), "a broadcast");
+    datagram[..6].copy_from_slice(&[2, 0, 0, 0, 0, 77]);
+    assert!(is_guests(&datagram), "UDP to the guest");
+}
+
+/// Smaller segments would take a hundred frames for an answer.
+#[test]
+fn who_wants_tiny_segments_is_not_heard() {
+    let mut service = service();
+    for (mss, heard) in [(Some(1), false), (Some(535), false), (Some(536), true), (None, true)] {
+        let before = service.station.waiting();
+        let frame = syn_from([198, 51, 100, 1], 5000, mss);
+        assert!(!Ears { arbiter: None, service: Some(&mut service) }.offer(&frame), "not the guest's");
+        assert_eq!(service.station.waiting() > before, heard, "{mss:?}");
+    }
+    assert_eq!(service.counts.refused, 2);
+}
+
+#[test]
+fn few_frames_go_out_in_a_turn() {
+    let mut service = service();
+    for port in 5000..5016 {
+        let frame = syn_from([10, 0, 2, 100], port, None);
+        Ears { arbiter: None, service: Some(&mut service) }.offer(&frame);
+    }
+    let mut sent = 0;
+    for now in [Time(1), Time(2), Time(3)] {
+        service.poll(now, &|| 0, &mut |_| unreachable!("nobody asks"));
+        let frames = core::iter::from_fn(|| service.next_frame()).count();
+        assert_eq!((frames, service.poll_at(now)), (8, Some(now)));
+        sent += frames;
+    }
+    assert_eq!(sent, 24);
+}
+
+#[test]
+fn a_refused_question_for_the_head_gets_no_more() {
+    let mut desk = Desk::new(3);
+    let says: [&[u8]; 3] = [
+        b"HEAD /nothing HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"\r\nHEAD /status HTTP/3.0\r\nHost: a\r\n\r\n",
+        b"HEAD /status HTTP/1.1\r\n",
+    ];
+    desk.run(6000, &says);
+    for (client, status) in desk.clients.iter().zip(["404", "505", "408"]) {
+        let text = client.text();
+        assert!(text.split(' ').nth(1) == Some(status) && text.ends_with("\r\n\r\n"), "{text}");
+    }
 }
 
 proptest! {
