@@ -1,5 +1,6 @@
 //! `role=probe`: finds out what this machine is, tells it to whoever looks, and halts. Nothing of it is changed that lasts.
 
+use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::slice;
@@ -101,12 +102,13 @@ fn guests(config: &Config, apic: &Apic, memory: &mut HostMemory) -> Tried<Guests
     let base = guest.all().as_ptr() as u64;
     // SAFETY: first and only virtual CPU; the memory is the guest's.
     let opened = unsafe { cpu::open(base, len, apic, config.vectors) };
-    let (mut vcpu, kind) = match opened {
-        Ok(opened) => opened,
+    // It is kept for good: the CPU's own tables may be part of it.
+    let (vcpu, kind) = match opened {
+        Ok((vcpu, kind)) => (Box::leak(vcpu), kind),
         Err(error) => return Some(Err(error.to_string())),
     };
     let mut stand = Machine {
-        vcpu: &mut *vcpu,
+        vcpu,
         memory: &mut guest,
         let_in: &mut interrupts::open_window,
         interrupt_soon: &mut || apic.arm_timer(TEST_INTERRUPT_TICKS),
