@@ -10,6 +10,7 @@ use alloc::format;
 use alloc::string::String;
 use core::fmt;
 use core::net::{Ipv4Addr, SocketAddrV4};
+use core::ops::RangeInclusive;
 
 use pollux_boot::command_line::{CommandOption, options};
 use pollux_ft::key::KEY_BYTES;
@@ -19,7 +20,7 @@ pub use self::arbiter::{ArbiterOptions, Routes};
 pub use self::values::Cidr;
 pub(crate) use self::values::duration;
 use self::values::{
-    RECORD_PORT, SYSLOG_PORT, bytes_of_hex, cold_start, disk, http, mac, number, one_of, server, short, size,
+    RECORD_PORT, SYSLOG_PORT, bytes_of_hex, cold_start, disk, http, io_port, mac, number, one_of, server, short, size,
 };
 use crate::broken::BrokenRule;
 use crate::counter::choose::Wanted;
@@ -44,6 +45,8 @@ pub enum StartRole {
     Solo,
     /// Runs the exact-stop property test on the guest image, twice, and ends.
     Stops,
+    /// Says whether this machine can run Pollux, without a guest, and ends.
+    Probe,
 }
 
 /// The guest's disk.
@@ -87,7 +90,7 @@ pub enum Part {
 /// All options with their meaning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// `role=primary|backup|auto|solo|stops|replay`.
+    /// `role=primary|backup|auto|solo|stops|probe|replay`.
     pub role: StartRole,
     /// `name=TEXT`: this machine's name in log and status.
     pub name: String,
@@ -157,6 +160,8 @@ pub struct Config {
     pub stops: u64,
     /// `seed=N`: seed of the property test.
     pub seed: u64,
+    /// `exit-port=PORT`: the I/O port that a probe's verdict is written to, see [`crate::probe::EXIT_GO`].
+    pub exit_port: Option<u16>,
 }
 
 impl Default for Config {
@@ -197,6 +202,7 @@ impl Default for Config {
             test_commands: false,
             stops: 1000,
             seed: 1,
+            exit_port: None,
         }
     }
 }
@@ -210,6 +216,9 @@ impl fmt::Display for ConfigError {
         f.write_str(&self.0)
     }
 }
+
+/// Guest RAM that there can be, in bytes.
+pub const GUEST_MEMORY: RangeInclusive<u64> = 8 << 20..=3072 << 20;
 
 /// A slower disk could not be told from one that hangs.
 const MAX_DISK_LATENCY: Span = Span::from_millis(1000);
@@ -226,7 +235,7 @@ const SHORTEST_WATCH: Span = Span::from_millis(2000);
 
 /// All option names, for the message about an unknown one.
 const NAMES: &str = "role, name, pair, client-nic, log-nic, log-address, log-peer, record, guest-memory, disk, disk-latency, guest-mac, guest-sources, guest-args, \
-                     guest-seed, insecure, heartbeat, suspect, cold-start, on-halt, resets-an-hour, watchdog, log-buffer, transfer, counter, vectors, mmu, clock, http, syslog, monitor, break, test-commands, stops, seed";
+                     guest-seed, insecure, heartbeat, suspect, cold-start, on-halt, resets-an-hour, watchdog, log-buffer, transfer, counter, vectors, mmu, clock, http, syslog, monitor, break, test-commands, stops, seed, exit-port";
 
 impl Config {
     /// Reads a command line.
@@ -268,6 +277,7 @@ impl Config {
                         ("auto", StartRole::Auto),
                         ("solo", StartRole::Solo),
                         ("stops", StartRole::Stops),
+                        ("probe", StartRole::Probe),
                         ("replay", StartRole::Replay),
                     ],
                 )
@@ -335,6 +345,7 @@ impl Config {
             "test-commands" => self.test_commands = one_of(value, ON_OFF).map_err(|text| bad(&text))?,
             "stops" => self.stops = number(value).map_err(bad)?,
             "seed" => self.seed = number(value).map_err(bad)?,
+            "exit-port" => self.exit_port = Some(io_port(value).map_err(bad)?),
             _ => match self.arbiter.set(key, value) {
                 Some(result) => result.map_err(bad)?,
                 None => {
@@ -351,11 +362,16 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         const MIB: u64 = 1 << 20;
         let fail = |text: String| Err(ConfigError(text));
-        if !self.guest_memory.is_multiple_of(2 * MIB) || !(8 * MIB..=3072 * MIB).contains(&self.guest_memory) {
+        if !self.guest_memory.is_multiple_of(2 * MIB) || !GUEST_MEMORY.contains(&self.guest_memory) {
             return fail(format!(
-                "option 'guest-memory': {} MiB is not an even number of MiB between 8 and 3072",
-                self.guest_memory / MIB
+                "option 'guest-memory': {} MiB is not an even number of MiB between {} and {}",
+                self.guest_memory / MIB,
+                GUEST_MEMORY.start() / MIB,
+                GUEST_MEMORY.end() / MIB
             ));
+        }
+        if self.exit_port.is_some() && self.role != StartRole::Probe {
+            return fail("option 'exit-port' is for role=probe".to_owned());
         }
         if self.disk_takes_time() && self.disk == Disk::None {
             return fail("option 'disk-latency': there is no disk; say which with 'disk'".to_owned());

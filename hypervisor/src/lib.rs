@@ -15,6 +15,7 @@
 //! | how a frame is held until the twin has the log | [`pollux_nic::Gate`] |
 //! | how all that is joined on a machine | [`replica`], over the devices in [`host`] |
 //! | whether the stops are exact on this machine | [`stops`], [`counter::selftest`] |
+//! | whether a machine can run Pollux at all | [`probe`] |
 //!
 //! The replication crates know nothing of this one: `pollux_ft` decides and does no I/O, `pollux_driver` obeys it and
 //! knows guest and machine as traits, `pollux_nic` has the cards and the gate. `ARCHITECTURE.md` has the borders, the life
@@ -35,6 +36,7 @@ pub mod host;
 pub mod memory;
 pub mod mmu;
 pub mod platform;
+pub mod probe;
 pub mod random;
 pub mod replica;
 pub mod state;

@@ -1,5 +1,7 @@
 //! From the boot loader to the replica's loop, and what a panic does: only the bare machine needs it.
 
+mod probe;
+
 use alloc::boxed::Box;
 use core::fmt::Display;
 use core::panic::PanicInfo;
@@ -61,6 +63,9 @@ fn main(info: &'static BootInfo) -> ! {
     let config = Config::parse(info.command_line).unwrap_or_else(|error| refuse(&error));
     if config.resets {
         reset::allow(config.resets_an_hour);
+    }
+    if config.role == StartRole::Probe {
+        probe::run(info, &config, memory);
     }
     // SAFETY: first and only call; the boot code maps the first 4 GiB one to one.
     let apic = unsafe { interrupts::start() }.unwrap_or_else(|error| refuse(&error));

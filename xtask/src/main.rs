@@ -160,6 +160,8 @@ mod tests {
             "qemu --guest ./x --guest-memory 128M --tap tap0 --seed 3 --hypervisor-option a=1 b=2 --yes",
             "qemu --hypervisor-option a=1 --hypervisor-option pollux:b=2",
             "qemu --nic e1000e --accel tcg",
+            "qemu --probe --for 20s --hypervisor-option counter=pmu",
+            "bochs --probe",
             "qemu --boot uefi-pxe",
             "bochs --solo --headless --dir D --port 7777 --for 60s --guest counter --hypervisor-option a=1 b=2",
             "image --out pollux.iso",

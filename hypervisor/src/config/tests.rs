@@ -31,6 +31,16 @@ fn a_pair_is_understood() {
 }
 
 #[test]
+fn a_probe_needs_nothing() {
+    let config = Config::parse("role=probe").unwrap();
+    assert_eq!((config.role, config.exit_port), (StartRole::Probe, None));
+    assert_eq!(Config::parse("role=probe exit-port=0xf4").unwrap().exit_port, Some(0xF4));
+    for bad in ["role=probe exit-port=244", "role=probe exit-port=0x1ffff", "role=solo exit-port=0xf4"] {
+        assert!(Config::parse(bad).unwrap_err().to_string().contains("exit-port"), "{bad}");
+    }
+}
+
+#[test]
 fn a_pair_has_a_key_or_says_that_it_needs_none() {
     let key = Some(&[7; 32]);
     let of = |options: &str, key, good| {

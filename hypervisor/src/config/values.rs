@@ -107,6 +107,12 @@ pub(super) fn number(text: &str) -> Result<u64, &'static str> {
     text.parse().map_err(|_| "not a whole number")
 }
 
+/// A port of the I/O space, in hex.
+pub(super) fn io_port(text: &str) -> Result<u16, &'static str> {
+    const SHAPE: &str = "an I/O port looks like 0xf4";
+    u16::from_str_radix(text.strip_prefix("0x").ok_or(SHAPE)?, 16).map_err(|_| SHAPE)
+}
+
 /// Bytes, with an optional suffix K, M or G (powers of 1024).
 pub(super) fn size(text: &str) -> Result<u64, &'static str> {
     const SHAPE: &str = "a size looks like 64M (suffixes K, M, G)";

@@ -49,6 +49,16 @@ impl HostMemory {
         self.free.iter().map(|range| range.end - range.start).sum()
     }
 
+    /// The most bytes aligned to `align` (a power of two) that [`take`](Self::take) would find, in multiples of `align`.
+    #[must_use]
+    pub fn largest(&self, align: u64) -> u64 {
+        let whole = |range: &Range<u64>| {
+            let start = range.start.checked_next_multiple_of(align)?;
+            Some(range.end.checked_sub(start)? & !(align - 1))
+        };
+        self.free.iter().filter_map(whole).max().unwrap_or(0)
+    }
+
     /// Start of `len` bytes aligned to `align` (a power of two), from the lowest range that has them.
     pub fn take(&mut self, len: u64, align: u64) -> Option<u64> {
         let start = self.free.iter().find_map(|range| {
@@ -87,5 +97,17 @@ mod tests {
         assert_eq!(memory.take(0x8_0000, 0x8_0000), Some(0x10_0000));
         assert_eq!(memory.take(0x20_0000, 0x1000), None);
         assert_eq!(memory.left(), 0xC000 + 0x8_0000);
+    }
+
+    #[test]
+    fn the_largest_piece_can_be_taken() {
+        let mut memory = HostMemory::new();
+        assert_eq!(memory.largest(0x1000), 0);
+        memory.add(0x1000..0x1_0000);
+        assert_eq!((memory.largest(0x1000), memory.largest(0x4000), memory.largest(0x10_0000)), (0xF000, 0xC000, 0));
+        memory.add(0x2F_F000..0x51_0000);
+        let largest = memory.largest(0x10_0000);
+        assert_eq!((largest, memory.take(largest + 0x10_0000, 0x10_0000)), (0x20_0000, None));
+        assert_eq!(memory.take(largest, 0x10_0000), Some(0x30_0000));
     }
 }

@@ -22,6 +22,9 @@ const REGISTERS: u64 = 0x4000;
 /// What the boot code maps.
 const MAPPED: u64 = 1 << 32;
 
+/// Class, subclass and interface of an NVMe controller. See: PCI Code and ID Assignment 1.11, 1.9.
+pub const CONTROLLER: [u8; 3] = [0x01, 0x08, 0x02];
+
 /// A part of a drive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Region {
@@ -119,9 +122,7 @@ impl Stopwatch {
 /// # Errors
 /// When there is no such drive, or it does not come up.
 pub unsafe fn open(bdf: Bdf, apic: &Apic, memory: &mut HostMemory) -> Result<OpenDrive, DriveError> {
-    // Class, subclass, interface: an NVMe controller's. See: PCI Code and ID Assignment 1.11, 1.9.
-    const CONTROLLER: [u8; 3] = [0x01, 0x08, 0x02];
-    let class = [0x0B, 0x0A, 0x09].map(|offset| pci::read8(bdf, offset));
+    let class = pci::class(bdf);
     if class != CONTROLLER && class != [0xFF; 3] {
         return Err(DriveError::NoController(bdf, class));
     }

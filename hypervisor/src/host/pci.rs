@@ -137,6 +137,12 @@ pub fn read8(bdf: Bdf, offset: u16) -> u8 {
     unsafe { Port::new(data_port(bdf, offset)).read() }
 }
 
+/// Class, subclass and interface of the device. See: PCI Code and ID Assignment 1.11.
+#[must_use]
+pub fn class(bdf: Bdf) -> [u8; 3] {
+    [0x0B, 0x0A, 0x09].map(|offset| read8(bdf, offset))
+}
+
 /// Writes a byte of configuration space, in that width.
 ///
 /// # Safety

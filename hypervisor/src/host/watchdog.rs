@@ -64,6 +64,12 @@ impl Registers for Window {
     }
 }
 
+/// Where this machine has a watchdog that we know.
+#[must_use]
+pub fn find() -> Option<Bdf> {
+    pci::find(i6300esb::IDS)
+}
+
 /// A watchdog that runs.
 #[derive(Debug)]
 pub struct Watchdog {
@@ -86,7 +92,7 @@ impl Watchdog {
     /// # Errors
     /// When there is none that can be used.
     pub unsafe fn arm(now: Time, patience: Span) -> Result<Self, ArmError> {
-        let bdf = pci::find(i6300esb::IDS).ok_or(ArmError::None)?;
+        let bdf = find().ok_or(ArmError::None)?;
         let base = pci::enable_memory(bdf, i6300esb::REGISTER_BYTES).map_err(ArmError::Pci)?;
         if pci::read8(bdf, i6300esb::LOCK) & i6300esb::LOCK_LOCKED != 0 {
             return Err(ArmError::Locked(bdf));

@@ -317,7 +317,7 @@ fn make_node(config: &Config, protection: Protection, guest: &Guest, id: NodeId,
         StartRole::Primary => (Start::Primary, config.protocol()),
         StartRole::Backup | StartRole::Replay => (Start::Backup, config.protocol()),
         StartRole::Auto => (Start::Auto, config.protocol()),
-        StartRole::Solo | StartRole::Stops => (Start::Primary, pollux_ft::Config::default()),
+        StartRole::Solo | StartRole::Stops | StartRole::Probe => (Start::Primary, pollux_ft::Config::default()),
     };
     let protocol = pollux_ft::Config { protection, ..protocol };
     let identity = Identity {
@@ -341,7 +341,7 @@ fn make_link(config: &Config, random: Random, nic: E1000, route: Route) -> Optio
     let end = match config.role {
         StartRole::Primary => End::Listen,
         StartRole::Backup | StartRole::Auto | StartRole::Replay => End::Connect,
-        StartRole::Solo | StartRole::Stops => return None,
+        StartRole::Solo | StartRole::Stops | StartRole::Probe => return None,
     };
     Some(Link::new(nic, route, config.log_address?, config.log_peer?, end, random))
 }

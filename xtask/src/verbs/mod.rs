@@ -3,5 +3,6 @@
 
 pub mod image;
 pub mod netboot;
+mod probe;
 pub mod rig;
 pub mod run;

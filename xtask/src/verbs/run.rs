@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
+use super::probe;
 use crate::guest::Probe;
 use crate::net::{Forward, MAX_FORWARDS, Protocol};
 use crate::output::{complain, say};
@@ -71,6 +72,9 @@ pub struct RunArgs {
     /// Run the guest on one machine, without replication
     #[arg(long)]
     solo: bool,
+    /// Show what one machine says of itself (role=probe): whether it can run a pair, and why not; then end
+    #[arg(long, conflicts_with_all = ["solo", "backup", "role", "revive", "record"])]
+    probe: bool,
     /// When the backup starts [default: now; answering for a guest debian with a known service]
     #[arg(long, value_enum, value_name = "now|answering", conflicts_with = "solo")]
     backup: Option<BackupStart>,
@@ -139,10 +143,14 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
     let Software { hypervisor, guest, mut options, mut services, boots_long } =
         arguments.software.build(|| Secret::draw().map(Some))?;
     options.record = arguments.record.is_some();
+    if arguments.probe {
+        options.given.extend(probe::options()?);
+        services.clear();
+    }
     // One machine boots faster than two that share a desk.
     let usual = if boots_long && !services.is_empty() { BackupStart::Answering } else { BackupStart::Now };
     let backup = arguments.backup.unwrap_or(usual);
-    if services.is_empty() && backup == BackupStart::Answering {
+    if services.is_empty() && backup == BackupStart::Answering && !arguments.probe {
         services.push(COUNTER);
     }
     add_services(&mut forwards, &services);
@@ -158,7 +166,7 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
     let config = Config {
         emulator,
         hypervisor,
-        solo: arguments.solo,
+        solo: arguments.solo || arguments.probe,
         forwards,
         tap: arguments.tap,
         capture: arguments.capture,
@@ -174,6 +182,9 @@ fn run(emulator: Emulator, why: &str, arguments: RunArgs) -> Result<()> {
         options,
     };
     let mut rig = Rig::start(config, directory)?;
+    if arguments.probe {
+        return probe::show(&mut rig, limit);
+    }
     let service = rig.service();
     let (address, port) = service.split_once(':').unwrap_or((service, ""));
     let host = if address == "127.0.0.1" { String::new() } else { format!(" -h {address}") };

@@ -30,6 +30,11 @@ const KVM: &str = include_str!("../../../../qemu/kvm.args");
 /// The watchdog of a machine that is told to use one: not every QEMU has it.
 const WATCHDOG: [&str; 2] = ["-device", "i6300esb,addr=8"];
 
+/// What ends QEMU when a machine's probe is over, by twice the number that is written to its port, and one.
+const EXIT: [&str; 2] = ["-device", "isa-debug-exit,iobase=0xf4,iosize=4"];
+/// The option that says so.
+const EXIT_OPTION: (&str, &str) = ("exit-port", "0xf4");
+
 /// QEMU's own monitor, for `cargo xtask bench --profile` alone: a thread of it wakes at each end of a timer.
 const CONTROL: &str = "-qmp unix:{control},server=on,wait=off";
 
@@ -85,6 +90,9 @@ fn invocation(machine: &MachineSpec<'_>, accelerator: Accelerator, hardware: Har
     }
     if machine.options.value("watchdog").is_some_and(|value| value != "off") {
         command.args(WATCHDOG);
+    }
+    if machine.options.value(EXIT_OPTION.0) == Some(EXIT_OPTION.1) {
+        command.args(EXIT);
     }
     if machine.drive.is_some() {
         let file = drive_file(machine).display().to_string().replace(',', ",,");
