@@ -11,8 +11,8 @@ use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt};
 
 use super::dhcp::{PROXY_PORT, SERVER_PORT, Server};
-use super::tftp::{self, ErrorCode, Request, Transfer};
-use super::{Root, Served};
+use super::tftp::{self, Request, Transfer};
+use super::{Asker, Root, Served};
 use crate::interrupt;
 use crate::output::say;
 
@@ -182,9 +182,17 @@ impl Desk {
             Err(refusal) => return refusal.iter().for_each(|refusal| refuse(refusal)),
         };
         let said = format!("{}: {}", client.ip(), printable(&request.file));
-        let Ok(file) = self.root.open(&request.file) else {
-            say!("{said}: no such file");
-            return refuse(&tftp::error(ErrorCode::NotFound, "no such file"));
+        let asker = match client.ip() {
+            IpAddr::V4(address) => self.server.asker_at(address),
+            IpAddr::V6(_) => Asker::Stranger,
+        };
+        let file = match self.root.open(&request.file, asker) {
+            Ok(file) => file,
+            Err(error) => {
+                let (refusal, why) = tftp::refusal(&error);
+                say!("{said}: {why}");
+                return refuse(&refusal);
+            }
         };
         let token = Token(self.next_token);
         let opened = UdpSocket::bind((IpAddr::V4(self.address), 0).into()).and_then(|mut socket| {

@@ -2,6 +2,7 @@
 //!
 //! See: RFC 1350; RFC 2347, 2348, 2349 (options); RFC 7440 (window).
 
+use std::io;
 use std::time::Duration;
 
 use super::root::Source;
@@ -44,6 +45,15 @@ pub enum ErrorCode {
 /// An error as a packet.
 pub fn error(code: ErrorCode, text: &str) -> Vec<u8> {
     [&ERROR.to_be_bytes()[..], &(code as u16).to_be_bytes(), text.as_bytes(), &[0]].concat()
+}
+
+/// Refuses a file that could not be opened for this reason; the packet, and the same for people.
+pub fn refusal(reason: &io::Error) -> (Vec<u8>, &'static str) {
+    let (code, text) = match reason.kind() {
+        io::ErrorKind::PermissionDenied => (ErrorCode::Access, "that is not for you"),
+        _ => (ErrorCode::NotFound, "no such file"),
+    };
+    (error(code, text), text)
 }
 
 /// A request to read a file.

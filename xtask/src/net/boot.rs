@@ -14,7 +14,7 @@ use smoltcp::wire::{
 
 use super::frame::{ARP, Header, IPV4, MIN_FRAME, Mac, arp_reply};
 use crate::boot_server::dhcp::{self, Client, Server};
-use crate::boot_server::tftp::{self, ErrorCode, Request, Transfer};
+use crate::boot_server::tftp::{self, Request, Transfer};
 use crate::boot_server::{Root, Served};
 
 /// Its address.
@@ -110,7 +110,9 @@ impl BootHost {
     fn begin(&mut self, datagram: &Datagram<'_>, now: Duration) {
         let port = self.next_port;
         self.next_port = if port + 1 == PORTS.end { PORTS.start } else { port + 1 };
-        let packets = match Request::parse(datagram.payload).map(|request| (self.root.open(&request.file), request)) {
+        let asker = self.server.asker_with(datagram.from.0.0);
+        let request = Request::parse(datagram.payload);
+        let packets = match request.map(|request| (self.root.open(&request.file, asker), request)) {
             Ok((Ok(file), request)) => {
                 let (transfer, packets) = Transfer::start(&request, file, now);
                 // A client that asks again has missed the first answer.
@@ -121,7 +123,7 @@ impl BootHost {
                 self.deliveries.push(Delivery { client: datagram.from, port, transfer });
                 packets
             }
-            Ok((Err(_), _)) => vec![tftp::error(ErrorCode::NotFound, "no such file")],
+            Ok((Err(error), _)) => vec![tftp::refusal(&error).0],
             Err(refusal) => refusal.into_iter().collect(),
         };
         self.out.extend(packets.iter().map(|packet| udp_frame(port, datagram.from, packet)));
@@ -234,6 +236,7 @@ fn udp_frame(port: u16, to: (Mac, SocketAddrV4), payload: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use pollux_hypervisor::config::Cidr;
     use proptest::prelude::*;
 
     use super::*;
@@ -260,7 +263,8 @@ mod tests {
     }
 
     fn host(directory: &std::path::Path) -> BootHost {
-        let clients = vec![Client { mac: MACHINE.0.0, address: MACHINE.1, prefix: 24 }];
+        let lease = Some(Cidr { address: MACHINE.1, prefix: 24 });
+        let clients = vec![Client { name: "castor".to_owned(), mac: MACHINE.0.0, lease }];
         BootHost::new(&BootConfig { directory: directory.to_owned(), clients }).unwrap()
     }
 
@@ -311,6 +315,27 @@ mod tests {
 
         host.receive(&frame(TFTP_PORT, 2000, b"\0\x01../f\0octet\0"), Duration::ZERO);
         assert_eq!(payload(&host.take_frames()[0]).1[..4], [0, 5, 0, 1]);
+    }
+
+    #[test]
+    fn only_the_machine_itself_gets_its_key() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["castor", "pollux"] {
+            let own = directory.path().join("machines").join(name);
+            std::fs::create_dir_all(&own).unwrap();
+            std::fs::write(own.join("key"), [7; 32]).unwrap();
+        }
+        let mut host = host(directory.path());
+        let mut code = |file: &str, guest: u8| {
+            let mut ask = frame(TFTP_PORT, 2000, format!("\0\x01{file}\0octet\0").as_bytes());
+            ask[6] ^= guest;
+            host.receive(&ask, Duration::ZERO);
+            let bytes = host.take_frames().remove(0);
+            bytes[MIN_FRAME + 28..][..4].to_vec()
+        };
+        assert_eq!(code("/machines/castor/key", 0), [0, 3, 0, 1]);
+        assert_eq!(code("/machines/castor/key", 2), [0, 5, 0, 2], "a guest");
+        assert_eq!(code("/machines/pollux/key", 0), [0, 5, 0, 2], "its twin");
     }
 
     #[test]

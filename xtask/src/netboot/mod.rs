@@ -24,6 +24,9 @@ pub const UEFI_IMAGE: &str = "grub/x86_64-efi/core.efi";
 /// What iPXE loads, which knows no Multiboot2 by itself.
 pub const IPXE_SCRIPT: &str = "boot.ipxe";
 
+/// The directory with what is each machine's own, by its name.
+pub const MACHINES: &str = "machines";
+
 /// How GRUB's first configuration begins.
 pub const MADE: &str = "# Made by cargo xtask netboot.";
 
@@ -95,7 +98,7 @@ impl Common<'_> {
         for (index, (name, mac)) in self.machines.iter().enumerate() {
             let word = if index == 0 { "if" } else { "elif" };
             text += &format!(
-                "{word} [ \"$net_default_mac\" = \"{mac}\" ]; then\n    configfile /machines/{name}/grub.cfg\n"
+                "{word} [ \"$net_default_mac\" = \"{mac}\" ]; then\n    configfile /{MACHINES}/{name}/grub.cfg\n"
             );
         }
         // It is not known whether anybody looks, and a machine that was added meanwhile is to be found.
@@ -128,7 +131,7 @@ impl Machine<'_> {
     /// # Errors
     /// Options that GRUB cannot pass on, and files that cannot be written.
     pub fn write(&self, directory: &Path, guest: &GuestFiles) -> Result<()> {
-        let own = format!("machines/{}", self.name);
+        let own = format!("{MACHINES}/{}", self.name);
         let files = guest.modules().map(|(name, _)| (format!("/{name}"), name));
         let secrets = self.secrets.iter().map(|(name, _)| (format!("/{own}/{name}"), *name));
         let text = grub::configuration("/pollux", self.options, files.chain(secrets))?;

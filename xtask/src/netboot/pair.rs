@@ -8,7 +8,7 @@ use pollux_hypervisor::config::{Cidr, Config};
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::boot_server::dhcp::{Client, format_mac, parse_mac};
+use crate::boot_server::dhcp::{Client, parse_mac};
 use crate::grub;
 use crate::rig::options::{CommandLine, GUEST_MAC, GivenOption, parse_guest_arguments};
 use crate::rig::software::{DEFAULT_GUEST, SoftwareArgs, parse_disk, parse_memory};
@@ -75,12 +75,8 @@ struct MachineTable {
 /// A machine, checked.
 #[derive(Debug)]
 pub struct Machine {
-    /// Its name.
-    pub name: String,
-    /// The card that it boots from, in small letters with colons.
-    pub mac: String,
-    /// Its address there, if it has one.
-    pub client: Option<Client>,
+    /// Its name, card, and address there, if it has one.
+    pub client: Client,
     options: CommandLine,
     line: usize,
     /// Which option stands in which line.
@@ -174,10 +170,10 @@ impl Pair {
         let clients = check_machines(&reader, tables.map(Spanned::get_ref))?;
         let software = software(&reader, &file)?;
         let secrets = secrets(&reader, &file)?;
-        let [first, second] = [(0, 1), (1, 0)].map(|(own, twin)| machine(&reader, &file, [tables[own], tables[twin]]));
-        let [mut first, mut second] = [first?, second?];
-        [first.client, second.client] = clients;
-        let pair = Self { software, machines: [first, second], secrets, path: path.to_owned() };
+        let [one, other] = clients;
+        let [first, second] = [(one, 0, 1), (other, 1, 0)]
+            .map(|(client, own, twin)| machine(&reader, &file, client, [tables[own], tables[twin]]));
+        let pair = Self { software, machines: [first?, second?], secrets, path: path.to_owned() };
         for machine in &pair.machines {
             pair.check(machine, &machine.options)?;
         }
@@ -205,7 +201,7 @@ impl Pair {
                 "{}:{}: {}: {what}",
                 self.path.display(),
                 place.map_or(machine.line, |(_, line)| *line),
-                machine.name
+                machine.client.name
             )
         };
         for word in options.words() {
@@ -221,7 +217,7 @@ impl Pair {
 }
 
 /// What the machines may not have in common, and must.
-fn check_machines(reader: &Reader<'_>, tables: [&MachineTable; 2]) -> Result<[Option<Client>; 2]> {
+fn check_machines(reader: &Reader<'_>, tables: [&MachineTable; 2]) -> Result<[Client; 2]> {
     let [first, second] = tables;
     for table in tables {
         let name = table.name.get_ref();
@@ -252,8 +248,8 @@ fn check_machines(reader: &Reader<'_>, tables: [&MachineTable; 2]) -> Result<[Op
         return Err(reader.wrong(text, "client network and log network are the same"));
     }
     Ok([0, 1].map(|index| {
-        let Cidr { address, prefix } = own?[index];
-        Some(Client { mac: macs[index], address, prefix })
+        let name = tables[index].name.get_ref().clone();
+        Client { name, mac: macs[index], lease: own.map(|own| own[index]) }
     }))
 }
 
@@ -355,7 +351,12 @@ fn secrets(reader: &Reader<'_>, file: &File) -> Result<Vec<(&'static str, Secret
 }
 
 /// The options of a machine that has this twin.
-fn machine(reader: &Reader<'_>, file: &File, [own, twin]: [&Spanned<MachineTable>; 2]) -> Result<Machine> {
+fn machine(
+    reader: &Reader<'_>,
+    file: &File,
+    client: Client,
+    [own, twin]: [&Spanned<MachineTable>; 2],
+) -> Result<Machine> {
     let line = reader.line(own.span().start);
     let (table, twin) = (own.get_ref(), twin.get_ref());
     let mut given: Vec<(GivenOption, String, usize)> = Vec::new();
@@ -402,13 +403,12 @@ fn machine(reader: &Reader<'_>, file: &File, [own, twin]: [&Spanned<MachineTable
     let given: Vec<_> = given.into_iter().map(|(option, ..)| option).collect();
     let mut options = CommandLine::given(&given).map_err(|what| reader.at(line, what))?;
     options.complete(&[("role", "auto")]);
-    let mac = format_mac(parse_mac(table.mac.get_ref()).unwrap_or_default());
     let guest_mac = options.value("guest-mac").unwrap_or(GUEST_MAC);
     ensure!(
-        !guest_mac.eq_ignore_ascii_case(&mac),
+        parse_mac(guest_mac) != Some(client.mac),
         reader.wrong(&table.mac, "that is the guest's own MAC address, and no card's")
     );
-    Ok(Machine { name: table.name.get_ref().clone(), mac, client: None, options, line, places })
+    Ok(Machine { client, options, line, places })
 }
 
 #[cfg(test)]

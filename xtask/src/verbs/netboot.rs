@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::boot_server::Root;
-use crate::boot_server::dhcp::Server;
+use crate::boot_server::dhcp::{Client, Server, format_mac};
 use crate::boot_server::serve::{Place, Ports, serve};
 use crate::needs::{self, Need};
-use crate::netboot::pair::Pair;
+use crate::netboot::pair::{self, Pair};
 use crate::netboot::{BIOS_IMAGE, Common, IPXE_SCRIPT, MADE, Machine, UEFI_IMAGE};
 use crate::output::say;
 use crate::rig::software::Software;
@@ -62,7 +62,9 @@ pub fn run(arguments: &NetbootArgs) -> Result<()> {
     let disk = common.disk.map(crate::rig::options::Disk::option);
     usually.extend(disk.as_deref().map(|disk| ("disk", disk)));
     let words = pair.machines.iter().map(|machine| pair.words(machine, &usually)).collect::<Result<Vec<_>>>()?;
-    let machines: Vec<_> = pair.machines.iter().map(|machine| (machine.name.as_str(), machine.mac.as_str())).collect();
+    let macs = pair.machines.each_ref().map(|machine| format_mac(machine.client.mac));
+    let names = pair.machines.iter().map(|machine| machine.client.name.as_str());
+    let machines: Vec<_> = names.zip(macs.iter().map(String::as_str)).collect();
 
     let out = &arguments.out;
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
@@ -91,14 +93,12 @@ impl NetbootArgs {
         if !self.serve {
             return Ok(None);
         }
-        let without = pair.machines.iter().find(|machine| machine.client.is_none());
-        if let Some(machine) = without.filter(|_| self.dhcp) {
-            bail!("--dhcp gives machines their machine-address, and {} has none", machine.name);
-        }
         let place = Place::find(self.interface.as_deref(), self.address)?;
-        let clients = pair.machines.iter().filter_map(|machine| machine.client);
-        for client in clients.filter(|_| self.dhcp) {
-            ensure!(client.address != place.address, "{} is this desk's address, and a machine's", place.address);
+        for machine in pair.machines.iter().filter(|_| self.dhcp) {
+            let Some(lease) = machine.client.lease else {
+                bail!("--dhcp gives machines their machine-address, and {} has none", machine.client.name);
+            };
+            ensure!(lease.address != place.address, "{} is this desk's address, and a machine's", place.address);
         }
         Ok(Some(place))
     }
@@ -108,7 +108,11 @@ impl NetbootArgs {
             Some(&[dhcp, proxy, tftp]) => Ports { dhcp, proxy, tftp },
             _ => Ports::default(),
         };
-        let clients = pair.machines.iter().filter_map(|machine| machine.client).filter(|_| self.dhcp).collect();
+        let client = |machine: &pair::Machine| Client {
+            lease: machine.client.lease.filter(|_| self.dhcp),
+            ..machine.client.clone()
+        };
+        let clients = pair.machines.iter().map(client).collect();
         let server = Server { address: place.address, clients };
         say!("serving at {} ({}) until Ctrl-C", place.address, place.interface);
         serve(Root::new(&self.out)?, server, place, ports)

@@ -66,7 +66,7 @@ fn a_pair_is_two_command_lines() {
     );
     assert!(words(1).contains("log-peer=10.1.0.1 machine-peer=10.0.2.21 on-halt=reset vectors=sse role=auto"));
     assert_eq!(pair.secrets.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["key"]);
-    assert_eq!(pair.machines[1].client.unwrap().address, std::net::Ipv4Addr::new(10, 0, 2, 22));
+    assert_eq!(pair.machines[1].client.lease.unwrap().address, std::net::Ipv4Addr::new(10, 0, 2, 22));
     // What only the guest's build knows is looked at, too.
     let error = pair.words(&pair.machines[0], &[("guest-memory", "7M")]).unwrap_err().to_string();
     assert!(error.contains("pair.toml:11: castor: option 'guest-memory'"), "{error}");
