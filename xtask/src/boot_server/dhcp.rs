@@ -1,5 +1,5 @@
-//! DHCP for machines that boot: what to load, and from where. Beside another server that gives addresses it gives none; it
-//! may give the machines that it knows the addresses that are theirs, and nobody else any.
+//! DHCP for machines that boot: what to load, and from where, said to the machines that it knows and to nobody else. Beside
+//! another server that gives addresses it gives none; it may give the machines the addresses that are theirs.
 //!
 //! See: RFC 2131, RFC 2132; RFC 4578 (architecture of the client); Intel, "Preboot Execution Environment 2.1", 2.2.3.
 
@@ -60,7 +60,7 @@ pub struct Client {
 pub struct Server {
     /// The server's own address, for TFTP, too.
     pub address: Ipv4Addr,
-    /// Who boots: all have addresses from here, or none has, since another server gives them.
+    /// Who is answered: all have addresses from here, or none has, since another server gives them.
     pub clients: Vec<Client>,
 }
 
@@ -116,22 +116,18 @@ impl Server {
     pub fn answer(&self, bytes: &[u8], port: u16) -> Option<Answer> {
         let question = Question::parse(bytes)?;
         let mac = question.packet.client_hardware_address().0;
-        let client = self.clients.iter().find(|client| client.mac == mac);
-        let gives = self.gives();
-        // Who gives addresses answers those who get one; who gives none answers all, but a request for an address is
-        // for another server.
-        let kind = match (question.kind, gives, port) {
-            (DhcpMessageType::Discover, true, SERVER_PORT) => DhcpMessageType::Offer,
-            (DhcpMessageType::Request, true, SERVER_PORT) if self.is_meant(&question) => DhcpMessageType::Ack,
-            (DhcpMessageType::Discover, false, SERVER_PORT) => DhcpMessageType::Offer,
-            (DhcpMessageType::Request, _, PROXY_PORT) => DhcpMessageType::Ack,
+        let client = self.clients.iter().find(|client| client.mac == mac)?;
+        let given = client.lease.filter(|_| port == SERVER_PORT);
+        let kind = match (question.kind, port) {
+            (DhcpMessageType::Discover, SERVER_PORT) => DhcpMessageType::Offer,
+            // Where another server gives addresses, a request for one is for that server.
+            (DhcpMessageType::Request, SERVER_PORT) if given.is_some() && self.is_meant(&question) => {
+                DhcpMessageType::Ack
+            }
+            (DhcpMessageType::Request, PROXY_PORT) => DhcpMessageType::Ack,
             _ => return None,
         };
         let file = question.file()?;
-        let given = match (gives && port == SERVER_PORT, client) {
-            (false, _) => None,
-            (true, client) => Some(client?.lease?),
-        };
         // Asks for another address than its own: it is not told of a wrong one, and will ask anew.
         let asked = question.option(REQUESTED).and_then(|data| <[u8; 4]>::try_from(data).ok()).map(Ipv4Addr::from);
         if kind == DhcpMessageType::Ack && given.is_some_and(|given| asked.is_some_and(|asked| asked != given.address))
@@ -296,8 +292,7 @@ mod tests {
 
     #[test]
     fn a_proxy_gives_no_address() {
-        let answer = proxy().answer(&question(DhcpMessageType::Discover, [9; 6], &[BIOS]), SERVER_PORT);
-        // A group address is none that a client has; what it says is answered, all the same, to everybody.
+        let answer = proxy().answer(&question(DhcpMessageType::Discover, KNOWN, &[BIOS]), SERVER_PORT);
         let (_, address, options) = told(&answer.unwrap());
         assert!(address.is_unspecified());
         assert!(options.contains(&(CLASS, PXE.to_vec())) && options.contains(&(VENDOR, TAKE_THE_FILE.to_vec())));
@@ -309,12 +304,24 @@ mod tests {
     }
 
     #[test]
+    fn other_machines_boot_from_elsewhere() {
+        for server in [proxy(), giver()] {
+            for (kind, port) in [
+                (DhcpMessageType::Discover, SERVER_PORT),
+                (DhcpMessageType::Request, SERVER_PORT),
+                (DhcpMessageType::Request, PROXY_PORT),
+            ] {
+                assert_eq!(server.answer(&question(kind, [2; 6], &[BIOS]), port), None, "{kind:?} {port}");
+            }
+        }
+    }
+
+    #[test]
     fn known_machines_get_their_own_addresses() {
         let discover = question(DhcpMessageType::Discover, KNOWN, &[BIOS]);
         let (_, address, options) = told(&giver().answer(&discover, SERVER_PORT).unwrap());
         assert_eq!(address, LEASE_OF_KNOWN.address);
         assert!(options.contains(&(SUBNET_MASK, vec![255, 255, 255, 0])));
-        assert_eq!(giver().answer(&question(DhcpMessageType::Discover, [2; 6], &[BIOS]), SERVER_PORT), None);
         let ask = |server: Ipv4Addr, wanted: Ipv4Addr| {
             let more = [BIOS, (SERVER, &server.octets()[..]), (REQUESTED, &wanted.octets()[..])];
             giver().answer(&question(DhcpMessageType::Request, KNOWN, &more), SERVER_PORT)

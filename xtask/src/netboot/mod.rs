@@ -30,8 +30,9 @@ pub const MACHINES: &str = "machines";
 /// How GRUB's first configuration begins.
 pub const MADE: &str = "# Made by cargo xtask netboot.";
 
-/// GRUB's modules in an image: all that it needs, so that it fetches none. HTTP is there for firmware that booted by it.
-const MODULES: &str = "net tftp http configfile echo sleep";
+/// GRUB's modules in an image: all that it needs, so that it fetches none. HTTP is there for firmware that booted by it;
+/// `minicmd` has `exit`.
+const MODULES: &str = "net tftp http configfile echo sleep minicmd";
 /// GRUB's images take a moment; longer than this they hang.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -101,9 +102,9 @@ impl Common<'_> {
                 "{word} [ \"$net_default_mac\" = \"{mac}\" ]; then\n    configfile /{MACHINES}/{name}/grub.cfg\n"
             );
         }
-        // It is not known whether anybody looks, and a machine that was added meanwhile is to be found.
-        text + "else\n    echo \"Pollux: no machine of this pair boots from the card $net_default_mac\"\n    sleep 60\n    \
-                reboot\nfi\n"
+        // Any other one goes on to its next way to boot, as iPXE's script has it, once somebody could read why.
+        text + "else\n    echo \"Pollux: no machine of this pair boots from the card $net_default_mac\"\n    sleep 5\n    \
+                exit\nfi\n"
     }
 
     /// iPXE's script: only for machines of the pair, so that others go on to their next way to boot.
@@ -152,7 +153,7 @@ impl Firmware {
         let mut command = Command::new(needs::MKIMAGE);
         // Where this begins with no device, GRUB adds the server that it came from.
         command.args(["-O", self.format, "-d", self.parts, "-p", "/grub", "-o"]).arg(&out).arg(self.card);
-        command.args(MODULES.split(' ').chain(grub::MODULES.split(' ')).chain(["reboot"]));
+        command.args(MODULES.split(' ').chain(grub::MODULES.split(' ')));
         let log = tempfile::tempfile().context("cannot create a temporary file")?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
         let status = Process::spawn(&mut command)?.wait(LIMIT)?;
@@ -195,6 +196,8 @@ mod tests {
             assert!(choice.contains(&lines), "{choice}");
             assert!(script.contains(&format!("iseq ${{netX/mac}} {mac} && goto known ||\n")), "{script}");
         }
+        let (_, other) = choice.split_once("else\n").unwrap();
+        assert!(other.contains("    exit\n") && !choice.contains("reboot"), "{choice}");
         let secrets = [("key", Secret::draw().unwrap())];
         let options = ["role=auto".to_owned(), "guest-args=a b".to_owned()];
         Machine { name: "castor", options: &options, secrets: &secrets }.write(directory.path(), &guest).unwrap();
