@@ -180,6 +180,16 @@ impl Pair {
         Ok(pair)
     }
 
+    /// What a machine gets as modules that are for it alone: the pair's keys, and a seed, without which one whose processor
+    /// draws no random numbers does not start. The seed is drawn anew at each call.
+    ///
+    /// # Errors
+    /// When the system has no random numbers.
+    pub fn modules(&self) -> Result<Vec<(&'static str, Secret)>> {
+        let seed = ("seed", Secret::draw()?);
+        Ok(self.secrets.iter().cloned().chain([seed]).collect())
+    }
+
     /// The options of `machine` one by one, with what they are `usually` where the file says nothing.
     ///
     /// # Errors

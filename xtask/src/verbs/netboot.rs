@@ -75,7 +75,7 @@ pub fn run(arguments: &NetbootArgs) -> Result<()> {
     }
     Common { hypervisor: &hypervisor, guest: &guest, machines: &machines }.write(out)?;
     for ((name, mac), options) in machines.iter().zip(&words) {
-        Machine { name, options, secrets: &pair.secrets }.write(out, &guest)?;
+        Machine { name, options, secrets: &pair.modules()? }.write(out, &guest)?;
         say!("{name:<11} {mac}: {}", options.join(" "));
     }
     let kept = if pair.secrets.is_empty() { "" } else { " (with the pair's key: whoever can ask the server gets it)" };

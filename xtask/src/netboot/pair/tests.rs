@@ -73,6 +73,15 @@ fn a_pair_is_two_command_lines() {
 }
 
 #[test]
+fn each_machine_gets_the_keys_and_a_seed_of_its_own() {
+    let (_directory, path) = place("", "");
+    let pair = Pair::read(&path).unwrap();
+    let [castor, pollux] = [(); 2].map(|()| pair.modules().unwrap());
+    assert_eq!(castor.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["key", "seed"]);
+    assert!(castor[0] == pollux[0] && castor[1] != pollux[1]);
+}
+
+#[test]
 fn what_is_wrong_is_named_by_line() {
     for (from, to, line, reason) in [
         ("name = \"pollux\"", "name = \"castor\"", 20, "the name castor is there twice (line 12)"),
