@@ -1,6 +1,7 @@
 //! `pair.toml`: one file that describes a pair, checked as a whole before anything is made of it. What is wrong is named by
 //! file, line and reason.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -178,6 +179,31 @@ impl Pair {
             pair.check(machine, &machine.options)?;
         }
         Ok(pair)
+    }
+
+    /// Whether a desk with this address can lend the machines theirs.
+    ///
+    /// # Errors
+    /// A machine without an address, in another network than the desk's, or with the desk's own address.
+    pub fn check_desk(&self, desk: Ipv4Addr) -> Result<()> {
+        for machine in &self.machines {
+            let wrong = |what: String| {
+                let place = machine.places.iter().find(|(key, _)| key == "machine-address");
+                let line = place.map_or(machine.line, |(_, line)| *line);
+                Err(anyhow!("{}:{line}: {}: {what}", self.path.display(), machine.client.name))
+            };
+            let Some(lease) = machine.client.lease else {
+                return wrong("--dhcp gives machines their machine-address, and there is none".to_owned());
+            };
+            let Cidr { address, prefix } = lease;
+            if address == desk {
+                return wrong(format!("{address} is the address of the desk, too"));
+            }
+            if !lease.contains(desk) {
+                return wrong(format!("the desk's address {desk} is not in the network of {address}/{prefix}"));
+            }
+        }
+        Ok(())
     }
 
     /// What a machine gets as modules that are for it alone: the pair's keys, and a seed, without which one whose processor

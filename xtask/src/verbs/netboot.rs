@@ -4,7 +4,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::boot_server::Root;
@@ -94,11 +94,8 @@ impl NetbootArgs {
             return Ok(None);
         }
         let place = Place::find(self.interface.as_deref(), self.address)?;
-        for machine in pair.machines.iter().filter(|_| self.dhcp) {
-            let Some(lease) = machine.client.lease else {
-                bail!("--dhcp gives machines their machine-address, and {} has none", machine.client.name);
-            };
-            ensure!(lease.address != place.address, "{} is this desk's address, and a machine's", place.address);
+        if self.dhcp {
+            pair.check_desk(place.address)?;
         }
         Ok(Some(place))
     }

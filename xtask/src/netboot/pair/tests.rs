@@ -82,6 +82,24 @@ fn each_machine_gets_the_keys_and_a_seed_of_its_own() {
 }
 
 #[test]
+fn a_desk_that_lends_addresses_is_in_their_network() {
+    let refused = |from: &str, to: &str, desk: [u8; 4]| {
+        let (_directory, path) = place(from, to);
+        Pair::read(&path).unwrap().check_desk(desk.into()).map_err(|error| error.to_string())
+    };
+    assert_eq!(refused("", "", [10, 0, 2, 9]), Ok(()));
+    let error = refused("", "", [10, 0, 3, 9]).unwrap_err();
+    assert!(error.contains("pair.toml:17: castor: the desk's address 10.0.3.9 is not in"), "{error}");
+    let error = refused("", "", [10, 0, 2, 22]).unwrap_err();
+    assert!(error.contains("pair.toml:25: pollux: 10.0.2.22 is the address of the desk"), "{error}");
+    let none =
+        PAIR.replace("machine-address = \"10.0.2.21/24\"\n", "").replace("machine-address = \"10.0.2.22/24\"\n", "");
+    let error =
+        refused(PAIR, &none.replace("arbiter = \"10.1.0.3\"", "arbiter = \"none\""), [10, 0, 2, 9]).unwrap_err();
+    assert!(error.contains("pair.toml:11: castor: --dhcp gives"), "{error}");
+}
+
+#[test]
 fn what_is_wrong_is_named_by_line() {
     for (from, to, line, reason) in [
         ("name = \"pollux\"", "name = \"castor\"", 20, "the name castor is there twice (line 12)"),
