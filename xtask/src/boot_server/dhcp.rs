@@ -112,8 +112,8 @@ impl<'a> Question<'a> {
 }
 
 impl Server {
-    /// The answer to a packet that came in at `port`; none to what is not for us.
-    pub fn answer(&self, bytes: &[u8], port: u16) -> Option<Answer> {
+    /// The answer to a packet `from` somebody that came in at `port`; none to what is not for us.
+    pub fn answer(&self, bytes: &[u8], from: SocketAddrV4, port: u16) -> Option<Answer> {
         let question = Question::parse(bytes)?;
         let mac = question.packet.client_hardware_address().0;
         let client = self.clients.iter().find(|client| client.mac == mac)?;
@@ -135,11 +135,12 @@ impl Server {
             return None;
         }
         let packet = self.emit(&question, kind, file, given.as_ref())?;
-        let own = question.packet.client_ip();
-        let to = if port == PROXY_PORT && !own.is_unspecified() { own } else { Ipv4Addr::BROADCAST };
+        // A client that has an address asks a proxy from it, and listens where it asks: UEFI's at 4011.
+        let has_address = port == PROXY_PORT && !from.ip().is_unspecified();
+        let to = if has_address { from } else { SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT) };
         let address = given.map_or_else(String::new, |lease| format!(" at {}", lease.address));
         let said = format!("{} boots {file}{address}", format_mac(mac));
-        Some(Answer { to: SocketAddrV4::new(to, CLIENT_PORT), packet, said })
+        Some(Answer { to, packet, said })
     }
 
     /// Whether machines have their addresses from here.
@@ -271,11 +272,27 @@ mod tests {
     }
 
     const BIOS: (u8, &[u8]) = (ARCHITECTURE, &[0, 0]);
+    /// Who has no address yet.
+    const NOWHERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT);
+
+    #[test]
+    fn the_answer_goes_where_the_client_listens() {
+        let to = |from: SocketAddrV4, port| {
+            let kind = if port == PROXY_PORT { DhcpMessageType::Request } else { DhcpMessageType::Discover };
+            proxy().answer(&question(kind, KNOWN, &[BIOS]), from, port).unwrap().to
+        };
+        let all = SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT);
+        for port in [CLIENT_PORT, PROXY_PORT] {
+            let from = SocketAddrV4::new(LEASE_OF_KNOWN.address, port);
+            assert_eq!((to(from, PROXY_PORT), to(from, SERVER_PORT)), (from, all));
+        }
+        assert_eq!((to(NOWHERE, PROXY_PORT), to(NOWHERE, SERVER_PORT)), (all, all));
+    }
 
     #[test]
     fn each_architecture_has_its_file() {
         let file = |more: &[(u8, &[u8])]| {
-            let answer = proxy().answer(&question(DhcpMessageType::Discover, KNOWN, more), SERVER_PORT)?;
+            let answer = proxy().answer(&question(DhcpMessageType::Discover, KNOWN, more), NOWHERE, SERVER_PORT)?;
             Some(told(&answer).0)
         };
         assert_eq!(file(&[BIOS]).unwrap(), BIOS_IMAGE);
@@ -292,14 +309,14 @@ mod tests {
 
     #[test]
     fn a_proxy_gives_no_address() {
-        let answer = proxy().answer(&question(DhcpMessageType::Discover, KNOWN, &[BIOS]), SERVER_PORT);
+        let answer = proxy().answer(&question(DhcpMessageType::Discover, KNOWN, &[BIOS]), NOWHERE, SERVER_PORT);
         let (_, address, options) = told(&answer.unwrap());
         assert!(address.is_unspecified());
         assert!(options.contains(&(CLASS, PXE.to_vec())) && options.contains(&(VENDOR, TAKE_THE_FILE.to_vec())));
         assert!(!options.iter().any(|(kind, _)| *kind == LEASE_TIME));
         let request = question(DhcpMessageType::Request, KNOWN, &[BIOS]);
-        assert_eq!(proxy().answer(&request, SERVER_PORT), None, "that is for who gives addresses");
-        let (file, _, options) = told(&proxy().answer(&request, PROXY_PORT).unwrap());
+        assert_eq!(proxy().answer(&request, NOWHERE, SERVER_PORT), None, "that is for who gives addresses");
+        let (file, _, options) = told(&proxy().answer(&request, NOWHERE, PROXY_PORT).unwrap());
         assert!(file == BIOS_IMAGE && options.contains(&(MESSAGE_TYPE, vec![DhcpMessageType::Ack.into()])));
     }
 
@@ -311,7 +328,7 @@ mod tests {
                 (DhcpMessageType::Request, SERVER_PORT),
                 (DhcpMessageType::Request, PROXY_PORT),
             ] {
-                assert_eq!(server.answer(&question(kind, [2; 6], &[BIOS]), port), None, "{kind:?} {port}");
+                assert_eq!(server.answer(&question(kind, [2; 6], &[BIOS]), NOWHERE, port), None, "{kind:?} {port}");
             }
         }
     }
@@ -319,12 +336,12 @@ mod tests {
     #[test]
     fn known_machines_get_their_own_addresses() {
         let discover = question(DhcpMessageType::Discover, KNOWN, &[BIOS]);
-        let (_, address, options) = told(&giver().answer(&discover, SERVER_PORT).unwrap());
+        let (_, address, options) = told(&giver().answer(&discover, NOWHERE, SERVER_PORT).unwrap());
         assert_eq!(address, LEASE_OF_KNOWN.address);
         assert!(options.contains(&(SUBNET_MASK, vec![255, 255, 255, 0])));
         let ask = |server: Ipv4Addr, wanted: Ipv4Addr| {
             let more = [BIOS, (SERVER, &server.octets()[..]), (REQUESTED, &wanted.octets()[..])];
-            giver().answer(&question(DhcpMessageType::Request, KNOWN, &more), SERVER_PORT)
+            giver().answer(&question(DhcpMessageType::Request, KNOWN, &more), NOWHERE, SERVER_PORT)
         };
         assert!(ask(ADDRESS, LEASE_OF_KNOWN.address).is_some());
         assert_eq!(ask(Ipv4Addr::new(10, 0, 2, 9), LEASE_OF_KNOWN.address), None, "another server's");
@@ -357,7 +374,7 @@ mod tests {
             for packet in [&noise, &bytes] {
                 for server in [proxy(), giver()] {
                     for port in [SERVER_PORT, PROXY_PORT] {
-                        let _ = server.answer(packet, port);
+                        let _ = server.answer(packet, NOWHERE, port);
                     }
                 }
             }

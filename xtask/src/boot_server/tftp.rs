@@ -16,6 +16,8 @@ const MIN_BLOCK: u16 = 8;
 const MAX_WINDOW: u16 = 16;
 /// How long nothing may come before what is under way is sent again.
 const USUAL_TIMEOUT: Duration = Duration::from_millis(500);
+/// The longest, in seconds, that a client may ask for instead: one that is gone holds its place for so many times this.
+const MAX_TIMEOUT: u8 = 5;
 /// How often it is, before the client is given up.
 const TRIES: u32 = 8;
 /// Names and values in a request have together no more bytes than this.
@@ -98,7 +100,9 @@ impl Request {
             match name.as_str() {
                 "blksize" => request.block = value.parse().ok().filter(|size| *size >= MIN_BLOCK),
                 "windowsize" => request.window = value.parse().ok().filter(|blocks| *blocks >= 1),
-                "timeout" => request.timeout = value.parse().ok().filter(|seconds| *seconds >= 1),
+                "timeout" => {
+                    request.timeout = value.parse().ok().filter(|seconds| (1..=MAX_TIMEOUT).contains(seconds));
+                }
                 "tsize" => request.size = true,
                 _ => {}
             }
@@ -136,6 +140,8 @@ pub struct Transfer<S> {
     /// The last block that was sent.
     sent: u64,
     again_at: Duration,
+    /// When the client last took something, or began.
+    heard: Duration,
     tries: u32,
     over: bool,
 }
@@ -153,6 +159,7 @@ impl<S: Source> Transfer<S> {
             acked: 0,
             sent: 0,
             again_at: Duration::ZERO,
+            heard: now,
             tries: 0,
             over: false,
         };
@@ -173,6 +180,11 @@ impl<S: Source> Transfer<S> {
     /// When [`poll`](Self::poll) has something to do.
     pub fn deadline(&self) -> Duration {
         self.again_at
+    }
+
+    /// When the client last took something, or began.
+    pub fn heard(&self) -> Duration {
+        self.heard
     }
 
     /// The last block, which is shorter than the others, and perhaps empty.
@@ -202,7 +214,7 @@ impl<S: Source> Transfer<S> {
                 return Vec::new();
             }
             self.greeting = None;
-            self.tries = 0;
+            (self.tries, self.heard) = (0, now);
             return self.send(now);
         }
         // Numbers wrap. What is no number of a block under way is old: answering it would double all that follows.
@@ -211,7 +223,7 @@ impl<S: Source> Transfer<S> {
             return Vec::new();
         }
         self.acked += ahead;
-        self.tries = 0;
+        (self.tries, self.heard) = (0, now);
         if self.acked == self.last() {
             self.over = true;
             return Vec::new();
@@ -340,6 +352,8 @@ mod tests {
         };
         assert_eq!(granted(&[]), None);
         assert_eq!(granted(&[("what", "1")]), None);
+        assert_eq!((granted(&[("timeout", "6")]), granted(&[("timeout", "255")])), (None, None));
+        assert_eq!(granted(&[("timeout", "5")]).unwrap(), "timeout 5 ");
         assert_eq!(granted(&[("blksize", "7"), ("timeout", "0"), ("windowsize", "0")]), None);
         assert_eq!(granted(&[("BLKSIZE", "65000"), ("tsize", "0")]).unwrap(), "blksize 1468 tsize 300 ");
         assert_eq!(granted(&[("windowsize", "64"), ("timeout", "3")]).unwrap(), "windowsize 16 timeout 3 ");

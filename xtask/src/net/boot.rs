@@ -22,7 +22,7 @@ pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 4);
 const MAC: Mac = Mac([0x52, 0x54, 0x00, 0, 2, 4]);
 /// Where requests for files come in.
 const TFTP_PORT: u16 = 69;
-/// Files that are under way at a time; the oldest is given up for a new one.
+/// Files that are under way at a time; for one more, that one goes whose client was heard the longest ago.
 const MAX_TRANSFERS: usize = 8;
 /// Ports that files are sent from, one after the other.
 const PORTS: std::ops::Range<u16> = 49_152..65_535;
@@ -90,7 +90,7 @@ impl BootHost {
     fn take(&mut self, datagram: &Datagram<'_>, now: Duration) {
         match datagram.port {
             port @ (dhcp::SERVER_PORT | dhcp::PROXY_PORT) => {
-                if let Some(answer) = self.server.answer(datagram.payload, port) {
+                if let Some(answer) = self.server.answer(datagram.payload, datagram.from.1, port) {
                     let to = if answer.to.ip().is_broadcast() { Mac([0xff; 6]) } else { datagram.from.0 };
                     self.out.push(udp_frame(port, (to, answer.to), &answer.packet));
                 }
@@ -117,8 +117,9 @@ impl BootHost {
                 let (transfer, packets) = Transfer::start(&request, file, now);
                 // A client that asks again has missed the first answer.
                 self.deliveries.retain(|delivery| delivery.client != datagram.from);
-                if self.deliveries.len() == MAX_TRANSFERS {
-                    self.deliveries.remove(0);
+                let oldest = (0..self.deliveries.len()).min_by_key(|index| self.deliveries[*index].transfer.heard());
+                if let Some(oldest) = oldest.filter(|_| self.deliveries.len() == MAX_TRANSFERS) {
+                    self.deliveries.swap_remove(oldest);
                 }
                 self.deliveries.push(Delivery { client: datagram.from, port, transfer });
                 packets
@@ -341,11 +342,18 @@ mod tests {
     #[test]
     fn many_requests_take_no_more_than_their_room() {
         let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("f"), [7; 700]).unwrap();
+        std::fs::write(directory.path().join("f"), vec![7; 512 * 1000]).unwrap();
         let mut host = host(directory.path());
-        for port in 1..1000 {
-            host.receive(&frame(TFTP_PORT, port, b"\0\x01f\0octet\0"), Duration::ZERO);
+        host.receive(&frame(TFTP_PORT, 2000, b"\0\x01f\0octet\0"), Duration::ZERO);
+        let (own, _) = payload(&host.take_frames()[0]);
+        for port in 1..500 {
+            let now = Duration::from_micros(port.into());
+            host.receive(&frame(TFTP_PORT, port, b"\0\x01f\0octet\0timeout\x00255\0"), now);
             assert!(host.deliveries.len() <= MAX_TRANSFERS);
+            host.take_frames();
+            // One whose client answers goes on.
+            host.receive(&frame(own, 2000, &[&[0, 4][..], &port.to_be_bytes()].concat()), now);
+            assert_eq!(host.take_frames().len(), 1, "{port}");
         }
         for second in 1..20 {
             host.poll(Duration::from_secs(second));
