@@ -1,77 +1,21 @@
 //! `pair.toml`: one file that describes a pair, checked as a whole before anything is made of it. What is wrong is named by
 //! file, line and reason.
 
+mod file;
+
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use pollux_hypervisor::config::{Cidr, Config};
-use serde::Deserialize;
 use toml::Spanned;
 
+use self::file::{File, MachineTable, Reader, Text};
 use crate::boot_server::dhcp::{Client, parse_mac};
 use crate::grub;
 use crate::rig::options::{CommandLine, GUEST_MAC, GivenOption, parse_guest_arguments};
 use crate::rig::software::{DEFAULT_GUEST, SoftwareArgs, parse_disk, parse_memory};
 use crate::secret::{KeyChoice, Secret};
-
-/// A text and where it stands.
-type Text = Spanned<String>;
-
-/// The file as it is written.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct File {
-    /// The pair's name.
-    pair: Option<Text>,
-    /// The file with its key.
-    key: Option<Text>,
-    /// The one with the key that follows.
-    key_next: Option<Text>,
-    /// That it does without.
-    #[serde(default)]
-    insecure: bool,
-    /// Addresses of the arbiter, or `none`.
-    arbiter: Text,
-    /// Options of both machines.
-    #[serde(default)]
-    options: Vec<Text>,
-    #[serde(default)]
-    guest: Guest,
-    #[serde(rename = "machine")]
-    machines: Vec<Spanned<MachineTable>>,
-}
-
-/// What runs.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Guest {
-    /// One of ours, `debian`, or the path of an image.
-    image: Option<Text>,
-    kernel: Option<Text>,
-    initrd: Option<Text>,
-    append: Option<Text>,
-    memory: Option<Text>,
-    mac: Option<Text>,
-    disk: Option<Text>,
-    disk_image: Option<Text>,
-}
-
-/// One of the two.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct MachineTable {
-    name: Text,
-    /// Of the card that it boots from.
-    mac: Text,
-    client_nic: Text,
-    log_nic: Text,
-    log_address: Text,
-    machine_address: Option<Text>,
-    machine_gateway: Option<Text>,
-    #[serde(default)]
-    options: Vec<Text>,
-}
 
 /// A machine, checked.
 #[derive(Debug)]
@@ -94,59 +38,6 @@ pub struct Pair {
     /// The pair's keys as modules of each machine.
     pub secrets: Vec<(&'static str, Secret)>,
     path: PathBuf,
-}
-
-/// The file while it is looked at.
-struct Reader<'a> {
-    path: &'a Path,
-    text: &'a str,
-}
-
-impl Reader<'_> {
-    fn line(&self, at: usize) -> usize {
-        1 + self.text.as_bytes()[..at.min(self.text.len())].iter().filter(|byte| **byte == b'\n').count()
-    }
-
-    /// The error `what` about the text.
-    fn wrong(&self, text: &Text, what: impl std::fmt::Display) -> anyhow::Error {
-        self.at(self.line(text.span().start), what)
-    }
-
-    fn at(&self, line: usize, what: impl std::fmt::Display) -> anyhow::Error {
-        anyhow!("{}:{line}: {what}", self.path.display())
-    }
-
-    /// The path that is written there, from the file's own place on.
-    fn path(&self, text: &Text) -> PathBuf {
-        self.path.parent().unwrap_or(Path::new("")).join(text.get_ref())
-    }
-
-    /// The same of a file that must be there.
-    fn file(&self, text: &Text) -> Result<PathBuf> {
-        let path = self.path(text);
-        match std::fs::File::open(&path) {
-            Ok(_) if path.is_file() => Ok(path),
-            Ok(_) => Err(self.wrong(text, format_args!("{} is no file", path.display()))),
-            Err(error) => Err(self.wrong(text, format_args!("cannot read {}: {error}", path.display()))),
-        }
-    }
-
-    /// The value as `parse` reads it.
-    fn value<T>(&self, text: &Text, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T> {
-        parse(text.get_ref()).map_err(|what| self.wrong(text, what))
-    }
-
-    /// The two machines may not have this in common.
-    fn differ(&self, what: &str, texts: [&Text; 2], same: bool) -> Result<()> {
-        let first = self.line(texts[0].span().start);
-        let [_, second] = texts;
-        match same {
-            true => {
-                Err(self.wrong(second, format_args!("the {what} {} is there twice (line {first})", second.get_ref())))
-            }
-            false => Ok(()),
-        }
-    }
 }
 
 impl Pair {
