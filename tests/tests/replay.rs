@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+
 use pollux_tests::load::{Load, wait_answers};
+use pollux_tests::resp::Client;
 use pollux_tests::rig::{Rig, TAKEOVER_LIMIT, fresh_directory};
 use pollux_tests::xtask::Artefacts;
 use pollux_tests::{debian, desk, xtask};
@@ -70,11 +72,11 @@ impl Debugged {
     }
 }
 
-/// A stock GDB, which takes the symbols of `image`, looks at `file` by this script; `None` where there is none.
-fn debug(file: &Path, image: &Path, script: &str) -> Result<Option<Debugged>> {
+/// A stock GDB, which takes the symbols of `image`, looks at this session of `file` by this script; `None` where there is none.
+fn debug(file: &Path, session: u64, image: &Path, script: &str) -> Result<Option<Debugged>> {
     let _place = desk::take(1);
     let mut server = xtask::command();
-    server.arg("replay").arg(file).arg("--gdb").stdout(Stdio::piped());
+    server.arg("replay").arg(file).args(["--session", &session.to_string(), "--gdb"]).stdout(Stdio::piped());
     let mut server = server.spawn().context("cannot start xtask")?;
     let mut lines = BufReader::new(server.stdout.take().context("no output")?).lines();
     let mut said = String::new();
@@ -137,10 +139,12 @@ fn look_with_gdb(file: &Path) -> Result<()> {
         printf \"again %llu %llu\\n\", $position, *$bytes
         monitor digest
         monitor entries
-        x/1xb 0xffffffff00000000"
+        x/1xb 0xffffffff00000000
+        delete
+        continue"
     );
     let script: String = script.lines().map(|line| format!("{}\n", line.trim())).collect();
-    let Some(said) = debug(file, Artefacts::get().path("counter")?, &script)? else { return Ok(()) };
+    let Some(said) = debug(file, 1, Artefacts::get().path("counter")?, &script)? else { return Ok(()) };
     let [called, first, step, back] = ["called", "first", "step", "back"].map(|word| said.numbers(word));
     let [second, before, again] = ["second", "before", "again"].map(|word| said.numbers(word));
     let (called, first, second) = (called?, first?, second?);
@@ -151,6 +155,7 @@ fn look_with_gdb(file: &Path) -> Result<()> {
     ensure!(said.gdb.contains("Cannot access memory at address 0xffffffff00000000"), "there is no such memory");
     ensure!(said.gdb.contains("digests were equal"), "the digests are not told");
     ensure!(said.gdb.lines().filter(|line| line.starts_with("entry ")).count() >= 5, "the log near by is not told");
+    ensure!(said.gdb.contains("The recording ends here."), "its end is not found");
     ensure!(said.server.contains("session 1 is EQUAL"), "the guest is not what was recorded");
     Ok(())
 }
@@ -183,6 +188,44 @@ fn a_recording_goes_on_after_a_takeover() -> Result<()> {
     let (well, said) = replay(&file, &[])?;
     ensure!(well && said.contains("session 1 is EQUAL") && said.contains("session 2 is EQUAL"), "{said}");
     ensure!(said.contains("not recorded: positions "), "{said}");
+    Ok(())
+}
+
+/// A session may end by a hand-over, or since the guest switches itself off: GDB comes to its end, and back from there.
+#[test]
+#[ignore = "takes minutes: cargo xtask test rig NAME --long"]
+fn gdb_comes_to_any_end() -> Result<()> {
+    let directory = fresh_directory("replay-ends")?;
+    let file = directory.join("recording");
+    let path = file.to_str().context("the path is not UTF-8")?;
+    let mut rig = Rig::start_in(&directory, "counter", &["--record", path])?;
+    rig.wait_protected()?;
+    wait_digests(&mut rig)?;
+    let backup = rig.file()?.machine("backup")?.name.clone();
+    rig.ask(&["switch"])?;
+    rig.wait_role(&backup, "primary", TAKEOVER_LIMIT)?;
+    rig.wait_protected()?;
+    wait_digests(&mut rig)?;
+    let mut client = Client::connect(&rig.service()?, TAKEOVER_LIMIT)?;
+    client.send(&["SHUTDOWN"])?;
+    let status = rig.wait_end(TAKEOVER_LIMIT)?;
+    ensure!(status.success(), "{status}\n{}", rig.report());
+    for session in [1, 2] {
+        let script = "continue
+            printf \"end %llu\\n\", $position
+            continue
+            reverse-stepi
+            printf \"before %llu\\n\", $position
+            stepi
+            printf \"again %llu\\n\", $position";
+        let script: String = script.lines().map(|line| format!("{}\n", line.trim())).collect();
+        let Some(said) = debug(&file, session, Path::new("/dev/null"), &script)? else { return Ok(()) };
+        let [end, before, again] = ["end", "before", "again"].map(|word| said.numbers(word));
+        let (end, before) = (end?, before?);
+        ensure!(said.server.contains(&format!(" to {} (ready", end[0])), "that is not its end");
+        ensure!(said.gdb.matches("The recording ends here.").count() == 2 && before[0] + 1 == end[0] && again? == end);
+        ensure!(said.server.contains(&format!("session {session} is EQUAL")), "the guest is not what was recorded");
+    }
     Ok(())
 }
 
@@ -225,7 +268,7 @@ fn look_at_linux(file: &Path, begin: u64, end: u64) -> Result<()> {
         printf \"again %llu %llu\\n\", $position, (unsigned long long) $rip"
     );
     let script: String = script.lines().map(|line| format!("{}\n", line.trim())).collect();
-    let Some(said) = debug(file, Path::new("/dev/null"), &script)? else { return Ok(()) };
+    let Some(said) = debug(file, 1, Path::new("/dev/null"), &script)? else { return Ok(()) };
     let [middle, found, again] = ["middle", "found", "again"].map(|word| said.numbers(word));
     let (middle, found) = (middle?, found?);
     ensure!(found[1] == middle[1] && (begin..=middle[0]).contains(&found[0]) && again? == found);

@@ -316,7 +316,7 @@ impl<G: Guest> Driver<G> {
         &self.guest
     }
 
-    /// **For tests only**: the guest, to be damaged.
+    /// The guest, for a debugger to stop, and for tests to damage.
     pub fn guest_mut(&mut self) -> &mut G {
         &mut self.guest
     }

@@ -251,24 +251,26 @@ impl Player {
             }
         }
         while let Some((seq, position, entry)) = self.entries.front() {
-            // It would have the machine go live; the recording ends with it, too.
-            if *entry != Entry::Control(Control::SwitchOver) {
-                self.node.progress(*position);
-                match self.node.append(now, *position, entry.borrow()) {
-                    Ok(own) => {
-                        let more = seq.0.saturating_sub(own.0);
-                        if self.numbers.last().is_none_or(|(_, last)| *last != more) {
-                            self.numbers.push((own, more));
-                        }
-                        if entry.borrow().kind() == Kind::Digest {
-                            self.digests.push_back(*position);
-                        }
+            // It would have the machine go live, and the recording ends with it: what is said of it is how far the guest ran.
+            let entry = match entry {
+                Entry::Control(Control::SwitchOver) => &Entry::Horizon,
+                entry => entry,
+            };
+            self.node.progress(*position);
+            match self.node.append(now, *position, entry.borrow()) {
+                Ok(own) => {
+                    let more = seq.0.saturating_sub(own.0);
+                    if self.numbers.last().is_none_or(|(_, last)| *last != more) {
+                        self.numbers.push((own, more));
                     }
-                    Err(AppendError::Full) => return,
-                    Err(error) => {
-                        let error = format!("the log cannot be sent: {error}");
-                        return self.end(Outcome::Failed(error));
+                    if entry.borrow().kind() == Kind::Digest {
+                        self.digests.push_back(*position);
                     }
+                }
+                Err(AppendError::Full) => return,
+                Err(error) => {
+                    let error = format!("the log cannot be sent: {error}");
+                    return self.end(Outcome::Failed(error));
                 }
             }
             self.progress.entries += 1;

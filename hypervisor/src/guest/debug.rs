@@ -71,8 +71,10 @@ struct Run {
     until: Position,
     /// Whether breaks and watches count.
     armed: bool,
-    /// The instruction here was looked at: it may run.
-    passed: Option<Position>,
+    /// The instruction here, by its linear address, was looked at: it may run.
+    passed: Option<(Position, u64)>,
+    /// That one is left by the interrupt that waits: the guest cannot take it yet.
+    is_first: bool,
 }
 
 impl Guest {
@@ -94,8 +96,8 @@ impl Guest {
     /// From here on the guest runs until this position, or until it comes to one of the `stops`.
     pub fn debug_until(&mut self, until: Position, stops: Stops) {
         self.debugger.stop = None;
-        let passed = (stops == Stops::Ahead).then_some(self.position());
-        self.debugger.run = Some(Run { until, armed: stops != Stops::None, passed });
+        let passed = (stops == Stops::Ahead).then(|| self.here());
+        self.debugger.run = Some(Run { until, armed: stops != Stops::None, passed, is_first: false });
         // Any page will do to find out.
         self.debugger.keeps = self.vcpu.keep_pages(&[(Gpa(0), Right::Execute)]);
         self.vcpu.keep_pages(&[]);
@@ -106,11 +108,14 @@ impl Guest {
         self.debugger.watches = watches;
     }
 
-    /// A guest that runs for a debugger stops at the next exact stop.
+    /// A guest that runs for a debugger stops at the next exact stop: here, if this is one. (It may wait for the log.)
     pub fn debug_interrupt(&mut self) {
         let next = self.next_stop();
         if let Some(run) = &mut self.debugger.run {
             run.until = run.until.min(next);
+            if self.settled {
+                self.debug_look(false);
+            }
         }
     }
 
@@ -121,43 +126,65 @@ impl Guest {
 
     /// Looks, before an entry, whether the guest is to stop, and how far it may run; `entered`: since the run began.
     pub(super) fn debug_limit(&mut self, target: Position, entered: bool) -> Result<Position, ()> {
-        let (position, delivers) = (self.position(), self.is_delivering());
         let Some(run) = self.debugger.run else { return Ok(target) };
-        let stop = match run.armed.then(|| self.changed()).flatten() {
-            Some(linear) => Some(DebugStop::Watch { linear, by_input: !entered }),
-            None => (position >= run.until && !delivers).then_some(DebugStop::Arrived),
-        };
-        if stop.is_some() {
-            self.debug_stop(stop);
+        if self.debug_look(entered) {
             return Err(());
         }
+        let position = self.position();
         let limit = target.min(run.until.max(position));
         if !run.armed {
             return Ok(limit);
         }
-        let alone = run.passed == Some(position);
+        // An event comes before the instruction, and its handler's first at the same position: that is one to look at, too.
+        let delivers = self.is_delivering();
+        let alone = run.passed == Some(self.here());
+        let taken_first = alone && !run.is_first && self.can_wake();
         if self.debugger.keeps {
-            let pages = if alone { Vec::new() } else { self.pages_to_keep() };
+            let runs_alone = alone && !taken_first;
+            let pages = if runs_alone || delivers { Vec::new() } else { self.pages_to_keep() };
             self.vcpu.keep_pages(&pages);
         } else if !alone && self.is_settled() && self.breaks_here() {
             return Err(());
         }
-        Ok(if alone || !self.debugger.keeps { limit.min(position.after(1)) } else { limit })
+        Ok(match alone || !self.debugger.keeps {
+            _ if delivers => position,
+            true => limit.min(position.after(1)),
+            false => limit,
+        })
     }
 
-    /// An entry has ended for a page that was kept.
+    /// Whether the guest is to stop where it stands: for what has changed, or as it has arrived.
+    fn debug_look(&mut self, entered: bool) -> bool {
+        let Some(run) = self.debugger.run else { return false };
+        let stop = match run.armed.then(|| self.changed()).flatten() {
+            Some(linear) => Some(DebugStop::Watch { linear, by_input: !entered }),
+            None => (self.position() >= run.until && !self.is_delivering()).then_some(DebugStop::Arrived),
+        };
+        if stop.is_some() {
+            self.debug_stop(stop);
+        }
+        stop.is_some()
+    }
+
+    /// An entry has ended for a page that was kept. Where an event needs it, it is that which comes next.
     pub(super) fn debug_exit(&mut self, exit: Exit) -> Result<(), ()> {
-        if exit == Exit::Kept && self.breaks_here() { Err(()) } else { Ok(()) }
+        let looks = exit == Exit::Kept && !self.is_delivering();
+        if looks && self.breaks_here() { Err(()) } else { Ok(()) }
+    }
+
+    /// Where it stands, and the linear address of the next instruction.
+    fn here(&self) -> (Position, u64) {
+        (self.position(), self.code_at().0)
     }
 
     /// Whether the next instruction is one to stop at; it may run after that.
     fn breaks_here(&mut self) -> bool {
-        let (position, (linear, _)) = (self.position(), self.code_at());
+        let here = self.here();
         let Some(run) = &mut self.debugger.run else { return false };
-        run.passed = Some(position);
-        let breaks = self.debugger.breaks.contains(&linear);
+        (run.is_first, run.passed) = (run.passed == Some(here), Some(here));
+        let breaks = !run.is_first && self.debugger.breaks.contains(&here.1);
         if breaks {
-            self.debug_stop(Some(DebugStop::Break(linear)));
+            self.debug_stop(Some(DebugStop::Break(here.1)));
         }
         breaks
     }

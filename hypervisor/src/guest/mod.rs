@@ -215,6 +215,8 @@ impl Guest {
         let mut out = Noting { inner: out, frames: false, power: None };
         let (mut host, mut entered) = (false, false);
         loop {
+            // First: whatever ends the run here, nothing is applied before a debugger has seen it.
+            let limit = self.debug_limit(target, entered);
             if self.crash.is_some() {
                 return Stop::Crashed;
             }
@@ -224,7 +226,7 @@ impl Guest {
             if out.frames || self.platform.has_disk_request() {
                 return Stop::Output;
             }
-            let Ok(limit) = self.debug_limit(target, entered) else { return Stop::Host };
+            let Ok(limit) = limit else { return Stop::Host };
             if self.position() >= target && !self.is_delivering() {
                 return Stop::Target;
             }

@@ -67,6 +67,12 @@ impl Vcpu for Script {
 
     fn enter(&mut self, limit: Limit) -> Entered {
         if !self.way.is_over() {
+            if self.injected
+                && let Some(exit) = self.way.deliver(&mut self.registers.rip)
+            {
+                return Entered { exit, ticks: 0, interrupt_taken: false, exception_taken: false };
+            }
+            self.injected = false;
             return self.way.enter(limit, &mut self.registers.rip);
         }
         let end = match limit {
@@ -99,7 +105,9 @@ impl Vcpu for Script {
         self.mode
     }
 
-    fn offer_interrupt(&mut self, _: Option<u8>) {}
+    fn offer_interrupt(&mut self, vector: Option<u8>) {
+        self.way.offer(vector);
+    }
 
     fn inject(&mut self, _: Exception) {
         self.injected = true;

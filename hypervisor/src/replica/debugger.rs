@@ -123,13 +123,12 @@ impl Machine {
                 // It may have stopped meanwhile.
                 driver.guest_mut().debug_interrupt();
                 monitor::event("debug-ok", "what", &"interrupt");
+                self.debug_stopped(driver);
             }
             _ if !stands => self.refuse("the guest does not stand still"),
             DebugCommand::RunTo(position, stops) => {
                 driver.guest_mut().debug_until(position, stops);
                 self.hold = Hold::Runs;
-                // It may be there already.
-                self.debug_stopped(driver);
             }
             DebugCommand::Stops(breaks, watches) => match driver.guest_mut().set_stops(&breaks, &watches) {
                 Ok(()) => monitor::event("debug-ok", "what", &"stops"),

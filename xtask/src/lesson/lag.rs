@@ -25,6 +25,8 @@ pub(super) const LESSON: Lesson = Lesson {
 /// The slow backup runs for the first of these and then stands still for the second, again and again.
 const RUNS: Duration = Duration::from_millis(12);
 const STANDS: Duration = Duration::from_millis(36);
+/// How often it is asked how far the backup is behind; the most counts.
+const LOOKS: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(6);
 
 /// What was seen of a pair.
@@ -51,7 +53,7 @@ fn show(stage: &Stage) -> Result<Vec<String>> {
     );
     let parts = [
         rows("guest's speed", "MIPS", |seen| seen.mips),
-        rows("lag", "ms", |seen| seen.lag_ms),
+        rows("most lag", "ms", |seen| seen.lag_ms),
         rows("drain in the takeover", "ms", |seen| seen.drain_ms),
     ];
     Ok(parts.concat())
@@ -61,17 +63,22 @@ fn scene(stage: &Stage, name: &str, slow: bool) -> Result<Seen> {
     let mut rig = stage.pair(name, "compute", &[])?;
     let brake = if slow { Some(Brake::on(&mut rig, RUNS, STANDS)?) } else { None };
     pause(Duration::from_secs(2))?;
-    let (first, last) = rig.observe(WINDOW)?;
+    let (first, mut lag_us) = (rig.primary()?, 0);
+    for _ in 0..LOOKS {
+        pause(WINDOW / LOOKS)?;
+        lag_us = rig.primary()?.lag_us.max(lag_us);
+    }
+    let last = rig.primary()?;
     let seconds = (last.wall_ms - first.wall_ms) as f64 / 1e3;
     let mips = last.guest_ticks.saturating_sub(first.guest_ticks) as f64 / seconds / 1e6;
-    let lag_ms = last.lag_us as f64 / 1e3;
+    let lag_ms = lag_us as f64 / 1e3;
     rig.ask(&Request::Kill { target: "primary".to_owned() })?;
     // A machine that stands still again and again finds that it was away, and suspects nobody.
     drop(brake);
     let after = rig.wait_until("the takeover", TAKEOVER_LIMIT, |snapshot| !snapshot.takeovers.is_empty())?;
     let drain_ms = after.takeovers.first().context("no takeover")?.times.drain_ms;
     stage.tell(&format!(
-        "{mips:.1} MIPS, {lag_ms:.1} ms behind, {drain_ms:.1} ms to drain the log after the primary's death"
+        "{mips:.1} MIPS, up to {lag_ms:.1} ms behind, {drain_ms:.1} ms to drain the log after the primary's death"
     ));
     stage.end(rig)?;
     Ok(Seen { mips, lag_ms, drain_ms })

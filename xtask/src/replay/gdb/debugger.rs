@@ -4,6 +4,8 @@
 //! where it is to be; and the last time that it came to a stop is found by running it again with the stops, up to here.
 
 use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
 
 use anyhow::Result;
 
@@ -35,6 +37,21 @@ pub enum Stop {
     Over(String),
 }
 
+/// Bytes of memory that one watchpoint may have, as many as a machine takes.
+const MOST_WATCHED: u64 = 64;
+
+/// A machine will not do what it was told, and is as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused(pub String);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the machine refuses: {}", self.0)
+    }
+}
+
+impl Error for Refused {}
+
 /// A machine with a recorded guest.
 pub trait Machine {
     /// The positions where the recording begins and ends.
@@ -49,8 +66,8 @@ pub trait Machine {
     /// Runs to this position, which lies ahead, or to the first of the stops; or not so far, if it is `interrupted`.
     fn run(&mut self, until: u64, stops: Stops, interrupted: &mut dyn FnMut() -> bool) -> Result<Stop>;
 
-    /// Sets the instructions, and the memory (address and length), to stop at, in place of those of before. An error in
-    /// words, if they cannot be set.
+    /// Sets the instructions, and the memory (address and length), to stop at, in place of those of before. The error is
+    /// [`Refused`] if it cannot have these; then those of before are still set.
     fn set_stops(&mut self, breaks: &[u64], watches: &[(u64, u64)]) -> Result<()>;
 
     /// The registers by name.
@@ -87,6 +104,8 @@ pub struct Debugger<M> {
     breaks: Vec<u64>,
     watches: Vec<(u64, u64)>,
     found: Found,
+    /// The stop that led to where the machine stands, if inputs or events of this position may lie behind it.
+    within: Option<Stop>,
 }
 
 /// Where going back would lead, as far as the recording was looked through.
@@ -100,25 +119,61 @@ struct Found {
     places: Vec<(u64, Halt)>,
 }
 
+impl Found {
+    /// Those before a machine that stands at the position `now`, led there by the stop `within`.
+    fn places_before(&self, now: u64, within: Option<&Stop>) -> &[(u64, Halt)] {
+        let here = self.places.partition_point(|(position, _)| *position < now);
+        let index = |halt: Halt| self.places[here..].iter().position(|place| *place == (now, halt.clone()));
+        let more = match within {
+            Some(Stop::Break(address)) => index(Halt::Break(*address)),
+            // It stands behind that.
+            Some(Stop::Input(address)) => index(Halt::Watch(*address)).map(|index| index + 1),
+            _ => None,
+        };
+        &self.places[..here + more.unwrap_or(0)]
+    }
+}
+
 /// Asked now and then whether to give up.
 pub type Interrupted<'a> = &'a mut dyn FnMut() -> bool;
 
 impl<M: Machine> Debugger<M> {
     /// Nothing is set.
     pub fn new(machine: M) -> Self {
-        Self { machine, breaks: Vec::new(), watches: Vec::new(), found: Found::default() }
+        Self { machine, breaks: Vec::new(), watches: Vec::new(), found: Found::default(), within: None }
     }
 
-    /// Adds or removes an instruction to stop at. The same may be there several times.
-    pub fn set_break(&mut self, address: u64, on: bool) -> Result<()> {
-        toggle(&mut self.breaks, address, on);
-        self.apply_stops()
+    /// Adds or removes an instruction to stop at. The same may be there several times. Whether it can be; if not, all is as it
+    /// was.
+    ///
+    /// # Errors
+    /// When the machine cannot be told.
+    pub fn set_break(&mut self, address: u64, on: bool) -> Result<bool> {
+        self.change(|own| toggle(&mut own.breaks, address, on))
     }
 
-    /// Adds or removes memory to stop at changes of.
-    pub fn set_watch(&mut self, address: u64, len: u64, on: bool) -> Result<()> {
-        toggle(&mut self.watches, (address, len), on);
-        self.apply_stops()
+    /// Adds or removes memory to stop at changes of. Whether it can be; if not, all is as it was.
+    ///
+    /// # Errors
+    /// When the machine cannot be told.
+    pub fn set_watch(&mut self, address: u64, len: u64, on: bool) -> Result<bool> {
+        if !(1..=MOST_WATCHED).contains(&len) {
+            return Ok(false);
+        }
+        self.change(|own| toggle(&mut own.watches, (address, len), on))
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Self)) -> Result<bool> {
+        let before = (self.breaks.clone(), self.watches.clone());
+        change(self);
+        let applied = self.apply_stops();
+        if applied.is_err() {
+            (self.breaks, self.watches) = before;
+        }
+        match applied {
+            Err(error) if error.is::<Refused>() => Ok(false),
+            applied => applied.map(|()| true),
+        }
     }
 
     fn stops(&self) -> (Vec<u64>, Vec<(u64, u64)>) {
@@ -139,12 +194,27 @@ impl<M: Machine> Debugger<M> {
         self.machine.position() >= self.machine.bounds().1
     }
 
+    /// Runs the machine, and remembers what led to where it stands then.
+    fn run(&mut self, until: u64, stops: Stops, interrupted: Interrupted<'_>) -> Result<Stop> {
+        let stop = self.machine.run(until, stops, interrupted)?;
+        self.within = match stop {
+            Stop::Break(_) | Stop::Input(_) | Stop::Interrupted => Some(stop.clone()),
+            _ => None,
+        };
+        Ok(stop)
+    }
+
+    fn rewind(&mut self) -> Result<()> {
+        self.within = None;
+        self.machine.rewind()
+    }
+
     /// One instruction, or one iteration of a string instruction.
     pub fn step(&mut self, interrupted: Interrupted<'_>) -> Result<Halt> {
         if self.is_at_end() {
             return Ok(Halt::End);
         }
-        let stop = self.machine.run(self.machine.position() + 1, Stops::Ahead, interrupted)?;
+        let stop = self.run(self.machine.position() + 1, Stops::Ahead, interrupted)?;
         Ok(halt(stop, Halt::Stepped))
     }
 
@@ -153,41 +223,58 @@ impl<M: Machine> Debugger<M> {
         if self.is_at_end() {
             return Ok(Halt::End);
         }
-        let stop = self.machine.run(self.machine.bounds().1, Stops::All, interrupted)?;
+        let stop = self.run(self.machine.bounds().1, Stops::All, interrupted)?;
         Ok(halt(stop, Halt::End))
     }
 
-    /// To a position, which lies within the recording, past all stops.
+    /// To a position, which lies within the recording, past all stops: before what the log has for it.
     pub fn go_to(&mut self, position: u64, interrupted: Interrupted<'_>) -> Result<Halt> {
-        if position < self.machine.position() {
-            self.machine.rewind()?;
+        let now = self.machine.position();
+        if position < now || position == now && self.within.is_some() {
+            self.rewind()?;
         }
         if position == self.machine.position() {
             return Ok(Halt::Stepped);
         }
-        let stop = self.machine.run(position, Stops::None, interrupted)?;
+        let stop = self.run(position, Stops::None, interrupted)?;
         Ok(halt(stop, Halt::Stepped))
     }
 
-    /// Back by one instruction.
+    /// Back by one instruction. If it has changed watched memory, that is the halt.
     pub fn step_back(&mut self, interrupted: Interrupted<'_>) -> Result<Halt> {
         let position = self.machine.position();
         if position <= self.machine.bounds().0 {
             return Ok(Halt::Begin);
         }
-        self.go_to(position - 1, interrupted)
+        let after = self.watched()?;
+        let halt = self.go_to(position - 1, interrupted)?;
+        if halt != Halt::Stepped {
+            return Ok(halt);
+        }
+        let before = self.watched()?;
+        let changed = before.into_iter().zip(after).find(|(before, after)| before != after);
+        Ok(changed.map_or(Halt::Stepped, |((address, _), _)| Halt::Watch(address)))
+    }
+
+    /// What is at the watched addresses.
+    fn watched(&mut self) -> Result<Vec<(u64, Vec<u8>)>> {
+        let (_, watches) = self.stops();
+        watches.into_iter().map(|(address, len)| Ok((address, self.machine.read(address, len)?))).collect()
     }
 
     /// Back to the last stop before this position: to an instruction to stop at, or before a change of watched memory.
+    /// Several may be at one position, with inputs and events between them: those of this one count that came before.
     pub fn go_back(&mut self, interrupted: Interrupted<'_>) -> Result<Halt> {
         let now = self.machine.position();
-        let known = self.found.until >= now && self.found.stops == self.stops();
-        if !known && let Some(halt) = self.look_through(now, interrupted)? {
+        let within = self.within.clone();
+        let until = (now + u64::from(within.is_some())).min(self.machine.bounds().1);
+        let known = self.found.until >= until && self.found.stops == self.stops();
+        if !known && let Some(halt) = self.look_through(until, interrupted)? {
             return Ok(halt);
         }
-        let last = self.found.places.iter().rfind(|(position, _)| *position < now).cloned();
+        let last = self.found.places_before(now, within.as_ref()).last().cloned();
         let Some((position, found)) = last else {
-            self.machine.rewind()?;
+            self.rewind()?;
             return Ok(Halt::Begin);
         };
         match self.land(position, &found, interrupted)? {
@@ -199,11 +286,11 @@ impl<M: Machine> Debugger<M> {
     /// Finds all stops up to the position `now`, or says why it could not.
     fn look_through(&mut self, now: u64, interrupted: Interrupted<'_>) -> Result<Option<Halt>> {
         self.found = Found::default();
-        self.machine.rewind()?;
+        self.rewind()?;
         let mut places: Vec<(u64, Halt)> = Vec::new();
         let mut stops = Stops::Ahead;
         while self.machine.position() < now {
-            let stop = self.machine.run(now, stops, interrupted)?;
+            let stop = self.run(now, stops, interrupted)?;
             let position = self.machine.position();
             let place = match stop {
                 Stop::Arrived => break,
@@ -231,7 +318,7 @@ impl<M: Machine> Debugger<M> {
             return Ok(way);
         }
         self.machine.set_stops(&[address], &[])?;
-        let stop = self.machine.run(position + 1, Stops::Ahead, interrupted);
+        let stop = self.run(position + 1, Stops::Ahead, interrupted);
         self.apply_stops()?;
         match stop? {
             Stop::Arrived | Stop::Break(_) => Ok(Halt::Stepped),

@@ -11,7 +11,7 @@ use pollux_ft::message::Message;
 use pollux_record::{Outcome, Record, Session};
 use serde_json::{Map, Value};
 
-use super::debugger::{Machine, Stop, Stops};
+use super::debugger::{Machine, Refused, Stop, Stops};
 use crate::replay::Replay;
 use crate::replay::run::{REST, Run, reader_at};
 use crate::rig::printable;
@@ -89,7 +89,7 @@ impl<'a> Live<'a> {
             }
             if event == "refused" {
                 let why = fields.get("reason").and_then(Value::as_str).unwrap_or("it does not say why");
-                bail!("the machine refuses: {}", printable(why));
+                return Err(Refused(printable(why).to_string()).into());
             }
         }
         Ok(None)
@@ -114,6 +114,16 @@ impl<'a> Live<'a> {
         self.played()?.answers.clear();
         self.played()?.command(command)?;
         self.answer(answer, PATIENCE)
+    }
+
+    /// It goes no further: why. Where it stands, if it says so.
+    fn end(&mut self, why: String) -> Stop {
+        self.over = Some(why.clone());
+        let registers = self.ask("debug registers", "debug-registers");
+        if let Ok(position) = registers.and_then(|fields| number(&fields, "position")) {
+            self.position = position;
+        }
+        Stop::Over(why)
     }
 
     /// Digests that were compared so far, and were equal.
@@ -211,7 +221,7 @@ impl Machine for Live<'_> {
         };
         self.played()?.answers.clear();
         self.played()?.command(&format!("debug run-to {until} {stops}"))?;
-        let mut gives_up = false;
+        let (mut gives_up, mut ends) = (false, false);
         loop {
             if let Some(stop) = self.take("debug-stop")? {
                 self.position = number(&stop, "position")?;
@@ -224,14 +234,23 @@ impl Machine for Live<'_> {
                     _ => Stop::Arrived,
                 });
             }
-            if let Some(Outcome::Diverged(why) | Outcome::Failed(why)) = self.played()?.player.outcome() {
-                let why = printable(why).to_string();
-                self.over = Some(why.clone());
-                let registers = self.ask("debug registers", "debug-registers");
-                if let Ok(position) = registers.and_then(|fields| number(&fields, "position")) {
-                    self.position = position;
+            let powered_off = self.session.powered_off;
+            match self.played()?.player.outcome() {
+                // One that switches itself off comes to its end by itself, and the player's part is over before.
+                Some(Outcome::Equal) if !ends && !powered_off => {
+                    // It stands at the end, or waits there for more of the log: then it stands by this.
+                    ends = true;
+                    self.played()?.command("debug interrupt")?;
                 }
-                return Ok(Stop::Over(why));
+                Some(Outcome::Diverged(why)) => {
+                    let why = format!("The replay DIFFERS from the recording: {}", printable(why));
+                    return Ok(self.end(why));
+                }
+                Some(Outcome::Failed(why)) => {
+                    let why = format!("The replay goes no further: {}", printable(why));
+                    return Ok(self.end(why));
+                }
+                Some(Outcome::Equal) | None => {}
             }
             self.played()?.check_life()?;
             if !gives_up && interrupted() {

@@ -2,6 +2,7 @@
 
 mod debugger;
 mod live;
+mod peer;
 mod registers;
 mod target;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use pollux_record::Session;
 
 use self::debugger::Machine;
 use self::live::Live;
+use self::peer::is_own;
 use self::target::{Guest, Reason};
 use super::Replay;
 use crate::output::say;
@@ -49,7 +51,8 @@ pub fn serve(replay: &Replay<'_>, index: usize, session: &Session, (port, flip):
     });
     let stream = loop {
         match listener.accept() {
-            Ok((stream, _)) => break stream,
+            Ok((stream, peer)) if is_own(&stream, peer) => break stream,
+            Ok((_, peer)) => say!("refused: {peer} is another user's, who may not see this guest"),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(error) => return Err(error).context("cannot listen"),
         }

@@ -68,8 +68,8 @@ impl Registers for Named {
     }
 
     fn gdb_deserialize(&mut self, _: &[u8]) -> Result<(), ()> {
-        // What was recorded is not changed.
-        Err(())
+        // What was recorded is not changed. Whoever is to write them says so: an error here would end the session.
+        Ok(())
     }
 }
 

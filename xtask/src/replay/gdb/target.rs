@@ -66,7 +66,7 @@ impl<M: Machine> Guest<M> {
             Order::GoBack => self.debugger.go_back(interrupted),
         }?;
         self.news = match &halt {
-            Halt::Over(why) => Some(format!("The replay DIFFERS from the recording: {why}")),
+            Halt::Over(why) => Some(why.clone()),
             Halt::End => Some("The recording ends here.".to_owned()),
             Halt::Begin if back => Some("The recording begins here.".to_owned()),
             _ => None,
@@ -96,9 +96,10 @@ impl<M: Machine> Guest<M> {
                     return Err(format!("the recording has positions {begin} to {end}"));
                 }
                 match self.debugger.go_to(position, &mut || false).map_err(|error| format!("{error:#}"))? {
-                    Halt::Over(why) => Err(format!("the replay DIFFERS from the recording: {why}")),
+                    Halt::Over(why) => Err(why),
                     _ => Ok(format!(
-                        "position {}; type 'maintenance flush register-cache' to have GDB look again",
+                        "position {}; type 'maintenance flush register-cache' and 'maintenance flush dcache' to have GDB look \
+                         again",
                         self.debugger.machine.position()
                     )),
                 }
@@ -109,7 +110,14 @@ impl<M: Machine> Guest<M> {
     }
 
     fn toggle(&mut self, address: u64, on: bool) -> TargetResult<bool, Self> {
-        Ok(self.debugger.set_break(address, on).is_ok())
+        self.debugger.set_break(address, on).map_err(TargetError::Fatal)
+    }
+
+    fn toggle_watch(&mut self, address: u64, len: u64, kind: WatchKind, on: bool) -> TargetResult<bool, Self> {
+        if kind != WatchKind::Write {
+            return Ok(false);
+        }
+        self.debugger.set_watch(address, len, on).map_err(TargetError::Fatal)
     }
 }
 
@@ -238,11 +246,11 @@ impl<M: Machine> HwBreakpoint for Guest<M> {
 
 impl<M: Machine> HwWatchpoint for Guest<M> {
     fn add_hw_watchpoint(&mut self, address: u64, len: u64, kind: WatchKind) -> TargetResult<bool, Self> {
-        Ok(kind == WatchKind::Write && self.debugger.set_watch(address, len, true).is_ok())
+        self.toggle_watch(address, len, kind, true)
     }
 
     fn remove_hw_watchpoint(&mut self, address: u64, len: u64, kind: WatchKind) -> TargetResult<bool, Self> {
-        Ok(kind == WatchKind::Write && self.debugger.set_watch(address, len, false).is_ok())
+        self.toggle_watch(address, len, kind, false)
     }
 }
 

@@ -6,11 +6,11 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use gdbstub::stub::DisconnectReason;
 use proptest::prelude::*;
 
-use super::debugger::{Debugger, Halt, Machine, Stop, Stops};
+use super::debugger::{Debugger, Halt, Machine, Refused, Stop, Stops};
 use super::target::Guest;
 use super::{Wire, converse};
 
@@ -18,7 +18,7 @@ use super::{Wire, converse};
 type Moment = (u64, u8);
 
 /// A guest that runs through its script; the last moment is the recording's end.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct Scripted {
     script: Vec<Moment>,
     begin: u64,
@@ -28,18 +28,32 @@ struct Scripted {
     rewinds: u64,
     /// From this position on the guest is not the recorded one.
     differs_at: Option<u64>,
+    /// It obeys no more.
+    gone: bool,
+    /// What comes before the instruction at some moments: an input that leaves this in memory, and then an interrupt whose
+    /// handler begins at this address.
+    inputs: BTreeMap<usize, (u8, u64)>,
+    /// The input of this moment was applied, and the interrupt was taken.
+    applied: bool,
+    taken: bool,
 }
+
+/// To how much such a machine stops.
+const MOST: usize = 16;
 
 /// Where the only byte of memory is.
 const BYTE: u64 = 0x5000;
 
 impl Scripted {
     fn new(script: Vec<Moment>) -> Self {
-        Self { script, begin: 100, at: 0, breaks: vec![], watches: vec![], rewinds: 0, differs_at: None }
+        Self { script, begin: 100, ..Self::default() }
     }
 
     /// What the guest is at a position: what was left in memory by all before, and where the next instruction is.
     fn memory(&self) -> u8 {
+        if let (true, Some((byte, _))) = (self.applied, self.inputs.get(&self.at)) {
+            return *byte;
+        }
         self.at.checked_sub(1).map_or(0, |last| self.script[last].1)
     }
 }
@@ -54,7 +68,7 @@ impl Machine for Scripted {
     }
 
     fn rewind(&mut self) -> Result<()> {
-        (self.at, self.rewinds) = (0, self.rewinds + 1);
+        (self.at, self.applied, self.taken, self.rewinds) = (0, false, false, self.rewinds + 1);
         Ok(())
     }
 
@@ -68,7 +82,17 @@ impl Machine for Scripted {
             if self.differs_at.is_some_and(|at| self.position() >= at) {
                 return Ok(Stop::Over("entry 7 differs".to_owned()));
             }
-            let rip = self.script[self.at].0;
+            let before = self.memory();
+            let input = self.inputs.get(&self.at).copied();
+            let applies = input.is_some() && !core::mem::replace(&mut self.applied, true);
+            let watched = stops != Stops::None && self.watches.contains(&(BYTE, 1));
+            if applies && watched && self.memory() != before {
+                return Ok(Stop::Input(BYTE));
+            }
+            if input.is_some() && !core::mem::replace(&mut self.taken, true) {
+                passes = false;
+            }
+            let rip = input.map_or(self.script[self.at].0, |(_, handler)| handler);
             if stops != Stops::None && !passes && self.breaks.contains(&rip) {
                 return Ok(Stop::Break(rip));
             }
@@ -77,7 +101,7 @@ impl Machine for Scripted {
                 return Ok(Stop::Interrupted);
             }
             let before = self.memory();
-            self.at += 1;
+            (self.at, self.applied, self.taken) = (self.at + 1, false, false);
             if stops != Stops::None && self.memory() != before && self.watches.contains(&(BYTE, 1)) {
                 return Ok(Stop::Watch(BYTE));
             }
@@ -85,12 +109,19 @@ impl Machine for Scripted {
     }
 
     fn set_stops(&mut self, breaks: &[u64], watches: &[(u64, u64)]) -> Result<()> {
+        if self.gone {
+            bail!("there is no machine any more");
+        }
+        if breaks.len() + watches.len() > MOST {
+            return Err(Refused("more to stop at than can be".to_owned()).into());
+        }
         (self.breaks, self.watches) = (breaks.to_vec(), watches.to_vec());
         Ok(())
     }
 
     fn registers(&mut self) -> Result<BTreeMap<String, u64>> {
-        let rip = self.script[self.at].0;
+        let taken = self.inputs.get(&self.at).filter(|_| self.taken);
+        let rip = taken.map_or(self.script[self.at].0, |(_, handler)| *handler);
         Ok([("rip", rip), ("rax", 0x1122_3344_5566_7788), ("rflags", 2)]
             .map(|(name, value)| (name.into(), value))
             .into())
@@ -196,6 +227,62 @@ fn it_can_be_interrupted_both_ways() {
     assert_eq!(debugger.machine.position(), 100);
 }
 
+/// An input, the first instruction of the handler of the interrupt that it brings, and the input's absence are at one position.
+#[test]
+fn back_within_a_position() {
+    const HANDLER: u64 = 0x2000;
+    let mut machine = Scripted::new(vec![(0x1000, 0), (0x1003, 0), (0x1005, 7), (0x1007, 7), (0x1009, 7)]);
+    machine.inputs.insert(2, (7, HANDLER));
+    let mut debugger = Debugger::new(machine);
+    debugger.set_break(HANDLER, true).unwrap();
+    debugger.set_watch(BYTE, 1, true).unwrap();
+    let stands = |debugger: &Debugger<Scripted>| (debugger.machine.position(), debugger.machine.memory());
+    assert_eq!(debugger.go_on(&mut NEVER.clone()).unwrap(), Halt::Watch(BYTE));
+    assert_eq!(stands(&debugger), (102, 7));
+    assert_eq!(debugger.go_back(&mut NEVER.clone()).unwrap(), Halt::Watch(BYTE));
+    assert_eq!(stands(&debugger), (102, 0));
+    for halt in [Halt::Watch(BYTE), Halt::Break(HANDLER)] {
+        assert_eq!(debugger.go_on(&mut NEVER.clone()).unwrap(), halt);
+        assert_eq!(stands(&debugger), (102, 7));
+    }
+    assert_eq!(debugger.go_to(102, &mut NEVER.clone()).unwrap(), Halt::Stepped);
+    assert_eq!(stands(&debugger), (102, 0), "before what the log has for it");
+    assert_eq!(debugger.go_to(104, &mut NEVER.clone()).unwrap(), Halt::Stepped);
+    for (halt, memory) in [(Halt::Break(HANDLER), 7), (Halt::Watch(BYTE), 0)] {
+        assert_eq!(debugger.go_back(&mut NEVER.clone()).unwrap(), halt);
+        assert_eq!(stands(&debugger), (102, memory));
+    }
+    assert_eq!(debugger.go_back(&mut NEVER.clone()).unwrap(), Halt::Begin);
+}
+
+#[test]
+fn a_step_back_over_a_change_says_so() {
+    let mut debugger = Debugger::new(Scripted::new(vec![(0x1000, 0), (0x1003, 9), (0x1005, 9), (0x1007, 9)]));
+    debugger.set_watch(BYTE, 1, true).unwrap();
+    debugger.go_to(103, &mut NEVER.clone()).unwrap();
+    for halt in [Halt::Stepped, Halt::Watch(BYTE), Halt::Stepped, Halt::Begin] {
+        assert_eq!(debugger.step_back(&mut NEVER.clone()).unwrap(), halt);
+    }
+}
+
+/// What a machine refuses takes nothing away; only a machine that is gone is an error.
+#[test]
+fn what_is_refused_leaves_the_rest_as_it_was() {
+    let mut debugger = Debugger::new(Scripted::new(vec![(0x1000, 0), (0x1003, 0), (0x1005, 9), (0x1007, 9)]));
+    for len in [0, 65, u64::MAX] {
+        assert!(!debugger.set_watch(BYTE, len, true).unwrap(), "{len}");
+    }
+    let most = 0x1005..0x1005 + MOST as u64;
+    assert!(most.clone().all(|address| debugger.set_break(address, true).unwrap()));
+    assert!(!debugger.set_break(0x1003, true).unwrap() && !debugger.set_watch(BYTE, 1, true).unwrap());
+    assert_eq!(debugger.machine.breaks, most.clone().collect::<Vec<_>>());
+    // It was not kept either, to be refused again with the next.
+    assert!(debugger.set_break(0x1005 + 3, false).unwrap() && debugger.set_watch(BYTE, 1, true).unwrap());
+    assert_eq!(debugger.go_on(&mut NEVER.clone()).unwrap(), Halt::Break(0x1005));
+    debugger.machine.gone = true;
+    assert!(debugger.set_break(0x1005, false).is_err() && debugger.set_watch(BYTE, 1, false).is_err());
+}
+
 /// GDB's side of the wire.
 struct Client(TcpStream);
 
@@ -278,9 +365,12 @@ fn gdb_is_answered() {
     assert_ne!(gdb.ask("vMustReplyEmpty-"), "OK");
     assert_eq!((gdb.ask("m5000,1").as_str(), gdb.ask("m6000,1").as_str()), ("00", "E0e"));
     assert_eq!((gdb.ask("M5000,1:07").as_str(), gdb.ask("m5000,1").as_str()), ("E1e", "00"));
+    // So are registers; and the session goes on.
+    assert_eq!((gdb.ask(&format!("G{}", registers.replace('x', "0"))).as_str(), gdb.ask("g")), ("E1e", registers));
     assert_eq!(gdb.ask("Z0,1003,1"), "OK");
     assert!(gdb.ask("vCont;c").contains("swbreak"));
     assert!(gdb.ask("vCont;s").starts_with("S05"));
+    assert_ne!(gdb.ask("Z2,5000,80"), "OK", "more than can be watched");
     assert_eq!(gdb.ask("Z2,5000,1"), "OK");
     assert_ne!(gdb.ask("Z3,5000,1"), "OK", "reads are not noticed");
     let watched = gdb.ask("vCont;c");
