@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::UdpSocket;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -116,8 +117,17 @@ fn what_a_pair_boots_is_made_of_one_file() -> Result<()> {
     for file in ["grub/i386-pc/core.0", "boot.ipxe", "pollux", "kernel", "machines/castor/key", "machines/pollux/key"] {
         ensure!(served.join(file).is_file(), "no {file}");
     }
+    for name in ["castor", "pollux"] {
+        let seed = fs::metadata(served.join(format!("machines/{name}/seed")))?;
+        ensure!(seed.mode() & 0o777 == 0o600 && seed.len() == 32, "{seed:?}");
+    }
     let own = fs::read_to_string(served.join("machines/pollux/grub.cfg")).context("pollux")?;
-    ensure!(own.contains("'log-peer=10.1.0.1'") && own.contains("'role=auto'"), "{own}");
+    ensure!(
+        own.contains("'log-peer=10.1.0.1'")
+            && own.contains("'role=auto'")
+            && own.contains("/machines/pollux/seed seed"),
+        "{own}"
+    );
     let choice = fs::read_to_string(served.join("grub/grub.cfg"))?;
     ensure!(choice.contains("52:54:00:10:00:02") && choice.contains("/machines/pollux/grub.cfg"), "{choice}");
     Ok(())

@@ -1,12 +1,14 @@
-//! DHCP for machines that boot: what to load, and from where. Beside another server that gives addresses it gives none; it
-//! may give the machines that it knows the addresses that are theirs, and nobody else any.
+//! DHCP for machines that boot: what to load, and from where, said to the machines that it knows and to nobody else. Beside
+//! another server that gives addresses it gives none; it may give the machines the addresses that are theirs.
 //!
 //! See: RFC 2131, RFC 2132; RFC 4578 (architecture of the client); Intel, "Preboot Execution Environment 2.1", 2.2.3.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use pollux_hypervisor::config::Cidr;
 use smoltcp::wire::{DhcpFlags, DhcpMessageType, DhcpOpCode, DhcpOption, DhcpPacket};
 
+use super::Asker;
 use crate::netboot::{BIOS_IMAGE, IPXE_SCRIPT, UEFI_IMAGE};
 
 /// Where clients ask.
@@ -42,15 +44,15 @@ const TAKE_THE_FILE: [u8; 4] = [6, 1, 8, 255];
 /// iPXE's own options: wait for no other server that names boot files.
 const WAIT_FOR_NOBODY: [u8; 3] = [176, 1, 1];
 
-/// A machine that has an address here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A machine that boots.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
+    /// Its name: what it boots lies in a directory that is called so.
+    pub name: String,
     /// Of the card that it boots from.
     pub mac: [u8; 6],
-    /// Its address.
-    pub address: Ipv4Addr,
-    /// The length of the network's prefix.
-    pub prefix: u8,
+    /// The address that it gets here, if it gets one.
+    pub lease: Option<Cidr>,
 }
 
 /// What is answered.
@@ -58,7 +60,7 @@ pub struct Client {
 pub struct Server {
     /// The server's own address, for TFTP, too.
     pub address: Ipv4Addr,
-    /// Who gets an address; empty: nobody, since another server gives them.
+    /// Who is answered: all have addresses from here, or none has, since another server gives them.
     pub clients: Vec<Client>,
 }
 
@@ -110,39 +112,53 @@ impl<'a> Question<'a> {
 }
 
 impl Server {
-    /// The answer to a packet that came in at `port`; none to what is not for us.
-    pub fn answer(&self, bytes: &[u8], port: u16) -> Option<Answer> {
+    /// The answer to a packet `from` somebody that came in at `port`; none to what is not for us.
+    pub fn answer(&self, bytes: &[u8], from: SocketAddrV4, port: u16) -> Option<Answer> {
         let question = Question::parse(bytes)?;
         let mac = question.packet.client_hardware_address().0;
-        let client = self.clients.iter().find(|client| client.mac == mac);
-        let gives = !self.clients.is_empty();
-        // Who gives addresses answers those who get one; who gives none answers all, but a request for an address is
-        // for another server.
-        let kind = match (question.kind, gives, port) {
-            (DhcpMessageType::Discover, true, SERVER_PORT) => DhcpMessageType::Offer,
-            (DhcpMessageType::Request, true, SERVER_PORT) if self.is_meant(&question) => DhcpMessageType::Ack,
-            (DhcpMessageType::Discover, false, SERVER_PORT) => DhcpMessageType::Offer,
-            (DhcpMessageType::Request, _, PROXY_PORT) => DhcpMessageType::Ack,
+        let client = self.clients.iter().find(|client| client.mac == mac)?;
+        let given = client.lease.filter(|_| port == SERVER_PORT);
+        let kind = match (question.kind, port) {
+            (DhcpMessageType::Discover, SERVER_PORT) => DhcpMessageType::Offer,
+            // Where another server gives addresses, a request for one is for that server.
+            (DhcpMessageType::Request, SERVER_PORT) if given.is_some() && self.is_meant(&question) => {
+                DhcpMessageType::Ack
+            }
+            (DhcpMessageType::Request, PROXY_PORT) => DhcpMessageType::Ack,
             _ => return None,
         };
         let file = question.file()?;
-        let given = match (gives && port == SERVER_PORT, client) {
-            (false, _) => None,
-            (true, Some(client)) => Some(client),
-            (true, None) => return None,
-        };
         // Asks for another address than its own: it is not told of a wrong one, and will ask anew.
         let asked = question.option(REQUESTED).and_then(|data| <[u8; 4]>::try_from(data).ok()).map(Ipv4Addr::from);
         if kind == DhcpMessageType::Ack && given.is_some_and(|given| asked.is_some_and(|asked| asked != given.address))
         {
             return None;
         }
-        let packet = self.emit(&question, kind, file, given)?;
-        let own = question.packet.client_ip();
-        let to = if port == PROXY_PORT && !own.is_unspecified() { own } else { Ipv4Addr::BROADCAST };
-        let address = given.map_or_else(String::new, |client| format!(" at {}", client.address));
+        let packet = self.emit(&question, kind, file, given.as_ref())?;
+        // A client that has an address asks a proxy from it, and listens where it asks: UEFI's at 4011.
+        let has_address = port == PROXY_PORT && !from.ip().is_unspecified();
+        let to = if has_address { from } else { SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT) };
+        let address = given.map_or_else(String::new, |lease| format!(" at {}", lease.address));
         let said = format!("{} boots {file}{address}", format_mac(mac));
-        Some(Answer { to: SocketAddrV4::new(to, CLIENT_PORT), packet, said })
+        Some(Answer { to, packet, said })
+    }
+
+    /// Whether machines have their addresses from here.
+    fn gives(&self) -> bool {
+        self.clients.iter().any(|client| client.lease.is_some())
+    }
+
+    /// Who asks for files from this address. Where another server gives addresses nobody knows.
+    pub fn asker_at(&self, address: Ipv4Addr) -> Asker<'_> {
+        if !self.gives() {
+            return Asker::Unknown;
+        }
+        asker(self.clients.iter().find(|client| client.lease.is_some_and(|lease| lease.address == address)))
+    }
+
+    /// Who asks for files from a card with this address.
+    pub fn asker_with(&self, mac: [u8; 6]) -> Asker<'_> {
+        asker(self.clients.iter().find(|client| client.mac == mac))
     }
 
     /// Whether a request is for this server, which a client names that was offered several.
@@ -155,7 +171,7 @@ impl Server {
         question: &Question<'_>,
         kind: DhcpMessageType,
         file: &str,
-        given: Option<&Client>,
+        given: Option<&Cidr>,
     ) -> Option<Vec<u8>> {
         let mut bytes = vec![0; PACKET_BYTES];
         bytes[FILE][..file.len()].copy_from_slice(file.as_bytes());
@@ -165,7 +181,7 @@ impl Server {
         packet.set_transaction_id(question.packet.transaction_id());
         packet.set_flags(question.packet.flags() | DhcpFlags::BROADCAST);
         packet.set_client_ip(question.packet.client_ip());
-        packet.set_your_ip(given.map_or(Ipv4Addr::UNSPECIFIED, |client| client.address));
+        packet.set_your_ip(given.map_or(Ipv4Addr::UNSPECIFIED, |lease| lease.address));
         packet.set_server_ip(self.address);
         packet.set_client_hardware_address(question.packet.client_hardware_address());
         packet.set_magic_number(0x6382_5363);
@@ -174,8 +190,8 @@ impl Server {
         put(MESSAGE_TYPE, &[kind.into()])?;
         put(SERVER, &self.address.octets())?;
         match given {
-            Some(client) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(client.prefix)).unwrap_or(0);
+            Some(lease) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(lease.prefix)).unwrap_or(0);
                 put(LEASE_TIME, &LEASE.to_be_bytes())?;
                 put(SUBNET_MASK, &mask.to_be_bytes())?;
                 put(IPXE, &WAIT_FOR_NOBODY)?;
@@ -191,6 +207,10 @@ impl Server {
         options.end().ok()?;
         Some(bytes)
     }
+}
+
+fn asker(client: Option<&Client>) -> Asker<'_> {
+    client.map_or(Asker::Stranger, |client| Asker::Machine(&client.name))
 }
 
 /// As it is written with colons.
@@ -211,14 +231,19 @@ mod tests {
     use super::*;
 
     const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 4);
-    const KNOWN: Client = Client { mac: [2, 0, 0, 0, 0, 1], address: Ipv4Addr::new(10, 0, 2, 21), prefix: 24 };
+    const KNOWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const LEASE_OF_KNOWN: Cidr = Cidr { address: Ipv4Addr::new(10, 0, 2, 21), prefix: 24 };
+
+    fn known(lease: Option<Cidr>) -> Client {
+        Client { name: "castor".to_owned(), mac: KNOWN, lease }
+    }
 
     fn proxy() -> Server {
-        Server { address: ADDRESS, clients: Vec::new() }
+        Server { address: ADDRESS, clients: vec![known(None)] }
     }
 
     fn giver() -> Server {
-        Server { address: ADDRESS, clients: vec![KNOWN] }
+        Server { address: ADDRESS, clients: vec![known(Some(LEASE_OF_KNOWN))] }
     }
 
     fn question(kind: DhcpMessageType, mac: [u8; 6], more: &[(u8, &[u8])]) -> Vec<u8> {
@@ -247,11 +272,27 @@ mod tests {
     }
 
     const BIOS: (u8, &[u8]) = (ARCHITECTURE, &[0, 0]);
+    /// Who has no address yet.
+    const NOWHERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT);
+
+    #[test]
+    fn the_answer_goes_where_the_client_listens() {
+        let to = |from: SocketAddrV4, port| {
+            let kind = if port == PROXY_PORT { DhcpMessageType::Request } else { DhcpMessageType::Discover };
+            proxy().answer(&question(kind, KNOWN, &[BIOS]), from, port).unwrap().to
+        };
+        let all = SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT);
+        for port in [CLIENT_PORT, PROXY_PORT] {
+            let from = SocketAddrV4::new(LEASE_OF_KNOWN.address, port);
+            assert_eq!((to(from, PROXY_PORT), to(from, SERVER_PORT)), (from, all));
+        }
+        assert_eq!((to(NOWHERE, PROXY_PORT), to(NOWHERE, SERVER_PORT)), (all, all));
+    }
 
     #[test]
     fn each_architecture_has_its_file() {
         let file = |more: &[(u8, &[u8])]| {
-            let answer = proxy().answer(&question(DhcpMessageType::Discover, KNOWN.mac, more), SERVER_PORT)?;
+            let answer = proxy().answer(&question(DhcpMessageType::Discover, KNOWN, more), NOWHERE, SERVER_PORT)?;
             Some(told(&answer).0)
         };
         assert_eq!(file(&[BIOS]).unwrap(), BIOS_IMAGE);
@@ -268,32 +309,55 @@ mod tests {
 
     #[test]
     fn a_proxy_gives_no_address() {
-        let answer = proxy().answer(&question(DhcpMessageType::Discover, [9; 6], &[BIOS]), SERVER_PORT);
-        // A group address is none that a client has; what it says is answered, all the same, to everybody.
+        let answer = proxy().answer(&question(DhcpMessageType::Discover, KNOWN, &[BIOS]), NOWHERE, SERVER_PORT);
         let (_, address, options) = told(&answer.unwrap());
         assert!(address.is_unspecified());
         assert!(options.contains(&(CLASS, PXE.to_vec())) && options.contains(&(VENDOR, TAKE_THE_FILE.to_vec())));
         assert!(!options.iter().any(|(kind, _)| *kind == LEASE_TIME));
-        let request = question(DhcpMessageType::Request, KNOWN.mac, &[BIOS]);
-        assert_eq!(proxy().answer(&request, SERVER_PORT), None, "that is for who gives addresses");
-        let (file, _, options) = told(&proxy().answer(&request, PROXY_PORT).unwrap());
+        let request = question(DhcpMessageType::Request, KNOWN, &[BIOS]);
+        assert_eq!(proxy().answer(&request, NOWHERE, SERVER_PORT), None, "that is for who gives addresses");
+        let (file, _, options) = told(&proxy().answer(&request, NOWHERE, PROXY_PORT).unwrap());
         assert!(file == BIOS_IMAGE && options.contains(&(MESSAGE_TYPE, vec![DhcpMessageType::Ack.into()])));
     }
 
     #[test]
+    fn other_machines_boot_from_elsewhere() {
+        for server in [proxy(), giver()] {
+            for (kind, port) in [
+                (DhcpMessageType::Discover, SERVER_PORT),
+                (DhcpMessageType::Request, SERVER_PORT),
+                (DhcpMessageType::Request, PROXY_PORT),
+            ] {
+                assert_eq!(server.answer(&question(kind, [2; 6], &[BIOS]), NOWHERE, port), None, "{kind:?} {port}");
+            }
+        }
+    }
+
+    #[test]
     fn known_machines_get_their_own_addresses() {
-        let discover = question(DhcpMessageType::Discover, KNOWN.mac, &[BIOS]);
-        let (_, address, options) = told(&giver().answer(&discover, SERVER_PORT).unwrap());
-        assert_eq!(address, KNOWN.address);
+        let discover = question(DhcpMessageType::Discover, KNOWN, &[BIOS]);
+        let (_, address, options) = told(&giver().answer(&discover, NOWHERE, SERVER_PORT).unwrap());
+        assert_eq!(address, LEASE_OF_KNOWN.address);
         assert!(options.contains(&(SUBNET_MASK, vec![255, 255, 255, 0])));
-        assert_eq!(giver().answer(&question(DhcpMessageType::Discover, [2; 6], &[BIOS]), SERVER_PORT), None);
         let ask = |server: Ipv4Addr, wanted: Ipv4Addr| {
             let more = [BIOS, (SERVER, &server.octets()[..]), (REQUESTED, &wanted.octets()[..])];
-            giver().answer(&question(DhcpMessageType::Request, KNOWN.mac, &more), SERVER_PORT)
+            giver().answer(&question(DhcpMessageType::Request, KNOWN, &more), NOWHERE, SERVER_PORT)
         };
-        assert!(ask(ADDRESS, KNOWN.address).is_some());
-        assert_eq!(ask(Ipv4Addr::new(10, 0, 2, 9), KNOWN.address), None, "another server's");
+        assert!(ask(ADDRESS, LEASE_OF_KNOWN.address).is_some());
+        assert_eq!(ask(Ipv4Addr::new(10, 0, 2, 9), LEASE_OF_KNOWN.address), None, "another server's");
         assert_eq!(ask(ADDRESS, Ipv4Addr::new(10, 0, 2, 99)), None, "another address");
+    }
+
+    #[test]
+    fn who_asks_is_known_by_card_or_by_an_address_from_here() {
+        let (own, other) = (LEASE_OF_KNOWN.address, Ipv4Addr::new(10, 0, 2, 22));
+        assert_eq!([own, other].map(|at| giver().asker_at(at) == Asker::Machine("castor")), [true, false]);
+        assert_eq!(giver().asker_at(other), Asker::Stranger);
+        assert_eq!(proxy().asker_at(own), Asker::Unknown);
+        for server in [proxy(), giver()] {
+            assert_eq!(server.asker_with(KNOWN), Asker::Machine("castor"));
+            assert_eq!(server.asker_with([2; 6]), Asker::Stranger);
+        }
     }
 
     proptest! {
@@ -302,7 +366,7 @@ mod tests {
             noise in prop::collection::vec(any::<u8>(), 0..500),
             places in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
         ) {
-            let mut bytes = question(DhcpMessageType::Discover, KNOWN.mac, &[BIOS, (MACHINE_ID, &[7; 17])]);
+            let mut bytes = question(DhcpMessageType::Discover, KNOWN, &[BIOS, (MACHINE_ID, &[7; 17])]);
             for (place, value) in places {
                 let at = place.index(bytes.len());
                 bytes[at] = value;
@@ -310,7 +374,7 @@ mod tests {
             for packet in [&noise, &bytes] {
                 for server in [proxy(), giver()] {
                     for port in [SERVER_PORT, PROXY_PORT] {
-                        let _ = server.answer(packet, port);
+                        let _ = server.answer(packet, NOWHERE, port);
                     }
                 }
             }

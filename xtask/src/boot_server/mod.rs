@@ -5,7 +5,6 @@
 pub mod dhcp;
 mod root;
 pub mod serve;
-
 pub mod tftp;
 
-pub use root::{Root, Served};
+pub use root::{Asker, Root, Served};

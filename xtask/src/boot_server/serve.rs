@@ -11,8 +11,8 @@ use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt};
 
 use super::dhcp::{PROXY_PORT, SERVER_PORT, Server};
-use super::tftp::{self, ErrorCode, Request, Transfer};
-use super::{Root, Served};
+use super::tftp::{self, Request, Transfer};
+use super::{Asker, Root, Served};
 use crate::interrupt;
 use crate::output::say;
 
@@ -20,7 +20,7 @@ const DHCP: Token = Token(0);
 const PROXY: Token = Token(1);
 const TFTP: Token = Token(2);
 const FIRST_TRANSFER: usize = 3;
-/// Files that are under way at a time; who comes when there are so many asks again.
+/// Files that are under way at a time; for one more, that one goes whose client was heard the longest ago.
 const MAX_TRANSFERS: usize = 32;
 /// Longer than any packet that is looked at.
 const BUFFER: usize = 2048;
@@ -142,8 +142,9 @@ impl Desk {
         let mut buffer = [0; BUFFER];
         for (socket, port) in [(&self.dhcp, SERVER_PORT), (&self.proxy, PROXY_PORT)] {
             for _ in 0..BATCH {
-                let Ok((len, _)) = socket.recv_from(&mut buffer) else { break };
-                let Some(answer) = self.server.answer(&buffer[..len], port) else { continue };
+                let Ok((len, from)) = socket.recv_from(&mut buffer) else { break };
+                let SocketAddr::V4(from) = from else { continue };
+                let Some(answer) = self.server.answer(&buffer[..len], from, port) else { continue };
                 // A network that is down is the client's to notice.
                 if socket.send_to(&answer.packet, answer.to.into()).is_ok() {
                     say!("{}", answer.said);
@@ -173,18 +174,23 @@ impl Desk {
 
     /// Begins to send a file, from a port of its own, as TFTP wants it.
     fn begin(&mut self, packet: &[u8], client: SocketAddr, now: Duration) {
-        if self.deliveries.len() == MAX_TRANSFERS {
-            return;
-        }
         let refuse = |packet: &[u8]| drop(self.tftp.send_to(packet, client));
         let request = match Request::parse(packet) {
             Ok(request) => request,
             Err(refusal) => return refusal.iter().for_each(|refusal| refuse(refusal)),
         };
         let said = format!("{}: {}", client.ip(), printable(&request.file));
-        let Ok(file) = self.root.open(&request.file) else {
-            say!("{said}: no such file");
-            return refuse(&tftp::error(ErrorCode::NotFound, "no such file"));
+        let asker = match client.ip() {
+            IpAddr::V4(address) => self.server.asker_at(address),
+            IpAddr::V6(_) => Asker::Stranger,
+        };
+        let file = match self.root.open(&request.file, asker) {
+            Ok(file) => file,
+            Err(error) => {
+                let (refusal, why) = tftp::refusal(&error);
+                say!("{said}: {why}");
+                return refuse(&refusal);
+            }
         };
         let token = Token(self.next_token);
         let opened = UdpSocket::bind((IpAddr::V4(self.address), 0).into()).and_then(|mut socket| {
@@ -194,6 +200,11 @@ impl Desk {
         });
         let Ok(socket) = opened else { return };
         self.next_token += 1;
+        let oldest = (0..self.deliveries.len()).min_by_key(|index| self.deliveries[*index].transfer.heard());
+        if let Some(oldest) = oldest.filter(|_| self.deliveries.len() == MAX_TRANSFERS) {
+            let mut gone = self.deliveries.swap_remove(oldest);
+            let _ = self.poll.registry().deregister(&mut gone.socket);
+        }
         let (transfer, packets) = Transfer::start(&request, file, now);
         send(&socket, &packets);
         self.deliveries.push(Delivery { socket, transfer, said });

@@ -2,6 +2,7 @@
 //!
 //! See: RFC 1350; RFC 2347, 2348, 2349 (options); RFC 7440 (window).
 
+use std::io;
 use std::time::Duration;
 
 use super::root::Source;
@@ -15,6 +16,8 @@ const MIN_BLOCK: u16 = 8;
 const MAX_WINDOW: u16 = 16;
 /// How long nothing may come before what is under way is sent again.
 const USUAL_TIMEOUT: Duration = Duration::from_millis(500);
+/// The longest, in seconds, that a client may ask for instead: one that is gone holds its place for so many times this.
+const MAX_TIMEOUT: u8 = 5;
 /// How often it is, before the client is given up.
 const TRIES: u32 = 8;
 /// Names and values in a request have together no more bytes than this.
@@ -44,6 +47,15 @@ pub enum ErrorCode {
 /// An error as a packet.
 pub fn error(code: ErrorCode, text: &str) -> Vec<u8> {
     [&ERROR.to_be_bytes()[..], &(code as u16).to_be_bytes(), text.as_bytes(), &[0]].concat()
+}
+
+/// Refuses a file that could not be opened for this reason; the packet, and the same for people.
+pub fn refusal(reason: &io::Error) -> (Vec<u8>, &'static str) {
+    let (code, text) = match reason.kind() {
+        io::ErrorKind::PermissionDenied => (ErrorCode::Access, "that is not for you"),
+        _ => (ErrorCode::NotFound, "no such file"),
+    };
+    (error(code, text), text)
 }
 
 /// A request to read a file.
@@ -88,7 +100,9 @@ impl Request {
             match name.as_str() {
                 "blksize" => request.block = value.parse().ok().filter(|size| *size >= MIN_BLOCK),
                 "windowsize" => request.window = value.parse().ok().filter(|blocks| *blocks >= 1),
-                "timeout" => request.timeout = value.parse().ok().filter(|seconds| *seconds >= 1),
+                "timeout" => {
+                    request.timeout = value.parse().ok().filter(|seconds| (1..=MAX_TIMEOUT).contains(seconds));
+                }
                 "tsize" => request.size = true,
                 _ => {}
             }
@@ -126,6 +140,8 @@ pub struct Transfer<S> {
     /// The last block that was sent.
     sent: u64,
     again_at: Duration,
+    /// When the client last took something, or began.
+    heard: Duration,
     tries: u32,
     over: bool,
 }
@@ -143,6 +159,7 @@ impl<S: Source> Transfer<S> {
             acked: 0,
             sent: 0,
             again_at: Duration::ZERO,
+            heard: now,
             tries: 0,
             over: false,
         };
@@ -163,6 +180,11 @@ impl<S: Source> Transfer<S> {
     /// When [`poll`](Self::poll) has something to do.
     pub fn deadline(&self) -> Duration {
         self.again_at
+    }
+
+    /// When the client last took something, or began.
+    pub fn heard(&self) -> Duration {
+        self.heard
     }
 
     /// The last block, which is shorter than the others, and perhaps empty.
@@ -192,7 +214,7 @@ impl<S: Source> Transfer<S> {
                 return Vec::new();
             }
             self.greeting = None;
-            self.tries = 0;
+            (self.tries, self.heard) = (0, now);
             return self.send(now);
         }
         // Numbers wrap. What is no number of a block under way is old: answering it would double all that follows.
@@ -201,7 +223,7 @@ impl<S: Source> Transfer<S> {
             return Vec::new();
         }
         self.acked += ahead;
-        self.tries = 0;
+        (self.tries, self.heard) = (0, now);
         if self.acked == self.last() {
             self.over = true;
             return Vec::new();
@@ -249,156 +271,4 @@ impl<S: Source> Transfer<S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    impl Source for Vec<u8> {
-        fn len(&self) -> u64 {
-            Vec::len(self) as u64
-        }
-
-        fn read(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
-            let offset = offset as usize;
-            buffer.copy_from_slice(&self[offset..offset + buffer.len()]);
-            Ok(())
-        }
-    }
-
-    fn request(file: &str, options: &[(&str, &str)]) -> Vec<u8> {
-        let options: String = options.iter().map(|(name, value)| format!("{name}\0{value}\0")).collect();
-        [&READ.to_be_bytes()[..], format!("{file}\0octet\0{options}").as_bytes()].concat()
-    }
-
-    fn ack(number: u64) -> Vec<u8> {
-        [ACK.to_be_bytes(), (number as u16).to_be_bytes()].concat()
-    }
-
-    /// A client that takes blocks in their order, acknowledges each or the last of a burst, and loses what `loses` says.
-    fn fetch(file: &[u8], options: &[(&str, &str)], mut loses: impl FnMut() -> bool) -> Option<Vec<u8>> {
-        let request = Request::parse(&request("f", options)).unwrap();
-        let (mut transfer, mut packets) = Transfer::start(&request, file.to_vec(), Duration::ZERO);
-        let (mut got, mut next, mut now) = (Vec::new(), 1u64, Duration::ZERO);
-        let block = usize::from(request.block.unwrap_or(USUAL_BLOCK));
-        while !transfer.is_over() {
-            assert!(packets.len() <= usize::from(request.window.unwrap_or(1)), "more than the window");
-            let mut answer = None;
-            for packet in packets.drain(..).filter(|_| !loses()) {
-                match u16::from_be_bytes([packet[0], packet[1]]) {
-                    OPTIONS => answer = Some(0),
-                    DATA if packet[2..4] == (next as u16).to_be_bytes() => {
-                        assert!(packet.len() <= 4 + block, "more than a block");
-                        got.extend_from_slice(&packet[4..]);
-                        answer = Some(next);
-                        next += 1;
-                    }
-                    DATA => answer = answer.or(Some(next - 1)),
-                    other => panic!("{other}"),
-                }
-            }
-            match answer.filter(|_| !loses()) {
-                Some(number) => packets = transfer.receive(&ack(number), now),
-                None => {
-                    now = transfer.deadline();
-                    packets = transfer.poll(now);
-                }
-            }
-            if packets.is_empty() && !transfer.is_over() {
-                now = transfer.deadline();
-                packets = transfer.poll(now);
-            }
-        }
-        (transfer.arrived() == file.len() as u64).then_some(got)
-    }
-
-    #[test]
-    fn a_file_arrives_whatever_its_length() {
-        for len in [0, 1, 511, 512, 513, 1024, 70_000 * 8] {
-            let file: Vec<u8> = (0..len).map(|n| (n * 7 % 251) as u8).collect();
-            assert_eq!(fetch(&file, &[], || false).unwrap(), file, "{len}");
-            // Numbers of blocks wrap.
-            assert_eq!(fetch(&file, &[("blksize", "8"), ("tsize", "0")], || false).unwrap(), file, "{len}");
-        }
-    }
-
-    #[test]
-    fn options_are_granted_within_bounds() {
-        let granted = |options: &[(&str, &str)]| {
-            let request = Request::parse(&request("f", options)).unwrap();
-            request.granted(300).map(|packet| String::from_utf8(packet[2..].to_vec()).unwrap().replace('\0', " "))
-        };
-        assert_eq!(granted(&[]), None);
-        assert_eq!(granted(&[("what", "1")]), None);
-        assert_eq!(granted(&[("blksize", "7"), ("timeout", "0"), ("windowsize", "0")]), None);
-        assert_eq!(granted(&[("BLKSIZE", "65000"), ("tsize", "0")]).unwrap(), "blksize 1468 tsize 300 ");
-        assert_eq!(granted(&[("windowsize", "64"), ("timeout", "3")]).unwrap(), "windowsize 16 timeout 3 ");
-    }
-
-    #[test]
-    fn what_is_no_request_is_refused_or_ignored() {
-        let code = |packet: &[u8]| Request::parse(packet).unwrap_err().map(|packet| packet[3]);
-        assert_eq!(code(b"\0\x02f\0octet\0"), Some(ErrorCode::Access as u8));
-        for illegal in
-            [&b"\0\x01"[..], b"\0\x01f", b"\0\x01f\0", b"\0\x01\0octet\0", b"\0\x01f\0mail\0", b"\0\x01\xff\0octet\0"]
-        {
-            assert_eq!(code(illegal), Some(ErrorCode::Illegal as u8), "{illegal:?}");
-        }
-        assert_eq!(code(&request(&"x".repeat(2000), &[])), Some(ErrorCode::Illegal as u8));
-        for silent in [&b""[..], b"\0", b"\0\x03\0\x01", b"\0\x04\0\x01", b"\0\x05\0\x01x\0", b"\0\x09"] {
-            assert_eq!(Request::parse(silent), Err(None), "{silent:?}");
-        }
-    }
-
-    #[test]
-    fn a_client_that_is_gone_is_given_up() {
-        let request = Request::parse(&request("f", &[])).unwrap();
-        let (mut transfer, first) = Transfer::start(&request, vec![1; 600], Duration::ZERO);
-        let mut sent = first.len();
-        for second in 1..100 {
-            sent += transfer.poll(Duration::from_secs(second)).len();
-        }
-        assert!(transfer.is_over() && sent == TRIES as usize, "{sent}");
-        let (mut transfer, _) = Transfer::start(&request, vec![1; 600], Duration::ZERO);
-        assert!(transfer.receive(&error(ErrorCode::Other, "enough"), Duration::ZERO).is_empty() && transfer.is_over());
-    }
-
-    #[test]
-    fn an_old_acknowledgement_doubles_nothing() {
-        let request = Request::parse(&request("f", &[])).unwrap();
-        let (mut transfer, _) = Transfer::start(&request, vec![1; 2000], Duration::ZERO);
-        assert_eq!(transfer.receive(&ack(1), Duration::ZERO).len(), 1);
-        for old in [0, 1, 3, 4, 65_535] {
-            assert!(transfer.receive(&ack(old), Duration::ZERO).is_empty(), "{old}");
-        }
-        assert_eq!(transfer.receive(&ack(2), Duration::ZERO).len(), 1);
-    }
-
-    proptest! {
-        #[test]
-        fn any_packet_can_be_looked_at(packet in prop::collection::vec(any::<u8>(), 0..80), code in 0u8..8, as_request: bool) {
-            let mut packet = packet;
-            if as_request {
-                packet.splice(0..0, [0, code]);
-            }
-            let _ = Request::parse(&packet);
-            let request = Request::parse(&request("f", &[("windowsize", "4")])).unwrap();
-            let (mut transfer, _) = Transfer::start(&request, vec![0; 5000], Duration::ZERO);
-            transfer.receive(&ack(0), Duration::ZERO);
-            prop_assert!(transfer.receive(&packet, Duration::ZERO).len() <= 4);
-        }
-
-        #[test]
-        fn loss_delays_and_never_damages(
-            file in prop::collection::vec(any::<u8>(), 0..3000), seed: u64, window in 1u16..20, block in 8u16..2000,
-        ) {
-            let mut rng = fastrand::Rng::with_seed(seed);
-            let (window, block) = (window.to_string(), block.to_string());
-            let options = [("windowsize", window.as_str()), ("blksize", block.as_str())];
-            // With so much loss a client may be given up; what arrived whole is right.
-            if let Some(got) = fetch(&file, &options, || rng.f64() < 0.1) {
-                prop_assert_eq!(got, file);
-            }
-        }
-    }
-}
+mod tests;

@@ -14,7 +14,7 @@ use smoltcp::wire::{
 
 use super::frame::{ARP, Header, IPV4, MIN_FRAME, Mac, arp_reply};
 use crate::boot_server::dhcp::{self, Client, Server};
-use crate::boot_server::tftp::{self, ErrorCode, Request, Transfer};
+use crate::boot_server::tftp::{self, Request, Transfer};
 use crate::boot_server::{Root, Served};
 
 /// Its address.
@@ -22,7 +22,7 @@ pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 4);
 const MAC: Mac = Mac([0x52, 0x54, 0x00, 0, 2, 4]);
 /// Where requests for files come in.
 const TFTP_PORT: u16 = 69;
-/// Files that are under way at a time; the oldest is given up for a new one.
+/// Files that are under way at a time; for one more, that one goes whose client was heard the longest ago.
 const MAX_TRANSFERS: usize = 8;
 /// Ports that files are sent from, one after the other.
 const PORTS: std::ops::Range<u16> = 49_152..65_535;
@@ -90,7 +90,7 @@ impl BootHost {
     fn take(&mut self, datagram: &Datagram<'_>, now: Duration) {
         match datagram.port {
             port @ (dhcp::SERVER_PORT | dhcp::PROXY_PORT) => {
-                if let Some(answer) = self.server.answer(datagram.payload, port) {
+                if let Some(answer) = self.server.answer(datagram.payload, datagram.from.1, port) {
                     let to = if answer.to.ip().is_broadcast() { Mac([0xff; 6]) } else { datagram.from.0 };
                     self.out.push(udp_frame(port, (to, answer.to), &answer.packet));
                 }
@@ -110,18 +110,21 @@ impl BootHost {
     fn begin(&mut self, datagram: &Datagram<'_>, now: Duration) {
         let port = self.next_port;
         self.next_port = if port + 1 == PORTS.end { PORTS.start } else { port + 1 };
-        let packets = match Request::parse(datagram.payload).map(|request| (self.root.open(&request.file), request)) {
+        let asker = self.server.asker_with(datagram.from.0.0);
+        let request = Request::parse(datagram.payload);
+        let packets = match request.map(|request| (self.root.open(&request.file, asker), request)) {
             Ok((Ok(file), request)) => {
                 let (transfer, packets) = Transfer::start(&request, file, now);
                 // A client that asks again has missed the first answer.
                 self.deliveries.retain(|delivery| delivery.client != datagram.from);
-                if self.deliveries.len() == MAX_TRANSFERS {
-                    self.deliveries.remove(0);
+                let oldest = (0..self.deliveries.len()).min_by_key(|index| self.deliveries[*index].transfer.heard());
+                if let Some(oldest) = oldest.filter(|_| self.deliveries.len() == MAX_TRANSFERS) {
+                    self.deliveries.swap_remove(oldest);
                 }
                 self.deliveries.push(Delivery { client: datagram.from, port, transfer });
                 packets
             }
-            Ok((Err(_), _)) => vec![tftp::error(ErrorCode::NotFound, "no such file")],
+            Ok((Err(error), _)) => vec![tftp::refusal(&error).0],
             Err(refusal) => refusal.into_iter().collect(),
         };
         self.out.extend(packets.iter().map(|packet| udp_frame(port, datagram.from, packet)));
@@ -234,6 +237,7 @@ fn udp_frame(port: u16, to: (Mac, SocketAddrV4), payload: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use pollux_hypervisor::config::Cidr;
     use proptest::prelude::*;
 
     use super::*;
@@ -260,7 +264,8 @@ mod tests {
     }
 
     fn host(directory: &std::path::Path) -> BootHost {
-        let clients = vec![Client { mac: MACHINE.0.0, address: MACHINE.1, prefix: 24 }];
+        let lease = Some(Cidr { address: MACHINE.1, prefix: 24 });
+        let clients = vec![Client { name: "castor".to_owned(), mac: MACHINE.0.0, lease }];
         BootHost::new(&BootConfig { directory: directory.to_owned(), clients }).unwrap()
     }
 
@@ -314,13 +319,41 @@ mod tests {
     }
 
     #[test]
+    fn only_the_machine_itself_gets_its_key() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["castor", "pollux"] {
+            let own = directory.path().join("machines").join(name);
+            std::fs::create_dir_all(&own).unwrap();
+            std::fs::write(own.join("key"), [7; 32]).unwrap();
+        }
+        let mut host = host(directory.path());
+        let mut code = |file: &str, guest: u8| {
+            let mut ask = frame(TFTP_PORT, 2000, format!("\0\x01{file}\0octet\0").as_bytes());
+            ask[6] ^= guest;
+            host.receive(&ask, Duration::ZERO);
+            let bytes = host.take_frames().remove(0);
+            bytes[MIN_FRAME + 28..][..4].to_vec()
+        };
+        assert_eq!(code("/machines/castor/key", 0), [0, 3, 0, 1]);
+        assert_eq!(code("/machines/castor/key", 2), [0, 5, 0, 2], "a guest");
+        assert_eq!(code("/machines/pollux/key", 0), [0, 5, 0, 2], "its twin");
+    }
+
+    #[test]
     fn many_requests_take_no_more_than_their_room() {
         let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("f"), [7; 700]).unwrap();
+        std::fs::write(directory.path().join("f"), vec![7; 512 * 1000]).unwrap();
         let mut host = host(directory.path());
-        for port in 1..1000 {
-            host.receive(&frame(TFTP_PORT, port, b"\0\x01f\0octet\0"), Duration::ZERO);
+        host.receive(&frame(TFTP_PORT, 2000, b"\0\x01f\0octet\0"), Duration::ZERO);
+        let (own, _) = payload(&host.take_frames()[0]);
+        for port in 1..500 {
+            let now = Duration::from_micros(port.into());
+            host.receive(&frame(TFTP_PORT, port, b"\0\x01f\0octet\0timeout\x00255\0"), now);
             assert!(host.deliveries.len() <= MAX_TRANSFERS);
+            host.take_frames();
+            // One whose client answers goes on.
+            host.receive(&frame(own, 2000, &[&[0, 4][..], &port.to_be_bytes()].concat()), now);
+            assert_eq!(host.take_frames().len(), 1, "{port}");
         }
         for second in 1..20 {
             host.poll(Duration::from_secs(second));

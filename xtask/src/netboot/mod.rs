@@ -24,11 +24,15 @@ pub const UEFI_IMAGE: &str = "grub/x86_64-efi/core.efi";
 /// What iPXE loads, which knows no Multiboot2 by itself.
 pub const IPXE_SCRIPT: &str = "boot.ipxe";
 
+/// The directory with what is each machine's own, by its name.
+pub const MACHINES: &str = "machines";
+
 /// How GRUB's first configuration begins.
 pub const MADE: &str = "# Made by cargo xtask netboot.";
 
-/// GRUB's modules in an image: all that it needs, so that it fetches none. HTTP is there for firmware that booted by it.
-const MODULES: &str = "net tftp http configfile echo sleep";
+/// GRUB's modules in an image: all that it needs, so that it fetches none. HTTP is there for firmware that booted by it;
+/// `minicmd` has `exit`.
+const MODULES: &str = "net tftp http configfile echo sleep minicmd";
 /// GRUB's images take a moment; longer than this they hang.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -95,12 +99,12 @@ impl Common<'_> {
         for (index, (name, mac)) in self.machines.iter().enumerate() {
             let word = if index == 0 { "if" } else { "elif" };
             text += &format!(
-                "{word} [ \"$net_default_mac\" = \"{mac}\" ]; then\n    configfile /machines/{name}/grub.cfg\n"
+                "{word} [ \"$net_default_mac\" = \"{mac}\" ]; then\n    configfile /{MACHINES}/{name}/grub.cfg\n"
             );
         }
-        // It is not known whether anybody looks, and a machine that was added meanwhile is to be found.
-        text + "else\n    echo \"Pollux: no machine of this pair boots from the card $net_default_mac\"\n    sleep 60\n    \
-                reboot\nfi\n"
+        // Any other one goes on to its next way to boot, as iPXE's script has it, once somebody could read why.
+        text + "else\n    echo \"Pollux: no machine of this pair boots from the card $net_default_mac\"\n    sleep 5\n    \
+                exit\nfi\n"
     }
 
     /// iPXE's script: only for machines of the pair, so that others go on to their next way to boot.
@@ -128,7 +132,7 @@ impl Machine<'_> {
     /// # Errors
     /// Options that GRUB cannot pass on, and files that cannot be written.
     pub fn write(&self, directory: &Path, guest: &GuestFiles) -> Result<()> {
-        let own = format!("machines/{}", self.name);
+        let own = format!("{MACHINES}/{}", self.name);
         let files = guest.modules().map(|(name, _)| (format!("/{name}"), name));
         let secrets = self.secrets.iter().map(|(name, _)| (format!("/{own}/{name}"), *name));
         let text = grub::configuration("/pollux", self.options, files.chain(secrets))?;
@@ -149,7 +153,7 @@ impl Firmware {
         let mut command = Command::new(needs::MKIMAGE);
         // Where this begins with no device, GRUB adds the server that it came from.
         command.args(["-O", self.format, "-d", self.parts, "-p", "/grub", "-o"]).arg(&out).arg(self.card);
-        command.args(MODULES.split(' ').chain(grub::MODULES.split(' ')).chain(["reboot"]));
+        command.args(MODULES.split(' ').chain(grub::MODULES.split(' ')));
         let log = tempfile::tempfile().context("cannot create a temporary file")?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
         let status = Process::spawn(&mut command)?.wait(LIMIT)?;
@@ -192,6 +196,8 @@ mod tests {
             assert!(choice.contains(&lines), "{choice}");
             assert!(script.contains(&format!("iseq ${{netX/mac}} {mac} && goto known ||\n")), "{script}");
         }
+        let (_, other) = choice.split_once("else\n").unwrap();
+        assert!(other.contains("    exit\n") && !choice.contains("reboot"), "{choice}");
         let secrets = [("key", Secret::draw().unwrap())];
         let options = ["role=auto".to_owned(), "guest-args=a b".to_owned()];
         Machine { name: "castor", options: &options, secrets: &secrets }.write(directory.path(), &guest).unwrap();

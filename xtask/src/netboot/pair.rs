@@ -1,86 +1,27 @@
 //! `pair.toml`: one file that describes a pair, checked as a whole before anything is made of it. What is wrong is named by
 //! file, line and reason.
 
+mod file;
+
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use pollux_hypervisor::config::{Cidr, Config};
-use serde::Deserialize;
 use toml::Spanned;
 
-use crate::boot_server::dhcp::{Client, format_mac, parse_mac};
+use self::file::{File, MachineTable, Reader, Text};
+use crate::boot_server::dhcp::{Client, parse_mac};
 use crate::grub;
 use crate::rig::options::{CommandLine, GUEST_MAC, GivenOption, parse_guest_arguments};
 use crate::rig::software::{DEFAULT_GUEST, SoftwareArgs, parse_disk, parse_memory};
 use crate::secret::{KeyChoice, Secret};
 
-/// A text and where it stands.
-type Text = Spanned<String>;
-
-/// The file as it is written.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct File {
-    /// The pair's name.
-    pair: Option<Text>,
-    /// The file with its key.
-    key: Option<Text>,
-    /// The one with the key that follows.
-    key_next: Option<Text>,
-    /// That it does without.
-    #[serde(default)]
-    insecure: bool,
-    /// Addresses of the arbiter, or `none`.
-    arbiter: Text,
-    /// Options of both machines.
-    #[serde(default)]
-    options: Vec<Text>,
-    #[serde(default)]
-    guest: Guest,
-    #[serde(rename = "machine")]
-    machines: Vec<Spanned<MachineTable>>,
-}
-
-/// What runs.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Guest {
-    /// One of ours, `debian`, or the path of an image.
-    image: Option<Text>,
-    kernel: Option<Text>,
-    initrd: Option<Text>,
-    append: Option<Text>,
-    memory: Option<Text>,
-    mac: Option<Text>,
-    disk: Option<Text>,
-    disk_image: Option<Text>,
-}
-
-/// One of the two.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct MachineTable {
-    name: Text,
-    /// Of the card that it boots from.
-    mac: Text,
-    client_nic: Text,
-    log_nic: Text,
-    log_address: Text,
-    machine_address: Option<Text>,
-    machine_gateway: Option<Text>,
-    #[serde(default)]
-    options: Vec<Text>,
-}
-
 /// A machine, checked.
 #[derive(Debug)]
 pub struct Machine {
-    /// Its name.
-    pub name: String,
-    /// The card that it boots from, in small letters with colons.
-    pub mac: String,
-    /// Its address there, if it has one.
-    pub client: Option<Client>,
+    /// Its name, card, and address there, if it has one.
+    pub client: Client,
     options: CommandLine,
     line: usize,
     /// Which option stands in which line.
@@ -97,59 +38,6 @@ pub struct Pair {
     /// The pair's keys as modules of each machine.
     pub secrets: Vec<(&'static str, Secret)>,
     path: PathBuf,
-}
-
-/// The file while it is looked at.
-struct Reader<'a> {
-    path: &'a Path,
-    text: &'a str,
-}
-
-impl Reader<'_> {
-    fn line(&self, at: usize) -> usize {
-        1 + self.text.as_bytes()[..at.min(self.text.len())].iter().filter(|byte| **byte == b'\n').count()
-    }
-
-    /// The error `what` about the text.
-    fn wrong(&self, text: &Text, what: impl std::fmt::Display) -> anyhow::Error {
-        self.at(self.line(text.span().start), what)
-    }
-
-    fn at(&self, line: usize, what: impl std::fmt::Display) -> anyhow::Error {
-        anyhow!("{}:{line}: {what}", self.path.display())
-    }
-
-    /// The path that is written there, from the file's own place on.
-    fn path(&self, text: &Text) -> PathBuf {
-        self.path.parent().unwrap_or(Path::new("")).join(text.get_ref())
-    }
-
-    /// The same of a file that must be there.
-    fn file(&self, text: &Text) -> Result<PathBuf> {
-        let path = self.path(text);
-        match std::fs::File::open(&path) {
-            Ok(_) if path.is_file() => Ok(path),
-            Ok(_) => Err(self.wrong(text, format_args!("{} is no file", path.display()))),
-            Err(error) => Err(self.wrong(text, format_args!("cannot read {}: {error}", path.display()))),
-        }
-    }
-
-    /// The value as `parse` reads it.
-    fn value<T>(&self, text: &Text, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T> {
-        parse(text.get_ref()).map_err(|what| self.wrong(text, what))
-    }
-
-    /// The two machines may not have this in common.
-    fn differ(&self, what: &str, texts: [&Text; 2], same: bool) -> Result<()> {
-        let first = self.line(texts[0].span().start);
-        let [_, second] = texts;
-        match same {
-            true => {
-                Err(self.wrong(second, format_args!("the {what} {} is there twice (line {first})", second.get_ref())))
-            }
-            false => Ok(()),
-        }
-    }
 }
 
 impl Pair {
@@ -174,14 +62,49 @@ impl Pair {
         let clients = check_machines(&reader, tables.map(Spanned::get_ref))?;
         let software = software(&reader, &file)?;
         let secrets = secrets(&reader, &file)?;
-        let [first, second] = [(0, 1), (1, 0)].map(|(own, twin)| machine(&reader, &file, [tables[own], tables[twin]]));
-        let [mut first, mut second] = [first?, second?];
-        [first.client, second.client] = clients;
-        let pair = Self { software, machines: [first, second], secrets, path: path.to_owned() };
+        let [one, other] = clients;
+        let [first, second] = [(one, 0, 1), (other, 1, 0)]
+            .map(|(client, own, twin)| machine(&reader, &file, client, [tables[own], tables[twin]]));
+        let pair = Self { software, machines: [first?, second?], secrets, path: path.to_owned() };
         for machine in &pair.machines {
             pair.check(machine, &machine.options)?;
         }
         Ok(pair)
+    }
+
+    /// Whether a desk with this address can lend the machines theirs.
+    ///
+    /// # Errors
+    /// A machine without an address, in another network than the desk's, or with the desk's own address.
+    pub fn check_desk(&self, desk: Ipv4Addr) -> Result<()> {
+        for machine in &self.machines {
+            let wrong = |what: String| {
+                let place = machine.places.iter().find(|(key, _)| key == "machine-address");
+                let line = place.map_or(machine.line, |(_, line)| *line);
+                Err(anyhow!("{}:{line}: {}: {what}", self.path.display(), machine.client.name))
+            };
+            let Some(lease) = machine.client.lease else {
+                return wrong("--dhcp gives machines their machine-address, and there is none".to_owned());
+            };
+            let Cidr { address, prefix } = lease;
+            if address == desk {
+                return wrong(format!("{address} is the address of the desk, too"));
+            }
+            if !lease.contains(desk) {
+                return wrong(format!("the desk's address {desk} is not in the network of {address}/{prefix}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a machine gets as modules that are for it alone: the pair's keys, and a seed, without which one whose processor
+    /// draws no random numbers does not start. The seed is drawn anew at each call.
+    ///
+    /// # Errors
+    /// When the system has no random numbers.
+    pub fn modules(&self) -> Result<Vec<(&'static str, Secret)>> {
+        let seed = ("seed", Secret::draw()?);
+        Ok(self.secrets.iter().cloned().chain([seed]).collect())
     }
 
     /// The options of `machine` one by one, with what they are `usually` where the file says nothing.
@@ -205,7 +128,7 @@ impl Pair {
                 "{}:{}: {}: {what}",
                 self.path.display(),
                 place.map_or(machine.line, |(_, line)| *line),
-                machine.name
+                machine.client.name
             )
         };
         for word in options.words() {
@@ -221,7 +144,7 @@ impl Pair {
 }
 
 /// What the machines may not have in common, and must.
-fn check_machines(reader: &Reader<'_>, tables: [&MachineTable; 2]) -> Result<[Option<Client>; 2]> {
+fn check_machines(reader: &Reader<'_>, tables: [&MachineTable; 2]) -> Result<[Client; 2]> {
     let [first, second] = tables;
     for table in tables {
         let name = table.name.get_ref();
@@ -252,8 +175,8 @@ fn check_machines(reader: &Reader<'_>, tables: [&MachineTable; 2]) -> Result<[Op
         return Err(reader.wrong(text, "client network and log network are the same"));
     }
     Ok([0, 1].map(|index| {
-        let Cidr { address, prefix } = own?[index];
-        Some(Client { mac: macs[index], address, prefix })
+        let name = tables[index].name.get_ref().clone();
+        Client { name, mac: macs[index], lease: own.map(|own| own[index]) }
     }))
 }
 
@@ -355,7 +278,12 @@ fn secrets(reader: &Reader<'_>, file: &File) -> Result<Vec<(&'static str, Secret
 }
 
 /// The options of a machine that has this twin.
-fn machine(reader: &Reader<'_>, file: &File, [own, twin]: [&Spanned<MachineTable>; 2]) -> Result<Machine> {
+fn machine(
+    reader: &Reader<'_>,
+    file: &File,
+    client: Client,
+    [own, twin]: [&Spanned<MachineTable>; 2],
+) -> Result<Machine> {
     let line = reader.line(own.span().start);
     let (table, twin) = (own.get_ref(), twin.get_ref());
     let mut given: Vec<(GivenOption, String, usize)> = Vec::new();
@@ -402,13 +330,12 @@ fn machine(reader: &Reader<'_>, file: &File, [own, twin]: [&Spanned<MachineTable
     let given: Vec<_> = given.into_iter().map(|(option, ..)| option).collect();
     let mut options = CommandLine::given(&given).map_err(|what| reader.at(line, what))?;
     options.complete(&[("role", "auto")]);
-    let mac = format_mac(parse_mac(table.mac.get_ref()).unwrap_or_default());
     let guest_mac = options.value("guest-mac").unwrap_or(GUEST_MAC);
     ensure!(
-        !guest_mac.eq_ignore_ascii_case(&mac),
+        parse_mac(guest_mac) != Some(client.mac),
         reader.wrong(&table.mac, "that is the guest's own MAC address, and no card's")
     );
-    Ok(Machine { name: table.name.get_ref().clone(), mac, client: None, options, line, places })
+    Ok(Machine { client, options, line, places })
 }
 
 #[cfg(test)]

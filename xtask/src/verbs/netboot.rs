@@ -4,14 +4,14 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::boot_server::Root;
-use crate::boot_server::dhcp::Server;
+use crate::boot_server::dhcp::{Client, Server, format_mac};
 use crate::boot_server::serve::{Place, Ports, serve};
 use crate::needs::{self, Need};
-use crate::netboot::pair::Pair;
+use crate::netboot::pair::{self, Pair};
 use crate::netboot::{BIOS_IMAGE, Common, IPXE_SCRIPT, MADE, Machine, UEFI_IMAGE};
 use crate::output::say;
 use crate::rig::software::Software;
@@ -62,7 +62,9 @@ pub fn run(arguments: &NetbootArgs) -> Result<()> {
     let disk = common.disk.map(crate::rig::options::Disk::option);
     usually.extend(disk.as_deref().map(|disk| ("disk", disk)));
     let words = pair.machines.iter().map(|machine| pair.words(machine, &usually)).collect::<Result<Vec<_>>>()?;
-    let machines: Vec<_> = pair.machines.iter().map(|machine| (machine.name.as_str(), machine.mac.as_str())).collect();
+    let macs = pair.machines.each_ref().map(|machine| format_mac(machine.client.mac));
+    let names = pair.machines.iter().map(|machine| machine.client.name.as_str());
+    let machines: Vec<_> = names.zip(macs.iter().map(String::as_str)).collect();
 
     let out = &arguments.out;
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
@@ -73,7 +75,7 @@ pub fn run(arguments: &NetbootArgs) -> Result<()> {
     }
     Common { hypervisor: &hypervisor, guest: &guest, machines: &machines }.write(out)?;
     for ((name, mac), options) in machines.iter().zip(&words) {
-        Machine { name, options, secrets: &pair.secrets }.write(out, &guest)?;
+        Machine { name, options, secrets: &pair.modules()? }.write(out, &guest)?;
         say!("{name:<11} {mac}: {}", options.join(" "));
     }
     let kept = if pair.secrets.is_empty() { "" } else { " (with the pair's key: whoever can ask the server gets it)" };
@@ -91,14 +93,9 @@ impl NetbootArgs {
         if !self.serve {
             return Ok(None);
         }
-        let without = pair.machines.iter().find(|machine| machine.client.is_none());
-        if let Some(machine) = without.filter(|_| self.dhcp) {
-            bail!("--dhcp gives machines their machine-address, and {} has none", machine.name);
-        }
         let place = Place::find(self.interface.as_deref(), self.address)?;
-        let clients = pair.machines.iter().filter_map(|machine| machine.client);
-        for client in clients.filter(|_| self.dhcp) {
-            ensure!(client.address != place.address, "{} is this desk's address, and a machine's", place.address);
+        if self.dhcp {
+            pair.check_desk(place.address)?;
         }
         Ok(Some(place))
     }
@@ -108,7 +105,11 @@ impl NetbootArgs {
             Some(&[dhcp, proxy, tftp]) => Ports { dhcp, proxy, tftp },
             _ => Ports::default(),
         };
-        let clients = pair.machines.iter().filter_map(|machine| machine.client).filter(|_| self.dhcp).collect();
+        let client = |machine: &pair::Machine| Client {
+            lease: machine.client.lease.filter(|_| self.dhcp),
+            ..machine.client.clone()
+        };
+        let clients = pair.machines.iter().map(client).collect();
         let server = Server { address: place.address, clients };
         say!("serving at {} ({}) until Ctrl-C", place.address, place.interface);
         serve(Root::new(&self.out)?, server, place, ports)

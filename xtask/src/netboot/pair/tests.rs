@@ -66,10 +66,37 @@ fn a_pair_is_two_command_lines() {
     );
     assert!(words(1).contains("log-peer=10.1.0.1 machine-peer=10.0.2.21 on-halt=reset vectors=sse role=auto"));
     assert_eq!(pair.secrets.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["key"]);
-    assert_eq!(pair.machines[1].client.unwrap().address, std::net::Ipv4Addr::new(10, 0, 2, 22));
+    assert_eq!(pair.machines[1].client.lease.unwrap().address, std::net::Ipv4Addr::new(10, 0, 2, 22));
     // What only the guest's build knows is looked at, too.
     let error = pair.words(&pair.machines[0], &[("guest-memory", "7M")]).unwrap_err().to_string();
     assert!(error.contains("pair.toml:11: castor: option 'guest-memory'"), "{error}");
+}
+
+#[test]
+fn each_machine_gets_the_keys_and_a_seed_of_its_own() {
+    let (_directory, path) = place("", "");
+    let pair = Pair::read(&path).unwrap();
+    let [castor, pollux] = [(); 2].map(|()| pair.modules().unwrap());
+    assert_eq!(castor.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["key", "seed"]);
+    assert!(castor[0] == pollux[0] && castor[1] != pollux[1]);
+}
+
+#[test]
+fn a_desk_that_lends_addresses_is_in_their_network() {
+    let refused = |from: &str, to: &str, desk: [u8; 4]| {
+        let (_directory, path) = place(from, to);
+        Pair::read(&path).unwrap().check_desk(desk.into()).map_err(|error| error.to_string())
+    };
+    assert_eq!(refused("", "", [10, 0, 2, 9]), Ok(()));
+    let error = refused("", "", [10, 0, 3, 9]).unwrap_err();
+    assert!(error.contains("pair.toml:17: castor: the desk's address 10.0.3.9 is not in"), "{error}");
+    let error = refused("", "", [10, 0, 2, 22]).unwrap_err();
+    assert!(error.contains("pair.toml:25: pollux: 10.0.2.22 is the address of the desk"), "{error}");
+    let none =
+        PAIR.replace("machine-address = \"10.0.2.21/24\"\n", "").replace("machine-address = \"10.0.2.22/24\"\n", "");
+    let error =
+        refused(PAIR, &none.replace("arbiter = \"10.1.0.3\"", "arbiter = \"none\""), [10, 0, 2, 9]).unwrap_err();
+    assert!(error.contains("pair.toml:11: castor: --dhcp gives"), "{error}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use pollux_hypervisor::config::Cidr;
 
 use crate::boot_server::dhcp::{Client, parse_mac};
 use crate::net::{BootConfig, Network};
@@ -22,6 +23,6 @@ pub(super) fn prepare(config: &Config, private: &Path) -> Result<BootConfig> {
 /// A machine that boots: at its own address.
 fn client(slot: Slot) -> Result<Client> {
     let mac = parse_mac(slot.mac(Network::Client)).context("a machine's MAC address")?;
-    let address = slot.client_address();
-    Ok(Client { mac, address, prefix: 24 })
+    let lease = Some(Cidr { address: slot.client_address(), prefix: 24 });
+    Ok(Client { name: slot.name().to_owned(), mac, lease })
 }
