@@ -45,6 +45,24 @@ pub enum Stops {
     Ahead,
 }
 
+impl Stops {
+    /// As the monitor's command `debug` calls it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::All => "all",
+            Self::Ahead => "ahead",
+        }
+    }
+
+    /// The one with this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::None, Self::All, Self::Ahead].into_iter().find(|stops| stops.name() == name)
+    }
+}
+
 /// Memory that is watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Watch {

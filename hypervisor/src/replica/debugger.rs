@@ -50,12 +50,7 @@ impl DebugCommand {
             "registers" => Self::Registers,
             "run-to" => {
                 let position = words.next().and_then(|word| word.parse().ok());
-                let stops = match words.next() {
-                    Some("none") => Some(Stops::None),
-                    Some("all") => Some(Stops::All),
-                    Some("ahead") => Some(Stops::Ahead),
-                    _ => None,
-                };
+                let stops = words.next().and_then(Stops::named);
                 let (position, stops) = position.zip(stops).ok_or("run-to needs a position, and none, all or ahead")?;
                 Self::RunTo(Position(position), stops)
             }

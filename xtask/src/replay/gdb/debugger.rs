@@ -8,17 +8,7 @@ use std::error::Error;
 use std::fmt;
 
 use anyhow::Result;
-
-/// What to stop at on the way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stops {
-    /// Nothing.
-    None,
-    /// All that was set.
-    All,
-    /// All but the instruction at which the guest stands.
-    Ahead,
-}
+pub use pollux_hypervisor::guest::Stops;
 
 /// Why a machine has stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]

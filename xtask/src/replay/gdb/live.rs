@@ -214,13 +214,8 @@ impl Machine for Live<'_> {
         if let Some(why) = &self.over {
             return Ok(Stop::Over(why.clone()));
         }
-        let stops = match stops {
-            Stops::None => "none",
-            Stops::All => "all",
-            Stops::Ahead => "ahead",
-        };
         self.played()?.answers.clear();
-        self.played()?.command(&format!("debug run-to {until} {stops}"))?;
+        self.played()?.command(&format!("debug run-to {until} {}", stops.name()))?;
         let (mut gives_up, mut ends) = (false, false);
         loop {
             if let Some(stop) = self.take("debug-stop")? {
